@@ -1,0 +1,1 @@
+"""How long a network takes: devices, measurements and predictions."""

@@ -1,0 +1,1 @@
+"""What a network is: its structure, its plan, pruning, recovery and export."""

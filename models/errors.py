@@ -1,0 +1,109 @@
+"""Every error that vitfit raises on purpose. Standard library only: the web process imports it.
+
+    VitfitError
+    |-- InvalidRequest       the request contradicts itself or names a value that is not allowed
+    |   `-- UnknownName      a model, device, method or criterion that does not exist (nearest names given)
+    |-- UnsupportedModel     the architecture cannot be handled; each reason is listed
+    |-- CheckpointMismatch   the weights do not fit the architecture; the keys are listed
+    |-- UnsafeFile           a pickle with code, an archive that climbs out or explodes
+    |-- DamagedFile          truncated, empty or unreadable
+    |-- TooLarge             over a stated limit
+    |-- BadData              images or labels that cannot be used
+    |-- ImpossibleBudget     no policy reaches the budget; the best reachable value is named
+    |-- DeviceUnavailable    a device that cannot measure what was asked
+    |-- ParityFailure        the exported file disagrees with PyTorch
+    `-- Canceled             the user stopped the job
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class VitfitError(Exception):
+    """Base of all. `detail` says what, value, allowed and next step; `facts` are JSON values for programs."""
+
+    code = "error"
+
+    def __init__(self, detail: str, **facts: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.facts = facts
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"code", "detail", "facts"}`: crosses process borders and is stored with a failed job."""
+        return {"code": self.code, "detail": self.detail, "facts": self.facts}
+
+
+class InvalidRequest(VitfitError):
+    code = "invalid-request"
+
+
+class UnknownName(InvalidRequest):
+    """Names the value, the nearest known names and how many there are."""
+
+    code = "unknown-name"
+
+    def __init__(self, noun: str, name: str, known: Iterable[str] = (), **facts: Any) -> None:
+        names = list(known)
+        near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+        if len(names) <= 12:
+            hint = f"Known: {', '.join(sorted(names))}." if names else ""
+        else:
+            hint = f"Nearest: {', '.join(near)}." if near else f"None of the {len(names)} known names is close."
+        super().__init__(f"Unknown {noun} {name!r}. {hint}".strip(), noun=noun, name=name, nearest=near, **facts)
+
+
+class UnsupportedModel(VitfitError):
+    code = "unsupported-model"
+
+
+class CheckpointMismatch(VitfitError):
+    code = "checkpoint-mismatch"
+
+
+class UnsafeFile(VitfitError):
+    code = "unsafe-file"
+
+
+class DamagedFile(VitfitError):
+    code = "damaged-file"
+
+
+class TooLarge(VitfitError):
+    code = "too-large"
+
+
+class BadData(VitfitError):
+    code = "bad-data"
+
+
+class ImpossibleBudget(VitfitError):
+    code = "impossible-budget"
+
+
+class DeviceUnavailable(VitfitError):
+    code = "device-unavailable"
+
+
+class ParityFailure(VitfitError):
+    code = "parity-failure"
+
+
+class Canceled(VitfitError):
+    code = "canceled"
+
+
+def _tree(root: type[VitfitError]) -> Iterable[type[VitfitError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)
+
+
+def error_from_json(value: dict[str, Any]) -> VitfitError:
+    """The error that `to_json` described, of its own class (for an unknown code: the base class)."""
+    classes = {cls.code: cls for cls in _tree(VitfitError)}
+    cls = classes.get(value["code"], VitfitError)
+    error = cls.__new__(cls)
+    VitfitError.__init__(error, value["detail"], **value.get("facts", {}))
+    return error

@@ -1,0 +1,1 @@
+"""What to remove: policies, importance and the Gaussian-process search."""

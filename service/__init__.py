@@ -1,0 +1,1 @@
+"""Who asked and what became of it: REST, jobs, storage."""

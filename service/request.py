@@ -1,0 +1,63 @@
+"""What a user asks for: the body of `POST /v1/jobs` and the arguments of `vitfit compress`. No torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Metric = Literal["latency_ms", "latency_keep", "macs", "macs_keep", "params", "params_keep"]
+LATENCY_METRICS = ("latency_ms", "latency_keep")
+
+
+class Strict(BaseModel):
+    """Unknown fields are refused: a misspelt option must not be ignored for an hour."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SettingRequest(Strict):
+    """How the device runs the network; part of every latency."""
+
+    threads: int = Field(1, ge=1, le=256, description="Intra-op threads, each pinned to a core.")
+    batch: int = Field(1, ge=1, le=1024, description="Images per run.")
+
+
+class BudgetRequest(Strict):
+    """One upper limit. `*_keep` are fractions of the original's value; `latency_ms` are milliseconds per run."""
+
+    metric: Metric
+    limit: float = Field(gt=0, allow_inf_nan=False, description="Upper limit in the metric's unit.")
+    device: str = Field("cpu", description="For latency metrics: a name from GET /v1/devices.")
+    setting: SettingRequest = Field(default_factory=lambda: SettingRequest())  # noqa: PLW0108
+    statistic: Literal["p50"] = "p50"
+
+
+class FinetuneRequest(Strict):
+    epochs: int = Field(0, ge=0, le=1000)
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    batch: int = Field(64, ge=1, le=4096)
+    distill: float = Field(1.0, ge=0, le=100, description="Weight of KL(teacher || student) beside cross-entropy.")
+
+
+class JobRequest(Strict):
+    """One compression. Ids come from `POST /v1/models` and `POST /v1/datasets`."""
+
+    model: str = Field(min_length=1, max_length=200, description="Id of an uploaded model.")
+    dataset: str | None = Field(None, max_length=200, description="Id of a data set; without one accuracy is not assessed.")
+    budgets: Annotated[tuple[BudgetRequest, ...], Field(min_length=1, max_length=8)]
+    objective: Literal["score", "latency"] = Field(
+        "score", description="score: the best score within the budgets. latency: the fastest within `max_loss`."
+    )
+    max_loss: float | None = Field(None, gt=0, lt=1, description="Largest accuracy (or agreement) given up, 0.01 = 1 point.")
+    method: str = "joint"
+    criterion: str | None = Field(None, description="Importance; the method's own when left out.")
+    trials: int = Field(32, ge=1, le=2000)
+    seed: int = Field(0, ge=0, lt=2**31)
+    recovery: bool = Field(True, description="Closed-form recovery after pruning.")
+    finetune: FinetuneRequest = Field(default_factory=lambda: FinetuneRequest())  # noqa: PLW0108
+    name: str | None = Field(None, max_length=100)
+
+    @model_validator(mode="after")
+    def _objective_has_its_limit(self) -> "JobRequest":
+        if (self.objective == "latency") != (self.max_loss is not None):
+            raise ValueError("max_loss belongs to objective 'latency', and that objective needs it: give both or neither")
+        return self
