@@ -1,18 +1,18 @@
 """Every error that vitfit raises on purpose. Standard library only: the web process imports it.
 
-    VitfitError
-    |-- InvalidRequest       the request contradicts itself or names a value that is not allowed
-    |   `-- UnknownName      a model, device, method or criterion that does not exist (nearest names given)
-    |-- UnsupportedModel     the architecture cannot be handled; each reason is listed
-    |-- CheckpointMismatch   the weights do not fit the architecture; the keys are listed
-    |-- UnsafeFile           a pickle with code, an archive that climbs out or explodes
-    |-- DamagedFile          truncated, empty or unreadable
-    |-- TooLarge             over a stated limit
-    |-- BadData              images or labels that cannot be used
-    |-- ImpossibleBudget     no policy reaches the budget; the best reachable value is named
-    |-- DeviceUnavailable    a device that cannot measure what was asked
-    |-- ParityFailure        the exported file disagrees with PyTorch
-    `-- Canceled             the user stopped the job
+VitfitError
+|-- InvalidRequest       the request contradicts itself or names a value that is not allowed
+|   `-- UnknownName      a model, device, method or criterion that does not exist (nearest names given)
+|-- UnsupportedModel     the architecture cannot be handled; each reason is listed
+|-- CheckpointMismatch   the weights do not fit the architecture; the keys are listed
+|-- UnsafeFile           a pickle with code, an archive that climbs out or explodes
+|-- DamagedFile          truncated, empty or unreadable
+|-- TooLarge             over a stated limit
+|-- BadData              images or labels that cannot be used
+|-- ImpossibleBudget     no policy reaches the budget; the best reachable value is named
+|-- DeviceUnavailable    a device that cannot measure what was asked
+|-- ParityFailure        the exported file disagrees with PyTorch
+`-- Canceled             the user stopped the job
 """
 
 import difflib

@@ -42,12 +42,16 @@ class JobRequest(Strict):
     """One compression. Ids come from `POST /v1/models` and `POST /v1/datasets`."""
 
     model: str = Field(min_length=1, max_length=200, description="Id of an uploaded model.")
-    dataset: str | None = Field(None, max_length=200, description="Id of a data set; without one accuracy is not assessed.")
+    dataset: str | None = Field(
+        None, max_length=200, description="Id of a data set; without one accuracy is not assessed."
+    )
     budgets: Annotated[tuple[BudgetRequest, ...], Field(min_length=1, max_length=8)]
     objective: Literal["score", "latency"] = Field(
         "score", description="score: the best score within the budgets. latency: the fastest within `max_loss`."
     )
-    max_loss: float | None = Field(None, gt=0, lt=1, description="Largest accuracy (or agreement) given up, 0.01 = 1 point.")
+    max_loss: float | None = Field(
+        None, gt=0, lt=1, description="Largest accuracy (or agreement) given up, 0.01 = 1 point."
+    )
     method: str = "joint"
     criterion: str | None = Field(None, description="Importance; the method's own when left out.")
     trials: int = Field(32, ge=1, le=2000)
@@ -59,5 +63,7 @@ class JobRequest(Strict):
     @model_validator(mode="after")
     def _objective_has_its_limit(self) -> "JobRequest":
         if (self.objective == "latency") != (self.max_loss is not None):
-            raise ValueError("max_loss belongs to objective 'latency', and that objective needs it: give both or neither")
+            raise ValueError(
+                "max_loss belongs to objective 'latency', and that objective needs it: give both or neither"
+            )
         return self

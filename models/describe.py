@@ -1,0 +1,109 @@
+"""A PyTorch model as a `Structure`, read through its family."""
+
+from torch import nn
+
+from models.errors import UnsupportedModel
+from models.family import Family, is_present, part
+from models.structure import Attention, Block, Mlp, Op, Stage, Structure
+
+
+def describe(model: nn.Module, family: Family, name: str) -> Structure:
+    """The structure whose MACs and parameters are the model's. A test holds it to torch's own counter."""
+    prefix = family.prefix(model)
+    patches = family.grid(model)[0] * family.grid(model)[1]
+    blocks = tuple(
+        _block(block, family, f"{family.blocks}.{i}", prefix + patches)
+        for i, block in enumerate(_children(part(model, family.blocks)))
+    )
+    stem, image = _stem(model, family, patches, prefix)
+    tail, classes = _tail(model, family, prefix + patches)
+    has_class_token = getattr(model, family.tables[0], None) is not None
+    return Structure(
+        name, image, classes, prefix, has_class_token, stem, (Stage(family.blocks, blocks, free_tokens=True),), tail
+    )
+
+
+def head_count(block: nn.Module, family: Family) -> int:
+    owner, _, attribute = family.heads.rpartition(".")
+    return int(getattr(part(block, owner), attribute))
+
+
+def _children(module: nn.Module) -> list[nn.Module]:
+    return list(module.children())
+
+
+def _linear(module: nn.Module, path: str) -> nn.Linear:
+    found = part(module, path)
+    if not isinstance(found, nn.Linear):
+        raise UnsupportedModel(f"{path} is a {type(found).__name__}, not a linear layer")
+    return found
+
+
+def _block(block: nn.Module, family: Family, name: str, tokens: int) -> Block:
+    qkv, projection = _linear(block, family.qkv), _linear(block, family.projection)
+    fc1 = _linear(block, family.fc1)
+    heads = head_count(block, family)
+    dim = qkv.out_features // 3 // heads
+    attention = Attention(
+        heads, dim, dim, qkv.in_features, projection.in_features, qkv.bias is not None, projection.bias is not None,
+        "shared" if is_present(part(block, family.q_norm)) else "none",
+    )  # fmt: skip
+    mlp = Mlp(fc1.in_features, fc1.out_features, fc1.bias is not None)
+    return Block(
+        name, qkv.in_features, tokens, attention, mlp, layer_scale=is_present(part(block, family.layer_scale1))
+    )
+
+
+def _stem(model: nn.Module, family: Family, patches: int, prefix: int) -> tuple[tuple[Op, ...], tuple[int, int, int]]:
+    conv = part(model, family.patch)
+    assert isinstance(conv, nn.Conv2d)
+    width, (high, wide) = conv.out_channels, conv.kernel_size
+    inner = conv.in_channels * high * wide
+    ops = [
+        Op("conv", "patch", patches, width, inner=inner, weights=True, bias=conv.bias is not None, width_field="cols")
+    ]
+    for path in family.tables:
+        table = getattr(model, path, None)
+        if table is not None:
+            ops.append(Op("table", path, table.shape[1], width, weights=True, width_field="cols"))
+    ops += _norms(model, family.stem_norms, width, prefix + patches, follows_tokens=False)
+    grid = family.grid(model)
+    return tuple(ops), (conv.in_channels, grid[0] * high, grid[1] * wide)
+
+
+def _tail(model: nn.Module, family: Family, tokens: int) -> tuple[tuple[Op, ...], int]:
+    width = part(model, family.patch).out_channels
+    assert isinstance(width, int)
+    ops = _norms(model, (family.last_norm,), width, tokens, follows_tokens=True)
+    if family.pooling(model) != "token":
+        ops.append(Op("pool", "pool", tokens, width, width_field="cols", rows_are_tokens=True))
+    ops += _norms(model, family.tail_norms, width, 1, follows_tokens=False)
+    classes = 0
+    for path in family.classifiers:
+        if hasattr(model, path):
+            head = _linear(model, path)
+            classes = head.out_features
+            ops.append(
+                Op(
+                    "matmul",
+                    path,
+                    1,
+                    classes,
+                    inner=width,
+                    weights=True,
+                    bias=head.bias is not None,
+                    width_field="inner",
+                )
+            )
+    return tuple(ops), classes
+
+
+def _norms(model: nn.Module, paths: tuple[str, ...], width: int, rows: int, follows_tokens: bool) -> list[Op]:
+    return [
+        Op(
+            "norm", path, rows, width, weights=True, bias=getattr(part(model, path), "bias", None) is not None,
+            width_field="cols", rows_are_tokens=follows_tokens,
+        )
+        for path in paths
+        if is_present(part(model, path))
+    ]  # fmt: skip

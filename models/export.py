@@ -1,0 +1,77 @@
+"""ONNX export, the one place that calls torch's exporter, and the parity check that belongs to it.
+
+The TorchScript exporter is used on purpose: it takes a sixth of the time of the newer one and its graphs have static
+shapes folded. It runs once per delivered or verified file, never inside a trial.
+"""
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from models.preprocessing import Preprocessing
+from models.record import Record
+
+OPSET = 20
+INPUT, OUTPUT = "images", "logits"
+RELATIVE_TOLERANCE = 1e-3
+
+
+def export_onnx(
+    module: nn.Module, image: tuple[int, int, int], preprocessing: Preprocessing, path: Path, batch: int | None
+) -> None:
+    """Writes `path` at once (beside, then replace). batch None: a free batch dimension."""
+    example = torch.zeros(batch or 2, *image)
+    beside = path.with_suffix(f".{os.getpid()}.part")
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(), (example,), str(beside), input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET,
+            dynamic_axes=None if batch else {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}, dynamo=False,
+        )  # fmt: skip
+    model = onnx.load(beside)
+    onnx.helper.set_model_props(model, preprocessing.to_metadata())
+    onnx.save(model, beside)
+    os.replace(beside, path)
+
+
+def run_onnx(path: Path, images: Tensor, batch: int) -> Tensor:
+    """Logits from ONNX Runtime's CPU, in fixed batches (the last one is filled up with zeros)."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    outputs = []
+    for chunk in images.split(batch):
+        fill = torch.zeros(batch - len(chunk), *chunk.shape[1:])
+        full = torch.cat([chunk, fill]).numpy().astype(np.float32)
+        outputs.append(torch.from_numpy(session.run([OUTPUT], {INPUT: full})[0][: len(chunk)]))
+    return torch.cat(outputs)
+
+
+@dataclass(frozen=True)
+class Parity(Record):
+    """ONNX Runtime beside PyTorch on the same images.
+
+    max_relative: largest difference of a logit over the largest logit of the batch.
+    flips: images whose predicted class differs.
+    """
+
+    images: int
+    max_abs: float
+    max_relative: float
+    flips: int
+
+    @property
+    def passed(self) -> bool:
+        return self.max_relative <= RELATIVE_TOLERANCE
+
+
+def compare_outputs(expected: Tensor, got: Tensor) -> Parity:
+    """expected, got: logits (n, C)."""
+    difference = float((expected - got).abs().max())
+    flips = int((expected.argmax(1) != got.argmax(1)).sum())
+    return Parity(len(expected), difference, difference / float(expected.abs().max()), flips)

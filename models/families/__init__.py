@@ -1,0 +1,35 @@
+"""The registry of families."""
+
+from torch import nn
+
+from models.errors import UnsupportedModel
+from models.families.vision_transformer import VISION_TRANSFORMER
+from models.family import Family
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    if family.name in FAMILIES:
+        raise ValueError(f"Family {family.name!r} is registered twice")
+    FAMILIES[family.name] = family
+
+
+def family_of(model: nn.Module) -> Family:
+    """Raises: UnsupportedModel with each reason, or with the known families."""
+    for family in FAMILIES.values():
+        if family.matches(model):
+            reasons = family.refusals(model)
+            if reasons:
+                raise UnsupportedModel(
+                    f"This {family.title} cannot be pruned yet: {'; '.join(reasons)}.", reasons=reasons
+                )
+            return family
+    known = ", ".join(family.title for family in FAMILIES.values())
+    raise UnsupportedModel(
+        f"{type(model).__name__} is not an architecture that vitfit can prune. It can prune: {known}.",
+        reasons=[f"architecture {type(model).__name__}"],
+    )
+
+
+register(VISION_TRANSFORMER)

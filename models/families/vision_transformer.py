@@ -1,0 +1,103 @@
+"""timm's VisionTransformer and VisionTransformerDistilled with plain blocks: every DeiT, most vit_*."""
+
+from timm.layers import Attention, LayerNorm, Mlp, PatchEmbed
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+
+from models.family import Family, is_present
+
+NORMS = (nn.LayerNorm, LayerNorm)
+POOLINGS = {"token": "token", "avg": "avg"}
+
+
+def _refusals(model: nn.Module) -> list[str]:
+    assert isinstance(model, VisionTransformer)
+    reasons = []
+    if type(model.patch_embed) is not PatchEmbed or not isinstance(model.patch_embed.proj, nn.Conv2d):
+        reasons.append(f"patch embedding {type(model.patch_embed).__name__} (only the plain convolution PatchEmbed)")
+    elif is_present(model.patch_embed.norm):
+        reasons.append("a norm inside the patch embedding")
+    elif model.patch_embed.img_size is None:
+        reasons.append("no fixed image size")
+    if model.dynamic_img_size:
+        reasons.append("dynamic image size (create it with dynamic_img_size=False)")
+    if model.attn_pool is not None or model.global_pool not in POOLINGS:
+        reasons.append(f"pooling {model.global_pool!r} (allowed: token, avg)")
+    if not isinstance(model.head, nn.Linear):
+        reasons.append("no classifier (num_classes is 0)")
+    for index, block in enumerate(model.blocks):
+        found = _block_refusals(block)
+        if found:
+            return [*reasons, *(f"block {index}: {reason}" for reason in found)]
+    return reasons
+
+
+def _block_refusals(block: nn.Module) -> list[str]:
+    """One block speaks for all in timm, but every block is asked."""
+    if type(block) is not Block:
+        return [f"{type(block).__name__} (only the plain Block)"]
+    reasons = []
+    if type(block.attn) is not Attention:
+        reasons.append(f"attention {type(block.attn).__name__} (only the plain Attention)")
+    elif is_present(block.attn.norm) or block.attn.gate is not None:
+        reasons.append("a norm or gate on the attention's output")
+    elif is_present(block.attn.q_norm) and not isinstance(block.attn.q_norm, NORMS):
+        reasons.append(f"q/k norm {type(block.attn.q_norm).__name__} (only LayerNorm)")
+    if type(block.mlp) is not Mlp:
+        reasons.append(f"MLP {type(block.mlp).__name__} (only the plain Mlp)")
+    elif is_present(block.mlp.norm) or not isinstance(block.mlp.fc1, nn.Linear):
+        reasons.append("a norm or convolution inside the MLP")
+    if not isinstance(block.norm1, NORMS) or block.norm1.weight is None:
+        reasons.append(f"norm {type(block.norm1).__name__} (only LayerNorm)")
+    return reasons
+
+
+def _grid(model: nn.Module) -> tuple[int, int]:
+    assert isinstance(model, VisionTransformer)
+    height, width = model.patch_embed.grid_size
+    return int(height), int(width)
+
+
+def _prefix(model: nn.Module) -> int:
+    assert isinstance(model, VisionTransformer)
+    return int(model.num_prefix_tokens)
+
+
+def _pooling(model: nn.Module) -> str:
+    assert isinstance(model, VisionTransformer)
+    pooling = POOLINGS[str(model.global_pool)]
+    return "all" if pooling == "avg" and model.pool_include_prefix else pooling
+
+
+VISION_TRANSFORMER = Family(
+    name="vision_transformer",
+    title="plain vision transformer (timm VisionTransformer, VisionTransformerDistilled)",
+    matches=lambda model: type(model) in (VisionTransformer, VisionTransformerDistilled),
+    refusals=_refusals,
+    blocks="blocks",
+    patch="patch_embed.proj",
+    tables=("cls_token", "dist_token", "reg_token", "pos_embed"),
+    stem_norms=("norm_pre",),
+    last_norm="norm",
+    tail_norms=("fc_norm",),
+    classifiers=("head", "head_dist"),
+    width_attributes=("num_features", "head_hidden_size", "embed_dim"),
+    norm1="norm1",
+    qkv="attn.qkv",
+    q_norm="attn.q_norm",
+    k_norm="attn.k_norm",
+    heads="attn.num_heads",
+    scale="attn.scale",
+    projection="attn.proj",
+    layer_scale1="ls1",
+    norm2="norm2",
+    fc1="mlp.fc1",
+    activation="mlp.act",
+    fc2="mlp.fc2",
+    layer_scale2="ls2",
+    drop_paths=("drop_path1", "drop_path2"),
+    grid=_grid,
+    prefix=_prefix,
+    pooling=_pooling,
+)

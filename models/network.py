@@ -1,0 +1,44 @@
+"""A `Network` can be described, give statistics, be pruned, give outputs and be exported. PyTorch is one kind of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+from torch import Tensor, nn
+
+from models.plan import Plan
+from models.statistics import BlockStatistics
+from models.structure import Structure
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The dense layers of one block that rankings and recovery read. q, k, v rows of `qkv` are heads x dim each."""
+
+    heads: int
+    qkv: nn.Linear
+    projection: nn.Linear
+    fc1: nn.Linear
+    fc2: nn.Linear
+
+
+class Network(Protocol):
+    @property
+    def structure(self) -> Structure: ...
+
+    def weights(self) -> tuple[LayerWeights, ...]: ...
+
+    def outputs(self, images: Tensor, batch: int = 64) -> Tensor:
+        """Logits (n, C) of images (n, C, H, W), without gradients."""
+        ...
+
+    def statistics(self, images: Tensor, with_dependence: bool) -> tuple[BlockStatistics, ...]: ...
+
+    def pruned(self, plan: Plan, statistics: Sequence[BlockStatistics] | None) -> Self:
+        """The network that `plan` leaves; with statistics (of this network) recovered in closed form."""
+        ...
+
+    def export(self, path: Path, batch: int | None) -> None:
+        """An ONNX file; batch None: any batch size."""
+        ...

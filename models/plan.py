@@ -1,0 +1,228 @@
+"""What stays of a network, member by member. Standard library only.
+
+All indices are those of the original network, so a plan is read beside it and plans compose by inspection.
+`plan.apply_to(structure)` is arithmetic; `models.prune` does the same to weights, and a test holds the two together.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from models.errors import InvalidRequest
+from models.record import Record
+from models.structure import Attention, Block, Mlp, Op, Reduction, Stage, Structure
+
+PlanAxis = Literal["heads", "qk", "v", "neurons", "tokens", "embed", "blocks"]
+
+
+@dataclass(frozen=True)
+class HeadPlan(Record):
+    """One output head: its q/k dims and v dims, as flat indices (head x head_dim + dim) into the source's heads."""
+
+    qk: tuple[int, ...]
+    v: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TokenPlan(Record):
+    """Between attention and MLP: keep the `kept` best patch tokens of each image."""
+
+    kept: int
+    reducer: Literal["drop", "fuse"] = "fuse"
+
+
+@dataclass(frozen=True)
+class BlockPlan(Record):
+    """`source` is the block in the original. No heads (neurons): that half of the block is gone. Inputs None: all kept dims."""
+
+    source: int
+    heads: tuple[HeadPlan, ...]
+    neurons: tuple[int, ...]
+    qkv_inputs: tuple[int, ...] | None = None
+    proj_inputs: tuple[int, ...] | None = None
+    fc1_inputs: tuple[int, ...] | None = None
+    tokens: TokenPlan | None = None
+
+
+@dataclass(frozen=True)
+class Plan(Record):
+    embed: tuple[int, ...]
+    blocks: tuple[BlockPlan, ...]
+    precision: str = "fp32"
+
+    def apply_to(self, structure: Structure) -> Structure:
+        """The structure of the network that this plan leaves.
+
+        Raises: InvalidRequest when the plan does not fit (unknown member, unequal dims inside a block, no width left).
+        """
+        check(self, structure)
+        width, tokens = len(self.embed), structure.tokens
+        originals, kept = structure.blocks, []
+        for plan in self.blocks:
+            block = _apply_block(plan, originals[plan.source], width, tokens, structure.prefix, self.precision)
+            tokens = block.tokens_out
+            kept.append(block)
+        return dataclasses.replace(
+            structure,
+            stem=tuple(_resize(op, width, structure.tokens) for op in structure.stem),
+            stages=_regroup(structure, self, kept),
+            tail=tuple(_resize(op, width, tokens) for op in structure.tail),
+        )
+
+    def only(self, axis: PlanAxis, structure: Structure) -> "Plan":
+        """The part of this plan that concerns one axis; everything else as in the original. For accounts per axis."""
+        dense = identity(structure)
+        blocks = []
+        for plan in self.blocks if axis == "blocks" else dense.blocks:
+            mine = next((b for b in self.blocks if b.source == plan.source), None)
+            blocks.append(_only_axis(axis, dense.blocks[plan.source], mine))
+        return Plan(self.embed if axis == "embed" else dense.embed, tuple(blocks), self.precision)
+
+
+def identity(structure: Structure) -> Plan:
+    """The plan that removes nothing."""
+    return Plan(tuple(range(structure.width)), tuple(_whole(i, b) for i, b in enumerate(structure.blocks)))
+
+
+def _whole(source: int, block: Block) -> BlockPlan:
+    heads: tuple[HeadPlan, ...] = ()
+    if block.attention:
+        a = block.attention
+        heads = tuple(
+            HeadPlan(tuple(range(h * a.qk_dim, (h + 1) * a.qk_dim)), tuple(range(h * a.v_dim, (h + 1) * a.v_dim)))
+            for h in range(a.heads)
+        )
+    return BlockPlan(source, heads, tuple(range(block.mlp.neurons)) if block.mlp else ())
+
+
+def _only_axis(axis: PlanAxis, dense: BlockPlan, mine: BlockPlan | None) -> BlockPlan:
+    if mine is None or axis in ("embed", "blocks"):
+        return dense
+    if axis == "heads":
+        return dataclasses.replace(dense, heads=_whole_heads_of(mine, dense))
+    if axis == "neurons":
+        return dataclasses.replace(dense, neurons=mine.neurons)
+    if axis == "tokens":
+        return dataclasses.replace(dense, tokens=mine.tokens)
+    whole = _whole_heads_of(mine, dense)
+    if axis == "qk":
+        thin = tuple(HeadPlan(m.qk, w.v) for m, w in zip(mine.heads, whole, strict=True))
+    else:
+        thin = tuple(HeadPlan(w.qk, m.v) for m, w in zip(mine.heads, whole, strict=True))
+    rest = tuple(h for h in dense.heads if h not in whole)
+    if rest and thin and (len(thin[0].qk), len(thin[0].v)) != (len(rest[0].qk), len(rest[0].v)):
+        rest = tuple(HeadPlan(h.qk[: len(thin[0].qk)], h.v[: len(thin[0].v)]) for h in rest)
+    return dataclasses.replace(dense, heads=thin + rest)
+
+
+def _whole_heads_of(mine: BlockPlan, dense: BlockPlan) -> tuple[HeadPlan, ...]:
+    """The original heads that each kept head took its values from (its first v dim decides)."""
+    size = len(dense.heads[0].v) if dense.heads else 1
+    return tuple(dense.heads[head.v[0] // size] for head in mine.heads)
+
+
+def check(plan: Plan, structure: Structure) -> None:
+    """Raises: InvalidRequest naming the block, the value and what is allowed."""
+    _check_members("embed", plan.embed, structure.width, "the network")
+    if not plan.blocks:
+        raise InvalidRequest("A plan must keep at least one block; this one keeps none")
+    originals, patches = structure.blocks, structure.tokens - structure.prefix
+    for block in plan.blocks:
+        if not 0 <= block.source < len(originals):
+            raise InvalidRequest(
+                f"Block {block.source} does not exist; the network has blocks 0 to {len(originals) - 1}"
+            )
+        patches = _check_block(block, originals[block.source], plan, patches)
+    sources = [block.source for block in plan.blocks]
+    if sources != sorted(set(sources)):
+        raise InvalidRequest(f"Blocks must keep their order and appear once; got sources {sources}")
+
+
+def _check_block(plan: BlockPlan, block: Block, whole: Plan, patches: int) -> int:
+    if plan.heads and block.attention:
+        a = block.attention
+        if len({(len(h.qk), len(h.v)) for h in plan.heads}) > 1:
+            raise InvalidRequest(
+                f"{block.name}: all heads of a block must keep the same number of dims (one fused product)"
+            )
+        for head in plan.heads:
+            _check_members("q/k dim", head.qk, a.heads * a.qk_dim, block.name)
+            _check_members("v dim", head.v, a.heads * a.v_dim, block.name)
+        if plan.proj_inputs is not None:
+            _check_subset("proj input", plan.proj_inputs, {i for h in plan.heads for i in h.v}, block.name)
+    if plan.neurons and block.mlp:
+        _check_members("neuron", plan.neurons, block.mlp.neurons, block.name)
+    for label, inputs in (("q/k/v input", plan.qkv_inputs), ("fc1 input", plan.fc1_inputs)):
+        if inputs is not None:
+            _check_subset(label, inputs, set(whole.embed), block.name)
+    if plan.tokens is None:
+        return patches
+    if not 1 <= plan.tokens.kept < patches:
+        raise InvalidRequest(
+            f"{block.name}: a reduction can keep 1 to {patches - 1} patch tokens, not {plan.tokens.kept}"
+        )
+    return plan.tokens.kept
+
+
+def _check_members(noun: str, members: tuple[int, ...], size: int, where: str) -> None:
+    if not members:
+        raise InvalidRequest(f"{where}: a plan must keep at least one {noun}")
+    if len(set(members)) != len(members) or min(members) < 0 or max(members) >= size:
+        raise InvalidRequest(f"{where}: {noun} indices must be distinct and below {size}")
+
+
+def _check_subset(noun: str, members: tuple[int, ...], allowed: set[int], where: str) -> None:
+    if not members or len(set(members)) != len(members) or not set(members) <= allowed:
+        raise InvalidRequest(
+            f"{where}: {noun} indices must be distinct, at least one, and among those that the plan keeps"
+        )
+
+
+def _apply_block(plan: BlockPlan, block: Block, width: int, tokens: int, prefix: int, precision: str) -> Block:
+    reduction = None
+    if plan.tokens is not None:
+        reduction = Reduction(plan.tokens.reducer, plan.tokens.kept, prefix)
+    return Block(
+        block.name, width, tokens, _apply_attention(plan, block.attention, width), _apply_mlp(plan, block.mlp, width),
+        reduction, block.layer_scale, precision,
+    )  # fmt: skip
+
+
+def _apply_attention(plan: BlockPlan, shape: Attention | None, width: int) -> Attention | None:
+    if shape is None or not plan.heads:
+        return None
+    v_dim = len(plan.heads[0].v)
+    return dataclasses.replace(
+        shape,
+        heads=len(plan.heads),
+        qk_dim=len(plan.heads[0].qk),
+        v_dim=v_dim,
+        inputs=width if plan.qkv_inputs is None else len(plan.qkv_inputs),
+        proj_inputs=len(plan.heads) * v_dim if plan.proj_inputs is None else len(plan.proj_inputs),
+        qk_norm="none" if shape.qk_norm == "none" else "per-head",
+    )
+
+
+def _apply_mlp(plan: BlockPlan, shape: Mlp | None, width: int) -> Mlp | None:
+    if shape is None or not plan.neurons:
+        return None
+    inputs = width if plan.fc1_inputs is None else len(plan.fc1_inputs)
+    return dataclasses.replace(shape, inputs=inputs, neurons=len(plan.neurons))
+
+
+def _resize(op: Op, width: int, tokens: int) -> Op:
+    if op.width_field == "cols":
+        op = dataclasses.replace(op, cols=width)
+    elif op.width_field == "inner":
+        op = dataclasses.replace(op, inner=width)
+    return dataclasses.replace(op, rows=tokens) if op.rows_are_tokens else op
+
+
+def _regroup(structure: Structure, plan: Plan, blocks: list[Block]) -> tuple[Stage, ...]:
+    by_source = {p.source: b for p, b in zip(plan.blocks, blocks, strict=True)}
+    stages, first = [], 0
+    for stage in structure.stages:
+        members = tuple(by_source[i] for i in range(first, first + len(stage.blocks)) if i in by_source)
+        stages.append(dataclasses.replace(stage, blocks=members))
+        first += len(stage.blocks)
+    return tuple(stages)

@@ -1,0 +1,65 @@
+"""Closed-form recovery: the layer that reads the kept members is re-fitted to give what it gave before.
+
+For y = W x + b and kept inputs S, the least-squares answer on the calibration images is
+    W' = W C[:, S] (C[S, S] + ridge)^-1        C: covariance of x
+    b' = b + W mean - W' mean[S]
+which folds the mean of what is removed into the bias and its correlated part into the kept columns
+(the update of OBS / ZipLM for whole columns; with C diagonal it is variance-based pruning's mean fold).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.network import LayerWeights
+from models.plan import BlockPlan, Plan
+from models.pruned import PrunedBlock
+from models.statistics import BlockStatistics, InputStatistics
+
+RIDGE = 1e-3
+"""Relative to the mean variance of the kept inputs: calibration sets are small."""
+
+
+def refit(weight: Tensor, bias: Tensor | None, inputs: InputStatistics, kept: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """weight (O, D), bias (O,), kept: S of the D inputs. Returns (O, S) and (O,), float64."""
+    index = torch.tensor(kept)
+    full = weight.double()
+    block = inputs.covariance[index][:, index]
+    ridge = RIDGE * float(block.diagonal().mean()) + 1e-12
+    target = full @ inputs.covariance[:, index]
+    system = block + ridge * torch.eye(len(kept), dtype=torch.float64)
+    new = torch.cholesky_solve((target + ridge * full[:, index]).T, torch.linalg.cholesky(system)).T
+    shift = full @ inputs.mean - new @ inputs.mean[index]
+    return new, shift if bias is None else bias.double() + shift
+
+
+def recover(
+    blocks: Sequence[PrunedBlock], plan: Plan, weights: Sequence[LayerWeights], statistics: Sequence[BlockStatistics]
+) -> None:
+    """Re-fits projection and fc2 of every pruned block, in place. `weights`: the dense network's."""
+    for block, wanted in zip(blocks, plan.blocks, strict=True):
+        dense, seen = weights[wanted.source], statistics[wanted.source]
+        if block.attention is not None:
+            kept = _projection_inputs(wanted)
+            _refit_linear(block.attention.projection, dense.projection, plan.embed, seen.projection, kept)
+        if block.mlp is not None:
+            _refit_linear(block.mlp.fc2, dense.fc2, plan.embed, seen.neurons, wanted.neurons)
+
+
+def _projection_inputs(plan: BlockPlan) -> tuple[int, ...]:
+    return plan.proj_inputs or tuple(i for head in plan.heads for i in head.v)
+
+
+def _refit_linear(
+    linear: nn.Linear, dense: nn.Linear, embed: Sequence[int], inputs: InputStatistics, kept: Sequence[int]
+) -> None:
+    if len(kept) == dense.in_features:
+        return
+    rows = torch.tensor(embed)
+    bias = dense.bias.detach()[rows] if dense.bias is not None else None
+    weight, shift = refit(dense.weight.detach()[rows], bias, inputs, kept)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if linear.bias is not None:
+            linear.bias.copy_(shift)

@@ -1,0 +1,285 @@
+"""The shape of a network without its weights. Standard library only.
+
+A `Structure` is stages of blocks, down to `Op`s. Everything that can be counted (MACs, parameters, bytes, milliseconds,
+FPGA cycles) is a sum over `Op`s, so a plan is priced without touching a tensor. Sizes are per image; a price multiplies
+`rows` by the batch. Hierarchical networks fit: a stage has entry operations (patch merging, pooling), may hold parallel
+branches, its blocks may work in windows or on reduced keys, and it says whether its token grid is free to shrink.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from models.record import Record
+
+OpKind = Literal[
+    "matmul", "conv", "attention", "norm", "activation", "add", "scale", "gather", "reduce", "pool", "table"
+]
+BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Op(Record):
+    """One operation. What the sizes mean depends on the kind:
+
+    matmul, conv: `count` products of (rows x inner) with (inner x cols); conv is written as its im2col product.
+    attention:    `count` = heads x windows; rows queries, cols keys, inner = q/k dim, depth = v dim.
+    norm, activation, add, scale, gather, pool: rows x cols values.
+    reduce:       rows tokens in, inner tokens out, cols width.
+    table:        a learned table of rows x cols values that is added to (positions) or joined to (tokens) the input.
+    """
+
+    kind: OpKind
+    name: str
+    rows: int
+    cols: int
+    inner: int = 1
+    depth: int = 0
+    count: int = 1
+    weights: bool = False
+    bias: bool = False
+    precision: str = "fp32"
+    fused: bool = False
+    width_field: Literal["", "inner", "cols"] = ""
+    """Which size is the embedding width, so that cutting the width is arithmetic."""
+    rows_are_tokens: bool = False
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per image; only matrix products count, as in the papers."""
+        if self.kind in ("matmul", "conv"):
+            return self.count * self.rows * self.inner * self.cols
+        if self.kind == "attention":
+            return self.count * self.rows * self.cols * (self.inner + self.depth)
+        return 0
+
+    @property
+    def params(self) -> int:
+        if not self.weights:
+            return 0
+        if self.kind in ("matmul", "conv"):
+            return self.count * (self.inner * self.cols + (self.cols if self.bias else 0))
+        if self.kind == "norm":
+            return self.count * self.cols * (2 if self.bias else 1)
+        if self.kind == "table":
+            return self.rows * self.cols
+        return self.cols
+
+    @property
+    def values(self) -> int:
+        """Values written: the work of operations that are not matrix products. For attention, the softmax."""
+        return self.count * self.rows * self.cols
+
+    @property
+    def bytes(self) -> int:
+        """Bytes moved per image when nothing stays in a cache: weights, inputs and outputs once each."""
+        if self.kind in ("matmul", "conv"):
+            moved = self.count * self.rows * (self.inner + self.cols)
+        elif self.kind == "attention":
+            moved = self.count * (self.rows + self.cols) * (self.inner + self.depth)
+        elif self.kind == "reduce":
+            moved = (self.rows + self.inner) * self.cols
+        else:
+            moved = 2 * self.values
+        return (moved + self.params) * BYTES_PER_VALUE[self.precision]
+
+
+@dataclass(frozen=True)
+class Attention(Record):
+    """heads x (qk_dim, v_dim), read from `inputs` dims; `proj_inputs` of the heads' outputs reach the projection."""
+
+    heads: int
+    qk_dim: int
+    v_dim: int
+    inputs: int
+    proj_inputs: int
+    bias: bool = True
+    proj_bias: bool = True
+    qk_norm: Literal["none", "shared", "per-head"] = "none"
+    windows: int = 1
+    keys: int | None = None
+    """Key tokens after a key/value reduction; None: as many as queries."""
+
+
+@dataclass(frozen=True)
+class Mlp(Record):
+    inputs: int
+    neurons: int
+    bias: bool = True
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class Reduction(Record):
+    """Of the patch tokens that enter, `kept` leave one by one; with `fuse` the others leave as one package token."""
+
+    reducer: Literal["drop", "fuse"]
+    kept: int
+    prefix: int
+
+    @property
+    def tokens_out(self) -> int:
+        return self.prefix + self.kept + (1 if self.reducer == "fuse" else 0)
+
+
+@dataclass(frozen=True)
+class Block(Record):
+    """norm, attention, residual, [token reduction], norm, MLP, residual. A missing half costs nothing."""
+
+    name: str
+    width: int
+    tokens: int
+    attention: Attention | None
+    mlp: Mlp | None
+    reduction: Reduction | None = None
+    layer_scale: bool = False
+    precision: str = "fp32"
+
+    @property
+    def tokens_out(self) -> int:
+        return self.reduction.tokens_out if self.reduction else self.tokens
+
+    def ops(self) -> tuple[Op, ...]:
+        return _block_ops(self)
+
+
+@dataclass(frozen=True)
+class Stage(Record):
+    """Blocks that share a token grid. `free_tokens`: no later layer needs the grid, so tokens may go."""
+
+    name: str
+    blocks: tuple[Block, ...]
+    free_tokens: bool
+    entry: tuple[Op, ...] = ()
+    branches: tuple["Stage", ...] = ()
+
+    def ops(self) -> Iterator[Op]:
+        yield from self.entry
+        for branch in self.branches:
+            yield from branch.ops()
+        for block in self.blocks:
+            yield from block.ops()
+
+
+@dataclass(frozen=True)
+class Structure(Record):
+    name: str
+    image: tuple[int, int, int]
+    classes: int
+    prefix: int
+    """Class, distillation and register tokens: never removed, always first."""
+    has_class_token: bool
+    stem: tuple[Op, ...]
+    stages: tuple[Stage, ...]
+    tail: tuple[Op, ...]
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        return tuple(block for stage in self.stages for block in stage.blocks)
+
+    @property
+    def width(self) -> int:
+        return self.blocks[0].width
+
+    @property
+    def tokens(self) -> int:
+        return self.blocks[0].tokens
+
+    def ops(self) -> Iterator[Op]:
+        yield from self.stem
+        for stage in self.stages:
+            yield from stage.ops()
+        yield from self.tail
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per image."""
+        return _macs(self.stem) + self.block_macs + _macs(self.tail)
+
+    @property
+    def block_macs(self) -> int:
+        """MACs of the blocks alone: the arithmetic of most papers, MDC among them."""
+        return sum(_stage_sum(stage, "macs") for stage in self.stages)
+
+    @property
+    def params(self) -> int:
+        ends = sum(op.params for op in self.stem + self.tail)
+        return ends + sum(_stage_sum(stage, "params") for stage in self.stages)
+
+
+def _stage_sum(stage: Stage, quantity: Literal["macs", "params"]) -> int:
+    inner = sum(_stage_sum(branch, quantity) for branch in stage.branches)
+    blocks = sum(_block_total(block, quantity) for block in stage.blocks)
+    return inner + blocks + sum(getattr(op, quantity) for op in stage.entry)
+
+
+def _macs(ops: tuple[Op, ...]) -> int:
+    return sum(op.macs for op in ops)
+
+
+@functools.lru_cache(maxsize=65536)
+def _block_total(block: Block, quantity: Literal["macs", "params"]) -> int:
+    return sum(getattr(op, quantity) for op in _block_ops(block))
+
+
+@functools.lru_cache(maxsize=65536)
+def _block_ops(block: Block) -> tuple[Op, ...]:
+    """Blocks repeat across policies: caching by value makes pricing cheap."""
+    ops: list[Op] = []
+    if block.attention:
+        ops += _attention_ops(block, block.attention)
+    if block.reduction:
+        ops.append(Op("reduce", f"{block.name}.reduce", block.tokens, block.width, inner=block.tokens_out))
+    if block.mlp:
+        ops += _mlp_ops(block, block.mlp)
+    if block.precision == "fp32":
+        return tuple(ops)
+    return tuple(dataclasses.replace(op, precision=block.precision) for op in ops)
+
+
+def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
+    name, tokens, heads = block.name, block.tokens, shape.heads
+    keys = shape.keys or tokens // shape.windows
+    yield Op("norm", f"{name}.norm1", tokens, block.width, weights=True, bias=True)
+    if shape.inputs < block.width:
+        yield Op("gather", f"{name}.qkv_gather", tokens, shape.inputs)
+    columns = heads * (2 * shape.qk_dim + shape.v_dim)
+    yield Op("matmul", f"{name}.qkv", tokens, columns, inner=shape.inputs, weights=True, bias=shape.bias)
+    if shape.qk_norm != "none":
+        tables = heads if shape.qk_norm == "per-head" else 1
+        for side in "qk":
+            yield Op(
+                "norm",
+                f"{name}.{side}_norm",
+                tokens * heads // tables,
+                shape.qk_dim,
+                count=tables,
+                weights=True,
+                bias=True,
+            )
+    yield Op(
+        "attention", f"{name}.attention", tokens // shape.windows, keys, inner=shape.qk_dim, depth=shape.v_dim,
+        count=heads * shape.windows,
+    )  # fmt: skip
+    if shape.proj_inputs < heads * shape.v_dim:
+        yield Op("gather", f"{name}.proj_gather", tokens, shape.proj_inputs)
+    yield Op("matmul", f"{name}.proj", tokens, block.width, inner=shape.proj_inputs, weights=True, bias=shape.proj_bias)
+    if block.layer_scale:
+        yield Op("scale", f"{name}.scale1", tokens, block.width, weights=True)
+    yield Op("add", f"{name}.residual1", tokens, block.width)
+
+
+def _mlp_ops(block: Block, shape: Mlp) -> Iterator[Op]:
+    name, tokens = block.name, block.tokens_out
+    yield Op("norm", f"{name}.norm2", tokens, block.width, weights=True, bias=True)
+    if shape.inputs < block.width:
+        yield Op("gather", f"{name}.fc1_gather", tokens, shape.inputs)
+    columns = shape.neurons * (2 if shape.gated else 1)
+    yield Op("matmul", f"{name}.fc1", tokens, columns, inner=shape.inputs, weights=True, bias=shape.bias)
+    yield Op("activation", f"{name}.activation", tokens, shape.neurons)
+    yield Op("matmul", f"{name}.fc2", tokens, block.width, inner=shape.neurons, weights=True, bias=shape.bias)
+    if block.layer_scale:
+        yield Op("scale", f"{name}.scale2", tokens, block.width, weights=True)
+    yield Op("add", f"{name}.residual2", tokens, block.width)

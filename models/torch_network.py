@@ -1,0 +1,130 @@
+"""The PyTorch `Network`."""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.describe import describe, head_count
+from models.export import export_onnx
+from models.families import family_of
+from models.family import part
+from models.network import LayerWeights
+from models.plan import Plan
+from models.preprocessing import Preprocessing
+from models.prune import prune
+from models.pruned import PrunedBlock, TokenReduction
+from models.recover import recover
+from models.statistics import BlockStatistics, Dependence, Moments, dependence, output_kernel
+from models.structure import Structure
+
+DEPENDENCE_IMAGES = 128
+"""MDC uses one batch of 128 images."""
+MOMENT_ROWS = 16384
+"""Token vectors per layer that moments see: several times the widest layer, and affordable."""
+
+
+class TorchNetwork:
+    """A module with its structure. `pruned` returns a new one; nothing here changes `module`."""
+
+    def __init__(self, module: nn.Module, name: str, preprocessing: Preprocessing) -> None:
+        """Raises: UnsupportedModel with the reasons."""
+        self.module = module.eval()
+        self.preprocessing = preprocessing
+        self._family = family_of(module)
+        self._structure = describe(module, self._family, name)
+        self.plan: Plan | None = None
+
+    @property
+    def structure(self) -> Structure:
+        return self._structure
+
+    def blocks(self) -> list[nn.Module]:
+        return list(part(self.module, self._family.blocks).children())
+
+    def weights(self) -> tuple[LayerWeights, ...]:
+        names = (self._family.qkv, self._family.projection, self._family.fc1, self._family.fc2)
+        return tuple(
+            LayerWeights(head_count(block, self._family), *(_linear(block, name) for name in names))
+            for block in self.blocks()
+        )
+
+    def outputs(self, images: Tensor, batch: int = 64) -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([self.module(chunk) for chunk in images.split(batch)])
+
+    def pruned(self, plan: Plan, statistics: Sequence[BlockStatistics] | None) -> "TorchNetwork":
+        small = copy.copy(self)
+        small.module = prune(self.module, self._family, self._structure, plan).eval()
+        small._structure, small.plan = plan.apply_to(self._structure), plan
+        if statistics is not None:
+            recover(small.pruned_blocks(), plan, self.weights(), statistics)
+        return small
+
+    def pruned_blocks(self) -> list[PrunedBlock]:
+        return [block for block in self.blocks() if isinstance(block, PrunedBlock)]
+
+    def reductions(self) -> list[TokenReduction]:
+        """In the order of the blocks."""
+        return [block.reduction for block in self.pruned_blocks() if block.reduction is not None]
+
+    def statistics(self, images: Tensor, with_dependence: bool) -> tuple[BlockStatistics, ...]:
+        """One pass over the images for the moments, one over the first 128 for HSIC."""
+        moments = self._moments(images)
+        found = self._dependence(images[:DEPENDENCE_IMAGES]) if with_dependence else [None] * len(moments)
+        return tuple(
+            BlockStatistics(projection.statistics(), neurons.statistics(), block)
+            for (projection, neurons), block in zip(moments, found, strict=True)
+        )
+
+    def _moments(self, images: Tensor) -> list[tuple[Moments, Moments]]:
+        moments = [(Moments(), Moments()) for _ in self.blocks()]
+        step = max(1, len(images) * self._structure.tokens // MOMENT_ROWS)
+
+        def record(block: int, side: int, x: Tensor) -> None:
+            moments[block][side].add(x.reshape(-1, x.shape[-1])[::step])
+
+        self._watch(record, images)
+        return moments
+
+    def _dependence(self, images: Tensor) -> list[Dependence]:
+        outputs = output_kernel(self.outputs(images))
+        heads: dict[int, Tensor] = {}
+        found = []
+
+        def record(block: int, side: int, x: Tensor) -> None:
+            if side == 0:
+                count = self._structure.blocks[block].attention.heads  # type: ignore[union-attr]
+                heads[block] = x.unflatten(-1, (count, -1)).mean(-1)
+            else:
+                found.append(dependence(heads.pop(block), x, outputs))
+
+        self._watch(record, images, batch=len(images))
+        return found
+
+    def _watch(self, record: Callable[[int, int, Tensor], None], images: Tensor, batch: int = 32) -> None:
+        """Calls record(block, side, input) for the inputs of projection (side 0) and fc2 (side 1)."""
+        hooks = []
+        for index, block in enumerate(self.blocks()):
+            for side, path in enumerate((self._family.projection, self._family.fc2)):
+
+                def hook(_m: nn.Module, inputs: tuple[Tensor], index: int = index, side: int = side) -> None:
+                    record(index, side, inputs[0])
+
+                hooks.append(part(block, path).register_forward_pre_hook(hook))
+        try:
+            self.outputs(images, batch)
+        finally:
+            for handle in hooks:
+                handle.remove()
+
+    def export(self, path: Path, batch: int | None) -> None:
+        export_onnx(self.module, self._structure.image, self.preprocessing, path, batch)
+
+
+def _linear(block: nn.Module, path: str) -> nn.Linear:
+    found = part(block, path)
+    assert isinstance(found, nn.Linear)
+    return found
