@@ -1,0 +1,183 @@
+"""How a picture becomes the network's input: timm's evaluation transform as a frozen value."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from models.errors import BadData, InvalidRequest
+from models.record import Record
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+CROP_MODES = ("center", "squash")  # timm has a third, "border", which no plain vision transformer uses
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+MAX_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class Preprocessing(Record):
+    """Resize, crop and normalise, as timm's evaluation transform does.
+
+    Attributes:
+        size: (C, H, W) of the network's input; C is 1 or 3 for pictures.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1]; above 0.
+        crop: share of the resized shorter side that the centre crop keeps, in (0, 1].
+        interpolation: one of `INTERPOLATIONS`.
+        crop_mode: "center" keeps the aspect ratio, "squash" resizes both sides before the crop.
+    """
+
+    size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: float = 1.0
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        """Raises: InvalidRequest on a value that no network can have."""
+        for problem in _problems(self):
+            raise InvalidRequest(f"Preprocessing: {problem}", preprocessing=self.to_json())
+
+    def apply(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        """The network's input, float32 (N, C, H, W), of images, uint8 (N, h, w, c) with c 1 or 3 (grey or RGB).
+
+        Grey becomes RGB and the other way round where the network wants the other one.
+
+        Raises: BadData when the array is not uint8 NHWC or the channels cannot be converted.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise BadData(
+                f"Images are {images.dtype} with {images.ndim} dimensions; uint8 with 4 (N, height, width, channels)"
+                " is needed.",
+                dtype=str(images.dtype),
+                shape=list(images.shape),
+            )
+        if images.shape[3] not in (1, 3):
+            raise BadData(
+                f"Images have {images.shape[3]} channels; 1 (grey) or 3 (RGB) can be preprocessed. Preprocess others"
+                f" yourself and hand them in as float32 (N, {self.size[0]}, height, width).",
+                channels=images.shape[3],
+            )
+        if not len(images):
+            return torch.empty((0, *self.size))
+        return torch.stack([self.apply_to_picture(_picture(image)) for image in images])
+
+    def apply_to_picture(self, picture: Image.Image) -> Tensor:
+        """The network's input, float32 (C, H, W), of one picture.
+
+        Raises: BadData for pictures with more than 8 bits per channel, whose range is not known.
+        """
+        if picture.mode not in EIGHT_BIT_MODES:
+            raise BadData(
+                f"A picture has pixels of kind {picture.mode!r}; only 8 bits per channel are read. Convert it to 8-bit"
+                " grey or RGB.",
+                mode=picture.mode,
+            )
+        channels, height, width = self.size
+        picture = picture.convert("L" if channels == 1 else "RGB")
+        picture = picture.resize(self._resized(picture.size), INTERPOLATIONS[self.interpolation])
+        left = round((picture.width - width) / 2.0)
+        top = round((picture.height - height) / 2.0)
+        picture = picture.crop((left, top, left + width, top + height))
+        pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
+        return self._normalised(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) before the crop; rounded as timm and torchvision round."""
+        height, width = (math.floor(side / self.crop) for side in self.size[1:])
+        if self.crop_mode == "squash":
+            return width, height
+        if width != height:  # timm.data.transforms.ResizeKeepRatio
+            scale = min(size[0] / width, size[1] / height)
+            return round(size[0] / scale), round(size[1] / scale)
+        shorter = min(size)  # torchvision.transforms.Resize with one number
+        return int(width * size[0] / shorter), int(width * size[1] / shorter)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
+
+    def to_metadata(self) -> dict[str, str]:
+        """Flat strings for an ONNX file's metadata; `from_metadata` reads them back."""
+        return {f"preprocessing.{name}": json.dumps(value) for name, value in self.to_json().items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str]) -> "Preprocessing":
+        """Raises: InvalidRequest when the metadata do not describe a preprocessing."""
+        prefix = "preprocessing."
+        found = {name.removeprefix(prefix): text for name, text in metadata.items() if name.startswith(prefix)}
+        try:
+            return cls.from_json({name: json.loads(text) for name, text in found.items()})
+        except (ValueError, TypeError) as error:
+            raise InvalidRequest(f"The metadata describe no preprocessing: {error}.", found=sorted(found)) from error
+
+    @classmethod
+    def of_model(cls, model: nn.Module) -> "Preprocessing":
+        """What timm's configuration says, for the channels and the image size that this model was built with.
+
+        A three-channel configuration of a one-channel model is averaged, as timm averages its first filter.
+        """
+        config = cast(dict[str, Any], getattr(model, "pretrained_cfg", None) or {})
+        channels, height, width = _input_size(model, config)
+        return cls(
+            size=(channels, height, width),
+            mean=_per_channel(config.get("mean", (0.5,)), channels),
+            std=_per_channel(config.get("std", (0.5,)), channels),
+            crop=float(config.get("crop_pct") or 1.0),
+            interpolation=str(config.get("interpolation") or "bicubic"),
+            crop_mode=str(config.get("crop_mode") or "center"),
+        )
+
+
+def _problems(value: Preprocessing) -> list[str]:
+    """What is wrong, as sentences: value, then what is allowed."""
+    problems = []
+    if len(value.size) != 3 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in value.size):
+        return [f"size {list(value.size)} must be [channels, height, width], each from 1 to {MAX_SIDE}."]
+    if value.size[0] not in (1, 3):
+        problems.append(f"{value.size[0]} channels; networks with 1 (grey) or 3 (RGB) are supported.")
+    for name, numbers in (("mean", value.mean), ("std", value.std)):
+        if len(numbers) != value.size[0] or not all(math.isfinite(number) for number in numbers):
+            problems.append(f"{name} {list(numbers)} must be {value.size[0]} finite numbers, one per channel.")
+    if not all(number > 0 for number in value.std):
+        problems.append(f"std {list(value.std)} must be above 0.")
+    if not 0 < value.crop <= 1:
+        problems.append(f"crop {value.crop} must be above 0 and at most 1.")
+    if value.interpolation not in INTERPOLATIONS:
+        problems.append(f"interpolation {value.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}.")
+    if value.crop_mode not in CROP_MODES:
+        problems.append(f"crop_mode {value.crop_mode!r} must be one of {', '.join(CROP_MODES)}.")
+    return problems
+
+
+def _picture(image: npt.NDArray[np.uint8]) -> Image.Image:
+    """One image, (h, w, 1) or (h, w, 3)."""
+    return Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
+
+
+def _input_size(model: nn.Module, config: dict[str, Any]) -> tuple[int, int, int]:
+    """(C, H, W): the patch embedding knows what the model was built with, the configuration only its default."""
+    channels, height, width = config.get("input_size", (3, 224, 224))
+    embedding = getattr(model, "patch_embed", None)
+    height, width = getattr(embedding, "img_size", None) or (height, width)
+    channels = getattr(getattr(embedding, "proj", None), "in_channels", channels)
+    return int(channels), int(height), int(width)
+
+
+def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) == channels:
+        return numbers
+    return (sum(numbers) / len(numbers),) * channels
