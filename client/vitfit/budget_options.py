@@ -1,0 +1,143 @@
+"""The options that say what a job must reach and how it searches: the same for `vitfit submit` and `vitfit compress`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from vitfit.client import JobOptions
+from vitfit.results import Budget
+
+BUDGET_PANEL = "Budgets: upper limits, all of them hold"
+SEARCH_PANEL = "Search"
+SUFFIXES = {"K": 1e3, "M": 1e6, "G": 1e9}
+Limits = list[str] | None
+
+
+def _limit_option(flag: str, meaning: str, metavar: str = "LIMIT") -> Any:
+    return typer.Option(flag, help=meaning, metavar=metavar, rich_help_panel=BUDGET_PANEL)
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """Every limit may be repeated, with `LIMIT@DEVICE` for another device than `--device`."""
+
+    latency_keep: Annotated[
+        Limits,
+        _limit_option("--budget-latency-keep", "Fraction of the original's latency, 0.6 or 60%.", "LIMIT[@DEVICE]"),
+    ] = None
+    latency_ms: Annotated[
+        Limits, _limit_option("--budget-latency-ms", "Milliseconds per run (of --batch images).", "LIMIT[@DEVICE]")
+    ] = None
+    macs: Annotated[Limits, _limit_option("--budget-macs", "Multiply-accumulates per image, for example 2.5G.")] = None
+    macs_keep: Annotated[Limits, _limit_option("--budget-macs-keep", "Fraction of the original's MACs.")] = None
+    params: Annotated[Limits, _limit_option("--budget-params", "Parameters, for example 12M.")] = None
+    params_keep: Annotated[Limits, _limit_option("--budget-params-keep", "Fraction of the original's parameters.")] = (
+        None
+    )
+    device: Annotated[
+        str, typer.Option(help="Device of the latency budgets: see `vitfit devices`.", rich_help_panel=BUDGET_PANEL)
+    ] = "cpu"
+    threads: Annotated[int, typer.Option(min=1, help="Threads on the device.", rich_help_panel=BUDGET_PANEL)] = 1
+    batch: Annotated[int, typer.Option(min=1, help="Images per run.", rich_help_panel=BUDGET_PANEL)] = 1
+
+    def budgets(self) -> tuple[Budget, ...]:
+        """All limits that were given.
+
+        Raises: typer.BadParameter for none at all, and for a limit that is not a number above 0.
+        """
+        found = [
+            self._budget(metric, text)
+            for metric in ("latency_keep", "latency_ms", "macs", "macs_keep", "params", "params_keep")
+            for text in getattr(self, metric) or ()
+        ]
+        if not found:
+            raise typer.BadParameter(
+                "Say what must be reached: give at least one budget, for example --budget-latency-keep 0.6, "
+                "--budget-latency-ms 20 or --budget-macs-keep 0.6."
+            )
+        return tuple(found)
+
+    def _budget(self, metric: str, text: str) -> Budget:
+        flag = f"--budget-{metric.replace('_', '-')}"
+        number, at, device = text.partition("@")
+        if at and not metric.startswith("latency"):
+            raise typer.BadParameter(f"{flag} {text}: only a latency has a device; write {flag} {number}.")
+        if at and not device:
+            raise typer.BadParameter(f"{flag} {text}: the name of the device is missing after '@'.")
+        limit = parse_limit(number, flag)
+        return Budget(metric, limit, device or self.device, self.threads, self.batch)
+
+
+def parse_limit(text: str, flag: str) -> float:
+    """A number above 0: plain, with K, M or G behind it, or, for a fraction, in percent.
+
+    Raises: typer.BadParameter.
+    """
+    fraction = flag.endswith("-keep")
+    scale, digits = 1.0, text.strip()
+    if fraction and digits.endswith("%"):
+        scale, digits = 0.01, digits[:-1]
+    elif not fraction and digits[-1:].upper() in SUFFIXES:
+        scale, digits = SUFFIXES[digits[-1].upper()], digits[:-1]
+    try:
+        limit = float(digits) * scale
+    except ValueError:
+        limit = float("nan")
+    if not 0 < limit < float("inf"):
+        raise typer.BadParameter(f"{flag} {text}: a limit is a number above 0, for example {flag} {_example(flag)}.")
+    return limit
+
+
+def _example(flag: str) -> str:
+    return "0.6" if flag.endswith("-keep") else "20" if flag.endswith("-ms") else "2.5G"
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is left out is not sent: the server's defaults stand in one place."""
+
+    method: Annotated[
+        str | None, typer.Option(help="See `vitfit methods`. (default: joint)", rich_help_panel=SEARCH_PANEL)
+    ] = None
+    criterion: Annotated[
+        str | None, typer.Option(help="Importance. (default: the method's own)", rich_help_panel=SEARCH_PANEL)
+    ] = None
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Policies to try. (default: 32)", rich_help_panel=SEARCH_PANEL)
+    ] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="(default: 0)", rich_help_panel=SEARCH_PANEL)] = None
+    no_recovery: Annotated[
+        bool, typer.Option("--no-recovery", help="Leave out closed-form recovery.", rich_help_panel=SEARCH_PANEL)
+    ] = False
+    finetune_epochs: Annotated[
+        int | None, typer.Option(min=0, help="Epochs of distillation. (default: 0)", rich_help_panel=SEARCH_PANEL)
+    ] = None
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="score|latency",
+            help="Best score within the budgets, or the fastest within --max-loss. (default: score)",
+            rich_help_panel=SEARCH_PANEL,
+        ),
+    ] = None
+    max_loss: Annotated[
+        float | None, typer.Option(help="Accuracy that may be lost, 0.01 = 1 point.", rich_help_panel=SEARCH_PANEL)
+    ] = None
+
+    def options(self) -> JobOptions:
+        """As `Client.submit` takes them.
+
+        Raises: typer.BadParameter for --max-loss without --objective latency, and the other way round.
+        """
+        if (self.objective == "latency") != (self.max_loss is not None):
+            raise typer.BadParameter("--max-loss and --objective latency belong together: give both or neither.")
+        given: JobOptions = {}
+        for name in ("method", "criterion", "trials", "seed", "objective", "max_loss"):
+            if getattr(self, name) is not None:
+                given[name] = getattr(self, name)
+        if self.no_recovery:
+            given["recovery"] = False
+        if self.finetune_epochs is not None:
+            given["finetune"] = {"epochs": self.finetune_epochs}
+        return given

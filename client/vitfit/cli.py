@@ -1,0 +1,264 @@
+"""The command `vitfit`: the verbs that need nothing but a server's address."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from vitfit import render
+from vitfit.budget_options import BudgetOptions, SearchOptions
+from vitfit.client import Client
+from vitfit.errors import VitfitError
+from vitfit.model_source import ModelSource, model_source
+from vitfit.results import Artifact, Job
+from vitfit.verbs import INTERRUPTED, ServerOptions, fail, load_verbs, print_json, verb
+
+app = typer.Typer(
+    name="vitfit",
+    help="A vision transformer and a budget go in, a smaller ONNX file that meets it comes out.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+)
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.", show_default=False)]
+ID_PATTERN = re.compile(r"[a-z]{2,5}_[A-Za-z0-9]{6,}")
+MODEL_ID_PATTERN = re.compile(r"mdl_[A-Za-z0-9]+")
+
+
+@verb(app)
+def submit(
+    model: Annotated[
+        str, typer.Option(help="timm name, id of an uploaded model, or a folder with model.json.", show_default=False)
+    ],
+    target: ServerOptions,
+    budgets: BudgetOptions,
+    search: SearchOptions,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights: .safetensors or .pth.", metavar="FILE")] = None,
+    options: Annotated[
+        str | None, typer.Option(help="Arguments of timm's create_model, JSON or @FILE.", metavar="JSON")
+    ] = None,
+    no_pretrained: Annotated[bool, typer.Option("--no-pretrained", help="Random weights.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help=".npz, zip or tar to upload, a folder on the server, or an id.", metavar="FILE")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="A name for the job.")] = None,
+    validate_only: Annotated[bool, typer.Option("--validate-only", help="Check the request, start nothing.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+) -> None:
+    """Upload what is needed and queue a compression."""
+    limits, chosen = budgets.budgets(), search.options()
+    if name is not None:
+        chosen["name"] = name
+    source = None
+    if not MODEL_ID_PATTERN.fullmatch(model):
+        source = model_source(model, options, checkpoint, False if no_pretrained else None)
+    elif checkpoint or options or no_pretrained:
+        raise typer.BadParameter(
+            f"--model {model} is uploaded already: leave out --checkpoint, --options, --no-pretrained."
+        )
+    with target.client() as client:
+        dataset = _dataset_id(client, data)
+        model_id = _uploaded(client, source) if source else model
+        if validate_only:
+            print_json(client.validate(model_id, limits, dataset=dataset, **chosen))
+            return
+        job = client.submit(model_id, limits, dataset=dataset, **chosen)
+        _after_start(client, job, target, watch)
+
+
+def _uploaded(client: Client, source: ModelSource) -> str:
+    return client.upload_model(
+        source.name, source.options, source.checkpoint, source.preprocessing, source.pretrained, source.classes
+    ).id
+
+
+def _dataset_id(client: Client, data: str | None) -> str | None:
+    """Uploads a file, names a folder, or takes an id as it is."""
+    if data is None:
+        return None
+    path = Path(data)
+    if path.exists():
+        return client.upload_dataset(path).id
+    if ID_PATTERN.fullmatch(data):
+        return data
+    if path.is_absolute():
+        return client.register_dataset(data).id
+    raise VitfitError.local(
+        "no-such-file", f"--data {data}: there is no such file here. Give an .npz, a zip or tar, or a data set's id."
+    )
+
+
+def _after_start(client: Client, job: Job, target: ServerOptions, watch: bool) -> None:
+    if watch:
+        if not target.as_json:
+            render.console.print(f"{job.id} at {client.server}", highlight=False, soft_wrap=True)
+        _follow(client, job.id, target)
+    else:
+        _show(job, target)
+
+
+def _show(job: Job, target: ServerOptions) -> None:
+    if target.as_json:
+        print_json(job.to_json())
+    else:
+        render.show_job(job)
+
+
+def _follow(client: Client, job_id: str, target: ServerOptions) -> None:
+    """Shows every poll; exit status 1 when the job did not succeed."""
+    last: Job | None = None
+    try:
+        polls = client.watch(job_id)
+        for job in polls if target.as_json else render.followed(polls):
+            last = job
+            if target.as_json:
+                print_json(job.to_json())
+    except KeyboardInterrupt:
+        fail(f"No longer watching; the job goes on. `vitfit watch {job_id}` or `vitfit cancel {job_id}`.", INTERRUPTED)
+    assert last is not None  # watch yields at least the finished job
+    if not target.as_json:
+        render.show_job(last)
+    if last.status != "succeeded":
+        raise typer.Exit(1)
+
+
+@verb(app)
+def status(
+    target: ServerOptions,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="All jobs when left out.", show_default=False)
+    ] = None,
+) -> None:
+    """Show one job, or all of them."""
+    with target.client() as client:
+        if job is not None:
+            _show(client.get(job), target)
+        elif target.as_json:
+            for found in client.jobs():
+                print_json(found.to_json())
+        else:
+            render.console.print(render.job_table(client.jobs()))
+
+
+@verb(app)
+def watch(job: JobId, target: ServerOptions) -> None:
+    """Follow a job to its end; exit status 1 when it does not succeed."""
+    with target.client() as client:
+        _follow(client, job, target)
+
+
+@verb(app)
+def trials(job: JobId, target: ServerOptions) -> None:
+    """List what a job tried."""
+    with target.client() as client:
+        if target.as_json:
+            for trial in client.trials(job):
+                print_json(trial.to_json())
+        else:
+            render.console.print(render.trial_table(client.trials(job)))
+
+
+@verb(app)
+def deliver(
+    job: JobId,
+    trial: Annotated[int, typer.Argument(min=0, help="Number of the trial.", show_default=False)],
+    target: ServerOptions,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the new job to its end.")] = False,
+) -> None:
+    """Have another trial of a finished search exported: starts a child job."""
+    with target.client() as client:
+        _after_start(client, client.deliver(job, trial), target, watch)
+
+
+@verb(app)
+def download(
+    job: JobId,
+    target: ServerOptions,
+    names: Annotated[list[str] | None, typer.Argument(help="All files when left out.", show_default=False)] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the files.", metavar="DIR")] = Path("."),
+) -> None:
+    """Fetch a job's files; a broken download goes on where it stopped, and every digest is checked."""
+    with target.client() as client:
+        listed = client.artifacts(job)
+        chosen = [_named(listed, name, job) for name in names] if names else listed
+        if not chosen:
+            state = client.get(job).status
+            raise VitfitError.local(
+                "no-files", f"{job} is {state} and has no files. Wait for it: `vitfit watch {job}`."
+            )
+        output.mkdir(parents=True, exist_ok=True)
+        _download_all(client, job, chosen, output, target)
+
+
+def _named(listed: list[Artifact], name: str, job: str) -> Artifact:
+    for artifact in listed:
+        if artifact.name == name:
+            return artifact
+    known = ", ".join(artifact.name for artifact in listed) or "none yet"
+    raise VitfitError.local("unknown-name", f"{job} has no file {name!r}. It has: {known}.", name=name)
+
+
+def _download_all(client: Client, job: str, artifacts: list[Artifact], output: Path, target: ServerOptions) -> None:
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=render.console, disable=target.as_json) as bar:
+        for artifact in artifacts:
+            task = bar.add_task(artifact.name, total=artifact.bytes)
+            path = client.download(job, artifact, output, _mover(bar, task))
+            bar.update(task, completed=artifact.bytes)
+            if target.as_json:
+                print_json(
+                    {"name": artifact.name, "path": str(path), "bytes": artifact.bytes, "sha256": artifact.sha256}
+                )
+    if not target.as_json:
+        text = f"{len(artifacts)} files in {output.resolve()}, every SHA-256 as the server listed it."
+        render.console.print(text, highlight=False, soft_wrap=True)
+
+
+def _mover(bar: Progress, task: TaskID) -> Callable[[int], None]:
+    return lambda done: bar.update(task, completed=done)
+
+
+@verb(app)
+def cancel(job: JobId, target: ServerOptions) -> None:
+    """Stop a job; may be repeated."""
+    with target.client() as client:
+        _show(client.cancel(job), target)
+
+
+@verb(app)
+def devices(target: ServerOptions) -> None:
+    """List the devices whose latency a budget can name."""
+    with target.client() as client:
+        found = client.devices()
+        if target.as_json:
+            for device in found:
+                print_json(device.to_json())
+        else:
+            render.console.print(render.device_table(found))
+
+
+@verb(app)
+def methods(target: ServerOptions) -> None:
+    """List the ways to compress."""
+    with target.client() as client:
+        found = client.methods()
+        if target.as_json:
+            for method in found:
+                print_json(method.to_json())
+        else:
+            render.console.print(render.method_table(found))
+
+
+load_verbs(app)
+
+
+def main() -> None:
+    """The entry point of the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""`Client`: the REST interface of a vitfit server as typed calls."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypedDict, TypeVar, Unpack
+
+import httpx
+
+from vitfit.connection import Connection, retry_after_s
+from vitfit.download import OnBytes, download
+from vitfit.errors import VitfitError
+from vitfit.results import Artifact, Budget, Dataset, Device, Job, Method, Model, Result, Trial
+
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+POLL_S = 1.0
+R = TypeVar("R", bound=Result)
+
+
+class JobOptions(TypedDict, total=False):
+    """What a job may say beside its model, budgets and data; what is left out is the server's default."""
+
+    method: str
+    criterion: str
+    trials: int
+    seed: int
+    recovery: bool
+    finetune: dict[str, float]
+    objective: str
+    max_loss: float
+    name: str
+
+
+class Client:
+    """A vitfit server.
+
+    Network faults are repeated `retries` times with growing pauses. Every failure is a `VitfitError`.
+    """
+
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        retries: int = 4,
+        timeout_s: float = 120.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._connection = Connection(server, retries, timeout_s, transport)
+
+    @property
+    def server(self) -> str:
+        """The address that this client talks to."""
+        return self._connection.server
+
+    def close(self) -> None:
+        """Closes the connections; `with Client() as client:` does it too."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # Models and data
+
+    def upload_model(
+        self,
+        name: str,
+        options: Mapping[str, Any] | None = None,
+        checkpoint: str | Path | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+        pretrained: bool | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> Model:
+        """Registers a timm model, with the weights of `checkpoint` (safetensors or .pth) when one is given.
+
+        Without a checkpoint the server takes the pretrained weights, unless `pretrained` is False.
+        """
+        if pretrained is None:
+            pretrained = checkpoint is None
+        config = {
+            "name": name,
+            "options": dict(options or {}),
+            "pretrained": pretrained,
+            "preprocessing": dict(preprocessing) if preprocessing else None,
+            "classes": list(classes) if classes else None,
+        }
+        if checkpoint is None:
+            return Model.from_json(self._post("/v1/models", json=config))
+        path = _existing(checkpoint)
+        return Model.from_json(
+            self._post(
+                "/v1/models",
+                data={"config": json.dumps(config)},
+                files=lambda: {"checkpoint": (path.name, path.open("rb"), "application/octet-stream")},
+            )
+        )
+
+    def upload_dataset(self, path: str | Path) -> Dataset:
+        """Uploads an .npz, zip or tar. A folder is not uploaded but named: see `register_dataset`."""
+        if Path(path).is_dir():
+            return self.register_dataset(str(Path(path).resolve()))
+        file = _existing(path)
+        answer = self._post(
+            "/v1/datasets", files=lambda: {"file": (file.name, file.open("rb"), "application/octet-stream")}
+        )
+        return Dataset.from_json(answer)
+
+    def register_dataset(self, folder: str) -> Dataset:
+        """A folder that lies on the server, under a root that its operator allows."""
+        return Dataset.from_json(self._post("/v1/datasets", json={"path": folder}))
+
+    def models(self) -> Iterator[Model]:
+        """All uploaded models."""
+        return self._paged("/v1/models", "models", Model)
+
+    def datasets(self) -> Iterator[Dataset]:
+        """All data sets."""
+        return self._paged("/v1/datasets", "datasets", Dataset)
+
+    # Jobs
+
+    def submit(
+        self,
+        model: Model | str,
+        budgets: Iterable[Budget],
+        *,
+        dataset: Dataset | str | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Job:
+        """Queues a compression. The request carries an idempotency key: repeating it never makes a second job."""
+        body = _job_body(model, budgets, dataset, options)
+        return Job.from_json(self._post("/v1/jobs", key=idempotency_key, json=body))
+
+    def validate(
+        self,
+        model: Model | str,
+        budgets: Iterable[Budget],
+        *,
+        dataset: Dataset | str | None = None,
+        **options: Unpack[JobOptions],
+    ) -> dict[str, Any]:
+        """Checks a request as `submit` would and creates nothing. Gives the server's description of it."""
+        body = _job_body(model, budgets, dataset, options)
+        answer: dict[str, Any] = self._post("/v1/jobs", params={"validate_only": "true"}, json=body)
+        return answer
+
+    def get(self, job: Job | str) -> Job:
+        """The job as it is now."""
+        return Job.from_json(self._connection.json("GET", _job_path(job)))
+
+    def jobs(self, status: str | None = None, page_size: int = 50) -> Iterator[Job]:
+        """All jobs, newest page by page as they are asked for."""
+        return self._paged("/v1/jobs", "jobs", Job, page_size, {"status": status} if status else {})
+
+    def watch(self, job: Job | str, timeout_s: float | None = None, patience_s: float = 60.0) -> Iterator[Job]:
+        """Yields the job at every poll, as often as the server's `Retry-After` says, until it is finished.
+
+        A server that goes away for less than `patience_s` (a restart) is waited for: the job outlives it.
+
+        Raises: VitfitError `timeout` after `timeout_s`; the job itself goes on.
+        """
+        started = answered = time.monotonic()
+        while True:
+            pause = POLL_S
+            try:
+                response = self._connection.request("GET", _job_path(job))
+            except VitfitError as error:
+                if error.problem.code != "unreachable" or time.monotonic() - answered > patience_s:
+                    raise
+            else:
+                answered = time.monotonic()
+                pause = retry_after_s(response, default=POLL_S)
+                current = Job.from_json(response.json())
+                yield current
+                if current.finished:
+                    return
+            if timeout_s is not None and time.monotonic() - started + pause > timeout_s:
+                raise VitfitError.local(
+                    "timeout", f"{_id(job)} was not finished after {timeout_s:g} s. It goes on: watch it again later."
+                )
+            time.sleep(pause)
+
+    def trials(self, job: Job | str, page_size: int = 200) -> Iterator[Trial]:
+        """The trials of a job in their order."""
+        return self._paged(f"{_job_path(job)}/trials", "trials", Trial, page_size)
+
+    def deliver(self, job: Job | str, trial: int) -> Job:
+        """Another trial of the same search as files: gives the child job that makes them."""
+        return Job.from_json(self._post(f"{_job_path(job)}/deliver", json={"trial": trial}))
+
+    def cancel(self, job: Job | str) -> Job:
+        """Stops a job; may be repeated, and leaves a finished one as it is."""
+        return Job.from_json(self._post(f"{_job_path(job)}/cancel"))
+
+    def delete(self, job: Job | str) -> None:
+        """Removes a finished job and its files."""
+        self._connection.request("DELETE", _job_path(job))
+
+    # Files
+
+    def artifacts(self, job: Job | str) -> list[Artifact]:
+        """The finished files of a job."""
+        return list(self._paged(f"{_job_path(job)}/artifacts", "artifacts", Artifact))
+
+    def download(
+        self, job: Job | str, artifact: Artifact | str, destination: str | Path, on_bytes: OnBytes | None = None
+    ) -> Path:
+        """Fetches one file, resuming what an earlier attempt left in `destination.part`, and checks its SHA-256.
+
+        A destination that is a folder gets the artefact's own name. `on_bytes` hears the bytes on the disk.
+        """
+        if isinstance(artifact, str):
+            artifact = self._artifact(job, artifact)
+        target = Path(destination)
+        if target.is_dir():
+            target = target / _plain_name(artifact.name)
+        if not artifact.href:
+            raise VitfitError.local("no-address", f"The server lists {artifact.name} without an address (href).")
+        return download(self._connection, artifact, target, on_bytes)
+
+    def _artifact(self, job: Job | str, name: str) -> Artifact:
+        listed = {artifact.name: artifact for artifact in self.artifacts(job)}
+        if name not in listed:
+            known = ", ".join(sorted(listed)) or "none yet"
+            raise VitfitError.local("unknown-name", f"{_id(job)} has no artefact {name!r}. It has: {known}.", name=name)
+        return listed[name]
+
+    # The server
+
+    def devices(self) -> list[Device]:
+        """Where latency can be measured or predicted."""
+        return list(self._paged("/v1/devices", "devices", Device))
+
+    def methods(self) -> list[Method]:
+        """The ways to compress."""
+        return list(self._paged("/v1/methods", "methods", Method))
+
+    def health(self) -> dict[str, Any]:
+        """What `/healthz` says."""
+        answer: dict[str, Any] = self._connection.json("GET", "/healthz")
+        return answer
+
+    def _post(self, path: str, key: str | None = None, **extra: Any) -> Any:
+        """A POST that may be repeated: all its repeats carry one key."""
+        headers = {"Idempotency-Key": key or str(uuid.uuid4())}
+        return self._connection.json("POST", path, headers=headers, **extra)
+
+    def _paged(
+        self, path: str, noun: str, kind: type[R], page_size: int | None = None, query: Mapping[str, str] | None = None
+    ) -> Iterator[R]:
+        """The items of all pages; a plain JSON list is one page."""
+        params: dict[str, Any] = dict(query or {})
+        if page_size:
+            params["page_size"] = page_size
+        while True:
+            body = self._connection.json("GET", path, params=params)
+            rows = body if isinstance(body, list) else body[noun] if noun in body else body["items"]
+            yield from (kind.from_json(row) for row in rows)
+            token = None if isinstance(body, list) else body.get("next_page_token")
+            if not token:
+                return
+            params["page_token"] = token
+
+
+def _id(thing: Model | Dataset | Job | str) -> str:
+    return thing if isinstance(thing, str) else thing.id
+
+
+def _job_path(job: Job | str) -> str:
+    name = _id(job)
+    if not name or not all(letter.isalnum() or letter in "_-" for letter in name):
+        raise VitfitError.local("unknown-name", f"{name!r} is not the id of a job. Ids look like job_1a2b3c.")
+    return f"/v1/jobs/{name}"
+
+
+def _job_body(
+    model: Model | str, budgets: Iterable[Budget], dataset: Dataset | str | None, options: JobOptions
+) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": _id(model), "budgets": [budget.to_json() for budget in budgets]}
+    if dataset is not None:
+        body["dataset"] = _id(dataset)
+    return {**body, **options}
+
+
+def _existing(path: str | Path) -> Path:
+    file = Path(path)
+    if not file.is_file():
+        raise VitfitError.local("no-such-file", f"There is no file {str(path)!r} to upload.", path=str(path))
+    return file
+
+
+def _plain_name(name: str) -> str:
+    """Refuses a name that would leave the folder: the listing comes from another machine."""
+    if name in ("", ".", "..") or "/" in name or "\\" in name or name.endswith(".part"):
+        raise VitfitError.local(
+            "unsafe-name", f"The server names an artefact {name!r}, which is not a plain file name."
+        )
+    return name

@@ -1,0 +1,124 @@
+"""Requests that survive a network fault: repeated with growing pauses when, and only when, a repeat is safe."""
+
+import contextlib
+import email.utils
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+
+from vitfit.errors import VitfitError, error_from_response
+
+TRANSIENT_STATUS = (429, 502, 503, 504)
+REPEATABLE_METHODS = ("GET", "HEAD", "DELETE")
+LONGEST_PAUSE_S = 30.0
+
+
+class Connection:
+    """One server. Every answer of status 400 or more becomes a `VitfitError`."""
+
+    def __init__(self, server: str, retries: int, timeout_s: float, transport: httpx.BaseTransport | None) -> None:
+        self.server = server.rstrip("/")
+        self.retries = retries
+        if not self.server.startswith(("http://", "https://")):
+            raise VitfitError.local(
+                "invalid-address", f"{server!r} is not an address of a server. Write it like http://127.0.0.1:8000."
+            )
+        timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0))
+        self._http = httpx.Client(base_url=self.server, timeout=timeout, transport=transport)
+
+    def close(self) -> None:
+        """Closes the sockets."""
+        self._http.close()
+
+    def request(
+        self, method: str, path: str, *, files: Callable[[], Any] | None = None, **extra: Any
+    ) -> httpx.Response:
+        """Sends until it is answered or the retries are used up.
+
+        `files` is called anew for each attempt, so that a repeated upload starts at the first byte.
+        A POST is repeated only when it carries an `Idempotency-Key`.
+        """
+        repeatable = method in REPEATABLE_METHODS or "Idempotency-Key" in (extra.get("headers") or {})
+        for attempt in range(self.retries + 1):
+            last = attempt == self.retries or not repeatable
+            try:
+                with contextlib.ExitStack() as stack:
+                    parts = {"files": _opened(files, stack)} if files else {}
+                    response = self._http.request(method, path, **extra, **parts)
+            except httpx.TransportError as error:
+                if last:
+                    raise self.unreachable(error) from error
+                time.sleep(pause_s(attempt))
+                continue
+            if response.status_code in TRANSIENT_STATUS and not last:
+                time.sleep(retry_after_s(response, default=pause_s(attempt)))
+                continue
+            if response.status_code >= 400:
+                raise error_from_response(response)
+            return response
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def json(self, method: str, path: str, **extra: Any) -> Any:
+        """`request`, and its JSON body."""
+        response = self.request(method, path, **extra)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise VitfitError.local(
+                "not-a-vitfit-server",
+                f"{response.request.url} did not answer with JSON. Is {self.server} the address of a vitfit server?",
+            ) from error
+
+    @contextlib.contextmanager
+    def stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """One GET whose body is read by the caller. Raises httpx.TransportError: the caller knows how to resume."""
+        with self._http.stream("GET", path, headers=headers) as response:
+            if response.status_code >= 400:
+                response.read()
+            yield response
+
+    def unreachable(self, error: Exception) -> VitfitError:
+        """The one sentence for a server that does not answer."""
+        if isinstance(error, httpx.TimeoutException):
+            reason = "did not answer in time"
+        elif isinstance(error, httpx.ConnectError):
+            reason = "cannot be reached"
+        else:
+            reason = f"broke off the connection ({type(error).__name__})"
+        return VitfitError.local(
+            "unreachable",
+            f"The vitfit server at {self.server} {reason}: start it with `vitfit serve`, "
+            "or name another one with --server or VITFIT_SERVER.",
+            server=self.server,
+        )
+
+
+def pause_s(attempt: int) -> float:
+    """Seconds before repeat number `attempt` (from 0): 0.25, 0.5, 1 ..., spread so that clients do not march in step."""
+    return min(0.25 * 2.0**attempt, LONGEST_PAUSE_S) * random.uniform(0.8, 1.2)
+
+
+def retry_after_s(response: httpx.Response, default: float) -> float:
+    """The `Retry-After` of an answer (seconds or a date), at most 30 s."""
+    text = response.headers.get("Retry-After", "").strip()
+    if not text:
+        return default
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except ValueError:
+            return default
+    return min(max(seconds, 0.0), LONGEST_PAUSE_S)
+
+
+def _opened(files: Callable[[], Any], stack: contextlib.ExitStack) -> Any:
+    parts = files()
+    for part in parts.values():
+        if hasattr(part[1], "close"):
+            stack.callback(part[1].close)
+    return parts

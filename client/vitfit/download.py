@@ -1,0 +1,133 @@
+"""A file from the server to the disk: resumed after a cut, compared with its digest, named only when it is whole."""
+
+import base64
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from vitfit.connection import TRANSIENT_STATUS, Connection, pause_s, retry_after_s
+from vitfit.errors import VitfitError, error_from_response
+from vitfit.results import Artifact
+
+CHUNK_BYTES = 1 << 20
+OnBytes = Callable[[int], None]
+
+
+def download(connection: Connection, artifact: Artifact, destination: Path, on_bytes: OnBytes | None = None) -> Path:
+    """Writes `artifact` to `destination` through `destination.part` and gives the path back.
+
+    `on_bytes` hears how many bytes lie on the disk. A part that an earlier attempt left is gone on with; should the
+    result have a wrong digest (the part was of another version), it is fetched once more from the first byte.
+
+    Raises: VitfitError `wrong-digest` when the whole file does not have the digest of the listing.
+    """
+    if destination.is_file() and digest_of(destination) == artifact.sha256:
+        return destination
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    part = destination.with_name(destination.name + ".part")
+    resumed = part.exists()
+    _fetch(connection, artifact, part, on_bytes)
+    if resumed and digest_of(part) != artifact.sha256:
+        part.unlink()
+        _fetch(connection, artifact, part, on_bytes)
+    found = digest_of(part)
+    if found != artifact.sha256:
+        part.unlink()
+        raise VitfitError.local(
+            "wrong-digest",
+            f"{artifact.name} arrived damaged: its SHA-256 is {found}, the server lists {artifact.sha256}. "
+            "Nothing was kept; download it again, and look at proxies on the way if this repeats.",
+            expected=artifact.sha256,
+            found=found,
+        )
+    os.replace(part, destination)
+    return destination
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch(connection: Connection, artifact: Artifact, part: Path, on_bytes: OnBytes | None) -> None:
+    """Fills `part` up to the artefact's size. The retries count anew after every attempt that brought bytes."""
+    failures = 0
+    if not part.exists() or part.stat().st_size > artifact.bytes:
+        part.write_bytes(b"")
+    while (have := part.stat().st_size) < artifact.bytes:
+        pause, fault = pause_s(failures), None
+        try:
+            pause = _append(connection, artifact, part, have, on_bytes) or pause
+        except httpx.TransportError as error:
+            fault = error
+        if part.stat().st_size > have:
+            failures = 0
+            continue
+        failures += 1
+        if failures > connection.retries:
+            raise connection.unreachable(fault) if fault else _cut_short(artifact, have)
+        time.sleep(pause)
+
+
+def _append(
+    connection: Connection, artifact: Artifact, part: Path, have: int, on_bytes: OnBytes | None
+) -> float | None:
+    """One request. Gives the pause that the server asked for when it was not ready, else None."""
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": f'"{artifact.sha256}"'}
+    with connection.stream(artifact.href, headers) as response:
+        if response.status_code == 416:
+            part.write_bytes(b"")
+            return None
+        if response.status_code in TRANSIENT_STATUS:
+            return retry_after_s(response, default=pause_s(0))
+        if response.status_code >= 400:
+            raise error_from_response(response)
+        _compare_digest_header(response, artifact)
+        resumes = response.status_code == 206 and _starts_at(response, have)
+        with part.open("ab" if resumes else "wb") as file:
+            for chunk in response.iter_raw(CHUNK_BYTES):
+                file.write(chunk)
+                if on_bytes:
+                    on_bytes(file.tell())
+    return None
+
+
+def _compare_digest_header(response: httpx.Response, artifact: Artifact) -> None:
+    """The server's `Repr-Digest` and its listing must name the same bytes before any of them is written."""
+    for member in response.headers.get("Repr-Digest", "").split(","):
+        name, _, value = member.strip().partition("=")
+        if name != "sha-256" or len(value) < 2:
+            continue
+        try:
+            found = base64.b64decode(value.strip(":")).hex()
+        except ValueError:
+            found = value
+        if found != artifact.sha256:
+            raise VitfitError.local(
+                "wrong-digest",
+                f"The server lists {artifact.name} with SHA-256 {artifact.sha256} but sends {found}: "
+                "the file changed since it was listed. List the artefacts again, then download.",
+                expected=artifact.sha256,
+                found=found,
+            )
+
+
+def _starts_at(response: httpx.Response, offset: int) -> bool:
+    return bool(response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"))
+
+
+def _cut_short(artifact: Artifact, have: int) -> VitfitError:
+    return VitfitError.local(
+        "cut-short",
+        f"{artifact.name} broke off at {have} of {artifact.bytes} bytes again and again. "
+        "What arrived lies beside it as .part; run the same download again to go on from there.",
+        have=have,
+        bytes=artifact.bytes,
+    )

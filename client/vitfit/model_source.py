@@ -1,0 +1,86 @@
+"""Where a model comes from: a timm name with options, or a folder (or file) `model.json` with its weights beside it."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vitfit.errors import VitfitError
+
+WEIGHTS = ("weights.safetensors", "weights.pth")
+FIELDS = ("name", "options", "pretrained", "preprocessing", "classes")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The content of a model.json, and the file of the weights."""
+
+    name: str
+    options: dict[str, Any]
+    pretrained: bool | None = None
+    preprocessing: dict[str, Any] | None = None
+    classes: list[str] | None = None
+    checkpoint: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A complete model.json."""
+        pretrained = self.checkpoint is None if self.pretrained is None else self.pretrained
+        return {
+            "name": self.name,
+            "options": self.options,
+            "pretrained": pretrained,
+            "preprocessing": self.preprocessing,
+            "classes": self.classes,
+        }
+
+
+def model_source(
+    name: str, options: str | None = None, checkpoint: Path | None = None, pretrained: bool | None = None
+) -> ModelSource:
+    """Reads what the command line says about a model; `options` is JSON or `@FILE`, and goes over the folder's.
+
+    Raises: VitfitError for a file that is missing or is not what it should be.
+    """
+    source = _from_folder(Path(name)) if _is_file_or_folder(name) else ModelSource(name, {})
+    if options is not None:
+        source = replace(source, options={**source.options, **_object(options, "--options")})
+    if checkpoint is not None:
+        source = replace(source, checkpoint=checkpoint)
+    if pretrained is not None:
+        source = replace(source, pretrained=pretrained)
+    if source.checkpoint is not None and not source.checkpoint.is_file():
+        raise VitfitError.local("no-such-file", f"There is no checkpoint {str(source.checkpoint)!r}.")
+    return source
+
+
+def _is_file_or_folder(name: str) -> bool:
+    """A timm name has no slash; `.` alone and names ending in .json are paths too."""
+    return "/" in name or "\\" in name or name == "." or name.endswith(".json") or (Path(name) / "model.json").is_file()
+
+
+def _from_folder(path: Path) -> ModelSource:
+    file = path / "model.json" if path.is_dir() else path
+    if not file.is_file():
+        raise VitfitError.local("no-such-file", f"There is no {str(file)!r}. --model takes a timm name or a folder.")
+    value = _object("@" + str(file), str(file))
+    if unknown := sorted(set(value) - set(FIELDS)):
+        raise VitfitError.local("bad-file", f"{file} has a field {unknown[0]!r}. It may have: {', '.join(FIELDS)}.")
+    if not isinstance(value.get("name"), str):
+        raise VitfitError.local("bad-file", f"{file} lacks the field 'name', a name of timm.")
+    weights = next((file.parent / name for name in WEIGHTS if (file.parent / name).is_file()), None)
+    return ModelSource(**{"options": {}, **value, "checkpoint": weights})
+
+
+def _object(text: str, origin: str) -> dict[str, Any]:
+    """The JSON object in `text`, or in the file that `@FILE` names."""
+    try:
+        value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
+    except OSError as error:
+        raise VitfitError.local("no-such-file", f"{origin}: {text[1:]} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise VitfitError.local(
+            "bad-json", f"{origin} is not JSON: {error}. Write it like '{{\"depth\": 6}}'."
+        ) from error
+    if not isinstance(value, dict):
+        raise VitfitError.local("bad-json", f"{origin} must be a JSON object like '{{\"depth\": 6}}', not {text!r}.")
+    return value

@@ -1,0 +1,167 @@
+"""What the server answers, as frozen values. Fields that a newer server adds are ignored."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from vitfit.errors import Problem, VitfitError
+
+FINISHED = ("succeeded", "failed", "canceled")
+
+
+class Result:
+    """Base of the results: `from_json` takes the known fields, `to_json` gives plain values."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Raises: VitfitError when a field without a default is missing."""
+        fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        known = {name: value[name] for name in fields if value.get(name) is not None}
+        for name, item in fields.items():
+            if name not in known and item.default is item.default_factory is dataclasses.MISSING:
+                raise VitfitError.local(
+                    "unexpected-answer",
+                    f"The server sent a {cls.__name__.lower()} without {name!r}. Client and server must be of one version.",
+                )
+        return cls(**known)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, nested results included."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(frozen=True)
+class Model(Result):
+    """An uploaded model; `description` has its size, tokens, heads and MACs."""
+
+    id: str
+    name: str
+    description: dict[str, Any] = field(default_factory=dict)
+    created_at: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset(Result):
+    """An uploaded data set; `description` counts images, classes and splits."""
+
+    id: str
+    name: str | None = None
+    description: dict[str, Any] = field(default_factory=dict)
+    created_at: str | None = None
+
+
+@dataclass(frozen=True)
+class Progress(Result):
+    """How far a search is. `best_score` is larger for better; `seconds_left` is an estimate."""
+
+    trials_done: int = 0
+    trials_total: int = 0
+    best_score: float | None = None
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One upper limit: `latency_ms`, `latency_keep`, `macs`, `macs_keep`, `params` or `params_keep`.
+
+    The `*_keep` are fractions of the original's value. Device, threads and batch belong to the two latency metrics.
+    """
+
+    metric: str
+    limit: float
+    device: str = "cpu"
+    threads: int = 1
+    batch: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As `POST /v1/jobs` takes it."""
+        if not self.metric.startswith("latency"):
+            return {"metric": self.metric, "limit": self.limit}
+        setting = {"threads": self.threads, "batch": self.batch}
+        return {"metric": self.metric, "limit": self.limit, "device": self.device, "setting": setting}
+
+
+@dataclass(frozen=True)
+class Job(Result):
+    """A compression and what became of it."""
+
+    id: str
+    status: str
+    name: str | None = None
+    stage: str | None = None
+    progress: Progress = field(default_factory=Progress)
+    attempt: int = 0
+    guarantee: str | None = None
+    request: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] | None = None
+    error: Problem | None = None
+    created_at: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    parent: str | None = None
+    links: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the status can no longer change."""
+        return self.status in FINISHED
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Job":
+        """The job of `GET /v1/jobs/{id}`."""
+        parts: dict[str, Any] = dict(value)
+        parts["progress"] = Progress.from_json(value.get("progress") or {})
+        parts["error"] = Problem.from_json(value["error"]) if value.get("error") else None
+        return super().from_json(parts)
+
+
+@dataclass(frozen=True)
+class Trial(Result):
+    """One policy that was tried; `costs` are by budget, `origin` says whether they were predicted or measured."""
+
+    number: int
+    score: float
+    accuracy: float | None = None
+    agreement: float | None = None
+    costs: dict[str, float] = field(default_factory=dict)
+    origin: str | None = None
+    seconds: float | None = None
+    start: bool = False
+    structure_key: str | None = None
+    policy: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact(Result):
+    """A finished file of a job. `sha256` is in hexadecimal."""
+
+    name: str
+    bytes: int
+    sha256: str
+    media_type: str = "application/octet-stream"
+    href: str = ""
+
+
+@dataclass(frozen=True)
+class Device(Result):
+    """Something with a latency: measured here, or a profile from which it is predicted."""
+
+    name: str
+    kind: str = "profile"
+    reachable: bool = False
+    threads: int | None = None
+    precision: str | None = None
+    description: str = ""
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Method(Result):
+    """A way to compress: what it makes smaller (`axes`) and how it can rank (`criteria`)."""
+
+    name: str
+    title: str = ""
+    axes: list[str] = field(default_factory=list)
+    criteria: list[str] = field(default_factory=list)
+    training: str | None = None

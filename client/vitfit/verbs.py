@@ -1,0 +1,107 @@
+"""How a function becomes a verb of `vitfit`: its options, its errors, its exit status, and the verbs of other packages."""
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Annotated, Any
+
+import typer
+
+from vitfit.client import DEFAULT_SERVER, Client
+from vitfit.errors import VitfitError
+from vitfit.flatten import flattened
+
+GROUP = "vitfit.verbs"
+SERVER_VERBS = ("serve", "compress", "measure")
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where the server is and who reads the answer."""
+
+    server: Annotated[str, typer.Option(envvar="VITFIT_SERVER", help="Address of the vitfit server.")] = DEFAULT_SERVER
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one document per line.")] = False
+
+    def client(self) -> Client:
+        """A client of this server."""
+        return Client(self.server)
+
+
+def verb(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a function whose dataclass parameters are groups of options and whose errors are one paragraph."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        app.command(name or function.__name__)(_guarded(flattened(function)))
+        return function
+
+    return decorate
+
+
+def _guarded(run: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(run)
+    def guarded(**values: Any) -> None:
+        try:
+            run(**values)
+        except VitfitError as error:
+            if values.get("as_json"):
+                print_json(error.problem.to_json())
+            fail(error.detail)
+        except BrokenPipeError:  # `vitfit trials JOB | head`: the reader has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            fail(f"{place}{error.strerror or error}.")
+        except KeyboardInterrupt:
+            fail("Interrupted.", status=INTERRUPTED)
+
+    return guarded
+
+
+def fail(detail: str, status: int = 1) -> None:
+    """Says why on stderr and ends the command. Raises: typer.Exit."""
+    typer.echo(f"error: {detail}", err=True)
+    raise typer.Exit(status)
+
+
+def print_json(value: Any) -> None:
+    """One document on one line of stdout, at once."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
+    sys.stdout.flush()
+
+
+def load_verbs(app: typer.Typer) -> None:
+    """Adds the verbs of every installed package in the group `vitfit.verbs`; explains those that are missing."""
+    found = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    for point in found:
+        try:
+            point.load()(app)
+        except ImportError as error:
+            _explain_missing(app, f"cannot be loaded: {error}")
+    if not found:
+        _explain_missing(app, "is not installed here")
+
+
+def _explain_missing(app: typer.Typer, state: str) -> None:
+    for name in SERVER_VERBS:
+        app.command(
+            name,
+            help="(needs the server's packages: vitfit-server)",
+            add_help_option=False,
+            context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        )(_missing(name, state))
+
+
+def _missing(name: str, state: str) -> Callable[[typer.Context], None]:
+    def explain(context: typer.Context) -> None:
+        fail(
+            f"`vitfit {name}` needs the server's packages, and vitfit-server {state}. Install it in an environment of its "
+            "own: `make install` in a checkout of vitfit, or use the image in docker/. "
+            "The other verbs talk to a server that runs elsewhere: name it with --server or VITFIT_SERVER."
+        )
+
+    return explain
