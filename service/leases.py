@@ -1,0 +1,195 @@
+"""Jobs as runners and workers see them: claim with a lease, heartbeat, fenced writes, finish, requeue.
+
+Who claims a job gets a lease with a fencing token. Every write names the token; once the job has been requeued or claimed
+again, writes with the old token raise `Fenced`, so a worker that slept past its lease changes nothing.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from models.errors import Canceled, VitfitError
+from service.errors import WorkerCrashed
+from service.jobs import LEASED, move
+from service.journal import Fenced, JobResult
+from service.store import JobRow, Store, TrialRow, now
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on a job, until another fence is handed out."""
+
+    job_id: str
+    fence: int
+
+
+class Leases:
+    """The workers' half of the jobs table."""
+
+    def __init__(self, store: Store, lease_s: float, max_crashes: int = 3) -> None:
+        self._store = store
+        self._lease = timedelta(seconds=lease_s)
+        self._max_crashes = max_crashes
+
+    def claim(self, owner: str) -> Lease | None:
+        """Take the oldest queued job; None when there is none."""
+        query = select(JobRow).where(JobRow.status == "queued").order_by(JobRow.created_at, JobRow.id).limit(1)
+        with self._store.write() as session:
+            job = session.scalar(query.with_for_update())
+            if job is None:
+                return None
+            move(job, "running")
+            job.attempt += 1
+            job.fence += 1
+            job.lease_owner, job.lease_expires_at = owner, now() + self._lease
+            return Lease(job.id, job.fence)
+
+    def job(self, lease: Lease) -> JobRow:
+        """The row. Raises: Fenced."""
+        with self._store.read() as session:
+            return _held(session, lease)
+
+    def check(self, lease: Lease) -> None:
+        """Raises: Canceled when the user asked for it, Fenced when the lease is lost."""
+        if self.job(lease).status == "canceling":
+            raise Canceled("The job was canceled.")
+
+    def heartbeat(self, lease: Lease) -> None:
+        """Renew the lease. Raises: Fenced."""
+        with self._writing(lease) as (_, job):
+            job.lease_expires_at = now() + self._lease
+
+    def trials(self, job_id: str) -> list[dict[str, Any]]:
+        """Finished trials in the order of their numbers."""
+        with self._store.read() as session:
+            query = select(TrialRow.body).where(TrialRow.job_id == job_id).order_by(TrialRow.number)
+            return list(session.scalars(query))
+
+    def record(self, lease: Lease, trial: dict[str, Any]) -> None:
+        """Keep a finished trial. Raises: Fenced; ValueError when its number is known or a value is not JSON (NaN)."""
+        json.dumps(trial, allow_nan=False)
+        try:
+            with self._writing(lease) as (session, _):
+                session.add(TrialRow(job_id=lease.job_id, number=int(trial["number"]), body=trial))
+        except IntegrityError as error:
+            raise ValueError(f"trial {trial['number']} was recorded before") from error
+
+    def stage(self, lease: Lease, name: str) -> None:
+        """Raises: Fenced."""
+        with self._writing(lease) as (_, job):
+            job.stage = name
+
+    def progress(self, lease: Lease, done: int, total: int, best: float | None, seconds_left: float | None) -> None:
+        """Raises: Fenced."""
+        with self._writing(lease) as (_, job):
+            values = {"trials_done": done, "trials_total": total, "best_score": best, "seconds_left": seconds_left}
+            job.progress = _finite(values)
+
+    def succeed(self, lease: Lease, result: JobResult) -> None:
+        """Store the result; a job that was canceled meanwhile stays canceled. Raises: Fenced."""
+        with self._writing(lease) as (_, job):
+            if job.status == "canceling":
+                move(job, "canceled")
+                return
+            job.guarantee = result.guarantee
+            job.result = _finite({**result.summary, "delivered_trial": result.delivered_trial})
+            move(job, "succeeded")
+
+    def fail(self, lease: Lease, error: VitfitError) -> None:
+        """Store why it ended; a job that was canceled meanwhile stays canceled. Raises: Fenced."""
+        with self._writing(lease) as (_, job):
+            _fail(job, error)
+
+    def confirm_cancel(self, lease: Lease) -> None:
+        """The work has stopped, as the user asked. Raises: Fenced."""
+        with self._writing(lease) as (_, job):
+            move(job, "canceled")
+
+    def give_up(self, lease: Lease) -> None:
+        """Requeue a job whose worker was stopped through no fault of the job (or cancel it, if that was asked)."""
+        with self._writing(lease) as (_, job):
+            _requeue(job)
+
+    def crash(self, lease: Lease, how: str) -> None:
+        """Requeue a job whose worker died, or fail it when that happens again and again without a new trial."""
+        with self._writing(lease) as (session, job):
+            self._after_crash(session, job, how)
+
+    def expire(self) -> list[Lease]:
+        """Requeue jobs whose lease has run out; the answer names the leases that were lost."""
+        with self._store.write() as session:
+            query = select(JobRow).where(JobRow.status.in_(LEASED), JobRow.lease_expires_at < now())
+            jobs = list(session.scalars(query.with_for_update()))
+            for job in jobs:
+                self._after_crash(session, job, "was not heard of for longer than its lease")
+            return [Lease(job.id, job.fence) for job in jobs]
+
+    def take_back(self, is_gone: Callable[[str], bool]) -> list[str]:
+        """Requeue the jobs of servers that are gone, without waiting for their leases; the answer names the jobs."""
+        with self._store.write() as session:
+            jobs = session.scalars(select(JobRow).where(JobRow.status.in_(LEASED)).with_for_update())
+            orphans = [job for job in jobs if job.lease_owner is None or is_gone(job.lease_owner)]
+            for job in orphans:
+                _requeue(job)
+            return [job.id for job in orphans]
+
+    @contextmanager
+    def _writing(self, lease: Lease) -> Iterator[tuple[Session, JobRow]]:
+        with self._store.write() as session:
+            yield session, _held(session, lease)
+
+    def _after_crash(self, session: Session, job: JobRow, how: str) -> None:
+        trials = session.scalar(select(func.count()).where(TrialRow.job_id == job.id)) or 0
+        job.crashes = 1 if trials > job.crashed_with_trials else job.crashes + 1
+        job.crashed_with_trials = trials
+        if job.crashes >= self._max_crashes:
+            _fail(job, _repeated_crash(job, how))
+        else:
+            _requeue(job)
+
+
+def _held(session: Session, lease: Lease) -> JobRow:
+    job = session.scalar(select(JobRow).where(JobRow.id == lease.job_id).with_for_update())
+    if job is None or job.fence != lease.fence or job.status not in LEASED:
+        raise Fenced(f"Job {lease.job_id} is no longer this worker's (its token {lease.fence} is out of date).")
+    return job
+
+
+def _requeue(job: JobRow) -> None:
+    move(job, "canceled" if job.status == "canceling" else "queued")
+
+
+def _fail(job: JobRow, error: VitfitError) -> None:
+    if job.status == "canceling":
+        move(job, "canceled")
+        return
+    job.error = _finite(error.to_json())
+    move(job, "failed")
+
+
+def _repeated_crash(job: JobRow, how: str) -> WorkerCrashed:
+    return WorkerCrashed(
+        f"The job's process {how}, after {job.crashes} starts in a row without a new finished trial; it is not started "
+        "again. Often the machine's memory is too small: try a smaller model, batch or data set.",
+        attempts=job.attempt,
+        trials=job.crashed_with_trials,
+    )
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null, so that one odd number does not lose a finished job."""
+    if isinstance(value, dict):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""One file per change; a file that has been released is never edited."""

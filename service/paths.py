@@ -1,0 +1,100 @@
+"""Where every file of the data folder is. No other file joins these names."""
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.journal import JobFiles
+from service.processes import is_gone, whoami
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The files of one job."""
+
+    root: Path
+
+    @property
+    def artifacts(self) -> Path:
+        """Finished files only: they are written elsewhere and moved here."""
+        return self.root / "artifacts"
+
+    @property
+    def work(self) -> Path:
+        """Scratch that later attempts find again."""
+        return self.root / "work"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.txt"
+
+    def create(self) -> None:
+        for folder in (self.artifacts, self.work):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """The server's data folder. Names of models, data sets and jobs are ids that the server made, never users' text."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        return self.root / "vitfit.sqlite"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def datasets(self) -> Path:
+        return self.root / "datasets"
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
+
+    @property
+    def tables(self) -> Path:
+        """Fitted latency tables, shared by all jobs."""
+        return self.root / "tables"
+
+    @property
+    def uploads(self) -> Path:
+        """What is not finished yet: one folder for each server process."""
+        return self.root / "uploads"
+
+    def model(self, model_id: str) -> Path:
+        return self.models / model_id
+
+    def dataset(self, dataset_id: str) -> Path:
+        return self.datasets / dataset_id
+
+    def job(self, job_id: str) -> JobFolder:
+        return JobFolder(self.jobs / job_id)
+
+    def job_files(self, job_id: str, model_id: str, dataset_id: str | None) -> JobFiles:
+        """What the engine is given for a job; its own folders exist afterwards."""
+        folder = self.job(job_id)
+        folder.create()
+        dataset = self.dataset(dataset_id) if dataset_id else None
+        return JobFiles(self.model(model_id), dataset, folder.artifacts, folder.work, self.tables)
+
+    def new_upload(self) -> Path:
+        """A fresh folder for an upload, on the same file system as its destination."""
+        folder = self.uploads / whoami().replace("/", "_") / secrets.token_hex(8)
+        folder.mkdir(parents=True)
+        return folder
+
+    def create(self) -> None:
+        """Make the folders and prove that they can be written. Raises: OSError."""
+        for folder in (self.models, self.datasets, self.jobs, self.tables, self.uploads):
+            folder.mkdir(parents=True, exist_ok=True)
+        probe = self.root / f".probe-{secrets.token_hex(4)}"
+        probe.write_bytes(b"vitfit")
+        probe.unlink()
+
+    def left_behind(self) -> list[Path]:
+        """Upload folders of server processes of this machine that are gone."""
+        return [folder for folder in self.uploads.iterdir() if is_gone(folder.name.replace("_", "/"))]

@@ -1,0 +1,50 @@
+"""What the operator decides: constructor arguments, or environment variables with the prefix VITFIT_."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "VITFIT_"
+
+
+class Settings(BaseSettings):
+    """Settings of one server. The safe values are the defaults: loopback only, no folder of the machine is readable."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
+
+    data: Path = Field(Path("vitfit-data"), description="Folder for everything that the server keeps.")
+    host: str = Field("127.0.0.1", description="Address to listen on; the default is reachable from this machine only.")
+    port: int = Field(8000, ge=0, le=65535, description="0 picks a free port.")
+    allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="Folders below which users may name data sets by path; in the environment separated by ':'."
+    )
+    upload_limit_bytes: int = Field(4 * 2**30, ge=1, description="Largest upload, all parts together.")
+    workers: int = Field(1, ge=1, le=64, description="Jobs at a time. More than one disturbs latency measurements.")
+    lease_s: float = Field(30.0, gt=0, description="A worker that has not been heard of for so long has lost its job.")
+    max_crashes: int = Field(3, ge=1, description="Worker deaths in a row, without a new trial, that fail the job.")
+    validate_timeout_s: float = Field(10.0, gt=0, description="Longest validation inside POST /v1/jobs.")
+    register_timeout_s: float = Field(300.0, gt=0, description="Longest validation of an upload; it may fetch weights.")
+    engine: Literal["pipeline", "fake"] = Field("pipeline", description="What runs the jobs; fake is for tests.")
+
+    @field_validator("allowed_roots", mode="before")
+    @classmethod
+    def _split_folders(cls, value: Any) -> Any:
+        return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("data")
+    @classmethod
+    def _make_absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("allowed_roots")
+    @classmethod
+    def _resolve(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(root.expanduser().resolve() for root in value)
+
+    def worker_environment(self) -> dict[str, str]:
+        """The variables that give a worker the settings of its server."""
+        names = ("engine", "lease_s")
+        return {f"{PREFIX}{name.upper()}": str(getattr(self, name)) for name in names}
