@@ -15,19 +15,32 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
-    data: Path = Field(Path("vitfit-data"), description="Folder for everything that the server keeps.")
-    host: str = Field("127.0.0.1", description="Address to listen on; the default is reachable from this machine only.")
-    port: int = Field(8000, ge=0, le=65535, description="0 picks a free port.")
-    allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
-        (), description="Folders below which users may name data sets by path; in the environment separated by ':'."
+    data: Path = Field(default=Path("vitfit-data"), description="Folder for everything that the server keeps.")
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on; the default is reachable from this machine only."
     )
-    upload_limit_bytes: int = Field(4 * 2**30, ge=1, description="Largest upload, all parts together.")
-    workers: int = Field(1, ge=1, le=64, description="Jobs at a time. More than one disturbs latency measurements.")
-    lease_s: float = Field(30.0, gt=0, description="A worker that has not been heard of for so long has lost its job.")
-    max_crashes: int = Field(3, ge=1, description="Worker deaths in a row, without a new trial, that fail the job.")
-    validate_timeout_s: float = Field(10.0, gt=0, description="Longest validation inside POST /v1/jobs.")
-    register_timeout_s: float = Field(300.0, gt=0, description="Longest validation of an upload; it may fetch weights.")
-    engine: Literal["pipeline", "fake"] = Field("pipeline", description="What runs the jobs; fake is for tests.")
+    port: int = Field(default=8000, ge=0, le=65535, description="0 picks a free port.")
+    allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="Folders below which users may name data sets by path; in the environment separated by ':'.",
+    )
+    upload_limit_bytes: int = Field(default=4 * 2**30, ge=1, description="Largest upload, all parts together.")
+    workers: int = Field(
+        default=1, ge=1, le=64, description="Jobs at a time. More than one disturbs latency measurements."
+    )
+    lease_s: float = Field(
+        default=30.0, gt=0, description="A worker that has not been heard of for so long has lost its job."
+    )
+    max_crashes: int = Field(
+        default=3, ge=1, description="Worker deaths in a row, without a new trial, that fail the job."
+    )
+    validate_timeout_s: float = Field(default=10.0, gt=0, description="Longest validation inside POST /v1/jobs.")
+    register_timeout_s: float = Field(
+        default=300.0, gt=0, description="Longest validation of an upload; it may fetch weights."
+    )
+    engine: Literal["pipeline", "fake"] = Field(
+        default="pipeline", description="What runs the jobs; fake is for tests."
+    )
 
     @field_validator("allowed_roots", mode="before")
     @classmethod

@@ -1,6 +1,7 @@
 """The life of a job in the database: states, leases, fences, requeues."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -101,7 +102,7 @@ def test_a_worker_that_lost_its_job_can_write_nothing(jobs: Jobs, leases: Leases
     jobs.create(new_job())
     zombie = claim(leases)
     leases.give_up(zombie)
-    attempts = [
+    attempts: list[Callable[[], object]] = [
         lambda: leases.record(zombie, trial(0)),
         lambda: leases.heartbeat(zombie),
         lambda: leases.stage(zombie, "searching"),

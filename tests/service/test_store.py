@@ -29,7 +29,7 @@ def test_upgrading_again_changes_nothing(store: Store, jobs: Jobs) -> None:
 def test_a_database_of_a_newer_version_is_refused_and_left_alone(store: Store) -> None:
     with store.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(NewerData, match="'9999'.*newer version"):
+    with pytest.raises(NewerData, match="a newer version wrote it"):
         upgrade(store)
     with store.read() as session:
         assert session.scalar(text("SELECT version_num FROM alembic_version")) == "9999"

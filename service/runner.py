@@ -1,0 +1,184 @@
+"""The server's side of running jobs: claims queued ones, starts a worker for each, and watches what becomes of it.
+
+One thread does it all, a few times per second; it keeps nothing that the database does not know, except the processes.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+from service.journal import Fenced
+from service.leases import Lease, Leases
+from service.paths import DataFolder
+from service.processes import child_environment, end_group, is_gone, signal_group, whoami
+from service.settings import Settings
+
+log = logging.getLogger("vitfit.runner")
+
+POLL_S = 0.2
+EXPIRY_POLL_S = 1.0
+LEAVE_S = 2.0  # a worker whose job is over has so long to end by itself
+TERM_AFTER_S = 1.0  # a canceled engine has so long to notice `journal.check()`,
+KILL_AFTER_S = 1.5  # and then so long (both since the cancel) before its whole process group is killed
+
+
+@dataclass
+class Worker:
+    """A running worker process."""
+
+    lease: Lease
+    process: "subprocess.Popen[bytes]"
+    life: int  # our end of a pipe: the worker ends when it closes, even if this process is killed
+    cancel_seen_at: float | None = None  # these two: time.monotonic()
+    over_seen_at: float | None = None
+    asked_to_end: bool = False
+
+    def close(self) -> None:
+        """Release the pipe and kill what the worker may have left behind in its group."""
+        signal_group(self.process.pid, signal.SIGKILL)
+        os.close(self.life)
+
+
+class Runner:
+    """Runs queued jobs until `stop`."""
+
+    def __init__(self, settings: Settings, folder: DataFolder, leases: Leases) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._leases = leases
+        self._workers: list[Worker] = []
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="runner", daemon=True)
+        self._expiry_checked_at = float("-inf")
+
+    def start(self) -> None:
+        """Take back the jobs of servers of this machine that are gone, and begin."""
+        for job_id in self._leases.take_back(is_gone):
+            log.info("%s goes on: the server that ran it is gone", job_id)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look at the database now: there is a new job, or one was canceled."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the workers; their jobs are queued again and go on at the next start."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether jobs are being run."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._tick()
+            except Exception:  # a database that does not answer now may answer next time
+                log.exception("the runner failed and goes on")
+            self._wake.wait(POLL_S)
+            self._wake.clear()
+        for worker in self._workers:
+            self._stop_worker(worker)
+
+    def _tick(self) -> None:
+        for worker in list(self._workers):
+            self._watch(worker)
+        if time.monotonic() - self._expiry_checked_at > EXPIRY_POLL_S:
+            self._expiry_checked_at = time.monotonic()
+            for lease in self._leases.expire():
+                log.warning("%s: its worker was not heard of for %g s", lease.job_id, self._settings.lease_s)
+        while len(self._workers) < self._settings.workers and not self._stopping.is_set():
+            claimed = self._leases.claim(whoami())
+            if claimed is None:
+                return
+            self._begin(claimed)
+
+    def _begin(self, lease: Lease) -> None:
+        try:
+            self._workers.append(self._spawn(lease))
+        except OSError as error:
+            log.exception("%s: no worker could be started", lease.job_id)
+            self._leases.crash(lease, f"could not be started ({error})")
+
+    def _watch(self, worker: Worker) -> None:
+        status = worker.process.poll()
+        if status is not None:
+            self._reap(worker, status)
+            return
+        try:
+            job = self._leases.job(worker.lease)
+        except Fenced:
+            self._on_lost_lease(worker)
+            return
+        if job.status == "canceling":
+            self._press(worker)
+
+    def _on_lost_lease(self, worker: Worker) -> None:
+        """The job is over, or another's. The usual worker has just stored the job's end and is about to leave."""
+        worker.over_seen_at = worker.over_seen_at or time.monotonic()
+        if time.monotonic() - worker.over_seen_at > LEAVE_S:
+            log.warning("%s: its worker, which has no job any more, is killed", worker.lease.job_id)
+            signal_group(worker.process.pid, signal.SIGKILL)
+
+    def _press(self, worker: Worker) -> None:
+        """A canceled job: wait for the engine to notice, then ask the process, then kill the group."""
+        worker.cancel_seen_at = worker.cancel_seen_at or time.monotonic()
+        waited_s = time.monotonic() - worker.cancel_seen_at
+        if waited_s > KILL_AFTER_S:
+            signal_group(worker.process.pid, signal.SIGKILL)
+        elif waited_s > TERM_AFTER_S and not worker.asked_to_end:
+            worker.asked_to_end = True
+            signal_group(worker.process.pid, signal.SIGTERM)
+
+    def _reap(self, worker: Worker, status: int) -> None:
+        """Store the end of a worker that has not done so itself."""
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        with contextlib.suppress(Fenced):  # the usual case: the worker stored the job's end
+            self._leases.crash(worker.lease, how)
+            log.warning("%s: its worker %s", worker.lease.job_id, how)
+        self._remove(worker)
+
+    def _stop_worker(self, worker: Worker) -> None:
+        end_group(worker.process)
+        with contextlib.suppress(Fenced):
+            self._leases.give_up(worker.lease)
+        self._remove(worker)
+
+    def _remove(self, worker: Worker) -> None:
+        self._workers = [other for other in self._workers if other is not worker]
+        worker.close()
+
+    def _spawn(self, lease: Lease) -> Worker:
+        folder = self._folder.job(lease.job_id)
+        folder.create()
+        theirs, ours = os.pipe()
+        command = [sys.executable, "-m", "service.worker", "--data", str(self._folder.root)]
+        command += ["--job", lease.job_id, "--fence", str(lease.fence), "--parent-pipe", str(theirs)]
+        try:
+            with folder.log.open("ab") as log_file:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(theirs,),
+                    env=child_environment(self._settings.worker_environment()),
+                )
+        except OSError:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
+        log.info("%s: process %d works on it", lease.job_id, process.pid)
+        return Worker(lease, process, ours)

@@ -1,0 +1,138 @@
+"""One attempt at one job, in a process of its own: `python -m service.worker --data DIR --job ID --fence N`.
+
+The runner starts it (service/runner.py) as the leader of a process group. It renews its lease from a thread. It ends, with
+everything that it has started, when its server dies or when it has lost the job; both leave the job to the next attempt.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from models.errors import Canceled, VitfitError
+from service.engine import load_run
+from service.errors import InternalError
+from service.journal import Fenced, JobResult, StoredJournal
+from service.leases import Lease, Leases
+from service.paths import DataFolder
+from service.processes import signal_group
+from service.request import JobRequest
+from service.settings import Settings
+from service.store import JobRow, Store
+
+log = logging.getLogger("vitfit.worker")
+LOST_JOB = 3  # exit status
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 when the job's end is stored (however it ended), 3 when the job was another's."""
+    options = _parse(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` clauses run
+    if options.parent_pipe is not None:
+        threading.Thread(target=_die_with_parent, args=(options.parent_pipe,), daemon=True).start()
+    settings = Settings(data=options.data)
+    folder = DataFolder(settings.data)
+    store = Store(folder.database)
+    leases, lease = Leases(store, settings.lease_s), Lease(options.job, options.fence)
+    try:
+        job = leases.job(lease)
+        heartbeat = Heartbeat(leases, lease, settings.lease_s / 4)
+        heartbeat.start()
+        log.info("attempt %d at %s by process %d", job.attempt, job.id, os.getpid())
+        outcome = _attempt(settings, folder, job, StoredJournal(leases, lease))
+        heartbeat.stop()
+        _store_outcome(leases, lease, outcome)
+    except Fenced as lost:
+        log.warning("%s", lost)
+        return LOST_JOB
+    finally:
+        store.close()
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="service.worker", description="One attempt at one job.")
+    parser.add_argument("--data", type=Path, required=True, help="data folder of the server")
+    parser.add_argument("--job", required=True, help="id of a claimed job")
+    parser.add_argument("--fence", type=int, required=True, help="fencing token of the claim")
+    parser.add_argument("--parent-pipe", type=int, help="file descriptor that closes when the server dies")
+    return parser.parse_args(arguments)
+
+
+def _attempt(settings: Settings, folder: DataFolder, job: JobRow, journal: StoredJournal) -> JobResult | VitfitError:
+    """Run the engine. Errors are results here; only `Fenced` and the wish to exit pass through."""
+    try:
+        if job.model_id is None:
+            raise InternalError("The job's model was deleted.")
+        files = folder.job_files(job.id, job.model_id, job.dataset_id)
+        request = JobRequest.model_validate(job.request)
+        journal.check()
+        return load_run(settings.engine)(request, files, journal, deliver=job.deliver_trial)
+    except Fenced:
+        raise
+    except VitfitError as error:
+        log.info("ended by %s: %s", error.code, error)
+        return error
+    except Exception as error:
+        log.exception("the engine failed")
+        return InternalError(
+            f"The job ended on a mistake of ours ({type(error).__name__}: {error}). The log says more."
+        )
+
+
+def _store_outcome(leases: Leases, lease: Lease, outcome: JobResult | VitfitError) -> None:
+    if isinstance(outcome, JobResult):
+        leases.succeed(lease, outcome)
+    elif isinstance(outcome, Canceled):
+        leases.confirm_cancel(lease)
+    else:
+        leases.fail(lease, outcome)
+    log.info("stored the end of the job")
+
+
+class Heartbeat:
+    """Renews a lease from a thread until it is stopped; ends the process when the lease is lost."""
+
+    def __init__(self, leases: Leases, lease: Lease, pause_s: float) -> None:
+        self._leases, self._lease, self._pause_s = leases, lease, pause_s
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
+
+    def stop(self) -> None:
+        """From now on a lost lease is no surprise: the job's end is being stored."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._pause_s):
+            try:
+                self._leases.heartbeat(self._lease)
+            except Fenced as lost:
+                if not self._stopped.is_set():
+                    log.warning("%s", lost)
+                    _end_group()
+            except Exception:  # a database that does not answer now may answer next time
+                log.exception("the lease could not be renewed")
+
+
+def _die_with_parent(pipe: int) -> None:
+    """Nobody writes to the pipe: reading returns when its other end, the server, is gone."""
+    os.read(pipe, 1)
+    log.warning("the server has died")
+    _end_group()
+
+
+def _end_group() -> None:
+    """End this process and what it has started, at once."""
+    if os.getpgrp() == os.getpid():
+        signal_group(os.getpid(), signal.SIGKILL)
+    os._exit(LOST_JOB)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
