@@ -17,6 +17,8 @@ from vitfit.results import Artifact, Budget, Dataset, Device, Job, Method, Model
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 POLL_S = 1.0
+# A registered model may fetch its weights before the server answers.
+UPLOAD_TIMEOUT_S = 400.0
 R = TypeVar("R", bound=Result)
 
 
@@ -45,7 +47,7 @@ class Client:
         server: str = DEFAULT_SERVER,
         *,
         retries: int = 4,
-        timeout_s: float = 120.0,
+        timeout_s: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._connection = Connection(server, retries, timeout_s, transport)
@@ -90,11 +92,12 @@ class Client:
             "classes": list(classes) if classes else None,
         }
         if checkpoint is None:
-            return Model.from_json(self._post("/v1/models", json=config))
+            return Model.from_json(self._post("/v1/models", json=config, timeout=UPLOAD_TIMEOUT_S))
         path = _existing(checkpoint)
         return Model.from_json(
             self._post(
                 "/v1/models",
+                timeout=UPLOAD_TIMEOUT_S,
                 data={"config": json.dumps(config)},
                 files=lambda: {"checkpoint": (path.name, path.open("rb"), "application/octet-stream")},
             )
@@ -106,13 +109,15 @@ class Client:
             return self.register_dataset(str(Path(path).resolve()))
         file = _existing(path)
         answer = self._post(
-            "/v1/datasets", files=lambda: {"file": (file.name, file.open("rb"), "application/octet-stream")}
+            "/v1/datasets",
+            timeout=UPLOAD_TIMEOUT_S,
+            files=lambda: {"file": (file.name, file.open("rb"), "application/octet-stream")},
         )
         return Dataset.from_json(answer)
 
     def register_dataset(self, folder: str) -> Dataset:
         """A folder that lies on the server, under a root that its operator allows."""
-        return Dataset.from_json(self._post("/v1/datasets", json={"path": folder}))
+        return Dataset.from_json(self._post("/v1/datasets", json={"path": folder}, timeout=UPLOAD_TIMEOUT_S))
 
     def models(self) -> Iterator[Model]:
         """All uploaded models."""

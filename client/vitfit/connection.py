@@ -13,6 +13,7 @@ from vitfit.errors import VitfitError, error_from_response
 
 TRANSIENT_STATUS = (429, 502, 503, 504)
 REPEATABLE_METHODS = ("GET", "HEAD", "DELETE")
+FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 30.0
 
 
@@ -98,7 +99,7 @@ class Connection:
 
 def pause_s(attempt: int) -> float:
     """Seconds before repeat number `attempt` (from 0): 0.25, 0.5, 1 ..., spread so that clients do not march in step."""
-    return min(0.25 * 2.0**attempt, LONGEST_PAUSE_S) * random.uniform(0.8, 1.2)
+    return min(FIRST_PAUSE_S * 2.0**attempt, LONGEST_PAUSE_S) * random.uniform(0.8, 1.2)
 
 
 def retry_after_s(response: httpx.Response, default: float) -> float:

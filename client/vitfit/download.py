@@ -13,7 +13,6 @@ from vitfit.connection import TRANSIENT_STATUS, Connection, pause_s, retry_after
 from vitfit.errors import VitfitError, error_from_response
 from vitfit.results import Artifact
 
-CHUNK_BYTES = 1 << 20
 OnBytes = Callable[[int], None]
 
 
@@ -92,7 +91,7 @@ def _append(
         _compare_digest_header(response, artifact)
         resumes = response.status_code == 206 and _starts_at(response, have)
         with part.open("ab" if resumes else "wb") as file:
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            for chunk in response.iter_raw():  # as it comes: what a larger buffer held would be lost by a cut
                 file.write(chunk)
                 if on_bytes:
                     on_bytes(file.tell())

@@ -1,0 +1,24 @@
+from collections.abc import Iterator
+
+import pytest
+from vitfit import Client, connection
+
+from tests.client.fake_server import FakeServer
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back-off in milliseconds."""
+    monkeypatch.setattr(connection, "FIRST_PAUSE_S", 0.002)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as fake:
+        yield fake
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[Client]:
+    with Client(server.url) as made:
+        yield made
