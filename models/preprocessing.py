@@ -23,6 +23,7 @@ INTERPOLATIONS = {
 CROP_MODES = ("center", "squash")  # timm has a third, "border", which no plain vision transformer uses
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 MAX_SIDE = 4096
+MAX_ASPECT = 64  # the resized long side is this much longer than the network's input, at most
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,16 @@ class Preprocessing(Record):
     def apply_to_picture(self, picture: Image.Image) -> Tensor:
         """The network's input, float32 (C, H, W), of one picture.
 
-        Raises: BadData for pictures with more than 8 bits per channel, whose range is not known.
+        Raises: BadData for pictures with more than 8 bits per channel, whose range is not known, and for strips that
+            would be resized to something huge.
         """
+        if max(picture.size) > MAX_ASPECT * min(picture.size):
+            raise BadData(
+                f"A picture of {picture.width} x {picture.height} pixels has sides that differ by more than"
+                f" {MAX_ASPECT} times. Crop it.",
+                width=picture.width,
+                height=picture.height,
+            )
         if picture.mode not in EIGHT_BIT_MODES:
             raise BadData(
                 f"A picture has pixels of kind {picture.mode!r}; only 8 bits per channel are read. Convert it to 8-bit"

@@ -1,0 +1,103 @@
+"""The measuring child: `python -m latency.measuring`. One JSON request on stdin, one JSON answer on stdout.
+
+A process of its own, because thread count and affinity must be set before any session exists and because memory layout
+differs from process to process: several short processes are worth more than one long one.
+"""
+
+import json
+import os
+import random
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+WARMUP_RUNS = 5
+WARMUP_LIMIT = 40
+STABLE = 0.02
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    try:
+        answer = measure(request)
+    except Refused as error:
+        answer = {"refused": str(error)}
+    json.dump(answer, sys.stdout)
+
+
+class Refused(Exception):
+    """The wrong thing would be measured."""
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """request: files, threads, batch, provider, seconds, rounds (at least), seed.
+
+    Answers {"samples_ms": [one list per file, equal lengths]}: entry i of each list was taken in the same round.
+    """
+    _pin(request["threads"])
+    sessions = [_open(file, request) for file in request["files"]]
+    feeds = [_feed(session, request["batch"], request["seed"]) for session in sessions]
+    runs = [lambda s=s, f=f: s.run(None, f) for s, f in zip(sessions, feeds, strict=True)]
+    for run in runs:
+        _warm_up(run)
+    order, shuffle = list(range(len(runs))), random.Random(request["seed"])
+    samples: list[list[float]] = [[] for _ in runs]
+    end = time.perf_counter() + request["seconds"]
+    while len(samples[0]) < request["rounds"] or time.perf_counter() < end:
+        shuffle.shuffle(order)
+        for i in order:
+            samples[i].append(_timed_ms(runs[i]))
+    return {"samples_ms": samples}
+
+
+def _pin(threads: int) -> None:
+    """The last cores: the first ones serve most interrupts."""
+    cores = sorted(os.sched_getaffinity(0))
+    if threads > len(cores):
+        raise Refused(f"{threads} threads were asked for, this process may use {len(cores)} cores")
+    os.sched_setaffinity(0, cores[-threads:])
+
+
+def _open(file: str, request: dict[str, Any]) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = request["threads"]
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    if request["provider"] not in onnxruntime.get_available_providers():
+        raise Refused(f"ONNX Runtime here has no {request['provider']}; it has {onnxruntime.get_available_providers()}")
+    session = onnxruntime.InferenceSession(file, options, providers=[request["provider"]])
+    if session.get_providers()[0] != request["provider"]:
+        raise Refused(f"ONNX Runtime fell back from {request['provider']} to {session.get_providers()}")
+    return session
+
+
+def _feed(session: Any, batch: int, seed: int) -> dict[str, Any]:
+    (entry,) = session.get_inputs()
+    shape = [batch if not isinstance(size, int) else size for size in entry.shape]
+    if shape[0] != batch:
+        raise Refused(f"The file has a fixed batch of {shape[0]}, {batch} was asked for")
+    return {entry.name: np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)}
+
+
+def _warm_up(run: Any) -> None:
+    """Until two successive groups of runs agree, or the limit."""
+    before = float("inf")
+    for _ in range(WARMUP_LIMIT // WARMUP_RUNS):
+        now = min(_timed_ms(run) for _ in range(WARMUP_RUNS))
+        if abs(now - before) <= STABLE * now:
+            return
+        before = now
+
+
+def _timed_ms(run: Any) -> float:
+    start = time.perf_counter_ns()
+    run()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Measures ONNX files on this machine's CPU, original and candidates interleaved, one measurement at a time."""
+
+import fcntl
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latency.devices import CPU, cpu_name
+from latency.sampling import Measurement, ratio
+from latency.setting import Setting
+from models.errors import DeviceUnavailable
+
+LEASE = Path(tempfile.gettempdir()) / "vitfit-measuring.lock"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to look. Sampling ends when every ratio's interval is narrower than `width`, or the time is spent."""
+
+    seconds: float = 12.0
+    width: float = 0.02
+    processes: int = 3
+    """At least so many; more follow while the interval is too wide."""
+    rounds: int = 20
+    """At least so many rounds in each process."""
+
+
+class Meter:
+    def __init__(self, setting: Setting) -> None:
+        self.device, self.setting = CPU, setting
+
+    def measure(self, files: Sequence[Path], effort: Effort, seed: int = 0) -> list[Measurement]:
+        """One measurement per file, in order; the first file is the original that the others are compared with.
+
+        Raises: DeviceUnavailable when the runtime refuses (threads, provider, batch).
+        """
+        slice_s = effort.seconds / (2 * effort.processes)
+        processes: list[list[list[float]]] = []
+        with measuring_lease():
+            for number in range(2 * effort.processes):
+                processes.append(self._one_process(files, slice_s, effort.rounds, seed + number))
+                found = [self._measurement([p[i] for p in processes]) for i in range(len(files))]
+                if number + 1 >= effort.processes and _narrow(found, effort.width):
+                    break
+        return found
+
+    def _measurement(self, rounds: list[list[float]]) -> Measurement:
+        return Measurement(self.device, cpu_name(), self.setting, tuple(tuple(r) for r in rounds))
+
+    def _one_process(self, files: Sequence[Path], seconds: float, rounds: int, seed: int) -> list[list[float]]:
+        request: dict[str, Any] = {
+            "files": [str(file) for file in files],
+            "threads": self.setting.threads,
+            "batch": self.setting.batch,
+            "provider": self.setting.provider,
+            "seconds": seconds,
+            "rounds": rounds,
+            "seed": seed,
+        }
+        command = [sys.executable, "-m", "latency.measuring"]
+        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise DeviceUnavailable(
+                f"The measuring process failed: {done.stderr.strip()[-500:]}", files=request["files"]
+            )
+        answer = json.loads(done.stdout)
+        if "refused" in answer:
+            raise DeviceUnavailable(f"Measuring was refused: {answer['refused']}.", setting=self.setting.to_json())
+        samples: list[list[float]] = answer["samples_ms"]
+        return samples
+
+
+def _narrow(found: list[Measurement], width: float) -> bool:
+    if len(found) == 1:
+        return found[0].p50_ms.width <= width
+    return all(ratio(candidate, found[0]).width <= width for candidate in found[1:])
+
+
+@contextmanager
+def measuring_lease() -> Iterator[None]:
+    """One thing measures on a machine at a time, whoever started it."""
+    with LEASE.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,75 @@
+"""From raw samples to intervals. Samples are [process][round], taken interleaved with those of the original."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from latency.setting import Setting
+from models.record import Record
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+Rounds = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Interval(Record):
+    """A median with its bootstrap interval (95 %)."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        """Whole width over the value."""
+        return (self.high - self.low) / self.value
+
+
+@dataclass(frozen=True)
+class Measurement(Record):
+    """What was measured: raw samples in ms per run, by process, with device and setting. Never a prediction."""
+
+    device: str
+    machine: str
+    setting: Setting
+    samples_ms: Rounds
+
+    @property
+    def p50_ms(self) -> Interval:
+        return bootstrap([np.asarray(rounds) for rounds in self.samples_ms])
+
+    @property
+    def count(self) -> int:
+        return sum(len(rounds) for rounds in self.samples_ms)
+
+
+def ratio(candidate: Measurement, original: Measurement) -> Interval:
+    """Median over rounds of candidate / original: each pair ran within milliseconds, so drift cancels.
+
+    Raises: ValueError when the two were not measured in the same rounds.
+    """
+    if candidate.setting != original.setting or candidate.device != original.device:
+        raise ValueError("Only measurements on one device in one setting can be compared")
+    pairs = zip(candidate.samples_ms, original.samples_ms, strict=True)
+    return bootstrap([np.asarray(mine) / np.asarray(other) for mine, other in pairs])
+
+
+def bootstrap(processes: list[npt.NDArray[np.float64]]) -> Interval:
+    """Median of process medians; the interval resamples processes, then rounds inside each (two levels).
+
+    One level would call the spread between processes (memory layout) zero. Seeded: equal samples, equal interval.
+    """
+    random = np.random.default_rng(0)
+    medians = np.stack([_resampled_medians(rounds, random) for rounds in processes])
+    chosen = random.integers(len(processes), size=(RESAMPLES, len(processes)))
+    values = np.median(medians[chosen, np.arange(RESAMPLES)[:, None]], axis=1)
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(np.median([np.median(rounds) for rounds in processes])), float(low), float(high))
+
+
+def _resampled_medians(rounds: npt.NDArray[np.float64], random: np.random.Generator) -> npt.NDArray[np.float64]:
+    picks = random.integers(len(rounds), size=(RESAMPLES, len(rounds)))
+    medians: npt.NDArray[np.float64] = np.median(rounds[picks], axis=1)
+    return medians

@@ -1,0 +1,128 @@
+"""The fitted latency model of one network on one device in one setting.
+
+    ratio(s) = [sum_f c_f x_f(s)] * exp(g(s)),     ms(s) = original_ms * ratio(s)
+
+x_f are sums over operations (`latency.features`), c_f >= 0 are fitted to a handful of measured structures by ridge towards
+known costs of a server core (non-negative least squares on relative errors), and g is a Gaussian process on what remains,
+so that a structure near a measured one is predicted as that one was measured. Ratios to the original are what is fitted:
+they were measured interleaved, so the machine's drift is not in them.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import nnls
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+
+from latency.features import PRIOR_NS, features
+from latency.pricer import Array, Prediction
+from latency.sampling import Interval
+from latency.setting import Setting
+from models.record import Record
+from models.structure import Structure
+
+PRIOR_STRENGTH = 0.02
+"""Relative error that one measured structure must show to move a coefficient by its whole size."""
+RESIDUAL_SCALE, RESIDUAL_LENGTH = 0.05, 0.3
+"""g: how far the sum over operations may be off, and over which change of features that is shared."""
+SAMPLE_NOISE = 0.004
+Z90 = 1.645
+
+
+@dataclass(frozen=True)
+class Sample(Record):
+    """One measured structure: its latency over the original's."""
+
+    structure: Structure
+    ratio: Interval
+
+
+@dataclass(frozen=True)
+class Table(Record):
+    """Stored and keyed by device, setting and original; grows by what verification measures."""
+
+    device: str
+    machine: str
+    setting: Setting
+    original: Structure
+    original_ms: float
+    samples: tuple[Sample, ...]
+
+    @property
+    def name(self) -> str:
+        """File name of the stored table."""
+        parts = (self.device, self.machine, self.setting.key, self.original.key)
+        return table_name(*parts)
+
+    def corrected(self, samples: Sequence[Sample]) -> "Table":
+        return dataclasses.replace(self, samples=self.samples + tuple(samples))
+
+    def save(self, folder: Path) -> None:
+        beside = folder / f"{self.name}.{os.getpid()}.part"
+        beside.write_text(json.dumps(self.to_json()))
+        os.replace(beside, folder / self.name)
+
+
+def table_name(device: str, machine: str, setting_key: str, structure_key: str) -> str:
+    plain = "".join(c if c.isalnum() else "-" for c in machine.lower())
+    return f"{device}-{plain}-{setting_key}-{structure_key}.json"
+
+
+def load_table(folder: Path, device: str, machine: str, setting: Setting, original: Structure) -> Table | None:
+    path = folder / table_name(device, machine, setting.key, original.key)
+    return Table.from_json(json.loads(path.read_text())) if path.exists() else None
+
+
+class TablePricer:
+    """Prices by a table. Rebuilt, never changed, when the table grows."""
+
+    def __init__(self, table: Table) -> None:
+        self.table, self.device, self.setting = table, table.device, table.setting
+        self._scale = np.maximum(features([table.original])[0], 1.0)
+        x, y = self._normalised([s.structure for s in table.samples]), _ratios(table.samples)
+        self._coefficients = _fit(x, y, self._scale)
+        self._residual = self._fit_residual(x, y, [s.ratio.width for s in table.samples])
+        self._anchor = 1.0
+        self._anchor = float(self._ratios([table.original])[0][0])
+
+    def price(self, structures: Sequence[Structure]) -> Prediction:
+        ratios, spread = self._ratios(structures)
+        ms = self.table.original_ms * ratios
+        return Prediction(ms, Z90 * spread * ms, f"table {self.table.name}, {len(self.table.samples)} samples")
+
+    def _ratios(self, structures: Sequence[Structure]) -> tuple[Array, Array]:
+        """Ratios to the original (whose own is exactly 1), and relative standard deviations."""
+        x = self._normalised(structures)
+        shift, spread = self._residual.predict(x, return_std=True)
+        return x @ self._coefficients * np.exp(shift) / self._anchor, spread
+
+    def _normalised(self, structures: Sequence[Structure]) -> Array:
+        return features(structures) / self._scale
+
+    def _fit_residual(self, x: Array, y: Array, widths: list[float]) -> GaussianProcessRegressor:
+        """Fixed hyper-parameters: a handful of samples cannot choose them."""
+        kernel = ConstantKernel(RESIDUAL_SCALE**2, "fixed") * RBF(RESIDUAL_LENGTH, "fixed")
+        noise = SAMPLE_NOISE**2 + (np.asarray(widths) / 4) ** 2
+        return GaussianProcessRegressor(kernel, alpha=noise, optimizer=None).fit(
+            x, np.log(y / (x @ self._coefficients))
+        )
+
+
+def _ratios(samples: Sequence[Sample]) -> Array:
+    return np.asarray([sample.ratio.value for sample in samples])
+
+
+def _fit(x: Array, y: Array, scale: Array) -> Array:
+    """min |(x c - y) / y|^2 + PRIOR_STRENGTH^2 |(c - c0) / c0|^2, c >= 0; c0 adds up to 1 on the original."""
+    prior = np.asarray(PRIOR_NS) * scale
+    prior = np.maximum(prior / prior.sum(), 1e-6)
+    rows = np.vstack([x / y[:, None], np.diag(PRIOR_STRENGTH / prior)])
+    target = np.concatenate([np.ones(len(y)), np.full(len(prior), PRIOR_STRENGTH)])
+    coefficients: Array = nnls(rows, target)[0]
+    return coefficients

@@ -1,0 +1,293 @@
+"""Pictures out of a zip or tar that a stranger packed: nothing climbs out, nothing explodes.
+
+No file on disk is named by the archive: pictures become 00000000.png, 00000001.jpg ..., and their names in the archive
+stand in an index beside them.
+"""
+
+import bz2
+import contextlib
+import functools
+import gzip
+import json
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO, cast
+
+from models.errors import BadData, DamagedFile, TooLarge, UnsafeFile
+from models.record import Record
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MIB = 1024 * 1024
+CHUNK_BYTES = MIB
+END_OF_TAR = bytes(tarfile.BLOCKSIZE)
+DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+)
+
+
+@dataclass(frozen=True)
+class Limits(Record):
+    """What one data set may be. An upload over any of them is refused before it is unpacked further."""
+
+    packed_bytes: int = 20 * 1024 * MIB
+    total_bytes: int = 40 * 1024 * MIB
+    file_bytes: int = 64 * MIB
+    array_bytes: int = 4 * 1024 * MIB
+    members: int = 500_000
+    pixels: int = 64_000_000
+    expansion: float = 100.0
+    expansion_from_bytes: int = 64 * MIB  # smaller contents may be as empty as they like
+
+
+@dataclass(frozen=True)
+class Unpacked(Record):
+    """`names[i]`, a name in the archive, lies in `files[i]`; `ignored` members were no pictures."""
+
+    files: tuple[str, ...]
+    names: tuple[str, ...]
+    ignored: int
+
+
+def unpack(archive: Path, folder: Path, limits: Limits) -> Unpacked:
+    """The pictures of a zip or tar as files in `folder`, which appears complete or not at all.
+
+    An archive that was unpacked before is not unpacked again.
+
+    Raises:
+        UnsafeFile: a name climbs out, a member is a link or device, or the contents are far larger than the file.
+        TooLarge: a limit is passed.
+        DamagedFile: no archive, truncated, or encrypted.
+        BadData: there is no picture in it.
+    """
+    index = folder / "index.json"
+    if not index.is_file():
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            unpacked = _unpack_into(scratch, archive, limits)
+            (scratch / "index.json").write_text(json.dumps(unpacked.to_json()))
+            _publish(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return Unpacked.from_json(json.loads(index.read_text()))
+
+
+def _publish(scratch: Path, folder: Path) -> None:
+    """Two processes may unpack at once; the second one finds the work done."""
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if not (folder / "index.json").is_file():
+            raise
+
+
+def _unpack_into(scratch: Path, archive: Path, limits: Limits) -> Unpacked:
+    files: list[str] = []
+    names: list[str] = []
+    ignored = 0
+    for name, content in _members(archive, limits):
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix not in PICTURE_SUFFIXES or is_clutter(name):
+            ignored += 1
+            continue
+        file = f"{len(files):08d}{suffix}"
+        with _reading():
+            source = content()
+        with source, (scratch / file).open("wb") as target:
+            _copy(source, target)
+        files.append(file)
+        names.append(name)
+    if not files:
+        raise BadData(
+            f"The archive holds no pictures ({ignored} other files). It needs class folders of pictures"
+            f" ({', '.join(PICTURE_SUFFIXES)}).",
+            ignored=ignored,
+        )
+    return Unpacked(tuple(files), tuple(names), ignored)
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a desktop put the file there: hidden files and macOS's resource forks."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+Member = tuple[str, Callable[[], IO[bytes]]]
+
+
+def _members(archive: Path, limits: Limits) -> Iterator[Member]:
+    """Every regular file: its checked name and how to open it. Sizes are counted before contents are read."""
+    packed = archive.stat().st_size
+    if packed > limits.packed_bytes:
+        raise TooLarge(f"The archive has {packed} bytes; at most {limits.packed_bytes} are allowed.", bytes=packed)
+    if packed == 0:
+        raise DamagedFile("The archive is empty (0 bytes). Upload it again.", bytes=0)
+    ledger = _Ledger(limits, packed)
+    with _reading():
+        if zipfile.is_zipfile(archive):
+            yield from _zip_members(archive, ledger)
+        else:
+            yield from _tar_members(archive, ledger, limits)
+
+
+def _zip_members(archive: Path, ledger: "_Ledger") -> Iterator[Member]:
+    with zipfile.ZipFile(archive) as opened:
+        for info in opened.infolist():
+            name = check_name(info.filename)
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise UnsafeFile(f"{name!r} in the archive is a link or a device. Pack plain files only.", member=name)
+            if info.flag_bits & 1:
+                raise DamagedFile(f"{name!r} in the archive is encrypted. Pack it without a password.", member=name)
+            ledger.count(name, info.file_size)
+            if not info.is_dir():
+                yield name, functools.partial(opened.open, info)
+
+
+def _tar_members(archive: Path, ledger: "_Ledger", limits: Limits) -> Iterator[Member]:
+    with _decompressed(archive) as plain:
+        reader = cast(IO[bytes], _BoundedReader(plain, limits))
+        with tarfile.open(fileobj=reader, mode="r:") as opened:
+            while (member := opened.next()) is not None:
+                name = check_name(member.name)
+                if not (member.isfile() or member.isdir()):
+                    raise UnsafeFile(
+                        f"{name!r} in the archive is a link or a device. Pack plain files only.", member=name
+                    )
+                member = _filtered(member, archive)
+                ledger.count(name, member.size)
+                if member.isfile():
+                    yield name, functools.partial(_content, opened, member)
+                opened.members = []  # tarfile would keep them all
+            reader.seek(opened.offset)
+            if reader.read(len(END_OF_TAR)) != END_OF_TAR:  # tarfile takes a cut between two members for the end
+                raise tarfile.ReadError("the end of the archive is missing")
+
+
+def _content(opened: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    return cast(IO[bytes], opened.extractfile(member))
+
+
+def _filtered(member: tarfile.TarInfo, archive: Path) -> tarfile.TarInfo:
+    """Python's own "data" filter, as a second opinion on names and kinds."""
+    try:
+        return tarfile.data_filter(member, str(archive.parent.resolve()))
+    except tarfile.FilterError as error:
+        raise UnsafeFile(f"{member.name!r} in the archive is refused: {error}.", member=member.name) from error
+
+
+def _decompressed(archive: Path) -> IO[bytes]:
+    with archive.open("rb") as file:
+        magic = file.read(6)
+    if magic.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.open(archive))
+    if magic.startswith(b"BZh"):
+        return bz2.open(archive)
+    if magic == b"\xfd7zXZ\x00":
+        return lzma.open(archive)
+    return archive.open("rb")
+
+
+class _BoundedReader:
+    """tarfile reads some headers into memory at the size that they claim; no honest one is that long."""
+
+    def __init__(self, file: IO[bytes], limits: Limits) -> None:
+        self._file, self._limits = file, limits
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self._limits.file_bytes:
+            raise TooLarge(f"A header in the archive claims {size} bytes.", bytes=size)
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+class _Ledger:
+    """Adds up what the members claim, and stops at the first limit."""
+
+    def __init__(self, limits: Limits, packed_bytes: int) -> None:
+        self._limits, self._packed_bytes = limits, packed_bytes
+        self._members = 0
+        self._bytes = 0
+
+    def count(self, name: str, size: int) -> None:
+        limits = self._limits
+        self._members += 1
+        self._bytes += size
+        if self._members > limits.members:
+            raise TooLarge(f"The archive has more than {limits.members} members.", allowed=limits.members)
+        if size > limits.file_bytes:
+            raise TooLarge(
+                f"{name!r} unpacks to {size} bytes; at most {limits.file_bytes} are allowed.", member=name, bytes=size
+            )
+        if self._bytes > limits.total_bytes:
+            raise TooLarge(f"The archive unpacks to more than {limits.total_bytes} bytes.", allowed=limits.total_bytes)
+        check_expansion(self._packed_bytes, self._bytes, limits)
+
+
+def check_expansion(packed_bytes: int, unpacked_bytes: int, limits: Limits) -> None:
+    """Raises: UnsafeFile when contents are far larger than the file that they come from."""
+    if unpacked_bytes > max(limits.expansion_from_bytes, limits.expansion * packed_bytes):
+        raise UnsafeFile(
+            f"The file unpacks to at least {unpacked_bytes} bytes, more than {limits.expansion:g} times its"
+            f" {packed_bytes} bytes. That looks like a bomb and is not unpacked.",
+            packed_bytes=packed_bytes,
+            unpacked_bytes=unpacked_bytes,
+        )
+
+
+def check_name(name: str) -> str:
+    """The member's name with forward slashes.
+
+    Raises: UnsafeFile when it is absolute, climbs out of its folder or holds control characters.
+    """
+    plain = name.replace("\\", "/")
+    path = PurePosixPath(plain)
+    climbs = path.is_absolute() or ".." in path.parts or bool(PureWindowsPath(plain).drive)
+    if climbs or not plain.isprintable():
+        raise UnsafeFile(
+            f"{name!r} in the archive is absolute, climbs out of its folder or holds control characters. Pack the"
+            " folder with relative names.",
+            member=name,
+        )
+    return plain
+
+
+def _copy(source: IO[bytes], target: IO[bytes]) -> None:
+    while True:
+        with _reading():
+            chunk = source.read(CHUNK_BYTES)
+        if not chunk:
+            return
+        target.write(chunk)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Reading errors of the libraries become one of ours; ours pass."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise DamagedFile(
+            f"The archive cannot be read as a zip or tar ({error}). It may be truncated: upload it again.",
+            reason=str(error),
+        ) from error

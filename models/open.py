@@ -1,0 +1,138 @@
+"""Opens a model folder: `model.json` beside an optional `weights.safetensors` or `weights.pth`."""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.errors import CheckpointMismatch, DamagedFile, InvalidRequest, UnknownName, UnsafeFile
+from models.preprocessing import Preprocessing
+from models.torch_network import TorchNetwork
+
+OPTIONS = frozenset(
+    "img_size patch_size in_chans num_classes global_pool embed_dim depth num_heads mlp_ratio qkv_bias qk_norm "
+    "proj_bias init_values class_token no_embed_class reg_tokens pre_norm final_norm fc_norm pool_include_prefix".split()
+)
+"""timm's constructor arguments that a user may set: shapes only, no code."""
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
+SHOWN_KEYS = 5
+
+
+def open_model(folder: Path) -> TorchNetwork:
+    """Raises: UnknownName, InvalidRequest, UnsupportedModel, CheckpointMismatch, UnsafeFile, DamagedFile."""
+    description = json.loads((folder / "model.json").read_text())
+    name, options = description["name"], description.get("options") or {}
+    checkpoint = next((p for p in (folder / "weights.safetensors", folder / "weights.pth") if p.exists()), None)
+    module = build(name, options, pretrained=checkpoint is None and bool(description.get("pretrained")))
+    if checkpoint is not None:
+        load_checkpoint(module, checkpoint)
+    wanted = description.get("preprocessing")
+    preprocessing = Preprocessing.from_json(wanted) if wanted else Preprocessing.of_model(module)
+    network = TorchNetwork(module, name, preprocessing)
+    if network.structure.image != tuple(preprocessing.size):
+        raise InvalidRequest(
+            f"Preprocessing makes images of {preprocessing.size}, the model takes {network.structure.image}; "
+            "set preprocessing.size to the model's, or img_size and in_chans to the preprocessing's",
+        )
+    classes = description.get("classes")
+    if classes is not None and len(classes) != network.structure.classes:
+        raise InvalidRequest(f"{len(classes)} class names were given for a model of {network.structure.classes} classes")
+    return network
+
+
+def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -> nn.Module:
+    """A timm model; random weights are seeded, so that a job can be repeated.
+
+    Raises: UnknownName with timm's nearest names; InvalidRequest for an option, or when the hub cannot be reached.
+    """
+    if name not in timm.list_models() and not timm.is_model(name):
+        raise UnknownName("model", name, timm.list_models())
+    unknown = sorted(set(options) - OPTIONS)
+    if unknown:
+        raise InvalidRequest(f"Model option {unknown[0]!r} is not allowed. Allowed: {', '.join(sorted(OPTIONS))}.")
+    torch.manual_seed(seed)
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InvalidRequest(f"timm could not build {name!r} with options {options}: {error}") from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise InvalidRequest(
+            f"The pre-trained weights of {name!r} could not be fetched ({type(error).__name__}: {str(error)[:200]}). "
+            "Upload a checkpoint, or ask for pretrained: false to use random weights."
+        ) from error
+
+
+def load_checkpoint(module: nn.Module, path: Path) -> None:
+    """Loads weights of any float precision into the module's own.
+
+    Raises: UnsafeFile, DamagedFile; CheckpointMismatch with the keys that are missing, unexpected or of another shape.
+    """
+    weights = _unwrapped(_read(path))
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    shapes = [
+        f"{key}: {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own.keys() & weights.keys()
+        if weights[key].shape != own[key].shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("other shape", sorted(shapes))]
+        raise CheckpointMismatch(
+            f"The checkpoint does not fit the model: {'; '.join(p for p in parts if p)}. "
+            "Give the options (img_size, num_classes, depth, ...) that the checkpoint was trained with.",
+            missing=missing, unexpected=unexpected, shapes=sorted(shapes),
+        )  # fmt: skip
+    broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise DamagedFile(f"The checkpoint has NaN or infinite weights in {broken[0]} and {len(broken) - 1} more tensors")
+    module.load_state_dict(weights)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path))
+        except SafetensorError as error:
+            raise DamagedFile(f"The checkpoint is not a whole safetensors file: {error}") from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnsafeFile(
+            "The checkpoint is a pickle that wants to run code; vitfit loads tensors only. "
+            "Save it as safetensors, or with torch.save(model.state_dict(), ...)."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DamagedFile(f"The checkpoint cannot be read: {str(error)[:200]}") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointMismatch(f"The checkpoint holds a {type(loaded).__name__}, not a dictionary of tensors")
+    return loaded
+
+
+def _unwrapped(weights: dict[str, Any]) -> dict[str, Tensor]:
+    """Training scripts store the weights beside an optimizer, or under `module.`."""
+    for wrapper in WRAPPERS:
+        if isinstance(weights.get(wrapper), dict):
+            weights = weights[wrapper]
+            break
+    if weights and all(key.startswith("module.") for key in weights):
+        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    strange = [key for key, value in weights.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise CheckpointMismatch(f"The checkpoint's entry {strange[0]!r} is not a tensor; upload the weights alone")
+    return weights
+
+
+def _listed(what: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
+    return f"{len(keys)} {what} ({', '.join(keys[:SHOWN_KEYS])}{more})"

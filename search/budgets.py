@@ -1,0 +1,75 @@
+"""Budgets: upper limits that must all hold. Standard library only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from models.errors import ImpossibleBudget, InvalidRequest
+from models.record import Record
+
+Metric = Literal["latency_ms", "latency_keep", "macs", "macs_keep", "params", "params_keep"]
+UNITS = {
+    "latency_ms": "ms",
+    "latency_keep": "of the original's latency",
+    "macs": "MACs",
+    "macs_keep": "of the original's MACs",
+    "params": "parameters",
+    "params_keep": "of the original's parameters",
+}
+
+
+@dataclass(frozen=True)
+class Budget(Record):
+    """One upper limit in the metric's unit. device and setting (as text) belong to latencies only."""
+
+    metric: Metric
+    limit: float
+    device: str = ""
+    setting: str = ""
+    statistic: str = "p50"
+
+    @property
+    def label(self) -> str:
+        """Short and unique within a job: the key of costs."""
+        return f"{self.metric}@{self.device}" if self.device else self.metric
+
+    @property
+    def is_latency(self) -> bool:
+        return self.metric in ("latency_ms", "latency_keep")
+
+    def describe(self, value: float) -> str:
+        """`value` with this budget's unit, for people."""
+        shown = f"{value:.4g}" if value < 1e5 else f"{value:,.0f}"
+        where = f" on {self.device} ({self.setting})" if self.device else ""
+        return f"{shown} {UNITS[self.metric]}{where}"
+
+
+@dataclass(frozen=True)
+class Budgets(Record):
+    items: tuple[Budget, ...]
+
+    def __post_init__(self) -> None:
+        """Raises: InvalidRequest when two budgets limit the same quantity."""
+        labels = [budget.label for budget in self.items]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise InvalidRequest(f"Two budgets limit {label}; give the smaller one only", label=label)
+
+    def met(self, costs: Sequence[float]) -> bool:
+        """costs: one value per budget, in the budget's unit."""
+        return all(cost <= budget.limit for cost, budget in zip(costs, self.items, strict=True))
+
+    def binding(self, costs: Sequence[float]) -> Budget:
+        """The budget that is fullest."""
+        shares = [cost / budget.limit for cost, budget in zip(costs, self.items, strict=True)]
+        return self.items[shares.index(max(shares))]
+
+    def impossible(self, best: Sequence[float]) -> ImpossibleBudget:
+        """The error for `best`: the lowest costs that any policy reaches."""
+        budget = self.binding(best)
+        reached = best[self.items.index(budget)]
+        return ImpossibleBudget(
+            f"No policy meets {budget.describe(budget.limit)}: the smallest network that vitfit would build takes "
+            f"{budget.describe(reached)}. Raise this budget to at least that, or start from a smaller model.",
+            metric=budget.metric, limit=budget.limit, best_reachable=reached,
+        )  # fmt: skip

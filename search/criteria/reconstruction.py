@@ -1,0 +1,100 @@
+"""Reconstruction: what the block's output loses when a member goes and the others are re-fitted in closed form.
+
+Backward elimination by optimal brain surgeon over whole columns (the score that `models.recover` then realises):
+    P = (C + ridge)^-1,  loss(k) = |w_k|^2 / P_kk,
+    after removing k:  W <- W - w_k P_k: / P_kk,  P <- P - P_:k P_k: / P_kk
+A duplicated member costs nothing once, then all: its twin stays. The score of a member is the loss at its removal,
+made monotone over the order of removal; losses are in units of the residual stream, so blocks compare.
+"""
+
+import numpy as np
+
+from models.network import LayerWeights
+from models.statistics import BlockStatistics, InputStatistics
+from search.criteria.magnitude import qk_scores
+from search.ranking import Array, BlockRanking
+
+RIDGE = 1e-3
+STEPS = 32
+"""Removals happen in about so many groups; inside a group they are exact one by one among the cheapest."""
+SHORTLIST = 4
+
+
+def reconstruction(weights: LayerWeights, statistics: BlockStatistics | None) -> BlockRanking:
+    assert statistics is not None
+    projection = np.asarray(weights.projection.weight.detach().double())
+    fc2 = np.asarray(weights.fc2.weight.detach().double())
+    v = eliminate(projection, statistics.projection).reshape(weights.heads, -1)
+    heads = eliminate_groups(projection, statistics.projection, weights.heads)
+    return BlockRanking(heads, qk_scores(weights), v, eliminate(fc2, statistics.neurons))
+
+
+def _precision(inputs: InputStatistics) -> Array:
+    covariance = np.asarray(inputs.covariance)
+    ridge = RIDGE * covariance.diagonal().mean() + 1e-12
+    return np.asarray(np.linalg.inv(covariance + ridge * np.eye(len(covariance))))
+
+
+def eliminate(weight: Array, inputs: InputStatistics) -> Array:
+    """weight (O, D). Returns (D,): the loss at which each input column is removed."""
+    weight, precision = weight.copy(), _precision(inputs)
+    size = weight.shape[1]
+    alive, scores, worst = np.arange(size), np.empty(size), 0.0
+    group = max(1, size // STEPS)
+    while len(alive):
+        count = min(group, len(alive))
+        losses = (weight**2).sum(0) / precision.diagonal()
+        shortlist = np.argsort(losses, kind="stable")[: SHORTLIST * count]
+        chosen, chosen_losses = _one_by_one(weight[:, shortlist], precision[np.ix_(shortlist, shortlist)], count)
+        gone = shortlist[chosen]
+        for member, loss in zip(alive[gone], chosen_losses, strict=True):
+            worst = max(worst, loss)
+            scores[member] = worst
+        weight, precision = _without(weight, precision, gone)
+        alive = np.delete(alive, gone)
+    return scores
+
+
+def _one_by_one(weight: Array, precision: Array, count: int) -> tuple[list[int], list[float]]:
+    """Exact order of `count` removals among a few columns: updates restricted to them are exact for them."""
+    weight, precision = weight.copy(), precision.copy()
+    chosen: list[int] = []
+    losses: list[float] = []
+    for _ in range(count):
+        loss = (weight**2).sum(0) / np.maximum(precision.diagonal(), 1e-30)
+        loss[chosen] = np.inf
+        k = int(loss.argmin())
+        row = precision[k] / precision[k, k]
+        weight -= np.outer(weight[:, k], row)
+        precision -= np.outer(precision[:, k], row)
+        chosen.append(k)
+        losses.append(float(loss[k]))
+    return chosen, losses
+
+
+def _without(weight: Array, precision: Array, gone: Array) -> tuple[Array, Array]:
+    """Weight and precision of the columns that stay after removing a group."""
+    stays = np.delete(np.arange(weight.shape[1]), gone)
+    solved = np.linalg.solve(precision[np.ix_(gone, gone)], precision[np.ix_(gone, stays)])
+    return (
+        weight[:, stays] - weight[:, gone] @ solved,
+        precision[np.ix_(stays, stays)] - precision[np.ix_(stays, gone)] @ solved,
+    )
+
+
+def eliminate_groups(weight: Array, inputs: InputStatistics, groups: int) -> Array:
+    """As `eliminate`, for `groups` equal runs of columns (heads). Returns (groups,)."""
+    weight, precision = weight.copy(), _precision(inputs)
+    size = weight.shape[1] // groups
+    alive, scores, worst = list(range(groups)), np.empty(groups), 0.0
+    while alive:
+        losses = []
+        for place in range(len(alive)):
+            span = slice(place * size, (place + 1) * size)
+            part = weight[:, span]
+            losses.append(float((part * np.linalg.solve(precision[span, span], part.T).T).sum()))
+        place = int(np.argmin(losses))
+        worst = max(worst, losses[place])
+        scores[alive.pop(place)] = worst
+        weight, precision = _without(weight, precision, np.arange(place * size, (place + 1) * size))
+    return scores

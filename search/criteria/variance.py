@@ -1,0 +1,16 @@
+"""Variance of activations (variance-based pruning, ICCV 2025): what is constant can be folded into a bias."""
+
+import numpy as np
+
+from models.network import LayerWeights
+from models.statistics import BlockStatistics
+from search.criteria.magnitude import qk_scores
+from search.ranking import BlockRanking
+
+
+def variance(weights: LayerWeights, statistics: BlockStatistics | None) -> BlockRanking:
+    """Neurons: variance after the activation. Heads and v dims: variance of the attention's output."""
+    assert statistics is not None
+    outputs = np.asarray(statistics.projection.covariance.diagonal()).reshape(weights.heads, -1)
+    neurons = np.asarray(statistics.neurons.covariance.diagonal())
+    return BlockRanking(outputs.sum(1), qk_scores(weights), outputs, neurons)

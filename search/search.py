@@ -1,0 +1,81 @@
+"""The search: propose a direction, decode it onto the budgets, evaluate, record. Reads as its own description."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from search.budgets import Budgets
+from search.decode import Price, decode
+from search.policy import Policy, PolicySpace
+from search.searcher import Proposal, by_expected_improvement
+from search.trial import Score, Trial
+
+Evaluate = Callable[[Policy], Score]
+START_SHARE = 4
+"""At most one in so many trials is an analytic starting point."""
+TRIES = 50
+
+
+@dataclass
+class Search:
+    """What stays the same over a search. `record` must be durable when it returns."""
+
+    space: PolicySpace
+    budgets: Budgets
+    price: Price
+    evaluate: Evaluate
+    record: Callable[[Trial], None]
+    seed: int
+    propose: Proposal = by_expected_improvement
+
+    def run(self, done: Sequence[Trial], total: int) -> list[Trial]:
+        """All trials, `done` among them, once there are `total` (or no new policy is left).
+
+        Raises: ImpossibleBudget when no policy meets the budgets.
+        """
+        trials = list(done)
+        while len(trials) < total:
+            found = self._next(trials, total)
+            if found is None:
+                break
+            direction, policy, start = found
+            trials.append(self.try_policy(len(trials), direction, policy, start))
+        return trials
+
+    def try_policy(self, number: int, direction: Sequence[float], policy: Policy, start: bool = False) -> Trial:
+        """Evaluates and records one policy."""
+        began = time.perf_counter()
+        structure = self.space.sketch(policy)
+        costs = [float(cost) for cost in self.price([structure])[0]]
+        score = self.evaluate(policy)
+        labelled = {budget.label: cost for budget, cost in zip(self.budgets.items, costs, strict=True)}
+        trial = Trial(
+            number, tuple(direction), policy, structure.key, score.value, score.accuracy, score.agreement, labelled,
+            "predicted", time.perf_counter() - began, start,
+        )  # fmt: skip
+        self.record(trial)
+        return trial
+
+    def _next(self, trials: list[Trial], total: int) -> tuple[list[float], Policy, bool] | None:
+        seen = {trial.structure_key for trial in trials}
+        starts = self.space.starts()[: max(1, total // START_SHARE)]
+        for direction in starts[sum(trial.start for trial in trials) :]:
+            policy = decode(self.space, direction, self.budgets, self.price)
+            if self.space.sketch(policy).key not in seen:
+                return direction, policy, True
+        return self._proposed(trials, seen)
+
+    def _proposed(self, trials: list[Trial], seen: set[str]) -> tuple[list[float], Policy, bool] | None:
+        """The best proposal whose structure is new. The seed of a proposal depends on its number alone."""
+        points, scores = [t.direction for t in trials], [t.score for t in trials]
+        seed = self.seed * 100003 + len(trials)
+        for direction in self.propose(points, scores, len(self.space.dimensions), seed)[:TRIES]:
+            policy = decode(self.space, direction, self.budgets, self.price)
+            if self.space.sketch(policy).key not in seen:
+                return direction, policy, False
+        return None
+
+
+def best(trials: Sequence[Trial]) -> list[Trial]:
+    """Best score first; of equals the earlier."""
+    return sorted(trials, key=lambda trial: (-trial.score, trial.number))

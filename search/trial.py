@@ -1,0 +1,43 @@
+"""One evaluated policy: what is kept of it in the journal."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from models.record import Record
+from search.policy import Policy
+
+
+@dataclass(frozen=True)
+class Score(Record):
+    """How well a pruned network does on the selection split.
+
+    agreement: minus the mean KL(dense || pruned), natural logarithm; 0 is perfect.
+    accuracy: share of correct labels, None without labels.
+    """
+
+    agreement: float
+    accuracy: float | None
+
+    @property
+    def value(self) -> float:
+        """What the search maximises. With labels, accuracy counts first and agreement separates equals: a selection
+        split of some hundred images knows accuracy in steps only."""
+        return self.agreement if self.accuracy is None else self.accuracy + 0.1 * self.agreement
+
+
+@dataclass(frozen=True)
+class Trial(Record):
+    """costs: one value per budget, by its label, as `origin` says. direction: where the searcher looked."""
+
+    number: int
+    direction: tuple[float, ...]
+    policy: Policy
+    structure_key: str
+    score: float
+    accuracy: float | None
+    agreement: float
+    costs: dict[str, float]
+    origin: Literal["predicted", "measured"]
+    seconds: float
+    start: bool
+    """An analytic starting point, not a proposal of the searcher."""
