@@ -1,0 +1,185 @@
+"""The verbs that `vitfit` gains where the server is installed: serve, compress, measure. Every heavy import is lazy."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from vitfit.budget_options import BudgetOptions, SearchOptions
+from vitfit.errors import Problem
+from vitfit.errors import VitfitError as ClientError
+from vitfit.model_source import ModelSource, model_source
+from vitfit.render import console
+from vitfit.verbs import print_json, verb
+
+from models.errors import VitfitError
+
+LOCAL = "local"  # stands for an id in a request that never meets a server
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs; called through the entry point group `vitfit.verbs`."""
+    for function in (serve, compress, measure):
+        verb(app)(function)
+
+
+@contextlib.contextmanager
+def our_errors() -> Iterator[None]:
+    """The rooms' errors as the one error type that the command line prints."""
+    try:
+        yield
+    except VitfitError as error:
+        title = error.code.replace("-", " ").capitalize()
+        raise ClientError(Problem(f"/problems/{error.code}", title, None, error.detail, error.facts)) from error
+
+
+def serve(
+    data: Annotated[Path | None, typer.Option(help="Folder for everything that the server keeps.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. (default: 127.0.0.1)")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free port. (default: 8000)")] = None,
+    allow: Annotated[
+        list[Path] | None, typer.Option(help="A folder below which users may name data sets; may be repeated.")
+    ] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Receives the server's address when it answers.")] = None,
+) -> None:
+    """Run the server. Further settings: environment variables VITFIT_..., see docs/."""
+    from service.serve import serve as run
+    from service.settings import Settings
+
+    asked = {"data": data, "host": host, "port": port, "allowed_roots": tuple(allow) if allow else None}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    with our_errors(), _readable_fields():
+        run(Settings(**given), ready_file=ready_file)
+
+
+def compress(
+    model: Annotated[str, typer.Argument(help="timm name, or a folder with model.json.", show_default=False)],
+    budgets: BudgetOptions,
+    search: SearchOptions,
+    output: Annotated[
+        Path, typer.Option(help="Folder for the files of the result.", metavar="DIR", show_default=False)
+    ],
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights: .safetensors or .pth.", metavar="FILE")] = None,
+    options: Annotated[
+        str | None, typer.Option(help="Arguments of timm's create_model, JSON or @FILE.", metavar="JSON")
+    ] = None,
+    no_pretrained: Annotated[bool, typer.Option("--no-pretrained", help="Random weights.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help=".npz, zip, tar or a folder of class folders.", metavar="FILE_OR_FOLDER")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Do a whole job here, without a server."""
+    source = model_source(model, options, checkpoint, False if no_pretrained else None)
+    if data is not None and not data.exists():
+        raise ClientError.local("no-such-file", f"--data {data}: there is no such file or folder.")
+    body = _request_body(source, budgets, search, data)
+    with our_errors():
+        summary = _compress(body, source, data, output)
+    if as_json:
+        print_json({**summary, "report": str(summary.get("report", ""))})
+    else:
+        _show_summary(summary)
+
+
+def _request_body(
+    source: ModelSource, budgets: BudgetOptions, search: SearchOptions, data: Path | None
+) -> dict[str, Any]:
+    """A JobRequest as JSON; its ids stand for the local files."""
+    limits = [budget.to_json() for budget in budgets.budgets()]
+    dataset = LOCAL if data is not None else None
+    return {"model": LOCAL, "dataset": dataset, "name": source.name[:100], "budgets": limits, **search.options()}
+
+
+def _compress(body: dict[str, Any], source: ModelSource, data: Path | None, output: Path) -> dict[str, Any]:
+    from service.request import JobRequest
+
+    with _readable_fields():
+        request = JobRequest.model_validate(body)
+    from service.compress import compress as run  # imports torch: only once the request is sound
+
+    return dict(run(request, source.to_json(), source.checkpoint, data, output))
+
+
+@contextlib.contextmanager
+def _readable_fields() -> Iterator[None]:
+    """Pydantic's errors as one paragraph: field, value, what is allowed."""
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, item['loc'])) or 'request'}: {item['msg']}" for item in error.errors()]
+        raise ClientError.local("invalid-request", "; ".join(found) + ".") from error
+
+
+def _show_summary(summary: dict[str, Any]) -> None:
+    table = Table("", "before", "after", box=None, pad_edge=False)
+    for row in summary.get("rows", []):
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)
+    for note in summary.get("notes", []):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    if summary.get("report"):
+        console.print(f"Report: {summary['report']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def measure(
+    file: Annotated[Path, typer.Argument(help="The ONNX file.", metavar="FILE.onnx", show_default=False)],
+    against: Annotated[
+        Path | None, typer.Option(help="Compare with this one, interleaved.", metavar="ORIGINAL.onnx")
+    ] = None,
+    device: Annotated[str, typer.Option(help="A device that can be measured from here.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Threads, each pinned to a core.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images per run.")] = 1,
+    seconds: Annotated[float, typer.Option(min=1, help="Time that may be spent.")] = 20.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure the latency of ONNX files in fresh processes, with the spread."""
+    files = [file] if against is None else [against, file]
+    for path in files:
+        if not path.is_file():
+            raise ClientError.local("no-such-file", f"There is no file {str(path)!r} to measure.")
+    with our_errors():
+        found = _measure(files, device, threads, batch, seconds)
+    if as_json:
+        print_json(found)
+    else:
+        _show_measurements(found)
+
+
+def _measure(files: list[Path], device: str, threads: int, batch: int, seconds: float) -> dict[str, Any]:
+    from latency.devices import check_device, is_reachable
+    from models.errors import DeviceUnavailable
+
+    check_device(device)
+    if not is_reachable(device):
+        raise DeviceUnavailable(f"{device!r} is a profile: its latency is predicted, not measured. Measure on cpu.")
+    from latency.meter import Effort, Meter
+    from latency.sampling import ratio
+    from latency.setting import Setting, runtime_version
+
+    setting = Setting(threads, batch, runtime=runtime_version())
+    measured = Meter(setting).measure(files, Effort(seconds=seconds))
+    rows = [
+        {"file": str(file), "bytes": file.stat().st_size, "p50_ms": item.p50_ms.to_json(), "runs": item.count}
+        for file, item in zip(files, measured, strict=True)
+    ]
+    compared = ratio(measured[1], measured[0]).to_json() if len(measured) > 1 else None
+    return {"machine": measured[0].machine, "setting": str(setting), "files": rows, "ratio": compared}
+
+
+def _show_measurements(found: dict[str, Any]) -> None:
+    table = Table("file", "median", "95 % interval", "runs", box=None, pad_edge=False)
+    for row in found["files"]:
+        p50 = row["p50_ms"]
+        spread = f"{p50['low']:.3f} .. {p50['high']:.3f} ms"
+        table.add_row(Path(row["file"]).name, f"{p50['value']:.3f} ms", spread, str(row["runs"]))
+    console.print(table)
+    if found["ratio"]:
+        keep = found["ratio"]
+        text = f"{keep['value']:.3f} of the original's latency ({keep['low']:.3f} .. {keep['high']:.3f})"
+        console.print(text, highlight=False)
+    console.print(f"{found['machine']}, {found['setting']}", highlight=False, markup=False)
