@@ -84,6 +84,12 @@ class InternalError(VitfitError):
     code = "internal-error"
 
 
+class Unhealthy(VitfitError):
+    """The server answers, and does not do its work."""
+
+    code = "unhealthy"
+
+
 class StorageFull(VitfitError):
     """No space left for what was sent."""
 
@@ -115,6 +121,7 @@ STATUS: Final[dict[type[VitfitError], int]] = {
     ValidationSlow: 503,
     WorkerCrashed: 500,
     InternalError: 500,
+    Unhealthy: 503,
     StorageFull: 507,
 }
 BY_CODE: Final = {cls.code: status for cls, status in STATUS.items()}

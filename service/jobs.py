@@ -10,6 +10,7 @@ The half that workers use (claim, heartbeat, fenced writes, finish, requeue) is 
 
 import secrets
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from sqlalchemy import delete, func, insert, literal, select
@@ -68,6 +69,7 @@ class NewJob:
     trials_of: str | None = None
     deliver_trial: int | None = None
     id: str = field(default_factory=lambda: f"job_{secrets.token_hex(10)}")
+    created_at: datetime = field(default_factory=now)
 
     def row(self) -> JobRow:
         return JobRow(
@@ -85,7 +87,7 @@ class NewJob:
             status="queued",
             attempt=0,
             fence=0,
-            created_at=now(),
+            created_at=self.created_at,
         )
 
 

@@ -1,6 +1,9 @@
 """Where every file of the data folder is. No other file joins these names."""
 
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,11 +84,15 @@ class DataFolder:
         dataset = self.dataset(dataset_id) if dataset_id else None
         return JobFiles(self.model(model_id), dataset, folder.artifacts, folder.work, self.tables)
 
-    def new_upload(self) -> Path:
-        """A fresh folder for an upload, on the same file system as its destination."""
+    @contextmanager
+    def uploading(self) -> Iterator[Path]:
+        """A fresh folder on the same file system as its destination; what is not moved away from it is deleted."""
         folder = self.uploads / whoami().replace("/", "_") / secrets.token_hex(8)
         folder.mkdir(parents=True)
-        return folder
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def create(self) -> None:
         """Make the folders and prove that they can be written. Raises: OSError."""
@@ -95,6 +102,8 @@ class DataFolder:
         probe.write_bytes(b"vitfit")
         probe.unlink()
 
-    def left_behind(self) -> list[Path]:
-        """Upload folders of server processes of this machine that are gone."""
-        return [folder for folder in self.uploads.iterdir() if is_gone(folder.name.replace("_", "/"))]
+    def sweep(self) -> None:
+        """Delete what server processes of this machine that are gone had not finished."""
+        for folder in self.uploads.iterdir():
+            if is_gone(folder.name.replace("_", "/")):
+                shutil.rmtree(folder, ignore_errors=True)

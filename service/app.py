@@ -1,0 +1,37 @@
+"""The web application. Imports neither torch nor onnxruntime: what needs them runs in processes of its own."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from service.body_limit import BodyLimit
+from service.context import Service, server_version
+from service.errors import add_handlers
+from service.openapi import PROBLEMS, describe
+from service.routes import artifacts, datasets, jobs, models, offers
+from service.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application on a data folder, which is made or upgraded now; jobs run while the application does.
+
+    Raises: OSError when the data folder cannot be written; NewerData when a newer version wrote it.
+    """
+    service = Service.open(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(service.start)
+        yield
+        await run_in_threadpool(service.close)
+
+    app = FastAPI(title="vitfit", version=server_version(), lifespan=lifespan, responses=PROBLEMS)
+    app.state.service = service
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    app.add_middleware(BodyLimit)
+    add_handlers(app)
+    for routes in (models, datasets, jobs, artifacts, offers):
+        app.include_router(routes.router)
+    return app

@@ -1,0 +1,73 @@
+"""What the routes work with: one object, made when the server starts."""
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Self
+
+from fastapi import Depends, Request
+
+from service.engine import Catalog, catalog, validate_command
+from service.jobs import Jobs
+from service.leases import Leases
+from service.library import Library
+from service.paths import DataFolder
+from service.runner import Runner
+from service.schema import upgrade
+from service.settings import Settings
+from service.store import Store
+from service.submission import Submissions
+from service.validation import Validator
+
+
+def server_version() -> str:
+    """Of the installed distribution; "0" in a bare checkout."""
+    try:
+        return version("vitfit-server")
+    except PackageNotFoundError:
+        return "0"
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of a running server."""
+
+    settings: Settings
+    folder: DataFolder
+    store: Store
+    jobs: Jobs
+    library: Library
+    catalog: Catalog
+    validator: Validator
+    submissions: Submissions
+    runner: Runner
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Make or upgrade the data folder. Raises: OSError when it cannot be written; NewerData."""
+        folder = DataFolder(settings.data)
+        folder.create()
+        folder.sweep()
+        store = Store(folder.database)
+        upgrade(store)
+        jobs, library, offered = Jobs(store), Library(store, folder), catalog(settings.engine)
+        validator = Validator(validate_command(settings.engine))
+        submissions = Submissions(jobs, library, offered, validator, settings.validate_timeout_s)
+        runner = Runner(settings, folder, Leases(store, settings.lease_s, settings.max_crashes))
+        return cls(settings, folder, store, jobs, library, offered, validator, submissions, runner)
+
+    def start(self) -> None:
+        """Begin to run jobs, unfinished ones of an earlier server included."""
+        self.runner.start()
+
+    def close(self) -> None:
+        """Stop the workers (their jobs go on at the next start) and let go of the database."""
+        self.runner.stop()
+        self.store.close()
+
+
+def _of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceOf = Annotated[Service, Depends(_of)]

@@ -1,0 +1,47 @@
+"""/v1/jobs/{id}/artifacts: the finished files."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service.artifacts import ArtifactResponse, artifact_named, artifacts_of
+from service.context import ServiceOf
+from service.schemas import ArtifactList, ArtifactView
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
+
+BINARY = {"application/octet-stream": {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}}
+HEADERS = {
+    "ETag": {"schema": {"type": "string"}, "description": "SHA-256 of the whole file."},
+    "Repr-Digest": {"schema": {"type": "string"}, "description": "RFC 9530: sha-256=:base64:"},
+}
+FILE: dict[int | str, dict[str, Any]] = {
+    200: {"content": BINARY, "description": "The whole file.", "headers": HEADERS},
+    206: {"content": BINARY, "description": "The range that was asked for.", "headers": HEADERS},
+    304: {"description": "If-None-Match names this version."},
+}
+
+
+@router.get("")
+def list_artifacts(job_id: str, service: ServiceOf) -> ArtifactList:
+    """Names, sizes and digests of the finished files."""
+    service.jobs.get(job_id)
+    found = artifacts_of(service.folder.job(job_id))
+    return ArtifactList(artifacts=[ArtifactView.of(artifact, job_id) for artifact in found])
+
+
+@router.get("/{name}", response_class=Response, responses=FILE)
+def get_artifact(job_id: str, name: str, request: Request, service: ServiceOf) -> Response:
+    """A file. `Range` and `If-Range` resume a download; `Repr-Digest` checks it."""
+    service.jobs.get(job_id)
+    artifact = artifact_named(service.folder.job(job_id), name)
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if artifact.etag in known or known == ["*"]:
+        return Response(status_code=304, headers=artifact.headers)
+    return ArtifactResponse(artifact)
+
+
+@router.head("/{name}", include_in_schema=False)
+def head_artifact(job_id: str, name: str, request: Request, service: ServiceOf) -> Response:
+    """The headers of a file."""
+    return get_artifact(job_id, name, request, service)

@@ -1,0 +1,119 @@
+"""/v1/jobs: submit, follow, cancel, deliver."""
+
+import shutil
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header, Query, Response
+from fastapi.responses import JSONResponse
+
+from service.context import ServiceOf
+from service.jobs import UNFINISHED, Status
+from service.paging import PageQuery, newest_first, trials_in_order
+from service.request import JobRequest
+from service.schemas import JOB_EXAMPLE, DeliverRequest, JobPage, JobView, TrialPage, Validated
+from service.store import JobRow
+from service.submission import Submitted
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+POLL_S = 1  # what Retry-After says to those who wait for a job
+KeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        description="Repeating a request with its key gives the first answer again and no second job.",
+    ),
+]
+ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {
+        "model": JobView,
+        "description": "The job, queued.",
+        "headers": {
+            "Location": {"schema": {"type": "string"}, "description": "Address of the job."},
+            "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until it is worth asking."},
+        },
+    }
+}
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobView,
+    responses={**ACCEPTED, 200: {"model": Validated, "description": "validate_only=true: nothing was created."}},
+)
+async def create_job(
+    body: Annotated[JobRequest, Body(openapi_examples={"latency": {"value": JOB_EXAMPLE}})],
+    service: ServiceOf,
+    validate_only: Annotated[bool, Query(description="Check the request and create nothing.")] = False,
+    idempotency_key: KeyHeader = None,
+) -> Response:
+    """Queue a compression. Names, budget and data are checked first, for at most a few seconds."""
+    if validate_only:
+        return JSONResponse((await service.submissions.validate(body)).model_dump(mode="json"))
+    submitted = await service.submissions.submit(body, idempotency_key)
+    service.runner.wake()
+    return _accepted(submitted)
+
+
+@router.get("")
+def list_jobs(
+    service: ServiceOf,
+    page: PageQuery,
+    status: Annotated[Status | None, Query(description="Only jobs in this state.")] = None,
+) -> JobPage:
+    """Jobs, newest first."""
+    where = [JobRow.status == status] if status else []
+    rows, token = newest_first(service.store, JobRow, page, f"jobs {status or ''}", *where)
+    return JobPage(jobs=[JobView.of(row) for row in rows], next_page_token=token)
+
+
+@router.get("/{job_id}")
+def get_job(job_id: str, response: Response, service: ServiceOf) -> JobView:
+    """A job as it is now. While it is not finished, Retry-After says when to ask again."""
+    job = service.jobs.get(job_id)
+    if job.status in UNFINISHED:
+        response.headers["Retry-After"] = str(POLL_S)
+    return JobView.of(job)
+
+
+@router.delete("/{job_id}", status_code=204)
+def delete_job(job_id: str, service: ServiceOf) -> None:
+    """Delete a finished job, its trials and its files; 409 while it is not finished."""
+    service.jobs.delete(job_id)
+    shutil.rmtree(service.folder.job(job_id).root, ignore_errors=True)
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, service: ServiceOf) -> JobView:
+    """Stop a job. It may be repeated and works in any state; a finished job is given back as it is."""
+    job = service.jobs.cancel(job_id)
+    service.runner.wake()
+    return JobView.of(job)
+
+
+@router.get("/{job_id}/trials")
+def list_trials(job_id: str, service: ServiceOf, page: PageQuery) -> TrialPage:
+    """The finished trials in the order of their numbers."""
+    service.jobs.get(job_id)
+    trials, token = trials_in_order(service.store, job_id, page)
+    return TrialPage(trials=trials, next_page_token=token)
+
+
+@router.post("/{job_id}/deliver", status_code=202, response_model=JobView, responses=ACCEPTED)
+async def deliver_trial(
+    job_id: str, body: DeliverRequest, service: ServiceOf, idempotency_key: KeyHeader = None
+) -> Response:
+    """Deliver another trial of the same search: a child job, without a new search."""
+    submitted = await service.submissions.deliver(job_id, body.trial, idempotency_key)
+    service.runner.wake()
+    return _accepted(submitted)
+
+
+def _accepted(submitted: Submitted) -> Response:
+    headers = {"Location": f"/v1/jobs/{submitted.job_id}", "Retry-After": str(POLL_S)}
+    if submitted.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return JSONResponse(submitted.job, 202, headers)

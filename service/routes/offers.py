@@ -1,0 +1,40 @@
+"""/v1/devices, /v1/methods and /healthz: what this server offers, and whether it works."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from service.context import ServiceOf, server_version
+from service.errors import NotFound, Unhealthy
+from service.schemas import DeviceList, Health, MethodList
+
+router = APIRouter(tags=["server"])
+
+
+@router.get("/v1/devices")
+def list_devices(service: ServiceOf) -> DeviceList:
+    """Where latency is measured (this machine) or predicted (profiles)."""
+    return DeviceList(devices=list(service.catalog.devices()))
+
+
+@router.get("/v1/devices/{name}")
+def get_device(name: str, service: ServiceOf) -> dict[str, Any]:
+    """One device."""
+    devices = {str(device["name"]): device for device in service.catalog.devices()}
+    if name not in devices:
+        raise NotFound("device", name, list(devices))
+    return devices[name]
+
+
+@router.get("/v1/methods")
+def list_methods(service: ServiceOf) -> MethodList:
+    """The ways to compress, and the criteria that each can rank by."""
+    return MethodList(methods=list(service.catalog.methods()))
+
+
+@router.get("/healthz")
+def health(service: ServiceOf) -> Health:
+    """Whether the database answers and jobs are being run."""
+    if not service.runner.alive:
+        raise Unhealthy("The part of the server that runs jobs has stopped. Restart the server.")
+    return Health(status="ok", version=server_version(), jobs=service.jobs.counts())

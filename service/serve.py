@@ -1,0 +1,125 @@
+"""Starts the server: `serve(settings)`, or `python -m service.serve --data DIR --port 0 --ready-file FILE`."""
+
+import argparse
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from models.errors import VitfitError
+from service.app import create_app
+from service.settings import Settings
+
+CANNOT_START = 2  # exit status
+GOODBYE_S = 5  # downloads that are under way have so long to finish
+
+
+class StartError(Exception):
+    """Why the server cannot start, in one line."""
+
+
+def serve(settings: Settings, ready_file: Path | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    The address is printed when requests are answered, and written to `ready_file` (complete, or not there at all).
+
+    Raises: SystemExit with status 2, after one line on stderr, when the server cannot start; with 0 after SIGTERM.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # before uvicorn has its own, and after
+    try:
+        with _listen(settings) as listener:
+            _warn_about_open_door(settings)
+            _serve_on(listener, settings, ready_file)
+    except StartError as error:
+        print(f"vitfit: {error}", file=sys.stderr)
+        sys.exit(CANNOT_START)
+    except KeyboardInterrupt:
+        pass
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """A bound socket. Raises: StartError."""
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        listener = socket.socket(found[0][0], socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(found[0][4])
+    except OSError as error:
+        raise StartError(_why_not_listening(settings, error)) from error
+    return listener
+
+
+def _why_not_listening(settings: Settings, error: OSError) -> str:
+    where = f"{settings.host}:{settings.port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {where} is in use. Stop what listens there, or choose another port (0 picks a free one)."
+    return f"Cannot listen on {where}: {error.strerror or error}. Choose another host or port."
+
+
+def _serve_on(listener: socket.socket, settings: Settings, ready_file: Path | None) -> None:
+    try:
+        app = create_app(settings)
+    except VitfitError as error:
+        raise StartError(error.detail) from error
+    except OSError as error:
+        raise StartError(
+            f"The data folder {settings.data} cannot be written: {error.strerror or error}. "
+            "Choose another (VITFIT_DATA) or change its permissions."
+        ) from error
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=GOODBYE_S, server_header=False)
+    _Server(config, settings, ready_file).run(sockets=[listener])
+
+
+def _warn_about_open_door(settings: Settings) -> None:
+    if settings.host not in ("127.0.0.1", "::1", "localhost"):
+        logging.getLogger("vitfit.service").warning(
+            "listening on %s: there is no authentication, whoever reaches this address can use it", settings.host
+        )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings, ready_file: Path | None) -> None:
+        super().__init__(config)
+        self._host = settings.host
+        self._ready_file = ready_file
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        assert sockets
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        url = f"http://{host}:{sockets[0].getsockname()[1]}"
+        print(f"vitfit serves {url}", flush=True)
+        if self._ready_file:
+            beside = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
+            beside.write_text(f"{url}\n")
+            os.replace(beside, self._ready_file)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command. Options that are left out come from VITFIT_* variables, then from the defaults."""
+    parser = argparse.ArgumentParser(prog="service.serve", description="The vitfit server.")
+    parser.add_argument("--data", type=Path, help="data folder")
+    parser.add_argument("--host", help="address to listen on")
+    parser.add_argument("--port", type=int, help="0 picks a free port")
+    parser.add_argument("--engine", choices=["pipeline", "fake"], help="fake is for tests")
+    parser.add_argument(
+        "--allow", dest="allowed_roots", action="append", type=Path, help="folder with users' data sets"
+    )
+    parser.add_argument("--ready-file", type=Path, help="gets the server's address when it is ready")
+    options: dict[str, Any] = vars(parser.parse_args(arguments))
+    ready_file = options.pop("ready_file")
+    serve(Settings(**{name: value for name, value in options.items() if value is not None}), ready_file)
+
+
+if __name__ == "__main__":
+    main()
