@@ -173,7 +173,7 @@ def _tar_members(archive: Path, ledger: "_Ledger", limits: Limits) -> Iterator[M
                 ledger.count(name, member.size)
                 if member.isfile():
                     yield name, functools.partial(_content, opened, member)
-                opened.members = []  # tarfile would keep them all
+                opened.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
             reader.seek(opened.offset)
             if reader.read(len(END_OF_TAR)) != END_OF_TAR:  # tarfile takes a cut between two members for the end
                 raise tarfile.ReadError("the end of the archive is missing")
@@ -258,14 +258,14 @@ def check_expansion(packed_bytes: int, unpacked_bytes: int, limits: Limits) -> N
 def check_name(name: str) -> str:
     """The member's name with forward slashes.
 
-    Raises: UnsafeFile when it is absolute, climbs out of its folder or holds control characters.
+    Raises: UnsafeFile when it is absolute, climbs out of its folder or holds unprintable characters.
     """
     plain = name.replace("\\", "/")
     path = PurePosixPath(plain)
     climbs = path.is_absolute() or ".." in path.parts or bool(PureWindowsPath(plain).drive)
     if climbs or not plain.isprintable():
         raise UnsafeFile(
-            f"{name!r} in the archive is absolute, climbs out of its folder or holds control characters. Pack the"
+            f"{name!r} in the archive is absolute, climbs out of its folder or holds unprintable characters. Pack the"
             " folder with relative names.",
             member=name,
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.archive import Limits, unpack
-from models.arrays import Arrays, read_npz
+from models.arrays import read_npz
 from models.errors import BadData, DamagedFile, InvalidRequest, TooLarge, UnsafeFile
 from models.pictures import PictureFile, PictureImages, group, labels_of, list_folder
 from models.preprocessing import Preprocessing
@@ -118,13 +118,12 @@ def open_data(
     """
     limits = limits or Limits()
     path = _locate(folder, _description(folder), allowed)
-    if path.is_dir():
-        found = _open_folder(path, preprocessing, allowed, limits)
-    else:
-        found = _open_file(path, folder, preprocessing, limits)
-    if isinstance(found, Arrays):
-        return _dataset(found.images, found.labels, found.splits, classes, [])
-    images, ignored = found
+    if path.suffix == ".npz" and path.is_file():
+        _check_size(path, limits)
+        arrays = read_npz(path, preprocessing, limits)
+        return _dataset(arrays.images, arrays.labels, arrays.splits, classes, [])
+    files, ignored = _list_pictures(path, folder, allowed, limits)
+    images = PictureImages(tuple(files), preprocessing, limits)
     images.check()
     return _picture_dataset(images, ignored, classes, class_names)
 
@@ -193,26 +192,20 @@ def _allowed_path(text: Any, allowed: Sequence[Path]) -> Path:
     return real
 
 
-def _open_folder(
-    folder: Path, preprocessing: Preprocessing, allowed: Sequence[Path], limits: Limits
-) -> tuple[PictureImages, int]:
-    files, ignored = list_folder(folder, [root.resolve() for root in allowed], limits)
-    return PictureImages(tuple(files), preprocessing, limits), ignored
-
-
-def _open_file(
-    path: Path, folder: Path, preprocessing: Preprocessing, limits: Limits
-) -> Arrays | tuple[PictureImages, int]:
+def _check_size(path: Path, limits: Limits) -> None:
     size = path.stat().st_size
     if size > limits.packed_bytes:
         raise TooLarge(f"The file has {size} bytes; at most {limits.packed_bytes} are allowed.", bytes=size)
-    if path.suffix == ".npz":
-        return read_npz(path, preprocessing, limits)
+
+
+def _list_pictures(path: Path, folder: Path, allowed: Sequence[Path], limits: Limits) -> tuple[list[PictureFile], int]:
+    """The pictures by name and the number of other files; an archive is unpacked into `folder` first."""
+    if path.is_dir():
+        return list_folder(path, [root.resolve() for root in allowed], limits)
     pictures = folder / "pictures"
     unpacked = unpack(path, pictures, limits)
     files = [PictureFile(pictures / file, name) for file, name in zip(unpacked.files, unpacked.names, strict=True)]
-    files.sort(key=lambda file: file.name)
-    return PictureImages(tuple(files), preprocessing, limits), unpacked.ignored
+    return sorted(files, key=lambda file: file.name), unpacked.ignored
 
 
 def _picture_dataset(
@@ -252,7 +245,7 @@ def _dataset(
             )
     if splits is None:
         warnings = [*warnings, "The data brings no split: half calibrates, a quarter selects, a quarter tests."]
-    few = [f"{split} ({len(rows[split])})" for split in ("selection", "test") if len(rows[split]) < FEW]  # type: ignore[index]
+    few = [f"{split} ({len(rows[split])})" for split in SPLITS[1:3] if len(rows[split]) < FEW]
     if few:
         warnings = [*warnings, f"Fewer than {FEW} images: {', '.join(few)}. Accuracies on them are coarse."]
     return Dataset(images, labels, rows, tuple(warnings))

@@ -146,15 +146,13 @@ def group(names: Sequence[str]) -> Grouping:
 
     Raises: BadData when some pictures lie beside the class folders, or a split's name is unclear.
     """
-    folders = [PurePosixPath(name).parts[:-1] for name in names]
-    shared = len(os.path.commonprefix(folders))
-    rest = [parts[shared:] for parts in folders]
+    rest = _without_shared([PurePosixPath(name).parts[:-1] for name in names])
     tops = {parts[0] if parts else "" for parts in rest}
     splits = None
     if len(tops) > 1 and tops <= {*SPLIT_NAMES, *UNCLEAR_SPLITS}:
         _refuse_unclear(tops)
         splits = tuple(parts[0] for parts in rest)
-        rest = [parts[1:] for parts in rest]
+        rest = _without_shared([parts[1:] for parts in rest])
     depths = {bool(parts) for parts in rest}
     if depths == {True, False}:
         beside = next(name for name, parts in zip(names, rest, strict=True) if not parts)
@@ -162,6 +160,12 @@ def group(names: Sequence[str]) -> Grouping:
             f"{beside!r} lies beside class folders. Either all pictures lie in class folders or none does.", file=beside
         )
     return Grouping(tuple(parts[0] for parts in rest) if depths == {True} else None, splits)
+
+
+def _without_shared(folders: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    first, last = min(folders), max(folders)  # what these two share, all between them share
+    shared = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), None)
+    return [folder[min(len(first), len(last)) if shared is None else shared :] for folder in folders]
 
 
 def _refuse_unclear(tops: set[str]) -> None:

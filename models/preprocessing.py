@@ -158,17 +158,21 @@ def _problems(value: Preprocessing) -> list[str]:
     if value.size[0] not in (1, 3):
         problems.append(f"{value.size[0]} channels; networks with 1 (grey) or 3 (RGB) are supported.")
     for name, numbers in (("mean", value.mean), ("std", value.std)):
-        if len(numbers) != value.size[0] or not all(math.isfinite(number) for number in numbers):
+        if len(numbers) != value.size[0] or not all(map(_is_finite, numbers)):
             problems.append(f"{name} {list(numbers)} must be {value.size[0]} finite numbers, one per channel.")
-    if not all(number > 0 for number in value.std):
+    if not all(_is_finite(number) and number > 0 for number in value.std):
         problems.append(f"std {list(value.std)} must be above 0.")
-    if not 0 < value.crop <= 1:
+    if not (_is_finite(value.crop) and 0 < value.crop <= 1):
         problems.append(f"crop {value.crop} must be above 0 and at most 1.")
     if value.interpolation not in INTERPOLATIONS:
         problems.append(f"interpolation {value.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}.")
     if value.crop_mode not in CROP_MODES:
         problems.append(f"crop_mode {value.crop_mode!r} must be one of {', '.join(CROP_MODES)}.")
     return problems
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _picture(image: npt.NDArray[np.uint8]) -> Image.Image:
