@@ -1,0 +1,221 @@
+"""The command line as a user meets it: stdout, stderr, exit status."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+from vitfit import cli, render
+
+from tests.client.fake_server import FakeServer
+
+MACS = ("--budget-macs-keep", "0.5")
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render, "console", Console(width=200))
+
+
+def vitfit(server: FakeServer | str, *arguments: str, status: int = 0) -> Result:
+    """Runs the command and checks its exit status; an exception that got through is never an answer."""
+    address = server if isinstance(server, str) else server.url
+    done = CliRunner(env={"VITFIT_SERVER": address}).invoke(cli.app, arguments)
+    assert done.exit_code == status, done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    return done
+
+
+def documents(done: Result) -> list[dict[str, object]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_as_a_process(server: FakeServer) -> None:
+    command = [sys.executable, "-m", "vitfit.cli", "status", "job_9", "--server", server.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: There is no job job_9. GET /v1/jobs lists yours.\n"
+
+
+def test_submit_uploads_and_queues(server: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"weights")
+    (tmp_path / "data.npz").write_bytes(b"data")
+    done = vitfit(
+        server,
+        *("submit", "--json", "--model", "vit_tiny", "--options", '{"depth": 2}', "--name", "first", "--no-recovery"),
+        *("--checkpoint", str(tmp_path / "weights.pth"), "--data", str(tmp_path / "data.npz"), "--trials", "7"),
+        *("--budget-latency-keep", "60%", "--budget-latency-ms", "20@phone", "--budget-macs", "2.5G", "--threads", "2"),
+    )
+    (job,) = documents(done)
+    assert job["status"] == "queued"
+    sent = server.requests("POST", "/v1/jobs")[0].json
+    here = {"threads": 2, "batch": 1}
+    assert sent == {
+        "model": "mod_000001",
+        "dataset": "dat_000001",
+        "name": "first",
+        "trials": 7,
+        "recovery": False,
+        "budgets": [
+            {"metric": "latency_keep", "limit": 0.6, "device": "cpu", "setting": here},
+            {"metric": "latency_ms", "limit": 20.0, "device": "phone", "setting": here},
+            {"metric": "macs", "limit": 2.5e9},
+        ],
+    }
+
+
+def test_a_model_folder_brings_its_configuration_and_weights(server: FakeServer, tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    preprocessing = {"size": [1, 8, 8], "mean": [0.5], "std": [0.5]}
+    config = {"name": "vit_tiny", "options": {"depth": 2}, "preprocessing": preprocessing, "classes": ["0", "1"]}
+    (folder / "model.json").write_text(json.dumps(config))
+    (folder / "weights.safetensors").write_bytes(b"weights")
+    vitfit(server, "submit", "--model", str(folder), "--options", '{"num_classes": 2}', *MACS)
+    parts = server.requests("POST", "/v1/models")[0].parts
+    assert parts["checkpoint"] == b"weights"
+    sent = json.loads(parts["config"])
+    assert sent == {**config, "options": {"depth": 2, "num_classes": 2}, "pretrained": False}
+
+
+def test_ids_are_used_without_uploading(server: FakeServer) -> None:
+    vitfit(server, "submit", "--model", "mdl_abc123", "--data", "dat_abc123", *MACS)
+    assert [request.path for request in server.seen] == ["/v1/jobs"]
+
+
+def test_validate_only_starts_nothing(server: FakeServer) -> None:
+    done = vitfit(server, "submit", "--model", "mdl_abc123", "--validate-only", *MACS)
+    assert documents(done) == [{"params": 5}]
+    assert server.jobs == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("--model", "vit_tiny"), "at least one budget"),
+        (("--model", "vit_tiny", "--budget-macs", "many"), "--budget-macs many"),
+        (("--model", "vit_tiny", "--budget-macs-keep", "0"), "above 0"),
+        (("--model", "vit_tiny", "--budget-macs", "1G@phone"), "only a latency has a device"),
+        (("--model", "vit_tiny", "--budget-latency-ms", "5@"), "missing after"),
+        (("--model", "vit_tiny", "--max-loss", "0.01", *MACS), "belong together"),
+        (("--model", "mdl_abc123", "--no-pretrained", *MACS), "uploaded already"),
+        (MACS, "--model"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error(server: FakeServer, arguments: tuple[str, ...], hint: str) -> None:
+    done = vitfit(server, "submit", *arguments, status=2)
+    assert hint in " ".join(done.stderr.replace("│", " ").split())
+    assert server.seen == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("--model", "vit_tiny", "--options", "{depth: 2}"), "--options is not JSON"),
+        (("--model", "vit_tiny", "--options", "[1]"), "must be a JSON object"),
+        (("--model", "vit_tiny", "--options", "@nowhere.json"), "nowhere.json"),
+        (("--model", "vit_tiny", "--checkpoint", "nowhere.pth"), "nowhere.pth"),
+        (("--model", "vit_tiny", "--data", "nowhere.npz"), "nowhere.npz"),
+        (("--model", "./nowhere"), "'nowhere'"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(server: FakeServer, arguments: tuple[str, ...], hint: str) -> None:
+    done = vitfit(server, "submit", *arguments, *MACS, status=1)
+    assert done.stderr.startswith("error: ") and hint in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert server.jobs == {}
+
+
+def test_a_refusal_is_one_paragraph_and_json_on_request(server: FakeServer) -> None:
+    detail = "Unknown device 'phnoe'. Nearest: phone."
+    server.refusal = {"type": "/problems/unknown-name", "title": "Unknown name", "status": 422, "detail": detail}
+    done = vitfit(server, "submit", "--model", "mdl_abc123", "--json", *MACS, status=1)
+    assert done.stderr == f"error: {detail}\n"
+    assert documents(done)[0]["type"] == "/problems/unknown-name"
+
+
+def test_no_server_says_how_to_start_one() -> None:
+    done = vitfit("http://127.0.0.1:9", "devices", status=1)
+    assert "vitfit serve" in done.stderr and "127.0.0.1:9" in done.stderr
+
+
+def test_watch_follows_to_the_end(server: FakeServer) -> None:
+    progress = {"trials_done": 3, "trials_total": 8, "best_score": -0.125}
+    server.states = [{"status": "running", "stage": "searching", "progress": progress}, {"status": "succeeded"}]
+    done = vitfit(server, "submit", "--model", "mdl_abc123", "--watch", *MACS)
+    assert "searching 3/8 trials best -0.1250" in done.stdout
+    assert "vitfit download job_000001" in done.stdout
+
+
+def test_watch_fails_with_the_job(server: FakeServer) -> None:
+    error = {
+        "type": "/problems/impossible-budget",
+        "title": "Impossible budget",
+        "status": 422,
+        "detail": "Best: 0.31.",
+    }
+    server.states = [{"status": "running"}, {"status": "failed", "error": error}]
+    server.new_job({})
+    done = vitfit(server, "watch", "job_000001", status=1)
+    assert "Impossible budget: Best: 0.31." in done.stdout
+    done = vitfit(server, "watch", "job_000001", "--json", status=1)
+    assert documents(done)[-1]["error"]["detail"] == "Best: 0.31."  # type: ignore[index]
+
+
+def test_status_shows_one_job_or_all(server: FakeServer) -> None:
+    for _ in range(5):
+        server.new_job({})
+    assert len(documents(vitfit(server, "status", "--json"))) == 5
+    assert "succeeded" in vitfit(server, "status", "job_000002").stdout
+    assert "There is no job job_9." in vitfit(server, "status", "job_9", status=1).stderr
+
+
+def test_trials_devices_and_methods_are_listed(server: FakeServer) -> None:
+    server.trials = [
+        {"number": n, "score": -0.5, "costs": {"latency_keep cpu": 0.59}, "start": n == 0} for n in range(3)
+    ]
+    server.new_job({})
+    table = vitfit(server, "trials", "job_000001").stdout
+    assert "latency_keep cpu" in table and table.count("0.59") == 3
+    assert len(documents(vitfit(server, "trials", "job_000001", "--json"))) == 3
+    assert "predicted" in vitfit(server, "devices").stdout
+    assert documents(vitfit(server, "methods", "--json"))[0]["name"] == "joint"
+
+
+def test_deliver_and_cancel(server: FakeServer) -> None:
+    server.new_job({})
+    (child,) = documents(vitfit(server, "deliver", "job_000001", "4", "--json"))
+    assert (child["id"], child["parent"]) == ("job_000002", "job_000001")
+    (job,) = documents(vitfit(server, "cancel", "job_000001", "--json"))
+    assert job["status"] == "canceling"
+
+
+def test_download_takes_all_files_or_the_named_ones(server: FakeServer, tmp_path: Path) -> None:
+    server.files = {"model.onnx": os.urandom(300_000), "report.json": b"{}"}
+    server.cuts = [1000]
+    server.new_job({})
+    listed = documents(vitfit(server, "download", "job_000001", "--output", str(tmp_path / "all"), "--json"))
+    assert [(tmp_path / "all" / str(row["name"])).read_bytes() for row in listed] == list(server.files.values())
+    vitfit(server, "download", "job_000001", "report.json", "--output", str(tmp_path / "one"))
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["report.json"]
+    done = vitfit(server, "download", "job_000001", "reprot.json", "--output", str(tmp_path), status=1)
+    assert "model.onnx, report.json" in done.stderr
+
+
+def test_download_into_a_place_that_cannot_be_a_folder(server: FakeServer, tmp_path: Path) -> None:
+    server.files = {"report.json": b"{}"}
+    server.new_job({})
+    (tmp_path / "file").write_bytes(b"")
+    done = vitfit(server, "download", "job_000001", "--output", str(tmp_path / "file"), status=1)
+    assert "file" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_job_without_files_says_to_wait(server: FakeServer, tmp_path: Path) -> None:
+    server.states = [{"status": "running"}]
+    server.new_job({})
+    done = vitfit(server, "download", "job_000001", "--output", str(tmp_path), status=1)
+    assert "is running and has no files" in done.stderr
