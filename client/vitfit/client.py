@@ -259,18 +259,21 @@ class Client:
     def _paged(
         self, path: str, noun: str, kind: type[R], page_size: int | None = None, query: Mapping[str, str] | None = None
     ) -> Iterator[R]:
-        """The items of all pages; a plain JSON list is one page."""
+        """The items of all pages."""
         params: dict[str, Any] = dict(query or {})
         if page_size:
             params["page_size"] = page_size
         while True:
             body = self._connection.json("GET", path, params=params)
-            rows = body if isinstance(body, list) else body[noun] if noun in body else body["items"]
-            yield from (kind.from_json(row) for row in rows)
-            token = None if isinstance(body, list) else body.get("next_page_token")
-            if not token:
+            if not isinstance(body, dict) or noun not in body:
+                raise VitfitError.local(
+                    "unexpected-answer",
+                    f"{self.server}{path} does not answer with a list of {noun}. Is it a vitfit server?",
+                )
+            yield from (kind.from_json(row) for row in body[noun])
+            if not body.get("next_page_token"):
                 return
-            params["page_token"] = token
+            params["page_token"] = body["next_page_token"]
 
 
 def _id(thing: Model | Dataset | Job | str) -> str:

@@ -170,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "GET", ["v1", "jobs", job_id, "trials"]:
                 self._page("trials", fake.trials, seen)
             case "GET", ["v1", "jobs", job_id, "artifacts"]:
-                self._answer(200, [_listed(fake, job_id, name) for name in fake.files])
+                self._answer(200, {"artifacts": [_listed(fake, job_id, name) for name in fake.files]})
             case "GET", ["v1", "jobs", _, "artifacts", name]:
                 self._file(fake, seen, fake.files[name])
             case _:
