@@ -1,0 +1,29 @@
+"""Reads a Dockerfile into its instructions."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction; `text` is what follows its name, continued lines joined."""
+
+    name: str
+    text: str
+
+    @property
+    def exec_form(self) -> list[str]:
+        """The command of CMD and HEALTHCHECK, which have to be JSON lists: no shell stands between."""
+        command = json.loads(self.text[self.text.index("[") :])
+        assert isinstance(command, list) and all(isinstance(part, str) for part in command)
+        return command
+
+
+def read_dockerfile(path: Path) -> list[Instruction]:
+    """All instructions in their order."""
+    lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    parts = [line.strip().partition(" ") for line in joined.splitlines() if line.strip()]
+    return [Instruction(name, text.strip()) for name, _, text in parts]
