@@ -177,6 +177,7 @@ def _tar_members(archive: Path, ledger: "_Ledger", limits: Limits) -> Iterator[M
             reader.seek(opened.offset)
             if reader.read(len(END_OF_TAR)) != END_OF_TAR:  # tarfile takes a cut between two members for the end
                 raise tarfile.ReadError("the end of the archive is missing")
+            reader.read(MIB)  # the padding; at its end gzip, bz2 and xz compare their checksums
 
 
 def _content(opened: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
