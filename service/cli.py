@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,10 +11,14 @@ from vitfit.budget_options import BudgetOptions, SearchOptions
 from vitfit.errors import Problem
 from vitfit.errors import VitfitError as ClientError
 from vitfit.model_source import ModelSource, model_source
-from vitfit.render import console
+from vitfit.render import JobBar, console, show_summary
+from vitfit.results import Job, Progress
 from vitfit.verbs import print_json, verb
 
 from models.errors import VitfitError
+
+if TYPE_CHECKING:
+    from service.journal import MemoryJournal
 
 LOCAL = "local"  # stands for an id in a request that never meets a server
 
@@ -77,11 +81,12 @@ def compress(
         raise ClientError.local("no-such-file", f"--data {data}: there is no such file or folder.")
     body = _request_body(source, budgets, search, data)
     with our_errors():
-        summary = _compress(body, source, data, output)
+        summary = _compress(body, source, data, output, quiet=as_json)
     if as_json:
-        print_json({**summary, "report": str(summary.get("report", ""))})
+        print_json(summary)
     else:
-        _show_summary(summary)
+        show_summary(summary)
+        console.print(f"Report: {summary['report']}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _request_body(
@@ -93,14 +98,25 @@ def _request_body(
     return {"model": LOCAL, "dataset": dataset, "name": source.name[:100], "budgets": limits, **search.options()}
 
 
-def _compress(body: dict[str, Any], source: ModelSource, data: Path | None, output: Path) -> dict[str, Any]:
+def _compress(
+    body: dict[str, Any], source: ModelSource, data: Path | None, output: Path, quiet: bool
+) -> dict[str, Any]:
     from service.request import JobRequest
 
     with _readable_fields():
         request = JobRequest.model_validate(body)
     from service.compress import compress as run  # imports torch: only once the request is sound
 
-    return dict(run(request, source.to_json(), source.checkpoint, data, output))
+    with contextlib.ExitStack() as stack:
+        bar = None if quiet else stack.enter_context(JobBar())
+        show = None if bar is None else lambda journal: bar.show(_as_job(journal))
+        return run(request, source.to_json(), source.checkpoint, data, output, show)
+
+
+def _as_job(journal: "MemoryJournal") -> Job:
+    """The state of a local job in the form that the progress bar shows."""
+    progress = Progress(*journal.last_progress) if journal.last_progress else Progress()
+    return Job(LOCAL, "running", stage=journal.stages[-1] if journal.stages else None, progress=progress)
 
 
 @contextlib.contextmanager
@@ -113,17 +129,6 @@ def _readable_fields() -> Iterator[None]:
     except ValidationError as error:
         found = [f"{'.'.join(map(str, item['loc'])) or 'request'}: {item['msg']}" for item in error.errors()]
         raise ClientError.local("invalid-request", "; ".join(found) + ".") from error
-
-
-def _show_summary(summary: dict[str, Any]) -> None:
-    table = Table("", "before", "after", box=None, pad_edge=False)
-    for row in summary.get("rows", []):
-        table.add_row(*(str(cell) for cell in row))
-    console.print(table)
-    for note in summary.get("notes", []):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    if summary.get("report"):
-        console.print(f"Report: {summary['report']}", markup=False, highlight=False, soft_wrap=True)
 
 
 def measure(

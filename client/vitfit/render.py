@@ -1,10 +1,11 @@
 """Jobs, trials, devices and methods for a person at a terminal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
@@ -103,7 +104,7 @@ def job_table(jobs: Iterable[Job]) -> Table:
         done = f"{job.progress.trials_done}/{job.progress.trials_total or '?'}"
         colour = COLOURS.get(job.status, "white")
         best = number(job.progress.best_score, ".4f")
-        row = [job.id, job.name or "", f"[{colour}]{job.status}[/]", job.stage or "", done, best]
+        row = [job.id, escape(job.name or ""), f"[{colour}]{job.status}[/]", job.stage or "", done, best]
         table.add_row(*row, job.guarantee or "", (job.created_at or "")[:19].replace("T", " "))
     return table
 
@@ -114,13 +115,24 @@ def show_job(job: Job, to: Console | None = None) -> None:
     out.print(job_table([job]))
     if job.error:
         out.print(f"{job.error.title}: {job.error.detail}", markup=False, soft_wrap=True)
-    for name, value in (job.result or {}).items():
-        if isinstance(value, str | int | float | bool):
-            out.print(f"  {name}: {value}", markup=False, soft_wrap=True)
+    if job.result:
+        show_summary(job.result, out)
     if job.status == "succeeded":
         out.print(f"Its files: vitfit download {job.id} --output DIR", markup=False, highlight=False, soft_wrap=True)
     elif not job.finished:
         out.print(f"Follow it: vitfit watch {job.id}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_summary(summary: Mapping[str, Any], to: Console | None = None) -> None:
+    """The result of a job: its `rows` [label, before, after] as a table, and its `notes` beneath."""
+    out = to or console
+    if rows := summary.get("rows"):
+        table = Table("", "before", "after", box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*(escape(str(cell)) for cell in row))
+        out.print(table, highlight=False)
+    for note in summary.get("notes", []):
+        out.print(str(note), markup=False, highlight=False, soft_wrap=True)
 
 
 def trial_table(trials: Iterable[Trial]) -> Table:
@@ -143,7 +155,9 @@ def device_table(devices: Iterable[Device]) -> Table:
     table = Table("device", "latency", "threads", "precision", "description", box=None, pad_edge=False)
     for device in devices:
         kind = "measured here" if device.reachable else "predicted"
-        table.add_row(device.name, kind, number(device.threads, "d"), device.precision or "", device.description)
+        table.add_row(
+            device.name, kind, number(device.threads, "d"), device.precision or "", escape(device.description)
+        )
     return table
 
 
@@ -152,5 +166,5 @@ def method_table(methods: Iterable[Method]) -> Table:
     table = Table("method", "title", "makes smaller", "criteria", "training", box=None, pad_edge=False)
     for method in methods:
         axes, criteria = ", ".join(method.axes), ", ".join(method.criteria)
-        table.add_row(method.name, method.title, axes, criteria, method.training or "")
+        table.add_row(method.name, escape(method.title), axes, criteria, method.training or "")
     return table
