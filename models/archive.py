@@ -165,11 +165,9 @@ def _tar_members(archive: Path, ledger: "_Ledger", limits: Limits) -> Iterator[M
         with tarfile.open(fileobj=reader, mode="r:") as opened:
             while (member := opened.next()) is not None:
                 name = check_name(member.name)
-                if not (member.isfile() or member.isdir()):
-                    raise UnsafeFile(
-                        f"{name!r} in the archive is a link or a device. Pack plain files only.", member=name
-                    )
                 member = _filtered(member, archive)
+                if not (member.isfile() or member.isdir()):  # the filter lets links pass that stay inside
+                    raise UnsafeFile(f"{name!r} in the archive is a link. Pack plain files only.", member=name)
                 ledger.count(name, member.size)
                 if member.isfile():
                     yield name, functools.partial(_content, opened, member)
@@ -185,7 +183,7 @@ def _content(opened: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _filtered(member: tarfile.TarInfo, archive: Path) -> tarfile.TarInfo:
-    """Python's own "data" filter, as a second opinion on names and kinds."""
+    """Python's own "data" filter: refuses devices, and is a second opinion on names."""
     try:
         return tarfile.data_filter(member, str(archive.parent.resolve()))
     except tarfile.FilterError as error:

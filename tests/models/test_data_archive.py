@@ -92,14 +92,23 @@ def test_names_that_climb_out(tmp_path: Path, build: Callable, name: str) -> Non
     assert_refused(build(tmp_path / "data", {"good.png": b"x", name: b"x"}), UnsafeFile, "climbs out")
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
-def test_tar_links_and_devices(tmp_path: Path, kind: bytes) -> None:
+@pytest.mark.parametrize(
+    ("kind", "target", "words"),
+    [
+        (tarfile.SYMTYPE, "b.png", "is a link"),
+        (tarfile.LNKTYPE, "b.png", "is a link"),
+        (tarfile.SYMTYPE, "/etc/passwd", "absolute path"),
+        (tarfile.CHRTYPE, "", "special file"),
+        (tarfile.FIFOTYPE, "", "special file"),
+    ],
+)
+def test_tar_links_and_devices(tmp_path: Path, kind: bytes, target: str, words: str) -> None:
     archive = tmp_path / "data.tar"
     with tarfile.open(archive, "w") as file:
         info = tarfile.TarInfo("a/link.png")
-        info.type, info.linkname = kind, "/etc/passwd"
+        info.type, info.linkname = kind, target
         file.addfile(info)
-    assert_refused(archive, UnsafeFile, "link or a device")
+    assert_refused(archive, UnsafeFile, words)
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR])
@@ -176,6 +185,15 @@ def test_zip_whose_contents_were_changed(tmp_path: Path) -> None:
     assert_refused(archive, DamagedFile, "CRC")
 
 
+def test_zip_whose_compressed_contents_were_changed(tmp_path: Path) -> None:
+    archive = zip_of(tmp_path / "data.zip", {"a.png": bytes(range(256)) * 40})
+    content = bytearray(archive.read_bytes())
+    start = 30 + len("a.png")  # behind the local header
+    content[start : start + 20] = b"\xff" * 20
+    archive.write_bytes(content)
+    assert_refused(archive, DamagedFile, "may be truncated")
+
+
 def test_zip_that_lies_about_its_sizes(tmp_path: Path) -> None:
     """The table says 10 bytes where a mebibyte lies: no more than 10 are ever written."""
     archive = zip_of(tmp_path / "data.zip", {"a.png": bytes(MIB)})
@@ -189,7 +207,7 @@ def test_encrypted_zip(tmp_path: Path) -> None:
     table = content.index(b"PK\x01\x02")
     content[table + 8] |= 1
     archive.write_bytes(content)
-    assert_refused(archive, DamagedFile, "encrypted")
+    assert_refused(archive, DamagedFile, "without a password")
 
 
 @pytest.mark.parametrize("content", [b"not an archive at all", bytes(5)])
