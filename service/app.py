@@ -8,8 +8,8 @@ from starlette.concurrency import run_in_threadpool
 
 from service.body_limit import BodyLimit
 from service.context import Service, server_version
-from service.errors import add_handlers
 from service.openapi import PROBLEMS, describe
+from service.problems import add_handlers
 from service.routes import artifacts, datasets, jobs, models, offers
 from service.settings import Settings
 

@@ -16,8 +16,9 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
-from service.errors import MalformedUpload, NotFound, RangeUnsatisfiable, answer
+from service.errors import MalformedUpload, NotFound, RangeUnsatisfiable
 from service.paths import JobFolder
+from service.problems import answer
 
 MEDIA_TYPES: Final = {
     ".onnx": "application/vnd.onnx",

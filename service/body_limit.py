@@ -5,7 +5,8 @@ from typing import Final
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.errors import TooLarge
-from service.errors import MalformedUpload, answer
+from service.errors import MalformedUpload
+from service.problems import answer
 
 LIMIT_BYTES: Final = 2**20
 STREAMED: Final = ("/v1/models", "/v1/datasets")  # their multipart bodies go to disk and have a limit of their own

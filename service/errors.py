@@ -1,21 +1,13 @@
-"""Errors over HTTP: one table from exception class to status, one body (RFC 9457 problem+json)."""
+"""Errors of the service, and how each looks over HTTP: one table from exception class to status, one body (RFC 9457).
 
-import errno
-import logging
+No web framework here: workers use these classes too. The handlers are in service/problems.py.
+"""
+
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any, Final
-
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 
 from models import errors as ours
 from models.errors import VitfitError
-
-log = logging.getLogger("vitfit.service")
-PROBLEM_TYPE: Final = "application/problem+json"
 
 
 class NotFound(ours.UnknownName):
@@ -142,69 +134,3 @@ def stored_problem(error: Mapping[str, Any]) -> dict[str, Any]:
     """The body for an error that a worker stored with its job (`VitfitError.to_json`)."""
     code = str(error["code"])
     return problem(code, BY_CODE.get(code, 500), str(error["detail"]), error.get("facts"))
-
-
-def answer(error: VitfitError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The whole response for one of our errors."""
-    status = status_of(error)
-    return _response(problem(error.code, status, error.detail, error.facts), headers)
-
-
-def _response(body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(body, body["status"], dict(headers or {}), media_type=PROBLEM_TYPE)
-
-
-def add_handlers(app: FastAPI) -> None:
-    """Make every error of `app` answer with problem+json."""
-    app.add_exception_handler(VitfitError, _on_vitfit_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(Exception, _on_exception)
-
-
-async def _on_vitfit_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, VitfitError)
-    headers = {"Retry-After": "5"} if status_of(error) == 503 else None
-    return answer(error, headers)
-
-
-async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-").replace("'", "")
-    detail = f"{request.method} {request.url.path}: {error.detail}. GET /openapi.json lists what there is."
-    return _response(problem(code, error.status_code, detail), error.headers)
-
-
-async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    return answer(invalid_fields(error.errors()))
-
-
-async def _on_exception(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return answer(StorageFull("The server's disk is full. Delete jobs, models or data sets, or ask the operator."))
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return answer(InternalError(f"The server made a mistake ({type(error).__name__}). Its log says more."))
-
-
-def invalid_fields(errors: Any) -> ours.InvalidRequest:
-    """One error for all that pydantic found: each with field, value and what is allowed."""
-    found = [_invalid_field(item) for item in errors]
-    first = found[0]
-    where = f"{first['field']}: " if first["field"] else ""
-    more = f" (and {len(found) - 1} more, see errors)" if len(found) > 1 else ""
-    return ours.InvalidRequest(f"{where}{first['detail']}{more}", errors=found)
-
-
-def _invalid_field(item: Mapping[str, Any]) -> dict[str, Any]:
-    location = [str(part) for part in item["loc"] if part not in ("body", "query", "path", "header")]
-    context = {name: _json(value) for name, value in item.get("ctx", {}).items() if name != "error"}
-    found = {"field": ".".join(location), "detail": item["msg"], "value": _json(item.get("input"))}
-    return {**found, "allowed": context} if context else found
-
-
-def _json(value: Any) -> Any:
-    """A value as it came if it is a short JSON scalar, otherwise its beginning as text."""
-    if value is None or isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= 200):
-        return value
-    return value if isinstance(value, float) and value - value == 0 else repr(value)[:200]

@@ -15,7 +15,7 @@ from models.errors import Canceled
 if TYPE_CHECKING:
     from service.leases import Lease, Leases
 
-Guarantee = Literal["measured", "predicted", "none"]
+Guarantee = Literal["measured", "predicted", "counted", "none"]
 STAGES = ("validating", "ranking", "profiling", "searching", "verifying", "finetuning", "exporting", "reporting")
 
 

@@ -22,6 +22,8 @@ from service.jobs import LEASED, move
 from service.journal import Fenced, JobResult
 from service.store import JobRow, Store, TrialRow, now
 
+START_S = 60.0  # a worker on a busy machine may need long before its first heartbeat
+
 
 @dataclass(frozen=True)
 class Lease:
@@ -49,7 +51,7 @@ class Leases:
             move(job, "running")
             job.attempt += 1
             job.fence += 1
-            job.lease_owner, job.lease_expires_at = owner, now() + self._lease
+            job.lease_owner, job.lease_expires_at = owner, now() + max(self._lease, timedelta(seconds=START_S))
             return Lease(job.id, job.fence)
 
     def job(self, lease: Lease) -> JobRow:

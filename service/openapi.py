@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from service.errors import PROBLEM_TYPE
+from service.problems import PROBLEM_TYPE
 from service.schemas import DatasetRequest, ModelRequest, Problem
 
 DESCRIPTION = """

@@ -109,7 +109,9 @@ class Heartbeat:
         self._stopped.set()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._pause_s):
+        wait_s = 0.0  # the claim's long lease for the start gives way to the usual one at once
+        while not self._stopped.wait(wait_s):
+            wait_s = self._pause_s
             try:
                 self._leases.heartbeat(self._lease)
             except Fenced as lost:

@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from service.errors import WrongMediaType, invalid_fields
+from service.errors import WrongMediaType
+from service.problems import invalid_fields
 
 JSON_TYPE = "application/json"
 MULTIPART_TYPE = "multipart/form-data"

@@ -1,14 +1,19 @@
 """Fixtures of the service's tests. Jobs run on the public fake engine; nothing of ours is mocked."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
+from service.app import create_app
 from service.jobs import Jobs, NewJob
 from service.leases import Leases
 from service.schema import upgrade
+from service.settings import Settings
 from service.store import ModelRow, Store
+from tests.service.running import Server
 
 
 @pytest.fixture
@@ -35,3 +40,38 @@ def leases(store: Store) -> Leases:
 def new_job(**changes: object) -> NewJob:
     """A job for `mdl_a`; keyword arguments go into its request."""
     return NewJob({"model": "mdl_a", "budgets": [{"metric": "macs_keep", "limit": 0.6}], "trials": 4, **changes})
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running server for tests that leave it as it is: quick trials, three jobs at a time."""
+    quick = {"VITFIT_FAKE_TRIAL_S": "0.02", "VITFIT_WORKERS": "3", "VITFIT_MAX_CRASHES": "2"}
+    server = Server(tmp_path_factory.mktemp("shared") / "data", **quick)
+    yield server.start()
+    server.end()
+
+
+@pytest.fixture(scope="session")
+def finished_job(server: Server) -> str:
+    """A job of four trials that has succeeded."""
+    job = server.submit(server.model(), name="mine")
+    server.wait(job)
+    return job
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """A server to be stopped, killed and started again: slow trials, one job at a time, a short lease."""
+    server = Server(tmp_path / "data", VITFIT_FAKE_TRIAL_S="0.15", VITFIT_LEASE_S="2")
+    yield server.start()
+    server.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[TestClient]:
+    """The application in this process, with a small upload limit; its runner works too."""
+    allowed = tmp_path / "allowed"
+    allowed.mkdir()
+    settings = Settings(data=tmp_path / "data", engine="fake", upload_limit_bytes=300_000, allowed_roots=(allowed,))
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield client

@@ -125,12 +125,14 @@ def test_a_worker_that_lost_its_job_can_write_nothing(jobs: Jobs, leases: Leases
 
 
 def test_a_lease_that_runs_out_is_requeued_and_one_that_is_renewed_is_not(store: Store, jobs: Jobs) -> None:
-    forgotten, renewed = Leases(store, lease_s=-1.0), Leases(store, lease_s=60.0)
-    first, second = jobs.create(new_job()), jobs.create(new_job())
-    lost = claim(forgotten)
-    renewed.heartbeat(claim(forgotten))
-    assert renewed.expire() == [lost]
-    assert (jobs.get(first.id).status, jobs.get(second.id).status) == ("queued", "running")
+    forgetful, careful = Leases(store, lease_s=-1.0), Leases(store, lease_s=60.0)
+    first, second, third = (jobs.create(new_job()) for _ in range(3))
+    silent, beating, starting = claim(careful), claim(careful), claim(forgetful)
+    forgetful.heartbeat(silent)
+    careful.heartbeat(beating)
+    assert careful.expire() == [silent]
+    assert [jobs.get(job.id).status for job in (first, second, third)] == ["queued", "running", "running"]
+    assert starting.job_id == third.id  # it has a longer time until its first heartbeat
 
 
 def test_take_back_frees_only_jobs_of_servers_that_are_gone(jobs: Jobs, leases: Leases) -> None:
