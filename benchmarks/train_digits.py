@@ -32,7 +32,7 @@ from torch.nn import functional
 from models.preprocessing import Preprocessing
 
 NAME = "vit_tiny_patch16_224"
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "img_size": 64,
     "patch_size": 8,
     "embed_dim": 128,
@@ -55,7 +55,7 @@ CONTROL_HEADS_KEEP = 3
 
 def build_model(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return cast(nn.Module, timm.create_model(NAME, pretrained=False, **OPTIONS))
+    return timm.create_model(NAME, pretrained=False, **OPTIONS)
 
 
 def build_data(seed: int) -> dict[str, npt.NDArray[Any]]:
@@ -100,7 +100,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: i
     model.train()
     for epoch in range(epochs):
         started, total = time.perf_counter(), 0.0
-        for rows in torch.randperm(len(images), generator=generator).split(BATCH):
+        for rows in torch.split(torch.randperm(len(images), generator=generator), BATCH):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 logits = model(augment(images[rows], generator)).float()
             loss = functional.cross_entropy(logits, labels[rows], label_smoothing=LABEL_SMOOTHING)
@@ -116,9 +116,8 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: i
 @torch.inference_mode()
 def count_correct(model: nn.Module, images: Tensor, labels: Tensor) -> int:
     model.eval()
-    return sum(
-        int((model(part).argmax(1) == truth).sum()) for part, truth in zip(images.split(100), labels.split(100))
-    )
+    parts = zip(torch.split(images, 100), torch.split(labels, 100), strict=True)
+    return sum(int((model(part).argmax(1) == truth).sum()) for part, truth in parts)
 
 
 @torch.no_grad()
@@ -152,7 +151,7 @@ def assess(folder: Path, data: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
         report[name] = _share(count_correct(model, images, labels), len(labels))
     images, labels = load_split(data, "test")
     zero_smallest(model)
-    control = {"neurons_keep": CONTROL_NEURONS_KEEP, "heads_keep": CONTROL_HEADS_KEEP / int(OPTIONS["num_heads"])}
+    control = {"neurons_keep": CONTROL_NEURONS_KEEP, "heads_keep": CONTROL_HEADS_KEEP / OPTIONS["num_heads"]}
     return report | {"control": control | _share(count_correct(model, images, labels), len(labels))}
 
 
@@ -168,7 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the four files")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=75)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--machine", default=f"{os.cpu_count()} cores, {platform.machine()}", help="noted, not used")
     options = parser.parse_args()
@@ -180,13 +179,11 @@ def main() -> None:
     started = time.perf_counter()
     train(model, *load_split(data, "train"), options.epochs, options.seed)
     seconds = time.perf_counter() - started
-    np.savez_compressed(folder / "digits.npz", **data)
+    np.savez_compressed(folder / "digits.npz", images=data["images"], labels=data["labels"], split=data["split"])
     save_file({name: value.half() for name, value in model.state_dict().items()}, folder / "weights.safetensors")
     classes = [str(digit) for digit in range(10)]
     description = {"name": NAME, "options": OPTIONS, "pretrained": False}
-    _write_json(
-        folder / "model.json", description | {"preprocessing": PREPROCESSING.to_json(), "classes": classes}
-    )
+    _write_json(folder / "model.json", description | {"preprocessing": PREPROCESSING.to_json(), "classes": classes})
     report = {
         "seed": options.seed,
         "epochs": options.epochs,

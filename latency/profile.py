@@ -53,7 +53,7 @@ class ProfilePricer:
             lanes = -(-cols // p["lanes"]) * p["lanes"]
             efficiency = inner / (inner + p["half_inner"]) * cols / lanes
             seconds = max(seconds, macs * batch / (p["peak_macs_per_s"] * efficiency))
-        return 1e3 * (seconds + self._elementwise_s(op, batch) + p["overhead_s_per_operation"])
+        return float(1e3 * (seconds + self._elementwise_s(op, batch) + p["overhead_s_per_operation"]))
 
     def _elementwise_s(self, op: Op, batch: int) -> float:
         kind = "softmax" if op.kind == "attention" else op.kind
@@ -69,7 +69,7 @@ class ProfilePricer:
         kind = "softmax" if op.kind == "attention" else op.kind
         if kind in p["values_per_cycle"]:
             seconds += op.values * batch / (p["values_per_cycle"][kind] * p["clock_hz"])
-        return 1e3 * (seconds + p["overhead_s_per_operation"])
+        return float(1e3 * (seconds + p["overhead_s_per_operation"]))
 
 
 def _products(op: Op) -> list[tuple[int, int, int]]:

@@ -100,7 +100,7 @@ class TablePricer:
         """Ratios to the original (whose own is exactly 1), and relative standard deviations."""
         x = self._normalised(structures)
         shift, spread = self._residual.predict(x, return_std=True)
-        return x @ self._coefficients * np.exp(shift) / self._anchor, spread
+        return np.asarray(x @ self._coefficients * np.exp(shift) / self._anchor), spread
 
     def _normalised(self, structures: Sequence[Structure]) -> Array:
         return features(structures) / self._scale

@@ -17,8 +17,7 @@ from models.preprocessing import Preprocessing
 from models.torch_network import TorchNetwork
 
 OPTIONS = frozenset(
-    "img_size patch_size in_chans num_classes global_pool embed_dim depth num_heads mlp_ratio qkv_bias qk_norm "
-    "proj_bias init_values class_token no_embed_class reg_tokens pre_norm final_norm fc_norm pool_include_prefix".split()
+    ["img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "proj_bias", "init_values", "class_token", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "pool_include_prefix"]
 )
 """timm's constructor arguments that a user may set: shapes only, no code."""
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
@@ -43,7 +42,9 @@ def open_model(folder: Path) -> TorchNetwork:
         )
     classes = description.get("classes")
     if classes is not None and len(classes) != network.structure.classes:
-        raise InvalidRequest(f"{len(classes)} class names were given for a model of {network.structure.classes} classes")
+        raise InvalidRequest(
+            f"{len(classes)} class names were given for a model of {network.structure.classes} classes"
+        )
     return network
 
 
@@ -93,7 +94,9 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
         )  # fmt: skip
     broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
-        raise DamagedFile(f"The checkpoint has NaN or infinite weights in {broken[0]} and {len(broken) - 1} more tensors")
+        raise DamagedFile(
+            f"The checkpoint has NaN or infinite weights in {broken[0]} and {len(broken) - 1} more tensors"
+        )
     module.load_state_dict(weights)
 
 

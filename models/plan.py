@@ -12,7 +12,8 @@ from models.errors import InvalidRequest
 from models.record import Record
 from models.structure import Attention, Block, Mlp, Op, Reduction, Stage, Structure
 
-PlanAxis = Literal["heads", "qk", "v", "neurons", "tokens", "embed", "blocks"]
+PlanAxis = Literal["heads", "neurons", "tokens", "embed", "blocks"]
+"""Heads with their q/k and v dims are one axis here."""
 
 
 @dataclass(frozen=True)
@@ -103,26 +104,10 @@ def _only_axis(axis: PlanAxis, dense: BlockPlan, mine: BlockPlan | None) -> Bloc
     if mine is None or axis in ("embed", "blocks"):
         return dense
     if axis == "heads":
-        return dataclasses.replace(dense, heads=_whole_heads_of(mine, dense))
+        return dataclasses.replace(dense, heads=mine.heads, proj_inputs=mine.proj_inputs)
     if axis == "neurons":
         return dataclasses.replace(dense, neurons=mine.neurons)
-    if axis == "tokens":
-        return dataclasses.replace(dense, tokens=mine.tokens)
-    whole = _whole_heads_of(mine, dense)
-    if axis == "qk":
-        thin = tuple(HeadPlan(m.qk, w.v) for m, w in zip(mine.heads, whole, strict=True))
-    else:
-        thin = tuple(HeadPlan(w.qk, m.v) for m, w in zip(mine.heads, whole, strict=True))
-    rest = tuple(h for h in dense.heads if h not in whole)
-    if rest and thin and (len(thin[0].qk), len(thin[0].v)) != (len(rest[0].qk), len(rest[0].v)):
-        rest = tuple(HeadPlan(h.qk[: len(thin[0].qk)], h.v[: len(thin[0].v)]) for h in rest)
-    return dataclasses.replace(dense, heads=thin + rest)
-
-
-def _whole_heads_of(mine: BlockPlan, dense: BlockPlan) -> tuple[HeadPlan, ...]:
-    """The original heads that each kept head took its values from (its first v dim decides)."""
-    size = len(dense.heads[0].v) if dense.heads else 1
-    return tuple(dense.heads[head.v[0] // size] for head in mine.heads)
+    return dataclasses.replace(dense, tokens=mine.tokens)
 
 
 def check(plan: Plan, structure: Structure) -> None:

@@ -92,16 +92,19 @@ class PrunedMlp(nn.Module):
 class TokenReduction(nn.Module):
     """Keeps the best `kept` of `patches` patch tokens of each image; all counts are static.
 
-    `forced`, when set, replaces the choice by given indices (B, kept): for comparing two runs token by token.
+    For comparing two runtimes token by token: `forced`, when set, replaces the choice by given indices (B, kept), and
+    each choice is added to `chosen` when that is a list.
     """
 
     forced: Tensor | None
+    chosen: list[Tensor] | None
 
     def __init__(self, kept: int, prefix: int, patches: int, packaged: int, fuse: bool, by_class: bool) -> None:
         super().__init__()
         self.kept, self.prefix, self.patches, self.packaged = kept, prefix, patches, packaged
         self.fuse, self.by_class = fuse, by_class
         self.forced = None
+        self.chosen = None
 
     def score(self, attention: Tensor) -> Tensor:
         """(B, H, N, N) -> (B, patches). An earlier package is not a candidate."""
@@ -113,6 +116,8 @@ class TokenReduction(nn.Module):
 
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
         index = self.choose(scores)
+        if self.chosen is not None:
+            self.chosen.append(index)
         if self.fuse:
             return tokens.fuse(x, index, self.prefix, self.patches, self.packaged)
         return tokens.drop(x, index, self.prefix, self.patches)

@@ -212,7 +212,7 @@ class Structure(Record):
 def _stage_sum(stage: Stage, quantity: Literal["macs", "params"]) -> int:
     inner = sum(_stage_sum(branch, quantity) for branch in stage.branches)
     blocks = sum(_block_total(block, quantity) for block in stage.blocks)
-    return inner + blocks + sum(getattr(op, quantity) for op in stage.entry)
+    return int(inner + blocks + sum(getattr(op, quantity) for op in stage.entry))
 
 
 def _macs(ops: tuple[Op, ...]) -> int:

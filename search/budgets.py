@@ -31,7 +31,7 @@ class Budget(Record):
     @property
     def label(self) -> str:
         """Short and unique within a job: the key of costs."""
-        return f"{self.metric}@{self.device}" if self.device else self.metric
+        return f"{self.metric}@{self.device} ({self.setting})" if self.device else self.metric
 
     @property
     def is_latency(self) -> bool:

@@ -3,12 +3,15 @@
 The process is fitted anew from the trials at each proposal, so resuming a search needs nothing but its rows.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from skopt.acquisition import gaussian_ei
 from skopt.learning import GaussianProcessRegressor
 from skopt.learning.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+from threadpoolctl import threadpool_limits
 
 from search.ranking import Array
 
@@ -28,7 +31,9 @@ def by_expected_improvement(
     random = np.random.default_rng(seed)
     x, y = np.asarray(points, dtype=float), standardised(np.asarray(scores, dtype=float))
     candidates = np.vstack([random.random((CANDIDATES, dimensions)), _near(x[np.argsort(-y)[:3]], random)])
-    process = _process(dimensions, seed).fit(x, -y)  # scikit-optimize minimises
+    with warnings.catch_warnings(), threadpool_limits(1):  # small matrices: more threads only get in the way
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound says "no influence"
+        process = _process(dimensions, seed).fit(x, -y)  # scikit-optimize minimises
     improvement = gaussian_ei(candidates, process, y_opt=float((-y).min()), xi=0.01)
     return [list(map(float, candidates[i])) for i in np.argsort(-improvement, kind="stable")]
 
@@ -55,7 +60,7 @@ def _near(best: Array, random: np.random.Generator) -> Array:
 
 def _process(dimensions: int, seed: int) -> GaussianProcessRegressor:
     """Matern 5/2 with a length per dimension and fitted noise."""
-    kernel = ConstantKernel(1.0, (0.1, 10.0)) * Matern(np.ones(dimensions), [(0.1, 10.0)] * dimensions, nu=2.5)
+    kernel = ConstantKernel(1.0, (0.1, 10.0)) * Matern(np.ones(dimensions), [(0.05, 100.0)] * dimensions, nu=2.5)
     return GaussianProcessRegressor(
-        kernel + WhiteKernel(1e-2, (1e-5, 0.3)), normalize_y=False, random_state=seed, n_restarts_optimizer=1
+        kernel + WhiteKernel(1e-2, (1e-6, 0.3)), normalize_y=False, random_state=seed, n_restarts_optimizer=0
     )

@@ -27,7 +27,7 @@ class BudgetRequest(Strict):
     metric: Metric
     limit: float = Field(gt=0, allow_inf_nan=False, description="Upper limit in the metric's unit.")
     device: str = Field("cpu", description="For latency metrics: a name from GET /v1/devices.")
-    setting: SettingRequest = Field(default_factory=lambda: SettingRequest())  # noqa: PLW0108
+    setting: SettingRequest = Field(default_factory=lambda: SettingRequest())
     statistic: Literal["p50"] = "p50"
 
 
@@ -57,7 +57,7 @@ class JobRequest(Strict):
     trials: int = Field(32, ge=1, le=2000)
     seed: int = Field(0, ge=0, lt=2**31)
     recovery: bool = Field(True, description="Closed-form recovery after pruning.")
-    finetune: FinetuneRequest = Field(default_factory=lambda: FinetuneRequest())  # noqa: PLW0108
+    finetune: FinetuneRequest = Field(default_factory=lambda: FinetuneRequest())
     name: str | None = Field(None, max_length=100)
 
     @model_validator(mode="after")

@@ -8,12 +8,14 @@ made monotone over the order of removal; losses are in units of the residual str
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from models.network import LayerWeights
 from models.statistics import BlockStatistics, InputStatistics
 from search.criteria.magnitude import qk_scores
 from search.ranking import Array, BlockRanking
 
+Members = npt.NDArray[np.intp]
 RIDGE = 1e-3
 STEPS = 32
 """Removals happen in about so many groups; inside a group they are exact one by one among the cheapest."""
@@ -72,7 +74,7 @@ def _one_by_one(weight: Array, precision: Array, count: int) -> tuple[list[int],
     return chosen, losses
 
 
-def _without(weight: Array, precision: Array, gone: Array) -> tuple[Array, Array]:
+def _without(weight: Array, precision: Array, gone: Members) -> tuple[Array, Array]:
     """Weight and precision of the columns that stay after removing a group."""
     stays = np.delete(np.arange(weight.shape[1]), gone)
     solved = np.linalg.solve(precision[np.ix_(gone, gone)], precision[np.ix_(gone, stays)])

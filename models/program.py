@@ -1,0 +1,16 @@
+"""The pruned network as a PyTorch program: a .pt2 file that runs and trains on where vitfit is not installed."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def save_program(module: nn.Module, image: tuple[int, int, int], path: Path) -> None:
+    """`torch.export.load(path).module()` gives a module with a free batch size; its parameters take gradients."""
+    example = torch.zeros(2, *image)
+    program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    beside = path.with_suffix(".part.pt2")
+    torch.export.save(program, beside)
+    os.replace(beside, path)

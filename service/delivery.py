@@ -1,0 +1,251 @@
+"""What a job leaves: the ONNX files with their parity, weights, program, plan, manifest, model card and report.
+
+Everything is written in `work` first and moved into `artifacts` when it is whole.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.errors import ParityFailure
+from models.evaluate import agreement, correct
+from models.export import run_onnx
+from models.parity import ParityReport, check_parity
+from models.program import save_program
+from models.torch_network import TorchNetwork
+from search.trial import Trial
+from service import story
+from service.budgeting import Pricing
+from service.evaluation import Evaluation
+from service.journal import JobFiles, JobResult, Journal
+from service.model_card import model_card
+from service.report import write_html
+from service.request import JobRequest
+from service.verification import PROFILE, VERIFY, Evidence, Verdict, Verifier
+
+PARITY_IMAGES = 64
+PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "scikit-optimize", "numpy")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Everything that the stages before found out."""
+
+    request: JobRequest
+    evaluation: Evaluation
+    pricing: Pricing
+    verifier: Verifier
+    trial: Trial
+    network: TorchNetwork
+    verdict: Verdict
+    trials: tuple[Trial, ...]
+
+    @property
+    def plan_name(self) -> str:
+        return f"trial{self.trial.number}-delivered"
+
+    @property
+    def guarantee(self) -> str:
+        """measured: every latency was measured within its limit. predicted: a profile's upper end is within it.
+        counted: only MACs and parameters were limited. none: delivered on request though a budget is not met."""
+        if not self.verdict.met:
+            return "none"
+        places = [place for place in self.pricing.places if place is not None]
+        if not places:
+            return "counted"
+        return "measured" if all(p in self.pricing.measured_places for p in places) else "predicted"
+
+
+def deliver_files(delivery: Delivery, files: JobFiles, journal: Journal) -> JobResult:
+    """Writes all artefacts. Raises: ParityFailure when ONNX Runtime disagrees with PyTorch."""
+    folder = files.work / "delivery"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    parity = _export(delivery, folder)
+    journal.check()
+    journal.stage("reporting")
+    report = _report(delivery, folder, parity, journal)
+    _write_json(folder / "report.json", report)
+    write_html(report, folder / "report.html")
+    (folder / "model_card.md").write_text(model_card(report))
+    _write_json(folder / "manifest.json", _manifest(delivery, folder))
+    for path in sorted(folder.iterdir()):
+        os.replace(path, files.artifacts / path.name)
+    summary = {"rows": story.headline(report), "notes": story.notes(report), "guarantee": delivery.guarantee}
+    summary |= {key: report[key] for key in ("original", "delivered", "ratio", "budgets", "parity")}
+    return JobResult(delivery.guarantee, summary, delivery.trial.number)  # type: ignore[arg-type]
+
+
+def _export(delivery: Delivery, folder: Path) -> ParityReport:
+    network, batch = delivery.network, delivery.pricing.report_place[1].batch
+    network.export(folder / "model.onnx", batch)
+    network.export(folder / "model.dynamic.onnx", None)
+    delivery.evaluation.network.export(folder / "original.onnx", batch)
+    save_file({k: v.contiguous() for k, v in network.module.state_dict().items()}, folder / "pruned.safetensors")
+    save_program(network.module, network.structure.image, folder / "program.pt2")
+    assert network.plan is not None
+    _write_json(folder / "plan.json", network.plan.to_json())
+    images = delivery.evaluation.data.take("test", PARITY_IMAGES, 0).images
+    parity = check_parity(network, folder / "model.onnx", batch, images)
+    if not parity.passed:
+        raise ParityFailure(
+            f"ONNX Runtime disagrees with PyTorch on {len(images)} images by {parity.free.max_relative:.2e} (allowed: 1e-3); "
+            "nothing was delivered. This is a defect of vitfit or of the runtime: please report it.",
+            parity=parity.to_json(),
+        )  # fmt: skip
+    return parity
+
+
+def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Journal) -> dict[str, Any]:
+    original, network = delivery.evaluation.network, delivery.network
+    dense, pruned, labels = _test_outputs(delivery, folder / "model.onnx")
+    before = None if labels is None else correct(dense, labels)
+    after = None if labels is None else correct(pruned, labels)
+    first = _evidence(delivery)
+    journal.check()
+    axes = _axes(delivery)
+    place = delivery.pricing.report_place
+    predicted = delivery.pricing.predicted_keep(place, network.structure)
+    fall = 1 - network.structure.macs / original.structure.macs
+    assert network.plan is not None
+    return {
+        "model": original.structure.name,
+        "method": delivery.request.method,
+        "guarantee": delivery.guarantee,
+        "setting": f"{place[0]}, {place[1]}",
+        "machine": first.original.machine,
+        "original": story.side(
+            original.structure, (folder / "original.onnx").stat().st_size, before, len(dense), first.original.p50_ms
+        ),
+        "delivered": story.side(
+            network.structure, (folder / "model.onnx").stat().st_size, after, len(dense), first.candidate.p50_ms
+        ),
+        "agreement": {"kl": -agreement(dense, pruned), "same_class": correct(pruned, dense.argmax(1)) / len(dense)},
+        "ratio": {
+            "measured": first.ratio.value,
+            "low": first.ratio.low,
+            "high": first.ratio.high,
+            "predicted": _first_prediction(delivery),
+            "predicted_after_corrections": predicted,
+        },
+        "budgets": _budgets(delivery),
+        "parity": {**parity.free.to_json(), "passed": parity.passed, "flipped_sets": parity.flipped_sets,
+                   "forced": parity.forced.to_json() if parity.forced else None},
+        "blocks": story.removed(original.structure, network.plan),
+        "axes": axes,
+        "share_of_macs_fall": (1 - first.ratio.value) / fall if fall > 0.005 else None,
+        "trials": [trial.to_json() for trial in delivery.trials],
+        "delivered_trial": delivery.trial.number,
+        "samples_ms": {"original": first.original.samples_ms, "delivered": first.candidate.samples_ms},
+        "warnings": list(delivery.evaluation.data.warnings) + _remarks(delivery),
+        "request": delivery.request.model_dump(mode="json"),
+    }  # fmt: skip
+
+
+def _test_outputs(delivery: Delivery, file: Path) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits of the original and of the delivered ONNX file on the whole test split, and the labels."""
+    batch = delivery.pricing.report_place[1].batch
+    dense, pruned, labels = [], [], []
+    for chunk in delivery.evaluation.data.batches("test", 64):
+        dense.append(delivery.evaluation.network.outputs(chunk.images))
+        pruned.append(run_onnx(file, chunk.images, batch))
+        if chunk.labels is not None:
+            labels.append(chunk.labels)
+    return torch.cat(dense), torch.cat(pruned), torch.cat(labels) if labels else None
+
+
+def _evidence(delivery: Delivery) -> Evidence:
+    """The measurement that the report shows: the verification's, or, where no latency was limited, one made now."""
+    if delivery.verdict.evidence:
+        return delivery.verdict.evidence[0]
+    networks = [(delivery.plan_name, delivery.network)]
+    return delivery.verifier.measure(networks, delivery.pricing.report_place, VERIFY)[0]
+
+
+def _axes(delivery: Delivery) -> list[dict[str, Any]]:
+    """Each axis pruned alone, all measured in one run."""
+    original, plan = delivery.evaluation.network, delivery.network.plan
+    assert plan is not None
+    axes = story.axes_of(plan, original.structure)
+    if not axes:
+        return []
+    networks = [
+        (f"{delivery.plan_name}-{axis}", original.pruned(plan.only(axis, original.structure), None)) for axis in axes
+    ]
+    found = delivery.verifier.measure(networks, delivery.pricing.report_place, PROFILE)
+    return [
+        story.axis_share(axis, original.structure, network.structure, evidence)
+        for axis, (_, network), evidence in zip(axes, networks, found, strict=True)
+    ]
+
+
+def _first_prediction(delivery: Delivery) -> float | None:
+    """What was predicted when the trial was proposed, before it was measured."""
+    for budget in delivery.pricing.budgets.items:
+        if budget.metric == "latency_keep":
+            return delivery.trial.costs.get(budget.label)
+        if budget.metric == "latency_ms":
+            table = delivery.pricing.table(delivery.pricing.report_place)
+            return delivery.trial.costs[budget.label] / table.original_ms if table else None
+    return None
+
+
+def _budgets(delivery: Delivery) -> list[dict[str, Any]]:
+    rows = []
+    for budget in delivery.pricing.budgets.items:
+        share = delivery.verdict.shares[budget.label]
+        reached = budget.describe(share * budget.limit)
+        met = "met" if share <= 1 else "NOT met"
+        rows.append(
+            {
+                **budget.to_json(), "share": share, "met": share <= 1, "text": f"at most {budget.describe(budget.limit)}",
+                "outcome": f"{met}, upper end {reached}, {100 * share:.1f} % of the budget used",
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _remarks(delivery: Delivery) -> list[str]:
+    remarks = []
+    if delivery.network.structure.macs == delivery.evaluation.network.structure.macs:
+        remarks.append("The original meets the budgets: it is delivered unpruned.")
+    if delivery.evaluation.data.assessed and delivery.evaluation.selection.labels is None:
+        remarks.append("No labels: scores are agreement with the original; accuracy is not assessed.")
+    return remarks
+
+
+def _manifest(delivery: Delivery, folder: Path) -> dict[str, Any]:
+    """What a reader needs to trust and repeat the result."""
+    return {
+        "files": {path.name: _digest(path) for path in sorted(folder.iterdir())},
+        "seed": delivery.request.seed,
+        "versions": {"vitfit-server": _version("vitfit-server")} | {name: _version(name) for name in PACKAGES},
+        "threads": torch.get_num_threads(),
+        "setting": delivery.pricing.report_place[1].to_json(),
+        "preprocessing": delivery.evaluation.network.preprocessing.to_json(),
+        "original_structure": delivery.evaluation.network.structure.key,
+        "structure": delivery.network.structure.key,
+        "guarantee": delivery.guarantee,
+    }
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as handle:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1))

@@ -1,0 +1,92 @@
+"""A job's network and images, and what is computed from them once: dense outputs, statistics, ranking.
+
+Evaluating a policy is a function of these and the policy alone, so it can run in any process.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.data import Batch, Dataset, noise_data, open_data
+from models.evaluate import agreement, correct
+from models.open import open_model
+from models.plan import Plan
+from models.statistics import BlockStatistics, from_tensors, to_tensors
+from models.torch_network import TorchNetwork
+from search.criteria import rank
+from search.methods import criterion_of, method_named
+from search.policy import Policy, PolicySpace
+from search.trial import Score
+from service.journal import JobFiles
+from service.request import JobRequest
+
+CALIBRATION, SELECTION, TEST = 512, 512, 2048
+"""At most so many images of each split: more costs time and changes little."""
+NOISE = 32
+
+
+@dataclass
+class Evaluation:
+    network: TorchNetwork
+    data: Dataset
+    calibration: Batch
+    selection: Batch
+    seed: int
+    statistics: tuple[BlockStatistics, ...] | None = None
+    space: PolicySpace | None = None
+    dense: Tensor | None = None
+
+    @classmethod
+    def open(cls, request: JobRequest, files: JobFiles, allowed: Sequence[Path] = ()) -> "Evaluation":
+        """Loads model and data; refuses what cannot be handled. Raises: the errors of open_model and open_data."""
+        network = open_model(files.model)
+        if files.dataset is None:
+            data = noise_data(network.preprocessing, 3 * NOISE, request.seed)
+        else:
+            data = open_data(files.dataset, network.preprocessing, network.structure.classes, allowed)
+        calibration = data.take("calibration", CALIBRATION, request.seed)
+        return cls(network, data, calibration, data.take("selection", SELECTION, request.seed), request.seed)
+
+    def rank(self, request: JobRequest, work: Path) -> None:
+        """Statistics, ranking and dense outputs, once; statistics are kept for a resumed job."""
+        method = method_named(request.method)
+        criterion = criterion_of(method, request.criterion)
+        stored = work / f"statistics-{criterion}.safetensors"
+        if stored.exists():
+            self.statistics = from_tensors(load_file(stored))
+        else:
+            self.statistics = self.network.statistics(self.calibration.images, with_dependence=criterion == "hsic")
+            beside = stored.with_suffix(".part")
+            save_file(to_tensors(self.statistics), beside)
+            beside.replace(stored)
+        ranking = rank(criterion, self.network.weights(), self.statistics)
+        self.space = PolicySpace(self.network.structure, ranking, method.axes)
+        self.dense = self.network.outputs(self.selection.images)
+
+    def policy_space(self) -> PolicySpace:
+        """Raises: AssertionError before `rank`."""
+        assert self.space is not None
+        return self.space
+
+    def prune(self, plan: Plan, recovery: bool) -> TorchNetwork:
+        return self.network.pruned(plan, self.statistics if recovery else None)
+
+    def score(self, policy: Policy, recovery: bool) -> Score:
+        """Prunes physically, recovers, and runs the selection images."""
+        return self.score_of(self.prune(self.policy_space().plan(policy), recovery))
+
+    def score_of(self, network: TorchNetwork) -> Score:
+        assert self.dense is not None
+        outputs = network.outputs(self.selection.images)
+        labels = self.selection.labels
+        accuracy = None if labels is None else correct(outputs, labels) / len(labels)
+        return Score(agreement(self.dense, outputs), accuracy)
+
+    def dense_score(self) -> Score:
+        return self.score_of(self.network)
+
+    def test(self) -> Batch:
+        return self.data.take("test", TEST, self.seed)

@@ -1,0 +1,168 @@
+"""The story of a job: load, describe, rank, price, search, verify, fine-tune, export, report.
+
+The one file that knows all four rooms. Everything that is slow is either in the journal (trials), in the job's `work`
+folder (statistics, exported files, fine-tuning epochs) or in the shared tables (latency), so an interrupted job goes on.
+"""
+
+import time
+from dataclasses import dataclass
+
+from models.errors import ImpossibleBudget
+from models.finetune import Recipe, finetune
+from models.torch_network import TorchNetwork
+from search.budgets import Budgets
+from search.decode import decode
+from search.search import Search, best
+from search.trial import Trial
+from service.budgeting import Pricing
+from service.delivery import Delivery, deliver_files
+from service.evaluation import Evaluation
+from service.journal import JobFiles, JobResult, Journal
+from service.profiling import profile
+from service.request import JobRequest
+from service.settings import Settings
+from service.verification import Verdict, Verifier
+
+VERIFICATIONS = 6
+"""At most so many candidates are exported and measured."""
+WELL_USED = 0.97
+"""A delivery that uses this share of its fullest budget is not corrected upwards any more."""
+FINETUNE_IMAGES = 50_000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial with its network and what measuring it said."""
+
+    trial: Trial
+    network: TorchNetwork
+    verdict: Verdict
+
+
+def run(request: JobRequest, files: JobFiles, journal: Journal, deliver: int | None = None) -> JobResult:
+    """One job from its files to its artefacts. `deliver`: the number of a finished trial to deliver instead of the best.
+
+    Raises: VitfitError subclasses; ImpossibleBudget names the best reachable value or how near the job came.
+    """
+    for folder in (files.work, files.artifacts):
+        folder.mkdir(parents=True, exist_ok=True)
+    job = Job(request, files, journal)
+    job.describe()
+    job.rank()
+    job.profile()
+    if deliver is None:
+        job.search()
+        chosen = job.verify()
+    else:
+        chosen = job.candidate(job.trials[deliver])
+    return job.deliver(job.finetune(chosen))
+
+
+class Job:
+    """What the stages share. Each stage reads the journal before it works."""
+
+    def __init__(self, request: JobRequest, files: JobFiles, journal: Journal) -> None:
+        self.request, self.files, self.journal = request, files, journal
+        self.trials = [Trial.from_json(row) for row in journal.trials()]
+        self.started = time.monotonic()
+
+    def describe(self) -> None:
+        self.journal.stage("validating")
+        self.evaluation = Evaluation.open(self.request, self.files, Settings().allowed_roots)
+        network = self.evaluation.network
+        self.pricing = Pricing(self.request, network.structure)
+        self.verifier = Verifier(network, self.pricing, self.files.work, self.request.seed)
+
+    def rank(self) -> None:
+        self.journal.stage("ranking")
+        self.evaluation.rank(self.request, self.files.work)
+        self.space = self.evaluation.policy_space()
+
+    def profile(self) -> None:
+        self.journal.stage("profiling")
+        profile(self.pricing, self.evaluation.network, self.space, self.verifier, self.files.tables)
+        self.journal.check()
+
+    def search(self) -> None:
+        """Trials on the predicted budgets. Raises: ImpossibleBudget before any is evaluated."""
+        self.journal.stage("searching")
+        decode(self.space, [1.0] * len(self.space.dimensions), self.pricing.aims, self.pricing.price)
+        self.trials = self._search(self.pricing.aims).run(self.trials, max(self.request.trials, len(self.trials)))
+
+    def _search(self, budgets: Budgets) -> Search:
+        return Search(
+            self.space, budgets, self.pricing.price, lambda p: self.evaluation.score(p, self.request.recovery),
+            self._record, self.request.seed,
+        )  # fmt: skip
+
+    def _record(self, trial: Trial) -> None:
+        self.journal.record(trial.to_json())
+        self.trials = [*self.trials, trial]
+        done, total = len(self.trials), max(self.request.trials, len(self.trials))
+        left = (total - done) * (time.monotonic() - self.started) / max(done, 1)
+        self.journal.progress(done, total, max(t.score for t in self.trials), left)
+        self.journal.check()
+
+    def verify(self) -> Candidate:
+        """Measures the best trials; what is off is priced anew, decoded again along its direction, and measured again.
+
+        Raises: ImpossibleBudget saying how near the job came, when no candidate is measured within the budgets.
+        """
+        self.journal.stage("verifying")
+        met: list[Candidate] = []
+        nearest = float("inf")
+        trial = best(self.trials)[0]
+        for _ in range(VERIFICATIONS):
+            candidate = self.candidate(trial)
+            nearest = min(nearest, candidate.verdict.fullest)
+            self.journal.check()
+            if candidate.verdict.met:
+                met.append(candidate)
+                if candidate.verdict.fullest >= WELL_USED:
+                    break
+            again = self._decoded_again(trial)
+            if again is None:
+                break
+            trial = again
+        if not met:
+            raise ImpossibleBudget(
+                f"No candidate was measured within the budgets: the nearest took {nearest:.3f} of the fullest one after "
+                f"{VERIFICATIONS} corrections. Raise the budget by that factor, or measure on a quieter machine.",
+                nearest=nearest,
+            )
+        return max(met, key=lambda c: c.trial.score)
+
+    def _decoded_again(self, trial: Trial) -> Trial | None:
+        """The same direction under corrected prices; None when nothing new comes out of it."""
+        policy = decode(self.space, trial.direction, self.pricing.aims, self.pricing.price)
+        key = self.space.sketch(policy).key
+        known = next((t for t in self.trials if t.structure_key == key), None)
+        if known is not None:
+            return None if known.number == trial.number else known
+        return self._search(self.pricing.aims).try_policy(len(self.trials), trial.direction, policy)
+
+    def candidate(self, trial: Trial) -> Candidate:
+        network = self.evaluation.prune(self.space.plan(trial.policy), self.request.recovery)
+        return Candidate(trial, network, self.verifier.judge(f"trial{trial.number}", network))
+
+    def finetune(self, chosen: Candidate) -> Candidate:
+        """Trains the chosen network, and measures what came out."""
+        wanted = self.request.finetune
+        if not wanted.epochs:
+            return chosen
+        self.journal.stage("finetuning")
+        recipe = Recipe(wanted.epochs, wanted.learning_rate, wanted.batch, wanted.distill, self.request.seed)
+        data = self.evaluation.data.take("train", FINETUNE_IMAGES, self.request.seed)
+        checkpoint = self.files.work / f"finetune-trial{chosen.trial.number}.pt"
+        network = finetune(
+            chosen.network, self.evaluation.network, data, recipe, checkpoint, lambda *_: self.journal.check()
+        )
+        return Candidate(chosen.trial, network, self.verifier.judge(f"trial{chosen.trial.number}-finetuned", network))
+
+    def deliver(self, chosen: Candidate) -> JobResult:
+        self.journal.stage("exporting")
+        delivery = Delivery(
+            self.request, self.evaluation, self.pricing, self.verifier, chosen.trial, chosen.network, chosen.verdict,
+            tuple(self.trials),
+        )  # fmt: skip
+        return deliver_files(delivery, self.files, self.journal)

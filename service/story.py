@@ -1,0 +1,104 @@
+"""What a job found out, in the words and numbers of its report. Plain JSON values; nothing is computed from tensors here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from latency.sampling import Interval
+from models.plan import Plan, PlanAxis
+from models.structure import Structure
+from service.verification import Evidence
+
+
+def side(
+    structure: Structure, file_bytes: int, right: int | None, images: int, latency: Interval | None
+) -> dict[str, Any]:
+    """One of the two networks: `right` of `images` test images are classified correctly (None: not assessed)."""
+    return {
+        "macs": structure.macs,
+        "params": structure.params,
+        "bytes": file_bytes,
+        "accuracy": None if right is None else right / images,
+        "correct": right,
+        "images": images,
+        "latency": None if latency is None else milliseconds(latency),
+    }
+
+
+def milliseconds(interval: Interval) -> dict[str, float]:
+    return {"p50_ms": interval.value, "low_ms": interval.low, "high_ms": interval.high}
+
+
+def removed(original: Structure, plan: Plan) -> list[dict[str, Any]]:
+    """Per block of the original, [kept, of]; a block that is gone keeps 0 of everything."""
+    kept = {p.source: b for p, b in zip(plan.blocks, plan.apply_to(original).blocks, strict=True)}
+    rows = []
+    for source, block in enumerate(original.blocks):
+        mine = kept.get(source)
+        attention = mine.attention if mine else None
+        whole = block.attention
+        rows.append(
+            {
+                "name": block.name,
+                "heads": [attention.heads if attention else 0, whole.heads if whole else 0],
+                "qk": [attention.qk_dim if attention else 0, whole.qk_dim if whole else 0],
+                "v": [attention.v_dim if attention else 0, whole.v_dim if whole else 0],
+                "neurons": [mine.mlp.neurons if mine and mine.mlp else 0, block.mlp.neurons if block.mlp else 0],
+                "tokens": [mine.tokens_out if mine else 0, block.tokens_out],
+            }
+        )
+    return rows
+
+
+def axis_share(axis: str, whole: Structure, part: Structure, evidence: Evidence) -> dict[str, Any]:
+    """How far latency followed MACs when only one axis is pruned: 1 means as far, 0 means not at all."""
+    macs_fall = 1 - part.macs / whole.macs
+    latency_fall = 1 - evidence.ratio.value
+    share = latency_fall / macs_fall if macs_fall > 0.005 else None
+    return {"axis": axis, "macs_fall": macs_fall, "latency_fall": latency_fall, "share": share}
+
+
+def headline(report: dict[str, Any]) -> list[list[str]]:
+    """Rows [label, before, after] for a table that people read."""
+    before, after = report["original"], report["delivered"]
+    rows = [["accuracy", _accuracy(before), _accuracy(after)]]
+    if after["latency"]:
+        rows.append([f"latency, {report['setting']}", _latency(before["latency"]), _latency(after["latency"])])
+    rows.append(["MACs", f"{before['macs'] / 1e6:,.1f} M", f"{after['macs'] / 1e6:,.1f} M"])
+    rows.append(["parameters", f"{before['params'] / 1e6:,.2f} M", f"{after['params'] / 1e6:,.2f} M"])
+    rows.append(["ONNX file", f"{before['bytes'] / 1e6:,.2f} MB", f"{after['bytes'] / 1e6:,.2f} MB"])
+    return rows
+
+
+def _accuracy(side: dict[str, Any]) -> str:
+    if side["correct"] is None:
+        return "not assessed"
+    return f"{side['correct']}/{side['images']} = {100 * side['accuracy']:.1f} %"
+
+
+def _latency(latency: dict[str, float]) -> str:
+    return f"{latency['p50_ms']:.3f} ms ({latency['low_ms']:.3f} to {latency['high_ms']:.3f})"
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """Sentences under the table."""
+    lines = [f"{b['text']}: {b['outcome']}" for b in report["budgets"]]
+    ratio = report["ratio"]
+    if ratio and ratio["measured"] is not None:
+        predicted = "" if ratio["predicted"] is None else f", predicted {ratio['predicted']:.3f}"
+        lines.append(
+            f"measured latency over the original's: {ratio['measured']:.3f} "
+            f"({ratio['low']:.3f} to {ratio['high']:.3f}){predicted}"
+        )
+    shares = [f"{s['axis']} {s['share']:.2f}" for s in report["axes"] if s["share"] is not None]
+    if shares:
+        lines.append(f"fall of latency over fall of MACs, each axis alone: {', '.join(shares)}")
+    if report["share_of_macs_fall"] is not None:
+        lines.append(f"fall of latency over fall of MACs, all together: {report['share_of_macs_fall']:.2f}")
+    return lines + list(report["warnings"])
+
+
+def axes_of(plan: Plan, original: Structure) -> Sequence[PlanAxis]:
+    """The axes that this plan shrinks."""
+    whole = original.macs
+    axes: tuple[PlanAxis, ...] = ("heads", "neurons", "tokens")
+    return [a for a in axes if plan.only(a, original).apply_to(original).macs < whole]

@@ -1,0 +1,105 @@
+"""Validation that needs torch: `python -m service.validate`. One JSON object on stdin, one on stdout, exit status 0.
+
+    {"model": DIR}                                        -> what the model is, or why it is refused
+    {"dataset": DIR, "allowed": [ROOT...]}                -> what the data are, as far as that needs no model
+    {"job": {...}, "model": DIR, "dataset": DIR or null, "allowed": [...]} -> both, together with the request
+"""
+
+import contextlib
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from latency.devices import describe_device, is_reachable
+from models.data import open_data
+from models.errors import DeviceUnavailable, InvalidRequest, VitfitError
+from models.open import open_model
+from models.preprocessing import Preprocessing
+from models.structure import Structure
+from models.torch_network import TorchNetwork
+from search.methods import criterion_of, method_named
+from service.budgeting import Pricing
+from service.evaluation import Evaluation
+from service.journal import JobFiles
+from service.request import JobRequest
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # libraries may print; stdout is the answer
+        warnings.simplefilter("ignore")
+        try:
+            answer = {"ok": True, "description": describe(request)}
+        except VitfitError as error:
+            answer = {"ok": False, "error": error.to_json()}
+    json.dump(answer, sys.stdout)
+
+
+def describe(request: dict[str, Any]) -> dict[str, Any]:
+    """Raises: the VitfitError that explains a refusal."""
+    allowed = [Path(root) for root in request.get("allowed", ())]
+    if "job" in request:
+        dataset = request.get("dataset")
+        return describe_job(request["job"], Path(request["model"]), Path(dataset) if dataset else None, allowed)
+    if "model" in request:
+        return describe_model(open_model(Path(request["model"])))
+    return describe_dataset(Path(request["dataset"]), allowed)
+
+
+def describe_model(network: TorchNetwork) -> dict[str, Any]:
+    structure = network.structure
+    attention = structure.blocks[0].attention
+    return {
+        "name": structure.name,
+        "params": structure.params,
+        "macs": structure.macs,
+        "image": list(structure.image),
+        "classes": structure.classes,
+        "blocks": len(structure.blocks),
+        "heads": attention.heads if attention else 0,
+        "width": structure.width,
+        "tokens": structure.tokens,
+        "key": structure.key,
+    }
+
+
+def describe_dataset(folder: Path, allowed: list[Path]) -> dict[str, Any]:
+    """Without a model, sizes and classes are not judged: float images are taken to have the right size."""
+    return open_data(folder, None, None, allowed).describe()
+
+
+def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed: list[Path]) -> dict[str, Any]:
+    """Everything that can be refused before work starts, short of measuring."""
+    request = JobRequest.model_validate(job)
+    criterion = criterion_of(method_named(request.method), request.criterion)
+    files = JobFiles(model, dataset, model, model, model)
+    evaluation = Evaluation.open(request, files, allowed)
+    structure = evaluation.network.structure
+    check_budgets(request, structure)
+    if request.finetune.epochs and not evaluation.data.assessed:
+        raise InvalidRequest("Fine-tuning needs a data set; this job has none. Add one, or set finetune.epochs to 0.")
+    return {
+        "model": describe_model(evaluation.network),
+        "dataset": evaluation.data.describe(),
+        "criterion": criterion,
+        "warnings": list(evaluation.data.warnings),
+    }
+
+
+def check_budgets(request: JobRequest, structure: Structure) -> None:
+    """Raises: UnknownName; DeviceUnavailable for more threads than there are; InvalidRequest for a budget given twice."""
+    for budget in request.budgets:
+        if budget.metric.startswith("latency") and is_reachable(budget.device):
+            threads = int(describe_device(budget.device)["threads"])
+            if budget.setting.threads > threads:
+                raise DeviceUnavailable(
+                    f"{budget.setting.threads} threads were asked for on {budget.device}, which has {threads}",
+                    threads=budget.setting.threads, available=threads,
+                )  # fmt: skip
+    Pricing(request, structure)
+
+
+if __name__ == "__main__":
+    main()
