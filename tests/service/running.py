@@ -23,7 +23,7 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
     while time.monotonic() < until:
         if value := condition():
             return value
-        time.sleep(0.03)
+        time.sleep(0.1)
     raise AssertionError(f"waited {PATIENCE_S:g} s in vain for: {what}")
 
 
