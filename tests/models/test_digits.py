@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from benchmarks import train_digits
+from models.data import open_data
 from models.preprocessing import Preprocessing
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "digits"
@@ -57,6 +58,19 @@ def test_the_checkpoint_reaches_its_accuracy(data: dict[str, np.ndarray]) -> Non
         correct = int((model(images).argmax(1).numpy() == data["labels"][rows]).sum())
     assert abs(correct - TRAINING["test"]["correct"]) <= 1  # another machine may round one image the other way
     assert correct >= 0.97 * 500
+
+
+def test_a_job_can_open_the_data(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text('{"source": "npz", "path": null, "filename": "digits.npz"}')
+    (tmp_path / "data.npz").symlink_to(FOLDER / "digits.npz")
+    opened = open_data(tmp_path, Preprocessing.from_json(MODEL["preprocessing"]), len(MODEL["classes"]))
+    assert opened.describe() == {
+        "images": 1797,
+        "labelled": True,
+        "classes": 10,
+        "splits": {"calibration": 1000, "selection": 297, "test": 500, "train": 1000},
+        "warnings": [],
+    }
 
 
 def test_uniform_magnitude_pruning_without_recovery_loses_five_points(data: dict[str, np.ndarray]) -> None:
