@@ -51,7 +51,7 @@ class Service:
         upgrade(store)
         jobs, library, offered = Jobs(store), Library(store, folder), catalog(settings.engine)
         validator = Validator(validate_command(settings.engine))
-        submissions = Submissions(jobs, library, offered, validator, settings.validate_timeout_s)
+        submissions = Submissions(settings, jobs, library, offered, validator)
         runner = Runner(settings, folder, Leases(store, settings.lease_s, settings.max_crashes))
         return cls(settings, folder, store, jobs, library, offered, validator, submissions, runner)
 

@@ -18,9 +18,18 @@ import zipfile
 from pathlib import Path
 from typing import Any, Final
 
-from models.errors import BadData, CheckpointMismatch, DamagedFile, ImpossibleBudget, UnknownName, VitfitError
+from models.errors import (
+    BadData,
+    CheckpointMismatch,
+    DamagedFile,
+    ImpossibleBudget,
+    UnknownName,
+    UnsafeFile,
+    VitfitError,
+)
 from service.journal import JobFiles, JobResult, Journal
 from service.request import JobRequest
+from service.settings import Settings
 
 TROUBLE: Final = {
     "impossible": "ends with ImpossibleBudget",
@@ -58,6 +67,8 @@ def describe_methods() -> list[dict[str, Any]]:
 def run(request: JobRequest, files: JobFiles, journal: Journal, deliver: int | None = None) -> JobResult:
     """A job. Trials that the journal has already are not evaluated again."""
     journal.stage("validating")
+    if files.dataset:
+        _validate_dataset(files.dataset, Settings().allowed_roots)
     if request.name == "impossible":
         raise ImpossibleBudget("The budget is out of reach; the best is 0.31 of the MACs.", reachable=0.31)
     if request.name == "bug":
@@ -143,13 +154,16 @@ def _write_artifacts(files: JobFiles, best: dict[str, Any], trials: int) -> None
 
 def validate(document: dict[str, Any]) -> dict[str, Any]:
     """The description of a model, a data set or a job. Raises: VitfitError as the real engine would."""
+    allowed = tuple(Path(root) for root in document.get("allowed", ()))
     if "job" in document:
         JobRequest.model_validate(document["job"])
         _validation_trouble(document["job"].get("name"))
+        if document["dataset"]:
+            _validate_dataset(Path(document["dataset"]), allowed)
         return {"trials": document["job"].get("trials", 32)}
     if "model" in document:
         return _validate_model(Path(document["model"]))
-    return _validate_dataset(Path(document["dataset"]))
+    return _validate_dataset(Path(document["dataset"]), allowed)
 
 
 def _validate_model(folder: Path) -> dict[str, Any]:
@@ -163,16 +177,23 @@ def _validate_model(folder: Path) -> dict[str, Any]:
     return {"name": config["name"], **size, "width": 8, "tokens": 65, "key": "0123456789abcdef"}
 
 
-def _validate_dataset(folder: Path) -> dict[str, Any]:
+def _validate_dataset(folder: Path, allowed: tuple[Path, ...]) -> dict[str, Any]:
     config = json.loads((folder / "dataset.json").read_text())
     _validation_trouble(config["filename"].partition(".")[0])
-    if config["source"] != "path":
+    if config["source"] == "path":
+        _validate_path(Path(config["path"]), allowed)
+    else:
         (data,) = folder.glob("data.*")
         if data.suffix != ".tar" and not zipfile.is_zipfile(data):
             raise DamagedFile(f"{config['filename']} is not a zip file, or it ends too early.")
-    if config["source"] == "path" and not any(Path(config["path"]).iterdir()):
-        raise BadData("The folder is empty.")
     return {"images": 8, "labelled": True, "classes": 2, "splits": {}, "warnings": []}
+
+
+def _validate_path(path: Path, allowed: tuple[Path, ...]) -> None:
+    if not any(path.is_relative_to(root) for root in allowed):
+        raise UnsafeFile(f"{path} is not below an allowed folder.")
+    if not any(path.iterdir()):
+        raise BadData("The folder is empty.")
 
 
 def _validation_trouble(name: str | None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from pydantic import ValidationError
 
 from models.errors import VitfitError
 from service.app import create_app
@@ -118,7 +119,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ready-file", type=Path, help="gets the server's address when it is ready")
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     ready_file = options.pop("ready_file")
-    serve(Settings(**{name: value for name, value in options.items() if value is not None}), ready_file)
+    try:
+        settings = Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        parser.error("; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors()))
+    serve(settings, ready_file)
 
 
 if __name__ == "__main__":

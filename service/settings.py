@@ -59,5 +59,6 @@ class Settings(BaseSettings):
 
     def worker_environment(self) -> dict[str, str]:
         """The variables that give a worker the settings of its server."""
-        names = ("engine", "lease_s")
-        return {f"{PREFIX}{name.upper()}": str(getattr(self, name)) for name in names}
+        roots = os.pathsep.join(map(str, self.allowed_roots))
+        values = {"ENGINE": self.engine, "LEASE_S": str(self.lease_s), "ALLOWED_ROOTS": roots}
+        return {f"{PREFIX}{name}": value for name, value in values.items()}

@@ -17,6 +17,7 @@ from service.jobs import Jobs, KeyTaken, NewJob
 from service.library import Library
 from service.request import JobRequest
 from service.schemas import JobView, Validated
+from service.settings import Settings
 from service.store import DatasetRow, ModelRow
 from service.validation import Validator
 
@@ -36,12 +37,14 @@ class Submitted:
 class Submissions:
     """Accepts jobs."""
 
-    def __init__(self, jobs: Jobs, library: Library, catalog: Catalog, validator: Validator, timeout_s: float) -> None:
+    def __init__(
+        self, settings: Settings, jobs: Jobs, library: Library, catalog: Catalog, validator: Validator
+    ) -> None:
+        self._settings = settings
         self._jobs = jobs
         self._library = library
         self._catalog = catalog
         self._validator = validator
-        self._timeout_s = timeout_s
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def validate(self, request: JobRequest) -> Validated:
@@ -89,7 +92,8 @@ class Submissions:
         if request.dataset is not None:
             dataset = str(await run_in_threadpool(self._library.path, DatasetRow, request.dataset))
         document = {"job": request.model_dump(mode="json"), "model": str(model), "dataset": dataset}
-        return await self._validator.describe(document, self._timeout_s)
+        allowed = [str(root) for root in self._settings.allowed_roots]
+        return await self._validator.describe({**document, "allowed": allowed}, self._settings.validate_timeout_s)
 
     async def _create(self, new: NewJob) -> Submitted:
         job = JobView.of(new.row()).model_dump(mode="json")

@@ -1,5 +1,6 @@
 """The REST interface in this process: models, data sets, paging, names, errors, OpenAPI."""
 
+import errno
 import io
 import json
 import zipfile
@@ -8,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.errors import STATUS, status_of
 from service.paths import DataFolder
+from service.problems import add_handlers
 from service.settings import Settings
 from service.store import ModelRow, Store, now
 from tests.service.conftest import new_job
-from tests.service.running import job_body
+from tests.service.running import job_body, wait_until
 
 PROBLEM = "application/problem+json"
 
@@ -133,6 +136,16 @@ def test_folders_are_taken_below_allowed_roots_only(web: TestClient, tmp_path: P
         refused = problem(web.post("/v1/datasets", json={"path": path}), 422, "invalid-request")
         assert refused["allowed"] == [str(tmp_path / "allowed")]
     problem(web.post("/v1/datasets", json={"path": str(tmp_path / "allowed" / "none")}), 422, "invalid-request")
+
+
+def test_a_job_may_use_a_folder_that_the_server_was_told_to_allow(web: TestClient, tmp_path: Path) -> None:
+    (tmp_path / "allowed" / "a.png").touch()
+    dataset = web.post("/v1/datasets", json={"path": str(tmp_path / "allowed")}).json()["id"]
+    answer = web.post("/v1/jobs", json=job_body(create_model(web), dataset=dataset, trials=1))
+    assert answer.status_code == 202, answer.text
+    path = answer.headers["location"]
+    wait_until(lambda: web.get(path).json()["status"] in ("succeeded", "failed"), "the job")
+    assert (web.get(path).json()["status"], web.get(path).json()["error"]) == ("succeeded", None)
 
 
 def test_uploads_that_are_too_large_are_refused_and_leave_nothing(web: TestClient, tmp_path: Path) -> None:
@@ -298,6 +311,24 @@ def test_every_error_class_has_a_status_of_its_own_or_of_its_parent() -> None:
     for cls, status in STATUS.items():
         error = cls.__new__(cls)
         assert status_of(error) == status and 400 <= status < 600
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(OSError(errno.ENOSPC, "No space left"), 507, "storage-full"), (KeyError("x"), 500, "internal-error")],
+)
+def test_errors_that_nobody_expects_are_problems_without_their_insides(
+    error: Exception, status: int, code: str
+) -> None:
+    app = FastAPI()
+    add_handlers(app)
+
+    @app.get("/")
+    def fail() -> None:
+        raise error
+
+    found = problem(TestClient(app, raise_server_exceptions=False).get("/"), status, code)
+    assert "Traceback" not in found["detail"] and "/" not in found["detail"]
 
 
 def operations(schema: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -204,6 +204,12 @@ def test_a_server_that_cannot_start_says_why_in_one_line(server: Server, tmp_pat
     assert ended.returncode == 2 and line.startswith("vitfit: ") and complaint in line
 
 
+def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "service.serve", "--data", str(tmp_path), "--port", "70000"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2 and "port: Input should be less than or equal to 65535" in ended.stderr
+
+
 def _write_newer_database(folder: Path) -> None:
     from sqlalchemy import text
 
