@@ -1,0 +1,47 @@
+"""The OpenAPI description: complete, with examples, and true to itself."""
+
+import json
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from tests.service.rest import PROBLEM
+
+
+def operations(schema: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [(path, method, found) for path, item in schema["paths"].items() for method, found in item.items()]
+
+
+def test_openapi_has_examples_for_all_bodies_and_problems_for_all_errors(web: TestClient) -> None:
+    schema = web.get("/openapi.json").json()
+    bodies = 0
+    for path, method, operation in operations(schema):
+        for media in operation.get("requestBody", {}).get("content", {}).values():
+            bodies += 1
+            kind = media["schema"].get("$ref", "").rpartition("/")[2]
+            assert "example" in media or "examples" in media or "example" in schema["components"]["schemas"][kind], path
+        for status, answer in operation["responses"].items():
+            if int(status) >= 400:
+                assert list(answer["content"]) == [PROBLEM], (path, method, status)
+        assert operation["responses"].keys() & {"200", "201", "202", "204"}, (path, method)
+        assert operation["summary"] and operation["description"], (path, method)
+    assert bodies == 6
+
+
+def test_openapi_refers_only_to_schemas_that_it_has(web: TestClient) -> None:
+    text = web.get("/openapi.json").text
+    known = json.loads(text)["components"]["schemas"]
+    for reference in {part.partition('"')[0] for part in text.split('"#/components/schemas/')[1:]}:
+        assert reference in known
+
+
+def test_openapi_lists_the_whole_interface(web: TestClient) -> None:
+    schema = web.get("/openapi.json").json()
+    assert {f"{method.upper()} {path}" for path, method, _ in operations(schema)} == {
+        *("POST /v1/models", "GET /v1/models", "GET /v1/models/{model_id}", "DELETE /v1/models/{model_id}"),
+        *("POST /v1/datasets", "GET /v1/datasets", "GET /v1/datasets/{dataset_id}", "DELETE /v1/datasets/{dataset_id}"),
+        *("POST /v1/jobs", "GET /v1/jobs", "GET /v1/jobs/{job_id}", "DELETE /v1/jobs/{job_id}"),
+        *("POST /v1/jobs/{job_id}/cancel", "GET /v1/jobs/{job_id}/trials", "POST /v1/jobs/{job_id}/deliver"),
+        *("GET /v1/jobs/{job_id}/artifacts", "GET /v1/jobs/{job_id}/artifacts/{name}"),
+        *("GET /v1/devices", "GET /v1/devices/{name}", "GET /v1/methods", "GET /healthz"),
+    }
