@@ -68,14 +68,16 @@ class PrunedAttention(nn.Module):
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qk, wide = self.heads * self.qk_dim, self.heads * self.v_dim
         q, k, v = self.qkv(self.inputs(x)).split([qk, qk, wide], dim=-1)
-        q = q.unflatten(-1, (self.heads, self.qk_dim)).transpose(1, 2)
-        k = k.unflatten(-1, (self.heads, self.qk_dim)).transpose(1, 2)
-        v = v.unflatten(-1, (self.heads, self.v_dim)).transpose(1, 2)
+        batch, tokens, _ = x.shape
+        q = q.reshape(batch, tokens, self.heads, self.qk_dim).transpose(1, 2)
+        k = k.reshape(batch, tokens, self.heads, self.qk_dim).transpose(1, 2)
+        v = v.reshape(batch, tokens, self.heads, self.v_dim).transpose(1, 2)
         return self.q_norm(q), self.k_norm(k), v
 
     def _join(self, x: Tensor) -> Tensor:
         """(B, H, N, v) -> (B, N, D)."""
-        joined: Tensor = self.projection(self.outputs(x.transpose(1, 2).flatten(2)))
+        batch, _, tokens, _ = x.shape
+        joined: Tensor = self.projection(self.outputs(x.transpose(1, 2).reshape(batch, tokens, self.heads * self.v_dim)))
         return joined
 
 

@@ -5,6 +5,7 @@ Only sort, gather, sums and concatenation: every ONNX runtime has them, and no s
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def class_attention(attention: Tensor, prefix: int) -> Tensor:
@@ -31,8 +32,13 @@ def best_tokens(scores: Tensor, kept: int) -> Tensor:
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """x (B, M, D), index (B, K) -> (B, K, D)."""
-    return torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    """x (B, M, D), index (B, K) -> (B, K, D).
+
+    Whole rows of the flattened tokens are looked up: ONNX's Gather copies rows, GatherElements goes value by value.
+    """
+    batch, tokens, width = x.shape
+    first = torch.arange(batch, device=x.device).unsqueeze(1) * tokens
+    return functional.embedding(index + first, x.reshape(batch * tokens, width))
 
 
 def drop(x: Tensor, index: Tensor, prefix: int, patches: int) -> Tensor:

@@ -1,0 +1,116 @@
+"""Closed-form recovery: against least squares written out, and on networks where the answer is known."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from models.plan import HeadPlan, Plan, identity
+from models.recover import refit
+from models.statistics import InputStatistics, Moments, centred, dependence, gaussian_kernels, output_kernel
+from tests.models.networks import images_for, random_plan, small_network
+
+
+def statistics_of(rows: torch.Tensor) -> InputStatistics:
+    moments = Moments()
+    for chunk in rows.split(100):
+        moments.add(chunk)
+    return moments.statistics()
+
+
+def test_moments_are_mean_and_covariance() -> None:
+    rows = torch.randn(250, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64) + 3
+    found = statistics_of(rows)
+    assert torch.allclose(found.mean, rows.mean(0))
+    assert torch.allclose(found.covariance, torch.from_numpy(np.cov(rows.T.numpy(), bias=True)))
+
+
+def test_refit_is_the_least_squares_answer() -> None:
+    """Against numpy's solver on the raw rows, with a column of ones for the bias."""
+    torch.manual_seed(0)
+    rows = torch.randn(2000, 8, dtype=torch.float64) @ torch.randn(8, 8, dtype=torch.float64) + 1
+    weight, bias = torch.randn(3, 8, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    kept = (0, 2, 3, 6)
+    new, shift = refit(weight, bias, statistics_of(rows), kept)
+    design = np.hstack([rows[:, kept].numpy(), np.ones((2000, 1))])
+    expected, *_ = np.linalg.lstsq(design, (rows @ weight.T + bias).numpy(), rcond=None)
+    assert np.allclose(new.numpy(), expected[:-1].T, atol=0.02)
+    assert np.allclose(shift.numpy(), expected[-1], atol=0.02)
+
+
+def test_a_constant_input_is_folded_into_the_bias() -> None:
+    rows = torch.randn(500, 4, dtype=torch.float64)
+    rows[:, 3] = 5.0
+    weight = torch.randn(2, 4, dtype=torch.float64)
+    new, shift = refit(weight, None, statistics_of(rows), (0, 1, 2))
+    assert torch.allclose(new, weight[:, :3], atol=1e-3)
+    assert torch.allclose(shift, weight[:, 3] * 5, atol=1e-2)
+
+
+def test_a_duplicated_neuron_is_recovered_exactly() -> None:
+    """Its twin takes over its output weights: the logits stay those of the dense network."""
+    network = small_network(depth=2)
+    fc1, fc2 = network.module.blocks[0].mlp.fc1, network.module.blocks[0].mlp.fc2
+    with torch.no_grad():
+        fc1.weight[1], fc1.bias[1] = fc1.weight[0], fc1.bias[0]
+        fc2.weight[:, :2] *= 5
+    images, whole = images_for(network, 64), identity(network.structure)
+    statistics = network.statistics(images, with_dependence=False)
+    first = dataclasses.replace(whole.blocks[0], neurons=tuple(i for i in range(192) if i != 1))
+    plan = Plan(whole.embed, (first, *whole.blocks[1:]))
+    dense = network.outputs(images)
+    bare = (network.pruned(plan, None).outputs(images) - dense).abs().max()
+    recovered = (network.pruned(plan, statistics).outputs(images) - dense).abs().max()
+    assert recovered < 0.02 * bare
+
+
+def test_recovery_helps_a_random_plan() -> None:
+    network = small_network()
+    images = images_for(network, 128)
+    statistics = network.statistics(images[:96], with_dependence=False)
+    plan = random_plan(network.structure, seed=4, tokens=False)
+    dense = network.outputs(images[96:])
+    bare = (network.pruned(plan, None).outputs(images[96:]) - dense).pow(2).mean()
+    recovered = (network.pruned(plan, statistics).outputs(images[96:]) - dense).pow(2).mean()
+    assert recovered < 0.7 * bare
+
+
+def test_recovery_of_everything_kept_changes_nothing() -> None:
+    network = small_network()
+    statistics = network.statistics(images_for(network, 32), with_dependence=False)
+    same = network.pruned(identity(network.structure), statistics)
+    images = images_for(network, 4, seed=1)
+    assert torch.allclose(same.outputs(images), network.outputs(images), atol=1e-5)
+
+
+def test_heads_in_another_order_are_recovered_in_that_order() -> None:
+    network = small_network(depth=1)
+    images, whole = images_for(network, 64), identity(network.structure)
+    statistics = network.statistics(images, with_dependence=False)
+    heads = whole.blocks[0].heads
+    thin = tuple(HeadPlan(h.qk, h.v[:15]) for h in heads)
+    plans = [Plan(whole.embed, (dataclasses.replace(whole.blocks[0], heads=order),)) for order in (thin, thin[::-1])]
+    outputs = [network.pruned(plan, statistics).outputs(images) for plan in plans]
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-4)
+
+
+def test_hsic_against_its_definition() -> None:
+    """trace(H Kx H H Ky H) written with explicit centring matrices."""
+    torch.manual_seed(0)
+    features, logits = torch.randn(3, 10, 5), torch.randn(10, 4)
+    kernels = gaussian_kernels(features)
+    h = torch.eye(10) - torch.ones(10, 10) / 10
+    y = torch.softmax(logits, -1)
+    expected = [float(torch.trace(h @ k @ h @ h @ (y @ y.T) @ h)) for k in kernels]
+    found = dependence(features.permute(1, 2, 0), features.permute(1, 2, 0), output_kernel(logits))
+    assert np.allclose(found.neurons, expected, atol=1e-4)
+    assert np.allclose(found.heads, expected, atol=1e-4)
+    assert np.isclose(
+        float(found.head_pairs[0, 1]), float((centred(kernels[0]) * centred(kernels[1])).sum()), atol=1e-4
+    )
+
+
+def test_kernels_average_the_five_widths() -> None:
+    kernels = gaussian_kernels(torch.tensor([[[0.0], [2.0]]]))
+    expected = np.mean([np.exp(-4 / (2 * s**2)) for s in (1, 2, 4, 8, 16)])
+    assert np.isclose(float(kernels[0, 0, 1]), expected)
