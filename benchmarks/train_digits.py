@@ -113,7 +113,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: i
                 logits = model(augment(images[rows], generator)).float()
             loss = functional.cross_entropy(logits, labels[rows], label_smoothing=LABEL_SMOOTHING)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

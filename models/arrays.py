@@ -137,15 +137,13 @@ def _header(member: IO[bytes]) -> _Header:
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(member)
-    if any(side < 0 for side in shape):
-        raise ValueError(f"a negative shape, {shape}")
     return _Header(shape, dtype)
 
 
 def _read(file: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
     with file.open(f"{name}.npy") as member:
         array: npt.NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
-    return np.ascontiguousarray(array)
+    return array
 
 
 def _check_headers(headers: dict[str, _Header], preprocessing: Preprocessing) -> None:

@@ -149,7 +149,7 @@ def group(names: Sequence[str]) -> Grouping:
     rest = _without_shared([PurePosixPath(name).parts[:-1] for name in names])
     tops = {parts[0] if parts else "" for parts in rest}
     splits = None
-    if len(tops) > 1 and tops <= {*SPLIT_NAMES, *UNCLEAR_SPLITS}:
+    if tops <= {*SPLIT_NAMES, *UNCLEAR_SPLITS}:
         _refuse_unclear(tops)
         splits = tuple(parts[0] for parts in rest)
         rest = _without_shared([parts[1:] for parts in rest])

@@ -95,9 +95,15 @@ def test_content_was_changed(tmp_path: Path) -> None:
     assert_refused(path, DamagedFile, "CRC")
 
 
-@pytest.mark.parametrize("shape", ["(40, 8, 8, 1)", "(-40, 8, 8, 1)", "(40, 8", "'forty'"])
+@pytest.mark.parametrize("shape", ["(40, 8, 8, 1)", "(-40, 8, 8, 1)", "(-2, -5, 10, 1)", "(40, 8", "'forty'"])
 def test_headers_that_lie(tmp_path: Path, shape: str) -> None:
     assert_refused(claim(tmp_path, shape, content=bytes(100)), DamagedFile, "cannot be read as .npz")
+
+
+def test_more_bytes_than_the_header_claims(tmp_path: Path) -> None:
+    assert_refused(
+        claim(tmp_path, "(40, 8, 8, 1)", content=bytes(40 * 8 * 8 + 1)), DamagedFile, "2560 bytes but has 2561"
+    )
 
 
 def test_a_header_that_claims_more_than_memory(tmp_path: Path) -> None:
