@@ -61,8 +61,8 @@ def finished_job(server: Server) -> str:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[Server]:
-    """A server to be stopped, killed and started again: slow trials, one job at a time, a short lease."""
-    server = Server(tmp_path / "data", VITFIT_FAKE_TRIAL_S="0.15", VITFIT_LEASE_S="2")
+    """A server to be stopped, killed and started again: slow trials, one job at a time, leases that never run out."""
+    server = Server(tmp_path / "data", VITFIT_FAKE_TRIAL_S="0.15", VITFIT_LEASE_S="600")
     yield server.start()
     server.end(signal.SIGKILL)
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from pathlib import Path
 
 from tests.service.running import Server, is_alive, wait_until
 
@@ -56,19 +57,23 @@ def test_a_cancel_that_a_dead_server_had_not_carried_out_holds_after_a_restart(o
     assert own_server.start().wait(job)["status"] == "canceled"
 
 
-def test_a_worker_that_slept_past_its_lease_is_fenced_off(own_server: Server) -> None:
-    job = own_server.submit(own_server.model(), trials=24)
-    own_server.wait_for_trials(job, 1)
-    sleeper = own_server.evaluated(job)[-1][1]
-    os.kill(sleeper, signal.SIGSTOP)
-    wait_until(lambda: own_server.job(job)["status"] == "queued" or own_server.job(job)["attempt"] == 2, "the takeover")
-    finished = own_server.trials(job)
-    os.kill(sleeper, signal.SIGCONT)
-    wait_until(lambda: not is_alive(sleeper), "the end of the sleeper")
-    done = own_server.wait(job)
-    assert (done["status"], done["attempt"]) == ("succeeded", 2)
-    assert own_server.trials(job) == list(range(24))
-    assert finished_once(own_server, job, finished)
+def test_a_worker_that_slept_past_its_lease_is_fenced_off(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data", VITFIT_FAKE_TRIAL_S="0.15", VITFIT_LEASE_S="2").start()
+    try:
+        job = server.submit(server.model(), trials=24)
+        server.wait_for_trials(job, 1)
+        sleeper = server.evaluated(job)[-1][1]
+        os.kill(sleeper, signal.SIGSTOP)
+        wait_until(lambda: server.job(job)["status"] == "queued" or server.job(job)["attempt"] == 2, "the takeover")
+        finished = server.trials(job)
+        os.kill(sleeper, signal.SIGCONT)
+        wait_until(lambda: not is_alive(sleeper), "the end of the sleeper")
+        done = server.wait(job)
+        assert done["status"] == "succeeded" and done["attempt"] >= 2
+        assert server.trials(job) == list(range(24))
+        assert finished_once(server, job, finished)
+    finally:
+        server.end()
 
 
 def test_two_servers_on_one_data_folder_run_each_job_once(own_server: Server) -> None:
