@@ -33,10 +33,10 @@ class HeadNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(weight.unsqueeze(1))
         self.bias = nn.Parameter(bias.unsqueeze(1)) if bias is not None else None
-        self.eps = eps
+        self.dim, self.eps = weight.shape[-1], eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight
+        x = functional.layer_norm(x, (self.dim,), eps=self.eps) * self.weight
         return x if self.bias is None else x + self.bias
 
 

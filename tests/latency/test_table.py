@@ -1,0 +1,95 @@
+"""The fitted table on a device whose true cost is known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latency.features import FEATURES, features
+from latency.sampling import Interval
+from latency.setting import Setting
+from latency.table import Sample, Table, TablePricer, load_table
+from models.structure import Structure
+from search.policy import PolicySpace
+from service.profiling import probe_policies
+from tests.search.worlds import random_ranking
+from tests.models.networks import small_network
+
+TRUE_NS = dict(zip(FEATURES, (0.05, 0.1, 0.02, 0.1, 2.0, 1.0, 1.0, 0.3, 2000.0), strict=True))
+
+
+def true_ms(structure: Structure) -> float:
+    return float(features([structure])[0] @ np.asarray(list(TRUE_NS.values()))) / 1e6
+
+
+@pytest.fixture(scope="module")
+def space() -> PolicySpace:
+    structure = small_network(img_size=96, embed_dim=96).structure
+    return PolicySpace(structure, random_ranking(structure), ("heads", "qk", "v", "neurons", "tokens"))
+
+
+@pytest.fixture(scope="module")
+def table(space: PolicySpace) -> Table:
+    """Fitted as a job does, to the probes; the measurements are off by up to 0.5 %."""
+    random, original = np.random.default_rng(0), space.structure
+    structures = [space.sketch(policy) for policy in probe_policies(space)]
+    samples = [Sample(original, Interval(1, 1, 1))]
+    for structure in structures:
+        value = true_ms(structure) / true_ms(original) * random.uniform(0.995, 1.005)
+        samples.append(Sample(structure, Interval(value, 0.995 * value, 1.005 * value)))
+    return Table("cpu", "test", Setting(), original, true_ms(original), tuple(samples))
+
+
+def random_structures(space: PolicySpace, count: int) -> list[Structure]:
+    random = np.random.default_rng(7)
+    return [
+        space.sketch(space.along(list(random.random(len(space.dimensions))), random.random())) for _ in range(count)
+    ]
+
+
+def test_a_handful_of_probes_predicts_unseen_policies(space: PolicySpace, table: Table) -> None:
+    assert len(table.samples) <= 10
+    unseen = random_structures(space, 60)
+    truth = np.asarray([true_ms(s) for s in unseen])
+    error = np.abs(TablePricer(table).price(unseen).ms / truth - 1)
+    assert np.median(error) < 0.02 and np.quantile(error, 0.95) < 0.06
+
+
+def test_intervals_cover(space: PolicySpace, table: Table) -> None:
+    unseen = random_structures(space, 60)
+    found = TablePricer(table).price(unseen)
+    truth = np.asarray([true_ms(s) for s in unseen])
+    assert (np.abs(found.ms - truth) <= found.half_width_ms).mean() >= 0.85
+
+
+def test_the_original_costs_exactly_what_was_measured(space: PolicySpace, table: Table) -> None:
+    assert TablePricer(table).price([space.structure]).ms[0] == pytest.approx(table.original_ms)
+
+
+def test_a_measurement_overrules_the_prediction(space: PolicySpace, table: Table) -> None:
+    """A structure that runs 8 % slower than the sum says is predicted so afterwards, and so are its neighbours."""
+    policy = space.along([0.6] * len(space.dimensions), 0.5)
+    near = space.along([0.6] * len(space.dimensions), 0.52)
+    structure, neighbour = space.sketch(policy), space.sketch(near)
+    before = TablePricer(table).price([structure, neighbour])
+    value = 1.08 * before.ms[0] / table.original_ms
+    corrected = table.corrected([Sample(structure, Interval(value, 0.998 * value, 1.002 * value))])
+    after = TablePricer(corrected).price([structure, neighbour])
+    assert after.ms[0] == pytest.approx(1.08 * before.ms[0], rel=0.02)
+    assert after.ms[1] > 1.04 * before.ms[1]
+    assert after.half_width_ms[0] < before.half_width_ms[0]
+
+
+def test_a_table_is_stored_under_its_key(space: PolicySpace, table: Table, tmp_path: Path) -> None:
+    table.save(tmp_path)
+    assert load_table(tmp_path, "cpu", "test", Setting(), space.structure) == table
+    assert load_table(tmp_path, "cpu", "test", Setting(threads=2), space.structure) is None
+    assert load_table(tmp_path, "cpu", "another machine", Setting(), space.structure) is None
+    assert Table.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+def test_prices_come_in_batches_that_agree_with_single_ones(space: PolicySpace, table: Table) -> None:
+    unseen, pricer = random_structures(space, 5), TablePricer(table)
+    together = pricer.price(unseen).ms
+    assert np.allclose(together, [pricer.price([s]).ms[0] for s in unseen])
