@@ -5,6 +5,7 @@ differs from process to process: several short processes are worth more than one
 """
 
 import json
+import math
 import os
 import random
 import sys
@@ -17,6 +18,11 @@ import onnxruntime
 WARMUP_RUNS = 5
 WARMUP_LIMIT = 40
 STABLE = 0.02
+SETTLE_MS, SETTLE_RUNS = 10.0, 10
+"""After another network ran, caches and branch predictors are that one's: of a 1 ms network the first run takes half as
+long again as the tenth. So files take turns in bursts, and the runs of a burst's first milliseconds are not counted."""
+KEEP_MS, KEEP_RUNS = 8.0, 8
+"""How much of a burst is counted: at least one run."""
 
 
 def main() -> None:
@@ -35,21 +41,22 @@ class Refused(Exception):
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """request: files, threads, batch, provider, seconds, rounds (at least), seed.
 
-    Answers {"samples_ms": [one list per file, equal lengths]}: entry i of each list was taken in the same round.
+    Answers {"samples_ms": [file][round][run of the burst]}: bursts of one round were taken one after the other.
     """
     _pin(request["threads"])
     sessions = [_open(file, request) for file in request["files"]]
     feeds = [_feed(session, request["batch"], request["seed"]) for session in sessions]
     runs = [lambda s=s, f=f: s.run(None, f) for s, f in zip(sessions, feeds, strict=True)]
-    for run in runs:
-        _warm_up(run)
+    bursts = [_burst(_warm_up(run)) for run in runs]
     order, shuffle = list(range(len(runs))), random.Random(request["seed"])
-    samples: list[list[float]] = [[] for _ in runs]
+    samples: list[list[list[float]]] = [[] for _ in runs]
     end = time.perf_counter() + request["seconds"]
     while len(samples[0]) < request["rounds"] or time.perf_counter() < end:
         shuffle.shuffle(order)
         for i in order:
-            samples[i].append(_timed_ms(runs[i]))
+            settle, keep = bursts[i]
+            burst = [_timed_ms(runs[i]) for _ in range(settle + keep)]
+            samples[i].append(burst[settle:])
     return {"samples_ms": samples}
 
 
@@ -83,14 +90,20 @@ def _feed(session: Any, batch: int, seed: int) -> dict[str, Any]:
     return {entry.name: np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)}
 
 
-def _warm_up(run: Any) -> None:
-    """Until two successive groups of runs agree, or the limit."""
+def _burst(run_ms: float) -> tuple[int, int]:
+    """How many runs of a burst settle, and how many are counted."""
+    return min(SETTLE_RUNS, math.ceil(SETTLE_MS / run_ms)), max(1, min(KEEP_RUNS, round(KEEP_MS / run_ms)))
+
+
+def _warm_up(run: Any) -> float:
+    """Until two successive groups of runs agree, or the limit. Returns about how many ms a run takes."""
     before = float("inf")
     for _ in range(WARMUP_LIMIT // WARMUP_RUNS):
         now = min(_timed_ms(run) for _ in range(WARMUP_RUNS))
         if abs(now - before) <= STABLE * now:
-            return
+            break
         before = now
+    return now
 
 
 def _timed_ms(run: Any) -> float:

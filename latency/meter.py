@@ -41,7 +41,7 @@ class Meter:
         Raises: DeviceUnavailable when the runtime refuses (threads, provider, batch).
         """
         slice_s = effort.seconds / (2 * effort.processes)
-        processes: list[list[list[float]]] = []
+        processes: list[list[list[list[float]]]] = []
         with measuring_lease():
             for number in range(2 * effort.processes):
                 processes.append(self._one_process(files, slice_s, effort.rounds, seed + number))
@@ -50,10 +50,11 @@ class Meter:
                     break
         return found
 
-    def _measurement(self, rounds: list[list[float]]) -> Measurement:
-        return Measurement(self.device, cpu_name(), self.setting, tuple(tuple(r) for r in rounds))
+    def _measurement(self, processes: list[list[list[float]]]) -> Measurement:
+        samples = tuple(tuple(tuple(burst) for burst in rounds) for rounds in processes)
+        return Measurement(self.device, cpu_name(), self.setting, samples)
 
-    def _one_process(self, files: Sequence[Path], seconds: float, rounds: int, seed: int) -> list[list[float]]:
+    def _one_process(self, files: Sequence[Path], seconds: float, rounds: int, seed: int) -> list[list[list[float]]]:
         request: dict[str, Any] = {
             "files": [str(file) for file in files],
             "threads": self.setting.threads,
@@ -66,14 +67,17 @@ class Meter:
         command = [sys.executable, "-m", "latency.measuring"]
         done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise DeviceUnavailable(
-                f"The measuring process failed: {done.stderr.strip()[-500:]}", files=request["files"]
-            )
+            raise DeviceUnavailable(f"The measuring process failed: {_last_line(done.stderr)}", files=request["files"])
         answer = json.loads(done.stdout)
         if "refused" in answer:
             raise DeviceUnavailable(f"Measuring was refused: {answer['refused']}.", setting=self.setting.to_json())
-        samples: list[list[float]] = answer["samples_ms"]
+        samples: list[list[list[float]]] = answer["samples_ms"]
         return samples
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
 
 
 def _narrow(found: list[Measurement], width: float) -> bool:

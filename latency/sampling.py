@@ -1,4 +1,7 @@
-"""From raw samples to intervals. Samples are [process][round], taken interleaved with those of the original."""
+"""From raw samples to intervals. Samples are [process][round][run], taken in turn with those of the original.
+
+A round is a short burst of runs; its median is what counts.
+"""
 
 from dataclasses import dataclass
 
@@ -10,7 +13,7 @@ from models.record import Record
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
-Rounds = tuple[tuple[float, ...], ...]
+Samples = tuple[tuple[tuple[float, ...], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -34,26 +37,32 @@ class Measurement(Record):
     device: str
     machine: str
     setting: Setting
-    samples_ms: Rounds
+    samples_ms: Samples
 
     @property
     def p50_ms(self) -> Interval:
-        return bootstrap([np.asarray(rounds) for rounds in self.samples_ms])
+        return bootstrap(self.round_medians)
+
+    @property
+    def round_medians(self) -> list[npt.NDArray[np.float64]]:
+        """One array per process."""
+        return [np.median(np.asarray(rounds), axis=1) for rounds in self.samples_ms]
 
     @property
     def count(self) -> int:
-        return sum(len(rounds) for rounds in self.samples_ms)
+        """Counted runs."""
+        return sum(len(burst) for rounds in self.samples_ms for burst in rounds)
 
 
 def ratio(candidate: Measurement, original: Measurement) -> Interval:
-    """Median over rounds of candidate / original: each pair ran within milliseconds, so drift cancels.
+    """Median over rounds of candidate / original: the two ran within milliseconds, so drift cancels.
 
     Raises: ValueError when the two were not measured in the same rounds.
     """
     if candidate.setting != original.setting or candidate.device != original.device:
         raise ValueError("Only measurements on one device in one setting can be compared")
-    pairs = zip(candidate.samples_ms, original.samples_ms, strict=True)
-    return bootstrap([np.asarray(mine) / np.asarray(other) for mine, other in pairs])
+    pairs = zip(candidate.round_medians, original.round_medians, strict=True)
+    return bootstrap([mine / other for mine, other in pairs])
 
 
 def bootstrap(processes: list[npt.NDArray[np.float64]]) -> Interval:

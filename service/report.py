@@ -81,7 +81,7 @@ def _latency(report: dict[str, Any]) -> str:
     figure = Figure(figsize=(6, 3))
     axes = figure.subplots()
     for name in ("original", "delivered"):
-        samples = [value for process in report["samples_ms"][name] for value in process]
+        samples = [run for process in report["samples_ms"][name] for burst in process for run in burst]
         axes.hist(samples, bins=60, color=COLORS[name], alpha=0.7, label=name)
     axes.set_xlabel("ms per run")
     axes.set_ylabel("runs")

@@ -11,8 +11,8 @@ from models.structure import Structure
 from models.torch_network import TorchNetwork
 from service.budgeting import Place, Pricing
 
-VERIFY = Effort(seconds=9.0, width=0.02, processes=3)
-PROFILE = Effort(seconds=6.0, width=0.02, processes=2, rounds=8)
+VERIFY = Effort(seconds=10.0, width=0.02, processes=4, rounds=10)
+PROFILE = Effort(seconds=6.0, width=0.02, processes=2, rounds=4)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from latency.setting import Setting
 
 
 def measurement(samples: list[list[float]], threads: int = 1) -> Measurement:
-    return Measurement("cpu", "test", Setting(threads), tuple(tuple(rounds) for rounds in samples))
+    return Measurement(
+        "cpu", "test", Setting(threads), tuple(tuple((value,) for value in rounds) for rounds in samples)
+    )
 
 
 def test_a_median_with_its_interval() -> None:
