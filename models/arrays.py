@@ -69,8 +69,10 @@ class _Header:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_npz(path: Path, preprocessing: Preprocessing, limits: Limits) -> Arrays:
-    """Raises:
+def read_npz(path: Path, preprocessing: Preprocessing, limits: Limits, any_size: bool = False) -> Arrays:
+    """any_size: float images are not compared with the network's size.
+
+    Raises:
     DamagedFile: no npz file, or truncated.
     UnsafeFile: pickled objects inside, or contents far larger than the file.
     TooLarge: more bytes than allowed.
@@ -79,7 +81,7 @@ def read_npz(path: Path, preprocessing: Preprocessing, limits: Limits) -> Arrays
     try:
         with zipfile.ZipFile(path) as file:
             headers = _headers(file, path, limits)
-            _check_headers(headers, preprocessing)
+            _check_headers(headers, None if any_size else preprocessing.size)
             arrays = {name: _read(file, name) for name in headers}
     except DAMAGE as error:
         raise DamagedFile(
@@ -146,12 +148,12 @@ def _read(file: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
     return array
 
 
-def _check_headers(headers: dict[str, _Header], preprocessing: Preprocessing) -> None:
+def _check_headers(headers: dict[str, _Header], size: tuple[int, int, int] | None) -> None:
     images = headers["images"]
     if images.dtype == np.uint8:
         _check_bytes(images.shape)
     elif images.dtype == np.float32:
-        _check_floats(images.shape, preprocessing.size)
+        _check_floats(images.shape, size)
     else:
         raise BadData(
             f"'images' is {images.dtype}; allowed: uint8 (N, height, width, channels) or float32 (N, channels, height,"
@@ -179,8 +181,11 @@ def _check_bytes(shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_floats(shape: tuple[int, ...], size: tuple[int, int, int]) -> None:
-    if shape[1:] != size:
+def _check_floats(shape: tuple[int, ...], size: tuple[int, int, int] | None) -> None:
+    if size is None:
+        if len(shape) != 4 or 0 in shape[1:]:
+            raise BadData(f"float32 'images' has shape {list(shape)}; (N, channels, height, width) is needed.")
+    elif shape[1:] != size:
         raise BadData(
             f"float32 'images' has shape {list(shape)}, but the model takes images of {list(size)} (channels, height,"
             " width) and float images are taken as they are. Resize them, or hand in uint8 images, which are"

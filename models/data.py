@@ -29,6 +29,7 @@ SPLIT_SEED = 0  # a data set without splits is split the same way in every job
 SPLIT_CYCLE: tuple[Split, ...] = ("calibration", "selection", "calibration", "test")
 SOURCES = ("npz", "archive", "path")
 Rows = npt.NDArray[np.int64]
+NO_MODEL = Preprocessing((3, 224, 224), (0.0,) * 3, (1.0,) * 3)
 
 
 class Images(Protocol):
@@ -94,7 +95,7 @@ class Dataset:
 
 def open_data(
     folder: Path,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     classes: int | None,
     allowed: Sequence[Path] = (),
     *,
@@ -105,7 +106,7 @@ def open_data(
 
     Args:
         folder: of the data set; archives are unpacked into it once.
-        preprocessing: of the model.
+        preprocessing: of the model; None: no model is known yet, sizes are not judged and images not loaded.
         classes: number of classes of the model, to check the labels against; None: unknown.
         allowed: folders whose contents a "path" data set may name.
         class_names: of the model, to tell class folders by name.
@@ -117,10 +118,12 @@ def open_data(
         InvalidRequest: `dataset.json` names a source or a path that is not allowed.
     """
     limits = limits or Limits()
+    any_size = preprocessing is None
+    preprocessing = preprocessing or NO_MODEL
     path = _locate(folder, _description(folder), allowed)
     if path.suffix == ".npz" and path.is_file():
         _check_size(path, limits)
-        arrays = read_npz(path, preprocessing, limits)
+        arrays = read_npz(path, preprocessing, limits, any_size)
         return _dataset(arrays.images, arrays.labels, arrays.splits, classes, [])
     files, ignored = _list_pictures(path, folder, allowed, limits)
     images = PictureImages(tuple(files), preprocessing, limits)

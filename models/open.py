@@ -17,7 +17,28 @@ from models.preprocessing import Preprocessing
 from models.torch_network import TorchNetwork
 
 OPTIONS = frozenset(
-    ["img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "proj_bias", "init_values", "class_token", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "pool_include_prefix"]
+    [
+        "img_size",
+        "patch_size",
+        "in_chans",
+        "num_classes",
+        "global_pool",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "mlp_ratio",
+        "qkv_bias",
+        "qk_norm",
+        "proj_bias",
+        "init_values",
+        "class_token",
+        "no_embed_class",
+        "reg_tokens",
+        "pre_norm",
+        "final_norm",
+        "fc_norm",
+        "pool_include_prefix",
+    ]
 )
 """timm's constructor arguments that a user may set: shapes only, no code."""
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")

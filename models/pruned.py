@@ -77,7 +77,9 @@ class PrunedAttention(nn.Module):
     def _join(self, x: Tensor) -> Tensor:
         """(B, H, N, v) -> (B, N, D)."""
         batch, _, tokens, _ = x.shape
-        joined: Tensor = self.projection(self.outputs(x.transpose(1, 2).reshape(batch, tokens, self.heads * self.v_dim)))
+        joined: Tensor = self.projection(
+            self.outputs(x.transpose(1, 2).reshape(batch, tokens, self.heads * self.v_dim))
+        )
         return joined
 
 

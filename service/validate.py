@@ -1,8 +1,8 @@
 """Validation that needs torch: `python -m service.validate`. One JSON object on stdin, one on stdout, exit status 0.
 
-    {"model": DIR}                                        -> what the model is, or why it is refused
-    {"dataset": DIR, "allowed": [ROOT...]}                -> what the data are, as far as that needs no model
-    {"job": {...}, "model": DIR, "dataset": DIR or null, "allowed": [...]} -> both, together with the request
+{"model": DIR}                                        -> what the model is, or why it is refused
+{"dataset": DIR, "allowed": [ROOT...]}                -> what the data are, as far as that needs no model
+{"job": {...}, "model": DIR, "dataset": DIR or null, "allowed": [...]} -> both, together with the request
 """
 
 import contextlib
