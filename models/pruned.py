@@ -57,21 +57,44 @@ class PrunedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._split(x)
+        if torch.onnx.is_in_onnx_export():  # the exporter would scale q and k once more each
+            return self._join(self._attention(q, k) @ v)
         return self._join(functional.scaled_dot_product_attention(q, k, v, scale=self.scale))
 
     def with_scores(self, x: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The same result, and `score` of the attention (B, H, N, N)."""
         q, k, v = self._split(x)
-        attention = torch.softmax((q * self.scale) @ k.transpose(-2, -1), dim=-1)
+        attention = self._attention(q, k)
         return self._join(attention @ v), score(attention)
 
+    def fold_scale(self) -> None:
+        """Moves the scale into the weights that make q, in place: one product less per run. For exported copies."""
+        with torch.no_grad():
+            if isinstance(self.q_norm, HeadNorm):
+                tensors = [self.q_norm.weight, self.q_norm.bias]
+            else:
+                rows = slice(0, self.heads * self.qk_dim)
+                tensors = [self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows]]
+            for tensor in tensors:
+                if tensor is not None:
+                    tensor.mul_(self.scale)
+        self.scale = 1.0
+
+    def _attention(self, q: Tensor, k: Tensor) -> Tensor:
+        """(B, H, N, N) after softmax."""
+        return torch.softmax((q if self.scale == 1.0 else q * self.scale) @ k.transpose(-2, -1), dim=-1)
+
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qk, wide = self.heads * self.qk_dim, self.heads * self.v_dim
-        q, k, v = self.qkv(self.inputs(x)).split([qk, qk, wide], dim=-1)
-        batch, tokens, _ = x.shape
-        q = q.reshape(batch, tokens, self.heads, self.qk_dim).transpose(1, 2)
-        k = k.reshape(batch, tokens, self.heads, self.qk_dim).transpose(1, 2)
-        v = v.reshape(batch, tokens, self.heads, self.v_dim).transpose(1, 2)
+        """Heads first, then q from k from v: that split copies whole rows, the other way round strided ones."""
+        (batch, tokens, _), heads = x.shape, self.heads
+        joined = self.qkv(self.inputs(x))
+        if self.qk_dim == self.v_dim:
+            parts = joined.reshape(batch, tokens, 3 * heads, self.v_dim).transpose(1, 2)
+            q, k, v = parts.split([heads, heads, heads], dim=1)
+        else:
+            pairs, values = joined.split([2 * heads * self.qk_dim, heads * self.v_dim], dim=-1)
+            q, k = pairs.reshape(batch, tokens, 2 * heads, self.qk_dim).transpose(1, 2).split([heads, heads], dim=1)
+            v = values.reshape(batch, tokens, heads, self.v_dim).transpose(1, 2)
         return self.q_norm(q), self.k_norm(k), v
 
     def _join(self, x: Tensor) -> Tensor:

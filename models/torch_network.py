@@ -15,7 +15,7 @@ from models.network import LayerWeights
 from models.plan import Plan
 from models.preprocessing import Preprocessing
 from models.prune import prune
-from models.pruned import PrunedBlock, TokenReduction
+from models.pruned import PrunedAttention, PrunedBlock, TokenReduction
 from models.recover import recover
 from models.statistics import BlockStatistics, Dependence, Moments, dependence, output_kernel
 from models.structure import Structure
@@ -121,7 +121,11 @@ class TorchNetwork:
                 handle.remove()
 
     def export(self, path: Path, batch: int | None) -> None:
-        export_onnx(self.module, self._structure.image, self.preprocessing, path, batch)
+        module = copy.deepcopy(self.module)
+        for part_of in module.modules():
+            if isinstance(part_of, PrunedAttention):
+                part_of.fold_scale()
+        export_onnx(module, self._structure.image, self.preprocessing, path, batch)
 
 
 def _linear(block: nn.Module, path: str) -> nn.Linear:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from search.budgets import Budgets
 from search.decode import Price, decode
+from search.objective import BestScore, Objective
 from search.policy import Policy, PolicySpace
 from search.searcher import Proposal, by_expected_improvement
 from search.trial import Score, Trial
@@ -13,6 +14,7 @@ from search.trial import Score, Trial
 Evaluate = Callable[[Policy], Score]
 START_SHARE = 4
 """At most one in so many trials is an analytic starting point."""
+START_DEPTH = 0.5
 TRIES = 50
 
 
@@ -27,6 +29,7 @@ class Search:
     record: Callable[[Trial], None]
     seed: int
     propose: Proposal = by_expected_improvement
+    objective: Objective = BestScore()
 
     def run(self, done: Sequence[Trial], total: int) -> list[Trial]:
         """All trials, `done` among them, once there are `total` (or no new policy is left).
@@ -49,18 +52,25 @@ class Search:
         costs = [float(cost) for cost in self.price([structure])[0]]
         score = self.evaluate(policy)
         labelled = {budget.label: cost for budget, cost in zip(self.budgets.items, costs, strict=True)}
+        value = self.objective.value(score, self.budgets, costs)
         trial = Trial(
-            number, tuple(direction), policy, structure.key, score.value, score.accuracy, score.agreement, labelled,
+            number, tuple(direction), policy, structure.key, value, score.accuracy, score.agreement, labelled,
             "predicted", time.perf_counter() - began, start,
         )  # fmt: skip
         self.record(trial)
         return trial
 
+    def decoded(self, direction: Sequence[float]) -> Policy:
+        """The largest policy along a direction within what the objective aims at."""
+        aims = self.objective.aims(self.budgets, direction)
+        return decode(self.space, direction[: len(self.space.dimensions)], aims, self.price)
+
     def _next(self, trials: list[Trial], total: int) -> tuple[list[float], Policy, bool] | None:
         seen = {trial.structure_key for trial in trials}
-        starts = self.space.starts()[: max(1, total // START_SHARE)]
+        starts = [s + [START_DEPTH] * self.objective.extra for s in self.space.starts()]
+        starts = starts[: max(1, total // START_SHARE)]
         for direction in starts[sum(trial.start for trial in trials) :]:
-            policy = decode(self.space, direction, self.budgets, self.price)
+            policy = self.decoded(direction)
             if self.space.sketch(policy).key not in seen:
                 return direction, policy, True
         return self._proposed(trials, seen)
@@ -69,8 +79,8 @@ class Search:
         """The best proposal whose structure is new. The seed of a proposal depends on its number alone."""
         points, scores = [t.direction for t in trials], [t.score for t in trials]
         seed = self.seed * 100003 + len(trials)
-        for direction in self.propose(points, scores, len(self.space.dimensions), seed)[:TRIES]:
-            policy = decode(self.space, direction, self.budgets, self.price)
+        for direction in self.propose(points, scores, len(self.space.dimensions) + self.objective.extra, seed)[:TRIES]:
+            policy = self.decoded(direction)
             if self.space.sketch(policy).key not in seen:
                 return direction, policy, False
         return None

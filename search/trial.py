@@ -13,10 +13,18 @@ class Score(Record):
 
     agreement: minus the mean KL(dense || pruned), natural logarithm; 0 is perfect.
     accuracy: share of correct labels, None without labels.
+    same_class: share of images that get the dense model's class.
     """
 
     agreement: float
     accuracy: float | None
+    same_class: float = 1.0
+
+    def loss(self, dense: "Score") -> float:
+        """What is given up, as a share of the images: of accuracy, or without labels of the dense model's answers."""
+        if self.accuracy is None or dense.accuracy is None:
+            return 1 - self.same_class
+        return dense.accuracy - self.accuracy
 
     @property
     def value(self) -> float:

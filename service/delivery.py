@@ -44,14 +44,11 @@ class Delivery:
     evaluation: Evaluation
     pricing: Pricing
     verifier: Verifier
+    name: str
     trial: Trial
     network: TorchNetwork
     verdict: Verdict
     trials: tuple[Trial, ...]
-
-    @property
-    def plan_name(self) -> str:
-        return f"trial{self.trial.number}-delivered"
 
     @property
     def guarantee(self) -> str:
@@ -87,9 +84,10 @@ def deliver_files(delivery: Delivery, files: JobFiles, journal: Journal) -> JobR
 
 def _export(delivery: Delivery, folder: Path) -> ParityReport:
     network, batch = delivery.network, delivery.pricing.report_place[1].batch
-    network.export(folder / "model.onnx", batch)
+    # the very files that are measured
+    shutil.copyfile(delivery.verifier.file(network, delivery.name, batch), folder / "model.onnx")
+    shutil.copyfile(delivery.verifier.file(delivery.evaluation.network, "original", batch), folder / "original.onnx")
     network.export(folder / "model.dynamic.onnx", None)
-    delivery.evaluation.network.export(folder / "original.onnx", batch)
     save_file({k: v.contiguous() for k, v in network.module.state_dict().items()}, folder / "pruned.safetensors")
     save_program(network.module, network.structure.image, folder / "program.pt2")
     assert network.plan is not None
@@ -167,7 +165,7 @@ def _evidence(delivery: Delivery) -> Evidence:
     """The measurement that the report shows: the verification's, or, where no latency was limited, one made now."""
     if delivery.verdict.evidence:
         return delivery.verdict.evidence[0]
-    networks = [(delivery.plan_name, delivery.network)]
+    networks = [(delivery.name, delivery.network)]
     return delivery.verifier.measure(networks, delivery.pricing.report_place, VERIFY)[0]
 
 
@@ -179,7 +177,7 @@ def _axes(delivery: Delivery) -> list[dict[str, Any]]:
     if not axes:
         return []
     networks = [
-        (f"{delivery.plan_name}-{axis}", original.pruned(plan.only(axis, original.structure), None)) for axis in axes
+        (f"{delivery.name}-{axis}", original.pruned(plan.only(axis, original.structure), None)) for axis in axes
     ]
     found = delivery.verifier.measure(networks, delivery.pricing.report_place, PROFILE)
     return [

@@ -84,7 +84,8 @@ class Evaluation:
         outputs = network.outputs(self.selection.images)
         labels = self.selection.labels
         accuracy = None if labels is None else correct(outputs, labels) / len(labels)
-        return Score(agreement(self.dense, outputs), accuracy)
+        same = correct(outputs, self.dense.argmax(1)) / len(outputs)
+        return Score(agreement(self.dense, outputs), accuracy, same)
 
     def dense_score(self) -> Score:
         return self.score_of(self.network)

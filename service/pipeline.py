@@ -7,11 +7,11 @@ folder (statistics, exported files, fine-tuning epochs) or in the shared tables 
 import time
 from dataclasses import dataclass
 
-from models.errors import ImpossibleBudget
+from models.errors import ImpossibleBudget, InvalidRequest
 from models.finetune import Recipe, finetune
 from models.torch_network import TorchNetwork
-from search.budgets import Budgets
 from search.decode import decode
+from search.objective import BestScore, LowestCost, Objective
 from search.search import Search, best
 from search.trial import Trial
 from service.budgeting import Pricing
@@ -32,8 +32,9 @@ FINETUNE_IMAGES = 50_000
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trial with its network and what measuring it said."""
+    """A trial with its network and what measuring it said. name: of its exported files."""
 
+    name: str
     trial: Trial
     network: TorchNetwork
     verdict: Verdict
@@ -54,7 +55,7 @@ def run(request: JobRequest, files: JobFiles, journal: Journal, deliver: int | N
         job.search()
         chosen = job.verify()
     else:
-        chosen = job.candidate(job.trials[deliver])
+        chosen = job.candidate(job.trial(deliver))
     return job.deliver(job.finetune(chosen))
 
 
@@ -87,13 +88,31 @@ class Job:
         """Trials on the predicted budgets. Raises: ImpossibleBudget before any is evaluated."""
         self.journal.stage("searching")
         decode(self.space, [1.0] * len(self.space.dimensions), self.pricing.aims, self.pricing.price)
-        self.trials = self._search(self.pricing.aims).run(self.trials, max(self.request.trials, len(self.trials)))
+        self.trials = self._search().run(self.trials, max(self.request.trials, len(self.trials)))
+        self._check_loss(best(self.trials)[0])
 
-    def _search(self, budgets: Budgets) -> Search:
+    def _search(self) -> Search:
         return Search(
-            self.space, budgets, self.pricing.price, lambda p: self.evaluation.score(p, self.request.recovery),
-            self._record, self.request.seed,
+            self.space, self.pricing.aims, self.pricing.price,
+            lambda policy: self.evaluation.score(policy, self.request.recovery),
+            self._record, self.request.seed, objective=self._objective(),
         )  # fmt: skip
+
+    def _objective(self) -> Objective:
+        if self.request.max_loss is None:
+            return BestScore()
+        smallest = self.space.along([1.0] * len(self.space.dimensions), 2)
+        least = tuple(float(cost) for cost in self.pricing.price([self.space.sketch(smallest)])[0])
+        return LowestCost(self.evaluation.dense_score(), self.request.max_loss, least)
+
+    def _check_loss(self, trial: Trial) -> None:
+        """Raises: ImpossibleBudget when every trial gave up more than the request allows."""
+        if self.request.max_loss is not None and trial.score <= -1:
+            raise ImpossibleBudget(
+                f"No trial lost at most {self.request.max_loss:g}; the nearest lost {-(trial.score + 1) / 10:.4f} more. "
+                "Allow a larger max_loss, more trials, or a larger budget.",
+                max_loss=self.request.max_loss,
+            )
 
     def _record(self, trial: Trial) -> None:
         self.journal.record(trial.to_json())
@@ -118,7 +137,7 @@ class Job:
             self.journal.check()
             if candidate.verdict.met:
                 met.append(candidate)
-                if candidate.verdict.fullest >= WELL_USED:
+                if candidate.verdict.fullest >= WELL_USED or self.request.objective == "latency":
                     break
             again = self._decoded_again(trial)
             if again is None:
@@ -134,16 +153,24 @@ class Job:
 
     def _decoded_again(self, trial: Trial) -> Trial | None:
         """The same direction under corrected prices; None when nothing new comes out of it."""
-        policy = decode(self.space, trial.direction, self.pricing.aims, self.pricing.price)
+        policy = self._search().decoded(trial.direction)
         key = self.space.sketch(policy).key
         known = next((t for t in self.trials if t.structure_key == key), None)
         if known is not None:
             return None if known.number == trial.number else known
-        return self._search(self.pricing.aims).try_policy(len(self.trials), trial.direction, policy)
+        return self._search().try_policy(len(self.trials), trial.direction, policy)
+
+    def trial(self, number: int) -> Trial:
+        """Raises: InvalidRequest when there is no such trial."""
+        for trial in self.trials:
+            if trial.number == number:
+                return trial
+        raise InvalidRequest(f"There is no trial {number}; trials are 0 to {len(self.trials) - 1}.")
 
     def candidate(self, trial: Trial) -> Candidate:
         network = self.evaluation.prune(self.space.plan(trial.policy), self.request.recovery)
-        return Candidate(trial, network, self.verifier.judge(f"trial{trial.number}", network))
+        name = f"trial{trial.number}"
+        return Candidate(name, trial, network, self.verifier.judge(name, network))
 
     def finetune(self, chosen: Candidate) -> Candidate:
         """Trains the chosen network, and measures what came out."""
@@ -157,12 +184,13 @@ class Job:
         network = finetune(
             chosen.network, self.evaluation.network, data, recipe, checkpoint, lambda *_: self.journal.check()
         )
-        return Candidate(chosen.trial, network, self.verifier.judge(f"trial{chosen.trial.number}-finetuned", network))
+        name = f"{chosen.name}-finetuned"
+        return Candidate(name, chosen.trial, network, self.verifier.judge(name, network))
 
     def deliver(self, chosen: Candidate) -> JobResult:
         self.journal.stage("exporting")
         delivery = Delivery(
-            self.request, self.evaluation, self.pricing, self.verifier, chosen.trial, chosen.network, chosen.verdict,
+            self.request, self.evaluation, self.pricing, self.verifier, chosen.name, chosen.trial, chosen.network, chosen.verdict,
             tuple(self.trials),
         )  # fmt: skip
         return deliver_files(delivery, self.files, self.journal)

@@ -16,7 +16,6 @@ from latency.devices import describe_device, is_reachable
 from models.data import open_data
 from models.errors import DeviceUnavailable, InvalidRequest, VitfitError
 from models.open import open_model
-from models.preprocessing import Preprocessing
 from models.structure import Structure
 from models.torch_network import TorchNetwork
 from search.methods import criterion_of, method_named
