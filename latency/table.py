@@ -103,7 +103,7 @@ class TablePricer:
         return np.asarray(x @ self._coefficients * np.exp(shift) / self._anchor), spread
 
     def _normalised(self, structures: Sequence[Structure]) -> Array:
-        return features(structures) / self._scale
+        return np.asarray(features(structures) / self._scale)
 
     def _fit_residual(self, x: Array, y: Array, widths: list[float]) -> GaussianProcessRegressor:
         """Fixed hyper-parameters: a handful of samples cannot choose them."""

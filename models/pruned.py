@@ -71,7 +71,7 @@ class PrunedAttention(nn.Module):
         """Moves the scale into the weights that make q, in place: one product less per run. For exported copies."""
         with torch.no_grad():
             if isinstance(self.q_norm, HeadNorm):
-                tensors = [self.q_norm.weight, self.q_norm.bias]
+                tensors: list[Tensor | None] = [self.q_norm.weight, self.q_norm.bias]
             else:
                 rows = slice(0, self.heads * self.qk_dim)
                 tensors = [self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows]]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from search.budgets import Budgets
 from search.decode import Price, decode
@@ -29,7 +29,7 @@ class Search:
     record: Callable[[Trial], None]
     seed: int
     propose: Proposal = by_expected_improvement
-    objective: Objective = BestScore()
+    objective: Objective = field(default_factory=BestScore)
 
     def run(self, done: Sequence[Trial], total: int) -> list[Trial]:
         """All trials, `done` among them, once there are `total` (or no new policy is left).

@@ -1,0 +1,88 @@
+"""Claims: a price costs at most 1/1000 of "export, load and measure"; most of a trial is the pruned model's forward passes.
+
+    python -m benchmarks.pricing                            about 5 minutes on 2 cores
+
+DeiT-S with random weights, 256 selection images of noise.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.machine import machine
+from latency.meter import Effort
+from models.data import noise_data
+from models.plan import identity
+from service.budgeting import Pricing
+from service.evaluation import Evaluation
+from service.journal import JobFiles
+from service.profiling import profile
+from service.request import JobRequest
+from service.verification import Verifier
+
+MODEL = "deit_small_patch16_224"
+MEASURE = Effort(seconds=3.0, processes=2, rounds=10)
+"""A quick measurement: a job takes longer."""
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--trials", type=int, default=3)
+    parser.add_argument("--images", type=int, default=256)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(table(Path(folder), options.trials, options.images))
+
+
+def table(folder: Path, trials: int, images: int) -> str:
+    (folder / "model.json").write_text(json.dumps({"name": MODEL, "options": {}, "pretrained": False}))
+    request = JobRequest.model_validate({"model": "x", "budgets": [{"metric": "latency_keep", "limit": 0.6}]})
+    evaluation = Evaluation.open(request, JobFiles(folder, None, folder, folder, folder))
+    data = noise_data(evaluation.network.preprocessing, 4 * images, 0)
+    evaluation.data, evaluation.selection = data, data.take("selection", images, 0)
+    evaluation.rank(request, folder)
+    space, pricing = evaluation.policy_space(), Pricing(request, evaluation.network.structure)
+    verifier = Verifier(evaluation.network, pricing, folder, 0)
+    fitting = seconds(lambda: profile(pricing, evaluation.network, space, verifier, folder))
+    random = np.random.default_rng(0)
+    policies = [space.along(list(random.random(len(space.dimensions))), random.random()) for _ in range(500)]
+    price = seconds(lambda: pricing.price([space.sketch(policy) for policy in policies])) / len(policies)
+    network = evaluation.network.pruned(identity(evaluation.network.structure), None)
+    place = pricing.report_place
+    measure = seconds(lambda: verifier.measure([("one", network)], place, MEASURE))
+    shares = [trial_share(evaluation, policies[i]) for i in range(trials)]
+    return "\n".join(
+        [
+            f"{MODEL}, one thread, batch 1",
+            f"fit the table: {fitting:.1f} s",
+            f"price one policy (sketch and price, in a batch of {len(policies)}): {1e3 * price:.3f} ms",
+            f"export, load and measure one: {measure:.1f} s, {measure / price:,.0f} times as long",
+            f"share of a trial that is the pruned model's forward passes ({images} images): "
+            f"{statistics.mean(shares):.3f} (each: {', '.join(f'{s:.3f}' for s in shares)})",
+            ", ".join(machine().values()),
+        ]
+    )
+
+
+def trial_share(evaluation: Evaluation, policy: object) -> float:
+    """Forward passes over the whole trial: plan, prune, recover, run, score."""
+    plan = evaluation.policy_space().plan(policy)  # type: ignore[arg-type]
+    whole = seconds(lambda: evaluation.score(policy, recovery=True))  # type: ignore[arg-type]
+    network = evaluation.prune(plan, recovery=True)
+    return min(1.0, seconds(lambda: network.outputs(evaluation.selection.images)) / whole)
+
+
+if __name__ == "__main__":
+    main()
