@@ -80,7 +80,7 @@ def _tail(model: nn.Module, family: Family, tokens: int) -> tuple[tuple[Op, ...]
     ops += _norms(model, family.tail_norms, width, 1, follows_tokens=False)
     classes = 0
     for path in family.classifiers:
-        if hasattr(model, path):
+        if is_present(getattr(model, path, None)):
             head = _linear(model, path)
             classes = head.out_features
             ops.append(

@@ -32,7 +32,7 @@ OPTIONS = frozenset(
         "proj_bias",
         "init_values",
         "class_token",
-        "no_embed_class",
+        "no_embed_class dynamic_img_size",
         "reg_tokens",
         "pre_norm",
         "final_norm",
@@ -62,7 +62,7 @@ def open_model(folder: Path) -> TorchNetwork:
             "set preprocessing.size to the model's, or img_size and in_chans to the preprocessing's",
         )
     classes = description.get("classes")
-    if classes is not None and len(classes) != network.structure.classes:
+    if classes is not None and network.structure.classes and len(classes) != network.structure.classes:
         raise InvalidRequest(
             f"{len(classes)} class names were given for a model of {network.structure.classes} classes"
         )

@@ -168,6 +168,7 @@ class Structure(Record):
     name: str
     image: tuple[int, int, int]
     classes: int
+    """0: no classifier, the outputs are features."""
     prefix: int
     """Class, distillation and register tokens: never removed, always first."""
     has_class_token: bool

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.errors import ParityFailure
-from models.evaluate import agreement, correct
+from models.evaluate import same_answer
 from models.export import run_onnx
 from models.parity import ParityReport, check_parity
 from models.program import save_program
@@ -106,8 +106,7 @@ def _export(delivery: Delivery, folder: Path) -> ParityReport:
 def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Journal) -> dict[str, Any]:
     original, network = delivery.evaluation.network, delivery.network
     dense, pruned, labels = _test_outputs(delivery, folder / "model.onnx")
-    before = None if labels is None else correct(dense, labels)
-    after = None if labels is None else correct(pruned, labels)
+    before, after = (delivery.evaluation.correct(outputs, labels) for outputs in (dense, pruned))
     first = _evidence(delivery)
     journal.check()
     axes = _axes(delivery)
@@ -127,7 +126,10 @@ def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Jou
         "delivered": story.side(
             network.structure, (folder / "model.onnx").stat().st_size, after, len(dense), first.candidate.p50_ms
         ),
-        "agreement": {"kl": -agreement(dense, pruned), "same_class": correct(pruned, dense.argmax(1)) / len(dense)},
+        "agreement": {
+            "score": delivery.evaluation.agreement(dense, pruned),
+            "same_answer": same_answer(dense, pruned, original.structure.classes),
+        },
         "ratio": {
             "measured": first.ratio.value,
             "low": first.ratio.low,
@@ -216,7 +218,9 @@ def _remarks(delivery: Delivery) -> list[str]:
     remarks = []
     if delivery.network.structure.macs == delivery.evaluation.network.structure.macs:
         remarks.append("The original meets the budgets: it is delivered unpruned.")
-    if delivery.evaluation.data.assessed and delivery.evaluation.selection.labels is None:
+    if not delivery.evaluation.classes:
+        remarks.append("The model has no classifier: scores are agreement of its features with the original's.")
+    elif delivery.evaluation.data.assessed and delivery.evaluation.selection.labels is None:
         remarks.append("No labels: scores are agreement with the original; accuracy is not assessed.")
     return remarks
 

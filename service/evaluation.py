@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.data import Batch, Dataset, noise_data, open_data
-from models.evaluate import agreement, correct
+from models.evaluate import agreement, correct, feature_agreement, same_answer
 from models.open import open_model
 from models.plan import Plan
 from models.statistics import BlockStatistics, from_tensors, to_tensors
@@ -47,7 +47,7 @@ class Evaluation:
         if files.dataset is None:
             data = noise_data(network.preprocessing, NOISE, request.seed)
         else:
-            data = open_data(files.dataset, network.preprocessing, network.structure.classes, allowed)
+            data = open_data(files.dataset, network.preprocessing, network.structure.classes or None, allowed)
         calibration = data.take("calibration", CALIBRATION, request.seed)
         return cls(network, data, calibration, data.take("selection", SELECTION, request.seed), request.seed)
 
@@ -82,10 +82,22 @@ class Evaluation:
     def score_of(self, network: TorchNetwork) -> Score:
         assert self.dense is not None
         outputs = network.outputs(self.selection.images)
-        labels = self.selection.labels
-        accuracy = None if labels is None else correct(outputs, labels) / len(labels)
-        same = correct(outputs, self.dense.argmax(1)) / len(outputs)
-        return Score(agreement(self.dense, outputs), accuracy, same)
+        right = self.correct(outputs, self.selection.labels)
+        same = same_answer(self.dense, outputs, self.classes)
+        return Score(self.agreement(self.dense, outputs), None if right is None else right / len(outputs), same)
+
+    @property
+    def classes(self) -> int:
+        """0: the network has no classifier."""
+        return self.network.structure.classes
+
+    def agreement(self, dense: Tensor, pruned: Tensor) -> float:
+        """0 is perfect. By KL of the classes, or by distance of the features."""
+        return agreement(dense, pruned) if self.classes else feature_agreement(dense, pruned)
+
+    def correct(self, outputs: Tensor, labels: Tensor | None) -> int | None:
+        """Images that get their label; None without labels or without classes."""
+        return None if labels is None or not self.classes else correct(outputs, labels)
 
     def dense_score(self) -> Score:
         return self.score_of(self.network)

@@ -79,6 +79,10 @@ def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed
     check_budgets(request, structure)
     if request.finetune.epochs and not evaluation.data.assessed:
         raise InvalidRequest("Fine-tuning needs a data set; this job has none. Add one, or set finetune.epochs to 0.")
+    if request.finetune.epochs and not evaluation.classes:
+        raise InvalidRequest(
+            "Fine-tuning needs a classifier; this model has none. Set num_classes, or finetune.epochs to 0."
+        )
     return {
         "model": describe_model(evaluation.network),
         "dataset": evaluation.data.describe(),

@@ -24,8 +24,8 @@ def _refusals(model: nn.Module) -> list[str]:
         reasons.append("dynamic image size (create it with dynamic_img_size=False)")
     if model.attn_pool is not None or model.global_pool not in POOLINGS:
         reasons.append(f"pooling {model.global_pool!r} (allowed: token, avg)")
-    if not isinstance(model.head, nn.Linear):
-        reasons.append("no classifier (num_classes is 0)")
+    if is_present(model.head) and not isinstance(model.head, nn.Linear):
+        reasons.append(f"classifier {type(model.head).__name__} (only a linear layer, or none)")
     for index, block in enumerate(model.blocks):
         found = _block_refusals(block)
         if found:
