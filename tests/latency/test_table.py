@@ -13,8 +13,8 @@ from latency.table import Sample, Table, TablePricer, load_table
 from models.structure import Structure
 from search.policy import PolicySpace
 from service.profiling import probe_policies
-from tests.search.worlds import random_ranking
 from tests.models.networks import small_network
+from tests.search.worlds import random_ranking
 
 TRUE_NS = dict(zip(FEATURES, (0.05, 0.1, 0.02, 0.1, 2.0, 1.0, 1.0, 0.3, 2000.0), strict=True))
 

@@ -103,7 +103,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     weights = tiny_weights()
     weights["norm.weight"][3] = float("nan")
     save_file(weights, model_folder(tmp_path) / "weights.safetensors")
-    with pytest.raises(DamagedFile, match="norm.weight"):
+    with pytest.raises(DamagedFile, match=r"norm\.weight"):
         open_model(tmp_path)
 
 

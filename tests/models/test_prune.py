@@ -106,9 +106,7 @@ def test_heads_can_be_regrouped_from_several_sources() -> None:
     """Two heads, each of half the dims of two source heads: against attention written out with einsum."""
     network = small_network(depth=1)
     whole, images = identity(network.structure), images_for(network, 2)
-    heads = tuple(
-        HeadPlan(tuple(range(a, a + 8)) + tuple(range(32, 40)), tuple(range(a, a + 8)) + (40, 41)) for a in (0, 16)
-    )
+    heads = tuple(HeadPlan(tuple(range(a, a + 8)) + tuple(range(32, 40)), (*range(a, a + 8), 40, 41)) for a in (0, 16))
     small = network.pruned(Plan(whole.embed, (dataclasses.replace(whole.blocks[0], heads=heads),)), None)
     block = network.module.blocks[0]
     x = torch.randn(2, 5, 48)

@@ -31,7 +31,7 @@ def small_space(axes: Sequence[str] = AXES) -> PolicySpace:
     return PolicySpace(structure, random_ranking(structure), axes)
 
 
-def macs_keep(space: PolicySpace):  # noqa: ANN201
+def macs_keep(space: PolicySpace):
     def price(structures: Sequence[Structure]) -> Array:
         return np.asarray([[s.macs / space.structure.macs] for s in structures])
 
