@@ -8,6 +8,9 @@ from typing import Protocol
 from search.budgets import Budgets
 from search.trial import Score
 
+CHARGE, CHARGED = 10.0, 0.1
+"""Cost of a point that is lost too much, in points of the budget; and up to which excess."""
+
 
 class Objective(Protocol):
     @property
@@ -23,6 +26,10 @@ class Objective(Protocol):
         """What is maximised."""
         ...
 
+    def allows(self, score: Score) -> bool:
+        """Whether a policy of this score may be delivered."""
+        ...
+
 
 @dataclass(frozen=True)
 class BestScore:
@@ -36,12 +43,16 @@ class BestScore:
     def value(self, score: Score, _budgets: Budgets, _costs: Sequence[float]) -> float:
         return score.value
 
+    def allows(self, _score: Score) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class LowestCost:
     """One more dimension says how far below the budgets to aim: 1 at them, 0 at what the smallest network costs.
 
-    A loss up to `max_loss` is free; above it a policy is worse than every one that keeps to it, by how much it exceeds.
+    A loss up to `max_loss` is free; what exceeds it is charged, so that the hill is smooth for the Gaussian process, and
+    such a policy is not allowed.
     """
 
     dense: Score
@@ -58,8 +69,9 @@ class LowestCost:
         return Budgets(tuple(items))
 
     def value(self, score: Score, budgets: Budgets, costs: Sequence[float]) -> float:
-        """At most 0; above -1: within the loss."""
-        excess = score.loss(self.dense) - self.max_loss
-        if excess > 0:
-            return -1.0 - 10 * excess
-        return -max(cost / budget.limit for cost, budget in zip(costs, budgets.items, strict=True))
+        excess = max(0.0, score.loss(self.dense) - self.max_loss)
+        fullest = max(cost / budget.limit for cost, budget in zip(costs, budgets.items, strict=True))
+        return -fullest - CHARGE * min(excess, CHARGED)
+
+    def allows(self, score: Score) -> bool:
+        return score.loss(self.dense) <= self.max_loss

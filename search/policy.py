@@ -72,18 +72,13 @@ class PolicySpace:
         return Policy(tokens=tokens, **values, **mixes)
 
     def starts(self) -> list[list[float]]:
-        """Analytic directions: all alike, each kind alone, and tokens with half of the rest."""
+        """Analytic directions: all alike, then neurons or tokens with little of the rest, then one kind with half of it."""
         kinds = {name: "tokens" if name.startswith("tokens") else name for name in self.keeps}
         mixes = [0.5] * len(self.mixes)
-        starts = [[1.0] * len(self.keeps) + mixes]
-        if "tokens" in kinds.values():
-            starts.append([1.0 if kind == "tokens" else 0.5 for kind in kinds.values()] + mixes)
-            starts.append([0.5 if kind == "tokens" else 1.0 for kind in kinds.values()] + mixes)
-            starts.append([1.0 if kind == "tokens" else 0.0 for kind in kinds.values()] + mixes)
-        for axis in ("neurons", "heads"):
-            if axis in self.keeps and len(self.keeps) > 1:
-                starts.append([1.0 if kind == axis else 0.1 for kind in kinds.values()] + mixes)
-        return starts
+        weights = [(kind, 1.0, 0.1) for kind in ("neurons", "tokens") if kind in kinds.values()]
+        weights += [(kind, 1.0, 0.5) for kind in ("tokens", "neurons", "heads") if kind in kinds.values()]
+        starts = [[first if kind == axis else rest for kind in kinds.values()] + mixes for axis, first, rest in weights]
+        return [[1.0] * len(self.keeps) + mixes, *starts]
 
     def sketch(self, policy: Policy) -> Structure:
         """The structure of `plan(policy)`, without naming members: what pricing needs, a hundred times cheaper."""

@@ -55,7 +55,7 @@ class Search:
         value = self.objective.value(score, self.budgets, costs)
         trial = Trial(
             number, tuple(direction), policy, structure.key, value, score.accuracy, score.agreement, labelled,
-            "predicted", time.perf_counter() - began, start,
+            "predicted", time.perf_counter() - began, start, self.objective.allows(score),
         )  # fmt: skip
         self.record(trial)
         return trial
@@ -87,5 +87,5 @@ class Search:
 
 
 def best(trials: Sequence[Trial]) -> list[Trial]:
-    """Best score first; of equals the earlier."""
-    return sorted(trials, key=lambda trial: (-trial.score, trial.number))
+    """What is allowed first, then best score first; of equals the earlier."""
+    return sorted(trials, key=lambda trial: (not trial.allowed, -trial.score, trial.number))

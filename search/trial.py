@@ -49,3 +49,5 @@ class Trial(Record):
     seconds: float
     start: bool
     """An analytic starting point, not a proposal of the searcher."""
+    allowed: bool = True
+    """Within the loss that the request allows."""

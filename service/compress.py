@@ -31,7 +31,8 @@ def compress(
             None if data is None else _data_folder(root / "data", data),
             output, root / "work", root / "tables",
         )  # fmt: skip
-        result = run(request, files, MemoryJournal(on_change=on_progress))
+        allowed = () if data is None else (data.resolve(),)
+        result = run(request, files, MemoryJournal(on_change=on_progress), allowed=allowed)
     return {**result.summary, "report": str(output / "report.html")}
 
 

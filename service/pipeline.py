@@ -5,7 +5,9 @@ folder (statistics, exported files, fine-tuning epochs) or in the shared tables 
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from models.errors import ImpossibleBudget, InvalidRequest
 from models.finetune import Recipe, finetune
@@ -40,14 +42,20 @@ class Candidate:
     verdict: Verdict
 
 
-def run(request: JobRequest, files: JobFiles, journal: Journal, deliver: int | None = None) -> JobResult:
-    """One job from its files to its artefacts. `deliver`: the number of a finished trial to deliver instead of the best.
+def run(
+    request: JobRequest, files: JobFiles, journal: Journal, deliver: int | None = None,
+    allowed: Sequence[Path] | None = None,
+) -> JobResult:  # fmt: skip
+    """One job from its files to its artefacts.
+
+    deliver: the number of a finished trial to deliver instead of the best. allowed: folders that a data set may name by
+    path; None: those of the server's settings.
 
     Raises: VitfitError subclasses; ImpossibleBudget names the best reachable value or how near the job came.
     """
     for folder in (files.work, files.artifacts):
         folder.mkdir(parents=True, exist_ok=True)
-    job = Job(request, files, journal)
+    job = Job(request, files, journal, Settings().allowed_roots if allowed is None else allowed)
     job.describe()
     job.rank()
     job.profile()
@@ -62,14 +70,14 @@ def run(request: JobRequest, files: JobFiles, journal: Journal, deliver: int | N
 class Job:
     """What the stages share. Each stage reads the journal before it works."""
 
-    def __init__(self, request: JobRequest, files: JobFiles, journal: Journal) -> None:
-        self.request, self.files, self.journal = request, files, journal
+    def __init__(self, request: JobRequest, files: JobFiles, journal: Journal, allowed: Sequence[Path]) -> None:
+        self.request, self.files, self.journal, self.allowed = request, files, journal, allowed
         self.trials = [Trial.from_json(row) for row in journal.trials()]
         self.started = time.monotonic()
 
     def describe(self) -> None:
         self.journal.stage("validating")
-        self.evaluation = Evaluation.open(self.request, self.files, Settings().allowed_roots)
+        self.evaluation = Evaluation.open(self.request, self.files, self.allowed)
         network = self.evaluation.network
         self.pricing = Pricing(self.request, network.structure)
         self.verifier = Verifier(network, self.pricing, self.files.work, self.request.seed)
@@ -107,9 +115,9 @@ class Job:
 
     def _check_loss(self, trial: Trial) -> None:
         """Raises: ImpossibleBudget when every trial gave up more than the request allows."""
-        if self.request.max_loss is not None and trial.score <= -1:
+        if not trial.allowed:
             raise ImpossibleBudget(
-                f"No trial lost at most {self.request.max_loss:g}; the nearest lost {-(trial.score + 1) / 10:.4f} more. "
+                f"None of {len(self.trials)} trials lost at most {self.request.max_loss:g}. "
                 "Allow a larger max_loss, more trials, or a larger budget.",
                 max_loss=self.request.max_loss,
             )
@@ -149,7 +157,7 @@ class Job:
                 f"{VERIFICATIONS} corrections. Raise the budget by that factor, or measure on a quieter machine.",
                 nearest=nearest,
             )
-        return max(met, key=lambda c: c.trial.score)
+        return min(met, key=lambda c: best([x.trial for x in met]).index(c.trial))
 
     def _decoded_again(self, trial: Trial) -> Trial | None:
         """The same direction under corrected prices; None when nothing new comes out of it."""

@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 
 from search.budgets import Budget, Budgets
+from search.objective import LowestCost
 from search.policy import Policy
 from search.search import Search, best
 from search.searcher import Proposal, at_random, by_expected_improvement, standardised
@@ -101,3 +102,21 @@ def test_a_trial_survives_json() -> None:
 @pytest.mark.parametrize(("accuracy", "agreement", "value"), [(None, -0.2, -0.2), (0.9, -0.2, 0.7)])
 def test_what_is_maximised(accuracy: float | None, agreement: float, value: float) -> None:
     assert Score(agreement, accuracy).value == pytest.approx(value)
+
+
+def test_the_lowest_cost_within_a_loss() -> None:
+    """Scores fall as neurons go: what is delivered is near the edge of what may be lost, far below the budget."""
+    space = small_space()
+    price = macs_keep(space)
+
+    def score(policy: Policy) -> Score:
+        return Score(0.0, min(0.9, 0.9 - 0.1 * (0.6 - policy.neurons)) - 0.2 * (1 - policy.heads), 1.0)
+
+    least = float(price([space.sketch(space.along([1.0] * len(space.dimensions), 2))])[0, 0])
+    objective = LowestCost(Score(0.0, 0.9), 0.02, (least,))
+    search = Search(space, Budgets((Budget("macs_keep", 1.0),)), price, score, lambda _: None, 0, objective=objective)
+    trials = search.run([], 30)
+    chosen = best(trials)[0]
+    assert chosen.allowed and chosen.accuracy is not None and chosen.accuracy >= 0.88
+    assert chosen.costs["macs_keep"] == min(t.costs["macs_keep"] for t in trials if t.allowed) < 0.7
+    assert any(not t.allowed for t in trials)
