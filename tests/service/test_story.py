@@ -1,0 +1,96 @@
+"""What a job found out, in words: every number with its unit, and nothing claimed that was not measured."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from latency.sampling import Interval
+from models.plan import Plan, TokenPlan, identity
+from models.structure import Structure
+from service import story
+from service.model_card import model_card
+from tests.models.networks import small_network
+
+SHAPE = {"img_size": 32, "depth": 3}
+
+
+@pytest.fixture(scope="module")
+def structure() -> Structure:
+    """Three blocks of 3 heads with 16 dims, 192 neurons, 16 patches and a class token."""
+    return small_network(**SHAPE).structure
+
+
+@pytest.fixture(scope="module")
+def plan(structure: Structure) -> Plan:
+    """Block 0 loses a head, block 1 is gone, block 2 keeps 8 patches and half of its neurons."""
+    first, _, last = identity(structure).blocks
+    first = dataclasses.replace(first, heads=first.heads[:2])
+    last = dataclasses.replace(last, neurons=last.neurons[:96], tokens=TokenPlan(8))
+    return dataclasses.replace(identity(structure), blocks=(first, last))
+
+
+def report(structure: Structure, **changes: Any) -> dict[str, Any]:
+    measured = Interval(2.0, 1.95, 2.05)
+    return {
+        "model": "vit", "machine": "a machine", "setting": "cpu, 1 thread, batch 1, fp32",
+        "original": story.side(structure, 1_500_000, 95, 100, Interval(4.0, 3.9, 4.1)),
+        "delivered": story.side(structure, 750_000, 94, 100, measured),
+        "ratio": {"measured": 0.5, "low": 0.49, "high": 0.51, "predicted": 0.52},
+        "budgets": [{"text": "at most 0.6", "outcome": "met"}],
+        "axes": [{"axis": "heads", "share": 0.9}, {"axis": "tokens", "share": None}],
+        "share_of_macs_fall": 0.95, "blocks": [], "warnings": ["Few images."], **changes,
+    }  # fmt: skip
+
+
+def test_what_was_removed_is_told_block_by_block_of_the_original(structure: Structure, plan: Plan) -> None:
+    first, gone, last = story.removed(structure, plan)
+    assert (first["heads"], first["qk"], first["v"], first["neurons"]) == ([2, 3], [16, 16], [16, 16], [192, 192])
+    assert gone["heads"] == [0, 3] and gone["neurons"] == [0, 192] and gone["tokens"][0] == 0
+    assert last["neurons"] == [96, 192]
+    assert last["tokens"] == [10, 17]  # class token, 8 patches, the package of the others
+    assert [row["name"] for row in (first, gone, last)] == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+def test_only_axes_that_shrink_are_accounted_for(structure: Structure, plan: Plan) -> None:
+    assert list(story.axes_of(plan, structure)) == ["heads", "neurons", "tokens"]
+    assert list(story.axes_of(identity(structure), structure)) == []
+    assert list(story.axes_of(plan.only("tokens", structure), structure)) == ["tokens"]
+
+
+def test_the_table_has_counts_units_and_spread(structure: Structure) -> None:
+    rows = {label: (before, after) for label, before, after in story.headline(report(structure))}
+    assert rows["accuracy"] == ("95/100 = 95.0 %", "94/100 = 94.0 %")
+    assert rows["latency, cpu, 1 thread, batch 1, fp32"][1] == "2.000 ms (1.950 to 2.050)"
+    assert rows["MACs"][0] == f"{structure.macs / 1e6:,.1f} M"
+    assert rows["parameters"][0] == f"{structure.params / 1e6:,.2f} M"
+    assert rows["ONNX file"] == ("1.50 MB", "0.75 MB")
+
+
+def test_nothing_is_claimed_that_was_not_assessed_or_measured(structure: Structure) -> None:
+    unknown = story.side(structure, 1, None, 100, None)
+    rows = story.headline(report(structure, original=unknown, delivered=unknown))
+    assert [label for label, *_ in rows] == ["accuracy", "MACs", "parameters", "ONNX file"]
+    assert rows[0] == ["accuracy", "not assessed", "not assessed"]
+
+
+def test_the_notes_set_prediction_beside_measurement(structure: Structure) -> None:
+    notes = story.notes(report(structure))
+    assert notes == [
+        "at most 0.6: met",
+        "measured latency over the original's: 0.500 (0.490 to 0.510), predicted 0.520",
+        "fall of latency over fall of MACs, each axis alone: heads 0.90",
+        "fall of latency over fall of MACs, all together: 0.95",
+        "Few images.",
+    ]
+    unpredicted = {"measured": 0.5, "low": 0.49, "high": 0.51, "predicted": None}
+    assert "predicted" not in story.notes(report(structure, ratio=unpredicted))[1]
+
+
+def test_the_card_shows_the_same_numbers(structure: Structure, plan: Plan) -> None:
+    told = report(structure, blocks=story.removed(structure, plan))
+    card = model_card(told)
+    for label, before, after in story.headline(told):
+        assert f"| {label} | {before} | {after} |" in card
+    assert "| blocks.0 | 2 of 3 | 16 of 16 | 16 of 16 | 192 of 192 | 17 of 17 |" in card
+    assert all(f"- {note}" in card for note in story.notes(told))
