@@ -14,7 +14,7 @@ from search.trial import Score, Trial
 Evaluate = Callable[[Policy], Score]
 START_SHARE = 4
 """At most one in so many trials is an analytic starting point."""
-START_DEPTH = 0.5
+START_DEPTH = 0.75
 TRIES = 50
 
 
