@@ -145,7 +145,7 @@ class JobView(BaseModel):
     stage: str | None
     progress: Progress
     attempt: int = Field(description="Times that it was started.")
-    guarantee: Literal["measured", "predicted", "none"] | None
+    guarantee: Literal["measured", "predicted", "counted", "none"] | None
     request: dict[str, Any]
     result: dict[str, Any] | None
     error: Problem | None
