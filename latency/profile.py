@@ -1,8 +1,8 @@
 """Analytical prices from a profile: a data file with units and sources. Two kinds of machine.
 
 roofline (a core with a cache):
-    t(op) = max(macs / (peak * efficiency(op)), bytes / bandwidth) + values * ns_per_value[kind] + overhead
-    efficiency(op) = inner / (inner + half_inner) * cols / (ceil(cols / lanes) * lanes)
+    t(op) = max(sum over products of macs / (peak * efficiency), bytes / bandwidth) + values * ns_per_value[kind] + overhead
+    efficiency = inner / (inner + half_inner) * cols / (ceil(cols / lanes) * lanes)
     Products short in the summed dim never fill the pipeline; columns are computed in whole vectors.
 
 tiled (a matrix engine beside units for softmax, norms and activations, one operation after the other):
@@ -17,7 +17,7 @@ import numpy as np
 from latency.devices import read_profile
 from latency.pricer import Prediction
 from latency.setting import Setting
-from models.structure import Block, Op, Structure
+from models.structure import BYTES_PER_VALUE, Block, Op, Structure
 
 
 class ProfilePricer:
@@ -48,12 +48,18 @@ class ProfilePricer:
 
     def _roofline_ms(self, op: Op) -> float:
         p, batch = self._profile, self.setting.batch
-        seconds = op.bytes * batch / p["bandwidth_bytes_per_s"]
+        compute_s = 0.0
         for macs, inner, cols in _products(op):
             lanes = -(-cols // p["lanes"]) * p["lanes"]
             efficiency = inner / (inner + p["half_inner"]) * cols / lanes
-            seconds = max(seconds, macs * batch / (p["peak_macs_per_s"] * efficiency))
+            compute_s += macs * batch / (p["peak_macs_per_s"] * efficiency)
+        seconds = max(compute_s, self._memory_s(op, batch))
         return float(1e3 * (seconds + self._elementwise_s(op, batch) + p["overhead_s_per_operation"]))
+
+    def _memory_s(self, op: Op, batch: int) -> float:
+        """Values have the profile's precision, whatever the structure's."""
+        share = BYTES_PER_VALUE[self._profile["precision"]] / BYTES_PER_VALUE[op.precision]
+        return float(op.bytes * share * batch / self._profile["bandwidth_bytes_per_s"])
 
     def _elementwise_s(self, op: Op, batch: int) -> float:
         kind = "softmax" if op.kind == "attention" else op.kind
@@ -65,7 +71,7 @@ class ProfilePricer:
         for macs, inner, cols in _products(op):
             rows, count = macs // (op.count * inner * cols), op.count
             cycles += count * -(-rows // tile["rows"]) * -(-inner // tile["inner"]) * -(-cols // tile["cols"])
-        seconds = max(cycles * batch / p["clock_hz"], op.bytes * batch / p["bandwidth_bytes_per_s"])
+        seconds = max(cycles * batch / p["clock_hz"], self._memory_s(op, batch))
         kind = "softmax" if op.kind == "attention" else op.kind
         if kind in p["values_per_cycle"]:
             seconds += op.values * batch / (p["values_per_cycle"][kind] * p["clock_hz"])

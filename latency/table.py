@@ -45,7 +45,7 @@ class Sample(Record):
 
 @dataclass(frozen=True)
 class Table(Record):
-    """Stored and keyed by device, setting and original; grows by what verification measures."""
+    """Stored and keyed by device, setting and original. A job's own copy grows by what its verification measures."""
 
     device: str
     machine: str
@@ -60,8 +60,10 @@ class Table(Record):
         parts = (self.device, self.machine, self.setting.key, self.original.key)
         return table_name(*parts)
 
-    def corrected(self, samples: Sequence[Sample]) -> "Table":
-        return dataclasses.replace(self, samples=self.samples + tuple(samples))
+    def corrected(self, samples: Sequence[Sample], original_ms: float | None = None) -> "Table":
+        """With more samples, and the original's latency as it was measured beside them."""
+        ms = self.original_ms if original_ms is None else original_ms
+        return dataclasses.replace(self, samples=self.samples + tuple(samples), original_ms=ms)
 
     def save(self, folder: Path) -> None:
         beside = folder / f"{self.name}.{os.getpid()}.part"

@@ -67,8 +67,7 @@ def _stem(model: nn.Module, family: Family, patches: int, prefix: int) -> tuple[
         if table is not None:
             ops.append(Op("table", path, table.shape[1], width, weights=True, width_field="cols"))
     ops += _norms(model, family.stem_norms, width, prefix + patches, follows_tokens=False)
-    grid = family.grid(model)
-    return tuple(ops), (conv.in_channels, grid[0] * high, grid[1] * wide)
+    return tuple(ops), (conv.in_channels, *family.image(model))
 
 
 def _tail(model: nn.Module, family: Family, tokens: int) -> tuple[tuple[Op, ...], int]:

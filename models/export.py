@@ -41,15 +41,25 @@ def export_onnx(
     os.replace(beside, path)
 
 
+class OnnxFile:
+    """A file that is open in ONNX Runtime's CPU."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def outputs(self, images: Tensor, batch: int) -> Tensor:
+        """Logits, in fixed batches (the last one is filled up with zeros)."""
+        outputs = []
+        for chunk in images.split(batch):
+            fill = torch.zeros(batch - len(chunk), *chunk.shape[1:])
+            full = torch.cat([chunk, fill]).numpy().astype(np.float32)
+            outputs.append(torch.from_numpy(self._session.run([OUTPUT], {INPUT: full})[0][: len(chunk)]))
+        return torch.cat(outputs)
+
+
 def run_onnx(path: Path, images: Tensor, batch: int) -> Tensor:
-    """Logits from ONNX Runtime's CPU, in fixed batches (the last one is filled up with zeros)."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    outputs = []
-    for chunk in images.split(batch):
-        fill = torch.zeros(batch - len(chunk), *chunk.shape[1:])
-        full = torch.cat([chunk, fill]).numpy().astype(np.float32)
-        outputs.append(torch.from_numpy(session.run([OUTPUT], {INPUT: full})[0][: len(chunk)]))
-    return torch.cat(outputs)
+    """Logits (n, C) of one file."""
+    return OnnxFile(path).outputs(images, batch)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ class Family:
 
     # questions that the engine asks a model
     grid: Callable[[nn.Module], tuple[int, int]]
+    image: Callable[[nn.Module], tuple[int, int]]
+    """Height and width of the input; not always a multiple of the patch."""
     prefix: Callable[[nn.Module], int]
     pooling: Callable[[nn.Module], str]
     """"token", "avg" (tokens after the prefix) or "all" (prefix too)."""

@@ -21,6 +21,9 @@ class LayerWeights:
     projection: nn.Linear
     fc1: nn.Linear
     fc2: nn.Linear
+    scale1: Tensor | None = None
+    scale2: Tensor | None = None
+    """Layer scale after projection and fc2, (D,)."""
 
 
 class Network(Protocol):

@@ -66,6 +66,7 @@ def open_model(folder: Path) -> TorchNetwork:
         raise InvalidRequest(
             f"{len(classes)} class names were given for a model of {network.structure.classes} classes"
         )
+    network.class_names = tuple(map(str, classes)) if classes else None
     return network
 
 
@@ -82,11 +83,9 @@ def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -
     torch.manual_seed(seed)
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise InvalidRequest(f"timm could not build {name!r} with options {options}: {error}") from error
-    except Exception as error:
-        if not pretrained:
-            raise
+    except Exception as error:  # timm checks little: shapes fail wherever they are first used
+        if not pretrained or isinstance(error, TypeError | AssertionError):
+            raise InvalidRequest(f"timm could not build {name!r} with options {options}: {error}") from error
         raise InvalidRequest(
             f"The pre-trained weights of {name!r} could not be fetched ({type(error).__name__}: {str(error)[:200]}). "
             "Upload a checkpoint, or ask for pretrained: false to use random weights."

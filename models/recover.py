@@ -1,7 +1,7 @@
 """Closed-form recovery: the layer that reads the kept members is re-fitted to give what it gave before.
 
 For y = W x + b and kept inputs S, the least-squares answer on the calibration images is
-    W' = W C[:, S] (C[S, S] + ridge)^-1        C: covariance of x
+    W' = (W C[:, S] + ridge W[:, S]) (C[S, S] + ridge)^-1        C: covariance of x; the ridge pulls towards W[:, S]
     b' = b + W mean - W' mean[S]
 which folds the mean of what is removed into the bias and its correlated part into the kept columns
 (the update of OBS / ZipLM for whole columns; with C diagonal it is variance-based pruning's mean fold).
@@ -18,6 +18,7 @@ from models.pruned import PrunedBlock
 from models.statistics import BlockStatistics, InputStatistics
 
 RIDGE = 1e-3
+FLOOR = 1e-8
 """Relative to the mean variance of the kept inputs: calibration sets are small."""
 
 
@@ -26,7 +27,7 @@ def refit(weight: Tensor, bias: Tensor | None, inputs: InputStatistics, kept: Se
     index = torch.tensor(kept)
     full = weight.double()
     block = inputs.covariance[index][:, index]
-    ridge = RIDGE * float(block.diagonal().mean()) + 1e-12
+    ridge = RIDGE * float(block.diagonal().mean()) + FLOOR * float((inputs.mean**2).mean()) + 1e-12
     target = full @ inputs.covariance[:, index]
     system = block + ridge * torch.eye(len(kept), dtype=torch.float64)
     new = torch.cholesky_solve((target + ridge * full[:, index]).T, torch.linalg.cholesky(system)).T

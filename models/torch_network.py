@@ -36,6 +36,7 @@ class TorchNetwork:
         self._family = family_of(module)
         self._structure = describe(module, self._family, name)
         self.plan: Plan | None = None
+        self.class_names: tuple[str, ...] | None = None
 
     @property
     def structure(self) -> Structure:
@@ -45,9 +46,17 @@ class TorchNetwork:
         return list(part(self.module, self._family.blocks).children())
 
     def weights(self) -> tuple[LayerWeights, ...]:
-        names = (self._family.qkv, self._family.projection, self._family.fc1, self._family.fc2)
+        family = self._family
         return tuple(
-            LayerWeights(head_count(block, self._family), *(_linear(block, name) for name in names))
+            LayerWeights(
+                heads=head_count(block, family),
+                qkv=_linear(block, family.qkv),
+                projection=_linear(block, family.projection),
+                fc1=_linear(block, family.fc1),
+                fc2=_linear(block, family.fc2),
+                scale1=_gamma(block, family.layer_scale1),
+                scale2=_gamma(block, family.layer_scale2),
+            )
             for block in self.blocks()
         )
 
@@ -81,10 +90,14 @@ class TorchNetwork:
 
     def _moments(self, images: Tensor) -> list[tuple[Moments, Moments]]:
         moments = [(Moments(), Moments()) for _ in self.blocks()]
-        step = max(1, len(images) * self._structure.tokens // MOMENT_ROWS)
+        share = min(1.0, MOMENT_ROWS / (len(images) * self._structure.tokens))
+        draw = torch.Generator().manual_seed(0)
 
         def record(block: int, side: int, x: Tensor) -> None:
-            moments[block][side].add(x.reshape(-1, x.shape[-1])[::step])
+            rows = x.reshape(-1, x.shape[-1])
+            if share < 1:  # at random: every n-th row would be the same few positions of every image
+                rows = rows[torch.randperm(len(rows), generator=draw)[: max(1, round(share * len(rows)))]]
+            moments[block][side].add(rows)
 
         self._watch(record, images)
         return moments
@@ -126,6 +139,11 @@ class TorchNetwork:
             if isinstance(part_of, PrunedAttention):
                 part_of.fold_scale()
         export_onnx(module, self._structure.image, self.preprocessing, path, batch)
+
+
+def _gamma(block: nn.Module, path: str) -> Tensor | None:
+    gamma = getattr(part(block, path), "gamma", None)
+    return gamma.detach() if isinstance(gamma, Tensor) else None
 
 
 def _linear(block: nn.Module, path: str) -> nn.Linear:

@@ -8,6 +8,7 @@ from typing import Protocol
 from search.budgets import Budgets
 from search.trial import Score
 
+ROUNDING = 1e-9
 CHARGE, CHARGED = 10.0, 0.1
 """Cost of a point that is lost too much, in points of the budget; and up to which excess."""
 
@@ -69,9 +70,9 @@ class LowestCost:
         return Budgets(tuple(items))
 
     def value(self, score: Score, budgets: Budgets, costs: Sequence[float]) -> float:
-        excess = max(0.0, score.loss(self.dense) - self.max_loss)
+        excess = max(0.0, score.loss(self.dense) - self.max_loss - ROUNDING)
         fullest = max(cost / budget.limit for cost, budget in zip(costs, budgets.items, strict=True))
         return -fullest - CHARGE * min(excess, CHARGED)
 
     def allows(self, score: Score) -> bool:
-        return score.loss(self.dense) <= self.max_loss
+        return score.loss(self.dense) <= self.max_loss + ROUNDING

@@ -3,7 +3,7 @@
 A `Policy` holds fractions kept, in (0, 1]. A direction x in [0, 1]^d says how eagerly each dimension gives; along it the
 policy shrinks from everything (t = 0) over x itself (t = 1) to the smallest network (t = 2):
     keep_i(t) = 1 - a_i(t) * (1 - least_i),   a_i(t) = t x_i / max x  for t <= 1,  max(x_i / max x, t - 1)  above
-so that every direction ends within every budget that can be met at all. Which member goes is the ranking's choice.
+so that every direction ends within every budget that can be met at all (mixes fade to 0 on the way there). Which member goes is the ranking's choice.
 """
 
 import dataclasses
@@ -68,7 +68,8 @@ class PolicySpace:
             least = LEAST["tokens" if name.startswith("tokens") else name]
             values[name] = float(1 - amount * (1 - least))
         tokens = tuple(values.pop(name) for name in self.keeps if name.startswith("tokens"))
-        mixes = dict(zip(self.mixes, map(float, direction[len(self.keeps) :]), strict=True))
+        fade = min(1.0, 2 - t)  # every direction ends in the same smallest network
+        mixes = {name: fade * float(x) for name, x in zip(self.mixes, direction[len(self.keeps) :], strict=True)}
         return Policy(tokens=tokens, **values, **mixes)
 
     def starts(self) -> list[list[float]]:
@@ -126,7 +127,7 @@ def _token_stages(structure: Structure) -> tuple[int, ...]:
 
 
 def _multiple(keep: float, size: int) -> int:
-    return min(size, max(DIM_MULTIPLE, DIM_MULTIPLE * round(size * keep / DIM_MULTIPLE)))
+    return size if keep >= 1 else min(size, max(DIM_MULTIPLE, DIM_MULTIPLE * round(size * keep / DIM_MULTIPLE)))
 
 
 def _best_dims(scores: Array, head: int, count: int) -> tuple[int, ...]:
@@ -148,7 +149,7 @@ class _Pool:
         """Members kept in each block: the best `keep` of all by a mix of rank within the block and rank over all."""
         sizes = [len(scores) for scores in self._blocks]
         total = max(1, round(keep * sum(sizes)))
-        merged = (1 - mix) * self._within + mix * self._over_all
+        merged = (1 - mix) * self._within + (mix + 1e-6) * self._over_all  # no ties
         top = np.argpartition(-merged, total - 1)[:total]
         found = np.bincount(self._owner[top], minlength=len(sizes))
         return [self._rounded(int(n), size) for n, size in zip(found, sizes, strict=True)]
@@ -160,7 +161,7 @@ class _Pool:
         return chosen
 
     def _rounded(self, count: int, size: int) -> int:
-        return min(size, max(self._least, self._multiple * round(count / self._multiple)))
+        return size if count == size else min(size, max(self._least, self._multiple * round(count / self._multiple)))
 
 
 def _ranks(scores: Array) -> Array:

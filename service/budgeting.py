@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latency.devices import CPU, check_device, is_reachable
+from latency.devices import CPU, check_device, describe_device, is_reachable
 from latency.pricer import Pricer
 from latency.profile import ProfilePricer
 from latency.setting import Setting, runtime_version
 from latency.table import Sample, Table, TablePricer
+from models.errors import ImpossibleBudget, InvalidRequest
 from models.structure import Structure
 from search.budgets import Budget, Budgets
 from search.ranking import Array
@@ -21,10 +22,17 @@ Place = tuple[str, Setting]
 
 
 def place_of(request: BudgetRequest) -> Place:
-    """Raises: UnknownName."""
+    """Raises: UnknownName; InvalidRequest for threads that a profile does not describe."""
     check_device(request.device)
-    runtime = runtime_version() if is_reachable(request.device) else ""
-    return request.device, Setting(request.setting.threads, request.setting.batch, runtime=runtime)
+    if is_reachable(request.device):
+        return request.device, Setting(request.setting.threads, request.setting.batch, runtime=runtime_version())
+    described = describe_device(request.device)
+    if request.setting.threads != described["threads"]:
+        raise InvalidRequest(
+            f"Profile {request.device!r} is for {described['threads']} thread, not {request.setting.threads}.",
+            threads=request.setting.threads, allowed=[described["threads"]],
+        )  # fmt: skip
+    return request.device, Setting(request.setting.threads, request.setting.batch, described["precision"])
 
 
 class Pricing:
@@ -58,14 +66,23 @@ class Pricing:
         pricer = self._pricers.get(place)
         return pricer.table if isinstance(pricer, TablePricer) else None
 
-    def correct(self, place: Place, samples: Sequence[Sample]) -> None:
+    def correct(self, place: Place, samples: Sequence[Sample], original_ms: float) -> None:
         """What was measured overrules what was predicted, from the next price on; on a noisy machine, where intervals
         are wide, the aim moves down."""
         for sample in samples:
             self.safety = max(self.safety, 1.1 * (sample.ratio.high / sample.ratio.value - 1) + 0.002)
         table = self.table(place)
         if table is not None:
-            self.set_table(place, table.corrected(samples))
+            self.set_table(place, table.corrected(samples, original_ms))
+
+    def aim_lower(self) -> None:
+        """After a candidate that was measured above a limit."""
+        self.safety += SAFETY / 3
+
+    def impossible(self, costs: Sequence[float]) -> ImpossibleBudget:
+        """The error for the lowest predicted costs, safety margin included."""
+        aims = zip(costs, self.aims.items, self.budgets.items, strict=True)
+        return self.budgets.impossible([cost * budget.limit / aim.limit for cost, aim, budget in aims])
 
     @property
     def aims(self) -> Budgets:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.errors import ParityFailure
 from models.evaluate import same_answer
-from models.export import run_onnx
+from models.export import OnnxFile, compare_outputs, run_onnx
 from models.parity import ParityReport, check_parity
 from models.program import save_program
 from models.torch_network import TorchNetwork
@@ -87,6 +87,8 @@ def _export(delivery: Delivery, folder: Path) -> ParityReport:
     # the very files that are measured
     shutil.copyfile(delivery.verifier.file(network, delivery.name, batch), folder / "model.onnx")
     shutil.copyfile(delivery.verifier.file(delivery.evaluation.network, "original", batch), folder / "original.onnx")
+    for other in {place[1].batch for place in delivery.pricing.measured_places} - {batch}:
+        shutil.copyfile(delivery.verifier.file(network, delivery.name, other), folder / f"model.b{other}.onnx")
     network.export(folder / "model.dynamic.onnx", None)
     save_file({k: v.contiguous() for k, v in network.module.state_dict().items()}, folder / "pruned.safetensors")
     save_program(network.module, network.structure.image, folder / "program.pt2")
@@ -94,7 +96,10 @@ def _export(delivery: Delivery, folder: Path) -> ParityReport:
     _write_json(folder / "plan.json", network.plan.to_json())
     images = delivery.evaluation.data.take("test", PARITY_IMAGES, 0).images
     parity = check_parity(network, folder / "model.onnx", batch, images)
-    if not parity.passed:
+    dynamic = compare_outputs(
+        run_onnx(folder / "model.onnx", images, batch), OnnxFile(folder / "model.dynamic.onnx").outputs(images, 8)
+    )
+    if not parity.passed or not (dynamic.passed or parity.flipped_sets):
         raise ParityFailure(
             f"ONNX Runtime disagrees with PyTorch on {len(images)} images by {parity.free.max_relative:.2e} (allowed: 1e-3); "
             "nothing was delivered. This is a defect of vitfit or of the runtime: please report it.",
@@ -105,7 +110,7 @@ def _export(delivery: Delivery, folder: Path) -> ParityReport:
 
 def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Journal) -> dict[str, Any]:
     original, network = delivery.evaluation.network, delivery.network
-    dense, pruned, labels = _test_outputs(delivery, folder / "model.onnx")
+    dense, pruned, labels = _test_outputs(delivery, folder / "model.onnx", journal)
     before, after = (delivery.evaluation.correct(outputs, labels) for outputs in (dense, pruned))
     first = _evidence(delivery)
     journal.check()
@@ -151,13 +156,14 @@ def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Jou
     }  # fmt: skip
 
 
-def _test_outputs(delivery: Delivery, file: Path) -> tuple[Tensor, Tensor, Tensor | None]:
+def _test_outputs(delivery: Delivery, file: Path, journal: Journal) -> tuple[Tensor, Tensor, Tensor | None]:
     """Logits of the original and of the delivered ONNX file on the whole test split, and the labels."""
     batch = delivery.pricing.report_place[1].batch
-    dense, pruned, labels = [], [], []
-    for chunk in delivery.evaluation.data.batches("test", 64):
+    dense, pruned, labels, delivered = [], [], [], OnnxFile(file)
+    for chunk in delivery.evaluation.data.batches("test", batch * max(1, 64 // batch)):
+        journal.check()
         dense.append(delivery.evaluation.network.outputs(chunk.images))
-        pruned.append(run_onnx(file, chunk.images, batch))
+        pruned.append(delivered.outputs(chunk.images, batch))
         if chunk.labels is not None:
             labels.append(chunk.labels)
     return torch.cat(dense), torch.cat(pruned), torch.cat(labels) if labels else None
@@ -190,12 +196,14 @@ def _axes(delivery: Delivery) -> list[dict[str, Any]]:
 
 def _first_prediction(delivery: Delivery) -> float | None:
     """What was predicted when the trial was proposed, before it was measured."""
-    for budget in delivery.pricing.budgets.items:
+    pricing = delivery.pricing
+    for budget, place in zip(pricing.budgets.items, pricing.places, strict=True):
+        if place != pricing.report_place:
+            continue
         if budget.metric == "latency_keep":
             return delivery.trial.costs.get(budget.label)
-        if budget.metric == "latency_ms":
-            table = delivery.pricing.table(delivery.pricing.report_place)
-            return delivery.trial.costs[budget.label] / table.original_ms if table else None
+        table = pricing.table(place)
+        return delivery.trial.costs[budget.label] / table.original_ms if table else None
     return None
 
 
@@ -207,7 +215,7 @@ def _budgets(delivery: Delivery) -> list[dict[str, Any]]:
         met = "met" if share <= 1 else "NOT met"
         rows.append(
             {
-                **budget.to_json(), "share": share, "met": share <= 1, "text": f"at most {budget.describe(budget.limit)}",
+                **budget.to_json(), "label": budget.label, "share": share, "met": share <= 1, "text": f"at most {budget.describe(budget.limit)}",
                 "outcome": f"{met}, upper end {reached}, {100 * share:.1f} % of the budget used",
             }
         )  # fmt: skip

@@ -23,8 +23,8 @@ from search.trial import Score
 from service.journal import JobFiles
 from service.request import JobRequest
 
-CALIBRATION, SELECTION, TEST = 512, 512, 2048
-"""At most so many images of each split: more costs time and changes little."""
+CALIBRATION, SELECTION = 512, 512
+"""At most so many images: more costs time and changes little. The report sees the whole test split."""
 NOISE = 128
 """Images of noise in all: half for statistics, a quarter to select, a quarter to test."""
 
@@ -47,7 +47,13 @@ class Evaluation:
         if files.dataset is None:
             data = noise_data(network.preprocessing, NOISE, request.seed)
         else:
-            data = open_data(files.dataset, network.preprocessing, network.structure.classes or None, allowed)
+            data = open_data(
+                files.dataset,
+                network.preprocessing,
+                network.structure.classes or None,
+                allowed,
+                class_names=network.class_names,
+            )
         calibration = data.take("calibration", CALIBRATION, request.seed)
         return cls(network, data, calibration, data.take("selection", SELECTION, request.seed), request.seed)
 
@@ -100,7 +106,7 @@ class Evaluation:
         return None if labels is None or not self.classes else correct(outputs, labels)
 
     def dense_score(self) -> Score:
-        return self.score_of(self.network)
-
-    def test(self) -> Batch:
-        return self.data.take("test", TEST, self.seed)
+        """What the original gets, from the outputs that are there already."""
+        assert self.dense is not None
+        right = self.correct(self.dense, self.selection.labels)
+        return Score(0.0, None if right is None else right / len(self.dense))

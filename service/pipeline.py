@@ -12,7 +12,6 @@ from pathlib import Path
 from models.errors import ImpossibleBudget, InvalidRequest
 from models.finetune import Recipe, finetune
 from models.torch_network import TorchNetwork
-from search.decode import decode
 from search.objective import BestScore, LowestCost, Objective
 from search.search import Search, best
 from search.trial import Trial
@@ -29,7 +28,9 @@ VERIFICATIONS = 6
 """At most so many candidates are exported and measured."""
 WELL_USED = 0.97
 """A delivery that uses this share of its fullest budget is not corrected upwards any more."""
-FINETUNE_IMAGES = 50_000
+FINETUNED_VERIFICATIONS = 3
+FINETUNE_IMAGES, FINETUNE_BYTES = 50_000, 4 * 2**30
+"""At most so many images, and no more than fit into so much memory."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,15 @@ class Job:
 
     def profile(self) -> None:
         self.journal.stage("profiling")
-        profile(self.pricing, self.evaluation.network, self.space, self.verifier, self.files.tables)
+        profile(self.pricing, self.evaluation.network, self.space, self.verifier, self.files.tables, self.files.work)
         self.journal.check()
 
     def search(self) -> None:
         """Trials on the predicted budgets. Raises: ImpossibleBudget before any is evaluated."""
         self.journal.stage("searching")
-        decode(self.space, [1.0] * len(self.space.dimensions), self.pricing.aims, self.pricing.price)
+        costs = self._least_costs()
+        if not self.pricing.aims.met(costs):
+            raise self.pricing.impossible(costs)
         self.trials = self._search().run(self.trials, max(self.request.trials, len(self.trials)))
         self._check_loss(best(self.trials)[0])
 
@@ -109,9 +112,12 @@ class Job:
     def _objective(self) -> Objective:
         if self.request.max_loss is None:
             return BestScore()
+        return LowestCost(self.evaluation.dense_score(), self.request.max_loss, tuple(self._least_costs()))
+
+    def _least_costs(self) -> list[float]:
+        """Of the smallest network, per budget."""
         smallest = self.space.along([1.0] * len(self.space.dimensions), 2)
-        least = tuple(float(cost) for cost in self.pricing.price([self.space.sketch(smallest)])[0])
-        return LowestCost(self.evaluation.dense_score(), self.request.max_loss, least)
+        return [float(cost) for cost in self.pricing.price([self.space.sketch(smallest)])[0]]
 
     def _check_loss(self, trial: Trial) -> None:
         """Raises: ImpossibleBudget when every trial gave up more than the request allows."""
@@ -137,36 +143,47 @@ class Job:
         """
         self.journal.stage("verifying")
         met: list[Candidate] = []
-        nearest = float("inf")
-        trial = best(self.trials)[0]
-        for _ in range(VERIFICATIONS):
+        nearest, measured = float("inf"), set[int]()
+        trial: Trial | None = best(self.trials)[0]
+        while trial is not None and len(measured) < VERIFICATIONS:
+            measured.add(trial.number)
             candidate = self.candidate(trial)
             nearest = min(nearest, candidate.verdict.fullest)
             self.journal.check()
-            if candidate.verdict.met:
+            if candidate.verdict.met and trial.allowed:
                 met.append(candidate)
                 if candidate.verdict.fullest >= WELL_USED or self.request.objective == "latency":
                     break
-            again = self._decoded_again(trial)
-            if again is None:
-                break
-            trial = again
+            elif not candidate.verdict.met:
+                self.pricing.aim_lower()
+            trial = self._decoded_again(trial, measured) or (None if met else self._next_best(measured))
         if not met:
             raise ImpossibleBudget(
                 f"No candidate was measured within the budgets: the nearest took {nearest:.3f} of the fullest one after "
-                f"{VERIFICATIONS} corrections. Raise the budget by that factor, or measure on a quieter machine.",
+                f"{len(measured)} measurements. Raise the budget by that factor, or measure on a quieter machine.",
                 nearest=nearest,
             )
         return min(met, key=lambda c: best([x.trial for x in met]).index(c.trial))
 
-    def _decoded_again(self, trial: Trial) -> Trial | None:
+    def _next_best(self, measured: set[int]) -> Trial | None:
+        """The best trial that was not measured, under corrected prices."""
+        for trial in best(self.trials):
+            if trial.number not in measured and trial.allowed:
+                return self._decoded_again(trial, measured) or trial
+        return None
+
+    def _decoded_again(self, trial: Trial, measured: set[int]) -> Trial | None:
         """The same direction under corrected prices; None when nothing new comes out of it."""
-        policy = self._search().decoded(trial.direction)
+        search = self._search()
+        try:
+            policy = search.decoded(trial.direction)
+        except ImpossibleBudget:  # the aim has moved below what can be reached
+            return None
         key = self.space.sketch(policy).key
         known = next((t for t in self.trials if t.structure_key == key), None)
         if known is not None:
-            return None if known.number == trial.number else known
-        return self._search().try_policy(len(self.trials), trial.direction, policy)
+            return None if known.number in measured else known
+        return search.try_policy(len(self.trials), trial.direction, policy)
 
     def trial(self, number: int) -> Trial:
         """Raises: InvalidRequest when there is no such trial."""
@@ -187,13 +204,25 @@ class Job:
             return chosen
         self.journal.stage("finetuning")
         recipe = Recipe(wanted.epochs, wanted.learning_rate, wanted.batch, wanted.distill, self.request.seed)
-        data = self.evaluation.data.take("train", FINETUNE_IMAGES, self.request.seed)
+        data = self.evaluation.data.take("train", self._finetune_images(), self.request.seed)
         checkpoint = self.files.work / f"finetune-trial{chosen.trial.number}.pt"
         network = finetune(
             chosen.network, self.evaluation.network, data, recipe, checkpoint, lambda *_: self.journal.check()
         )
         name = f"{chosen.name}-finetuned"
-        return Candidate(name, chosen.trial, network, self.verifier.judge(name, network))
+        for _ in range(FINETUNED_VERIFICATIONS):  # this structure has met the budgets: only noise speaks against it
+            verdict = self.verifier.judge(name, network)
+            if verdict.met or not chosen.verdict.met:
+                return Candidate(name, chosen.trial, network, verdict)
+        raise ImpossibleBudget(
+            f"After fine-tuning the file was measured {FINETUNED_VERIFICATIONS} times, last at {verdict.fullest:.3f} of the "
+            "fullest budget. Measure on a quieter machine.",
+            nearest=verdict.fullest,
+        )
+
+    def _finetune_images(self) -> int:
+        channels, height, width = self.evaluation.network.structure.image
+        return min(FINETUNE_IMAGES, FINETUNE_BYTES // (4 * channels * height * width))
 
     def deliver(self, chosen: Candidate) -> JobResult:
         self.journal.stage("exporting")

@@ -15,11 +15,14 @@ DEPTHS = (0.45, 0.9)
 """How far along a direction the probes lie: between everything and the smallest network of that direction."""
 
 
-def profile(pricing: Pricing, network: TorchNetwork, space: PolicySpace, verifier: Verifier, tables: Path) -> None:
-    """Every measured place gets its table: the stored one, or one fitted now and stored."""
+def profile(
+    pricing: Pricing, network: TorchNetwork, space: PolicySpace, verifier: Verifier, tables: Path, work: Path
+) -> None:
+    """Every measured place gets its table: the job's own from an earlier attempt, the stored one, or one fitted now."""
     tables.mkdir(parents=True, exist_ok=True)
     for place in pricing.measured_places:
-        table = load_table(tables, place[0], cpu_name(), place[1], network.structure)
+        key = (place[0], cpu_name(), place[1], network.structure)
+        table = load_table(work, *key) or load_table(tables, *key)
         if table is None:
             table = fit(place, network, space, verifier)
             table.save(tables)

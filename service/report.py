@@ -37,10 +37,10 @@ def _svg(figure: Figure) -> str:
 
 
 def _trials(report: dict[str, Any]) -> str:
-    """Score against the fullest budget's predicted cost, over the limit."""
+    """Score against the first budget's predicted cost."""
     figure = Figure(figsize=(6, 3.4))
     axes = figure.subplots()
-    limits = {b["label"]: b["limit"] for b in _labelled(report)}
+    limits = {b["label"]: b["limit"] for b in report["budgets"]}
     label = next(iter(limits))
     costs = [trial["costs"][label] for trial in report["trials"]]
     scores = [trial["score"] for trial in report["trials"]]

@@ -64,19 +64,22 @@ class Verifier:
         found = Meter(setting).measure(files, effort, self._seed)
         return [Evidence(place, found[0], candidate) for candidate in found[1:]]
 
-    def sample(self, networks: Sequence[tuple[str, TorchNetwork]], place: Place, effort: Effort) -> list[Sample]:
-        """What a latency table is fitted to."""
-        evidence = self.measure(networks, place, effort)
-        return [Sample(n.structure, e.ratio) for (_, n), e in zip(networks, evidence, strict=True)]
-
     def judge(self, name: str, network: TorchNetwork) -> Verdict:
         """Measures wherever that is possible and compares with every budget; corrects the prices by what it saw."""
         evidence = []
         for place in self._pricing.measured_places:
             (found,) = self.measure([(name, network)], place, VERIFY)
-            self._pricing.correct(place, [Sample(network.structure, found.ratio)])
+            sample = Sample(network.structure, found.ratio)
+            self._pricing.correct(place, [sample], found.original.p50_ms.value)
+            self._keep_table(place)
             evidence.append(found)
         return Verdict(tuple(evidence), self._shares(network.structure, evidence))
+
+    def _keep_table(self, place: Place) -> None:
+        """A resumed job goes on with what this one has learnt."""
+        table = self._pricing.table(place)
+        if table is not None:
+            table.save(self._work)
 
     def _shares(self, structure: Structure, evidence: Sequence[Evidence]) -> dict[str, float]:
         by_place = {found.place: found for found in evidence}

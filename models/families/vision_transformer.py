@@ -20,6 +20,10 @@ def _refusals(model: nn.Module) -> list[str]:
         reasons.append("a norm inside the patch embedding")
     elif model.patch_embed.img_size is None:
         reasons.append("no fixed image size")
+    elif 0 in model.patch_embed.grid_size:
+        reasons.append(f"an image of {model.patch_embed.img_size}, smaller than one patch")
+    if not len(model.blocks):
+        reasons.append("no blocks")
     if model.dynamic_img_size:
         reasons.append("dynamic image size (create it with dynamic_img_size=False)")
     if model.attn_pool is not None or model.global_pool not in POOLINGS:
@@ -46,6 +50,8 @@ def _block_refusals(block: nn.Module) -> list[str]:
         reasons.append(f"q/k norm {type(block.attn.q_norm).__name__} (only LayerNorm)")
     if type(block.mlp) is not Mlp:
         reasons.append(f"MLP {type(block.mlp).__name__} (only the plain Mlp)")
+    elif getattr(block.mlp.fc1, "out_features", 1) == 0:
+        reasons.append("an MLP without neurons")
     elif is_present(block.mlp.norm) or not isinstance(block.mlp.fc1, nn.Linear):
         reasons.append("a norm or convolution inside the MLP")
     if not isinstance(block.norm1, NORMS) or block.norm1.weight is None:
@@ -56,6 +62,12 @@ def _block_refusals(block: nn.Module) -> list[str]:
 def _grid(model: nn.Module) -> tuple[int, int]:
     assert isinstance(model, VisionTransformer)
     height, width = model.patch_embed.grid_size
+    return int(height), int(width)
+
+
+def _image(model: nn.Module) -> tuple[int, int]:
+    assert isinstance(model, VisionTransformer)
+    height, width = model.patch_embed.img_size
     return int(height), int(width)
 
 
@@ -98,6 +110,7 @@ VISION_TRANSFORMER = Family(
     layer_scale2="ls2",
     drop_paths=("drop_path1", "drop_path2"),
     grid=_grid,
+    image=_image,
     prefix=_prefix,
     pooling=_pooling,
 )

@@ -9,6 +9,7 @@ made monotone over the order of removal; losses are in units of the residual str
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from models.network import LayerWeights
 from models.statistics import BlockStatistics, InputStatistics
@@ -17,6 +18,8 @@ from search.ranking import Array, BlockRanking
 
 Members = npt.NDArray[np.intp]
 RIDGE = 1e-3
+FLOOR = 1e-8
+"""Of the mean square: what rounding leaves of a constant is no variance."""
 STEPS = 32
 """Removals happen in about so many groups; inside a group they are exact one by one among the cheapest."""
 SHORTLIST = 4
@@ -24,16 +27,22 @@ SHORTLIST = 4
 
 def reconstruction(weights: LayerWeights, statistics: BlockStatistics | None) -> BlockRanking:
     assert statistics is not None
-    projection = np.asarray(weights.projection.weight.detach().double())
-    fc2 = np.asarray(weights.fc2.weight.detach().double())
+    projection = _scaled(weights.projection.weight, weights.scale1)
+    fc2 = _scaled(weights.fc2.weight, weights.scale2)
     v = eliminate(projection, statistics.projection).reshape(weights.heads, -1)
     heads = eliminate_groups(projection, statistics.projection, weights.heads)
     return BlockRanking(heads, qk_scores(weights), v, eliminate(fc2, statistics.neurons))
 
 
+def _scaled(weight: Tensor, scale: Tensor | None) -> Array:
+    """The weight with the layer scale that follows it: what reaches the residual stream."""
+    full = weight.detach().double()
+    return np.asarray(full if scale is None else full * scale.double()[:, None])
+
+
 def _precision(inputs: InputStatistics) -> Array:
     covariance = np.asarray(inputs.covariance)
-    ridge = RIDGE * covariance.diagonal().mean() + 1e-12
+    ridge = RIDGE * covariance.diagonal().mean() + FLOOR * float((inputs.mean**2).mean()) + 1e-12
     return np.asarray(np.linalg.inv(covariance + ridge * np.eye(len(covariance))))
 
 

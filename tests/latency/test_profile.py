@@ -75,3 +75,10 @@ def test_devices_are_listed_and_unknown_ones_named() -> None:
     assert describe_device("cpu")["reachable"] and not describe_device("generic-fpga")["reachable"]
     with pytest.raises(UnknownName, match="generic-mobile"):
         describe_device("generic-mobil")
+
+
+def test_attention_costs_both_its_products() -> None:
+    pricer = ProfilePricer("generic-mobile", Setting())
+    op = Op("attention", "a", rows=200, cols=200, inner=64, depth=64, count=6)
+    whole, thin = (pricer.price([only(dataclasses.replace(op, depth=d))]).ms[0] for d in (64, 8))
+    assert thin < 0.9 * whole

@@ -130,3 +130,19 @@ def test_other_architectures_are_refused_with_the_reason(name: str, reason: str)
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_tiny_patch16_224", "deit3_small_patch16_224"])
 def test_plain_vision_transformers_are_taken(name: str) -> None:
     assert family_of(timm.create_model(name, depth=1)).name == "vision_transformer"
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_heads": 0}, {"patch_size": 0}, {"embed_dim": -3}, {"depth": 0}, {"img_size": 4}]
+)
+def test_impossible_shapes_are_refused(tmp_path: Path, options: dict[str, int]) -> None:
+    with pytest.raises((InvalidRequest, UnsupportedModel)):
+        open_model(model_folder(tmp_path, options=TINY | options))
+
+
+def test_an_image_that_is_no_multiple_of_the_patch_keeps_its_size(tmp_path: Path) -> None:
+    assert open_model(model_folder(tmp_path, options=TINY | {"img_size": 33})).structure.image == (3, 33, 33)
+
+
+def test_class_names_reach_the_data(tmp_path: Path) -> None:
+    assert open_model(model_folder(tmp_path, classes=list("abcde"))).class_names == tuple("abcde")

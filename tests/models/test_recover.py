@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 
 from models.plan import HeadPlan, Plan, identity
@@ -114,3 +115,28 @@ def test_kernels_average_the_five_widths() -> None:
     kernels = gaussian_kernels(torch.tensor([[[0.0], [2.0]]]))
     expected = np.mean([np.exp(-4 / (2 * s**2)) for s in (1, 2, 4, 8, 16)])
     assert np.isclose(float(kernels[0, 0, 1]), expected)
+
+
+def test_moments_see_every_position_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 tokens, a sixteenth of the rows: every n-th row would be the same position of every image."""
+    network = small_network(depth=1, img_size=32, class_token=False, global_pool="avg")
+    with torch.no_grad():
+        network.module.pos_embed.mul_(50)
+    images = images_for(network, 256)
+    whole = network.statistics(images, with_dependence=False)[0].neurons
+    monkeypatch.setattr("models.torch_network.MOMENT_ROWS", 256)
+    few = network.statistics(images, with_dependence=False)[0].neurons
+    deviation = whole.covariance.diagonal().sqrt() + 1e-6
+    assert ((few.mean - whole.mean).abs() / deviation).mean() < 0.15
+
+
+def test_a_block_of_constant_neurons_is_survived() -> None:
+    network = small_network(depth=2)
+    with torch.no_grad():
+        network.module.blocks[0].mlp.fc1.weight.zero_()
+        network.module.blocks[0].mlp.fc1.bias.fill_(3.0)
+    images, whole = images_for(network, 32), identity(network.structure)
+    statistics = network.statistics(images, with_dependence=False)
+    first = dataclasses.replace(whole.blocks[0], neurons=(0, 1))
+    small = network.pruned(Plan(whole.embed, (first, *whole.blocks[1:])), statistics)
+    assert torch.allclose(small.outputs(images), network.outputs(images), atol=1e-3)

@@ -9,9 +9,10 @@ from models.errors import ImpossibleBudget, InvalidRequest
 from models.structure import Structure
 from search.budgets import Budget, Budgets
 from search.decode import decode
-from search.policy import Policy
+from search.policy import Policy, PolicySpace
 from search.ranking import Array
-from tests.search.worlds import macs_keep, small_space
+from tests.models.networks import small_network
+from tests.search.worlds import AXES, macs_keep, random_ranking, small_space
 
 
 @pytest.mark.parametrize("keep", [0.9, 0.6, 0.4])
@@ -97,3 +98,15 @@ def test_no_block_loses_its_last_head_or_all_neurons() -> None:
     for block in space.sketch(space.along([1.0] * len(space.dimensions), 2)).blocks:
         assert block.attention is not None and block.attention.heads >= 1
         assert block.mlp is not None and block.mlp.neurons >= 16
+
+
+def test_every_direction_ends_in_the_same_smallest_network() -> None:
+    space, random = small_space(), np.random.default_rng(3)
+    ends = {space.sketch(space.along(list(random.random(len(space.dimensions))), 2)).key for _ in range(20)}
+    assert len(ends) == 1
+
+
+def test_keeping_everything_removes_nothing_from_odd_sizes() -> None:
+    structure = small_network(embed_dim=36, num_heads=2, mlp_ratio=1.5).structure
+    space = PolicySpace(structure, random_ranking(structure), AXES)
+    assert space.sketch(space.along([0.5] * len(space.dimensions), 0)) == structure

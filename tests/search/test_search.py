@@ -120,3 +120,7 @@ def test_the_lowest_cost_within_a_loss() -> None:
     assert chosen.allowed and chosen.accuracy is not None and chosen.accuracy >= 0.88
     assert chosen.costs["macs_keep"] == min(t.costs["macs_keep"] for t in trials if t.allowed) < 0.7
     assert any(not t.allowed for t in trials)
+
+
+def test_the_largest_seed_works() -> None:
+    assert len(World().search(2**31 - 1).run([], 8)) == 8
