@@ -84,4 +84,4 @@ def compare_outputs(expected: Tensor, got: Tensor) -> Parity:
     """expected, got: logits (n, C)."""
     difference = float((expected - got).abs().max())
     flips = int((expected.argmax(1) != got.argmax(1)).sum())
-    return Parity(len(expected), difference, difference / float(expected.abs().max()), flips)
+    return Parity(len(expected), difference, difference / max(float(expected.abs().max()), 1e-12), flips)

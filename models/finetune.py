@@ -65,7 +65,7 @@ def _train_epoch(
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        total += float(loss) * len(rows)
+        total += float(loss.detach()) * len(rows)
     return total / len(order)
 
 

@@ -22,6 +22,15 @@ LEAST = {"heads": 0.15, "qk": 0.25, "v": 0.25, "neurons": 0.1, "tokens": 0.25}
 TOKEN_STAGES = (0.25, 0.5, 0.75)
 """Tokens leave after the attention of the blocks at these depths: blocks 4, 7, 10 of 12, as in MDC and SPViT."""
 DIM_MULTIPLE, NEURON_MULTIPLE = 4, 16
+STARTS: tuple[dict[str, float], ...] = (
+    {"heads": 1.0, "qk": 1.0, "v": 1.0, "neurons": 1.0, "tokens": 1.0},
+    {"neurons": 1.0},
+    {"neurons": 1.0, "qk": 0.5, "v": 0.5},
+    {"tokens": 1.0, "neurons": 0.5},
+    {"tokens": 1.0},
+    {"heads": 1.0, "neurons": 0.5, "tokens": 0.5},
+)
+"""How eagerly each axis gives at the start of a search: all alike, then what usually costs least by itself."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +82,11 @@ class PolicySpace:
         return Policy(tokens=tokens, **values, **mixes)
 
     def starts(self) -> list[list[float]]:
-        """Analytic directions: all alike, then neurons or tokens with little of the rest, then one kind with half of it."""
+        """Analytic directions, those that touch an axis of this space."""
         kinds = {name: "tokens" if name.startswith("tokens") else name for name in self.keeps}
-        mixes = [0.5] * len(self.mixes)
-        weights = [(kind, 1.0, 0.1) for kind in ("neurons", "tokens") if kind in kinds.values()]
-        weights += [(kind, 1.0, 0.5) for kind in ("tokens", "neurons", "heads") if kind in kinds.values()]
-        starts = [[first if kind == axis else rest for kind in kinds.values()] + mixes for axis, first, rest in weights]
-        return [[1.0] * len(self.keeps) + mixes, *starts]
+        mixes = [0.0 if name == "heads_mix" else 0.5 for name in self.mixes]  # heads differ most between blocks
+        starts = [[eager.get(kind, 0.0) for kind in kinds.values()] for eager in STARTS]
+        return [start + mixes for start in starts if any(start)]
 
     def sketch(self, policy: Policy) -> Structure:
         """The structure of `plan(policy)`, without naming members: what pricing needs, a hundred times cheaper."""

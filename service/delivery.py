@@ -76,7 +76,9 @@ def deliver_files(delivery: Delivery, files: JobFiles, journal: Journal) -> JobR
     (folder / "model_card.md").write_text(model_card(report))
     _write_json(folder / "manifest.json", _manifest(delivery, folder))
     for path in sorted(folder.iterdir()):
-        os.replace(path, files.artifacts / path.name)
+        beside = files.artifacts / f".{path.name}.part"  # `work` may lie on another file system
+        shutil.move(path, beside)
+        os.replace(beside, files.artifacts / path.name)
     summary = {"rows": story.headline(report), "notes": story.notes(report), "guarantee": delivery.guarantee}
     summary |= {key: report[key] for key in ("original", "delivered", "ratio", "budgets", "parity")}
     return JobResult(delivery.guarantee, summary, delivery.trial.number)  # type: ignore[arg-type]

@@ -12,6 +12,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from latency.devices import describe_device, is_reachable
 from models.data import open_data
 from models.errors import DeviceUnavailable, InvalidRequest, VitfitError
@@ -33,6 +35,8 @@ def main() -> None:
             answer = {"ok": True, "description": describe(request)}
         except VitfitError as error:
             answer = {"ok": False, "error": error.to_json()}
+        except (ValidationError, OSError, KeyError) as error:
+            answer = {"ok": False, "error": InvalidRequest(f"The request cannot be read: {error}").to_json()}
     json.dump(answer, sys.stdout)
 
 
