@@ -17,6 +17,8 @@ from service.request import BudgetRequest, JobRequest
 
 SAFETY = 0.012
 """A measured budget is aimed at this far below its limit: the upper end of the measured interval must be within."""
+MOST_SAFETY = 0.1
+"""However wide the intervals: a noisier measurement calls for another one, not for a smaller network."""
 Place = tuple[str, Setting]
 """Where a latency holds: device and setting."""
 
@@ -70,7 +72,8 @@ class Pricing:
         """What was measured overrules what was predicted, from the next price on; on a noisy machine, where intervals
         are wide, the aim moves down."""
         for sample in samples:
-            self.safety = max(self.safety, 1.1 * (sample.ratio.high / sample.ratio.value - 1) + 0.002)
+            noise = sample.ratio.high / sample.ratio.value - 1
+            self.safety = max(self.safety, min(MOST_SAFETY, 1.1 * noise + 0.002))
         table = self.table(place)
         if table is not None:
             self.set_table(place, table.corrected(samples, original_ms))
