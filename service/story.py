@@ -8,6 +8,8 @@ from models.plan import Plan, PlanAxis
 from models.structure import Structure
 from service.verification import Evidence
 
+AXES: tuple[PlanAxis, ...] = ("heads", "neurons", "tokens")
+
 
 def side(
     structure: Structure, file_bytes: int, right: int | None, images: int, latency: Interval | None
@@ -89,16 +91,24 @@ def notes(report: dict[str, Any]) -> list[str]:
             f"measured latency over the original's: {ratio['measured']:.3f} "
             f"({ratio['low']:.3f} to {ratio['high']:.3f}){predicted}"
         )
-    shares = [f"{s['axis']} {s['share']:.2f}" for s in report["axes"] if s["share"] is not None]
-    if shares:
-        lines.append(f"fall of latency over fall of MACs, each axis alone: {', '.join(shares)}")
+    if report["axes"]:
+        alone = {row["axis"]: row["share"] for row in report["axes"]}
+        shares = ", ".join(f"{axis} {_share(alone, axis)}" for axis in AXES)
+        lines.append(f"fall of latency over fall of MACs, each axis alone: {shares}")
     if report["share_of_macs_fall"] is not None:
         lines.append(f"fall of latency over fall of MACs, all together: {report['share_of_macs_fall']:.2f}")
     return lines + list(report["warnings"])
 
 
+def _share(alone: dict[str, float | None], axis: str) -> str:
+    """What pruning this axis alone gave; under half a percent of the MACs a share would be noise."""
+    if axis not in alone:
+        return "(nothing removed)"
+    share = alone[axis]
+    return "(too little removed to tell)" if share is None else f"{share:.2f}"
+
+
 def axes_of(plan: Plan, original: Structure) -> Sequence[PlanAxis]:
     """The axes that this plan shrinks."""
     whole = original.macs
-    axes: tuple[PlanAxis, ...] = ("heads", "neurons", "tokens")
-    return [a for a in axes if plan.only(a, original).apply_to(original).macs < whole]
+    return [a for a in AXES if plan.only(a, original).apply_to(original).macs < whole]

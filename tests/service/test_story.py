@@ -79,7 +79,8 @@ def test_the_notes_set_prediction_beside_measurement(structure: Structure) -> No
     assert notes == [
         "at most 0.6: met",
         "measured latency over the original's: 0.500 (0.490 to 0.510), predicted 0.520",
-        "fall of latency over fall of MACs, each axis alone: heads 0.90",
+        "fall of latency over fall of MACs, each axis alone: "
+        "heads 0.90, neurons (nothing removed), tokens (nothing removed)",
         "fall of latency over fall of MACs, all together: 0.95",
         "Few images.",
     ]

@@ -1,0 +1,118 @@
+"""Cluttered scenes: one real handwritten digit at a random place among texture and distracting strokes, 64 x 64 pixels.
+
+Clean digits are too easy to tell methods apart. A scene is a function of its seed, so that nothing but this file and
+scikit-learn's digits is needed to have the same scenes again. `difficulty` runs from 0 (a large digit on black) to 1;
+tests are always at 1, the way there is the curriculum without which a transformer does not learn this task from nothing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.nn import functional
+
+SIDE = 64
+SOURCES = {"train": 1000, "selection": 297, "test": 500}
+"""Digits per split: a scene of one split never shows a digit of another."""
+OCTAVES = (4, 8, 16, 32)
+STROKES = 6
+CHUNK = 32
+"""Scenes drawn at once: what stays in a cache is drawn several times faster."""
+EASY_SIZE, HARD_SIZE = (36.0, 60.0), (18.0, 34.0)
+"""Side of the digit in pixels, from and to."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Digits of one split: images (n, 1, 8, 8) in [0, 1] and labels (n,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "Sources":
+        return Sources(self.images.to(device), self.labels.to(device))
+
+
+def sources(split: str, seed: int = 0) -> Sources:
+    """The digits of `train`, `selection` or `test`: a seeded, stratified split. Raises: KeyError for another name."""
+    digits = load_digits()
+    rest, rows = np.arange(len(digits.target)), {}
+    for name in ("test", "selection"):
+        rest, rows[name] = train_test_split(
+            rest, test_size=SOURCES[name], random_state=seed, stratify=digits.target[rest]
+        )
+    rows["train"] = rest
+    images = torch.from_numpy(digits.images[rows[split]] / 16).float().unsqueeze(1)
+    return Sources(images, torch.from_numpy(digits.target[rows[split]].astype(np.int64)))
+
+
+def scenes(digits: Sources, count: int, difficulty: Tensor | float, seed: int) -> tuple[Tensor, Tensor]:
+    """`count` scenes, uint8 (count, 64, 64, 1), and their labels. difficulty: a number or one per scene, (count,)."""
+    device = digits.images.device
+    draw = torch.Generator(device).manual_seed(seed)
+    hard = torch.as_tensor(difficulty, dtype=torch.float32, device=device).expand(count)
+    rows = torch.randint(len(digits.labels), (count,), generator=draw, device=device)
+    shown = _placed(digits.images[rows], hard, draw)
+    contrast = 1 - hard * 0.4 * _uniform((count,), draw)
+    background = _texture(count, draw) * (hard * (0.2 + 0.3 * _uniform((count,), draw)))[:, None, None, None]
+    strokes = _strokes(count, hard, draw)
+    scene = torch.maximum(background, strokes)
+    scene = scene + (contrast[:, None, None, None] - scene).clamp(min=0) * shown
+    scene = scene + 0.04 * hard[:, None, None, None] * torch.randn(scene.shape, generator=draw, device=device)
+    pixels = (scene.clamp(0, 1) * 255).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1), digits.labels[rows]
+
+
+def _uniform(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=draw, device=draw.device)
+
+
+def _placed(images: Tensor, hard: Tensor, draw: torch.Generator) -> Tensor:
+    """Each digit (n, 1, 8, 8) turned, sheared, scaled and put somewhere inside its scene. (n, 1, 64, 64)."""
+    count = len(images)
+    low, high = ((1 - hard) * easy + hard * tough for easy, tough in zip(EASY_SIZE, HARD_SIZE, strict=True))
+    size = low + (high - low) * _uniform((count,), draw)
+    room = (1 - size / SIDE)[:, None]
+    centre = room * (2 * _uniform((count, 2), draw) - 1)  # the grid runs from -1 to 1
+    angle, shear = (0.5 * _uniform((count,), draw) - 0.25 for _ in range(2))
+    turn = torch.stack([angle.cos(), -angle.sin() + shear, angle.sin(), angle.cos()], 1).view(-1, 2, 2)
+    turn = turn * (SIDE / size)[:, None, None]
+    shift = -(turn @ centre[:, :, None])
+    grid = functional.affine_grid(torch.cat([turn, shift], 2), [count, 1, SIDE, SIDE], align_corners=False)
+    return functional.grid_sample(images, grid, mode="bilinear", align_corners=False)
+
+
+def _texture(count: int, draw: torch.Generator) -> Tensor:
+    """Smooth noise of several octaves with random weights, about in [0, 1]. (n, 1, 64, 64)."""
+    total = torch.zeros(count, 1, SIDE, SIDE, device=draw.device)
+    weights = _uniform((len(OCTAVES), count), draw)
+    weights = weights / weights.sum(0)
+    for weight, cells in zip(weights, OCTAVES, strict=True):
+        noise = _uniform((count, 1, cells, cells), draw)
+        total += weight[:, None, None, None] * functional.interpolate(noise, size=(SIDE, SIDE), mode="bilinear")
+    return total
+
+
+def _strokes(count: int, hard: Tensor, draw: torch.Generator) -> Tensor:
+    """Up to STROKES straight pen strokes, more of them the harder. (n, 1, 64, 64)."""
+    shape = (count, STROKES, 1, 1)
+    start_x, start_y = SIDE * _uniform(shape, draw), SIDE * _uniform(shape, draw)
+    length, angle = 5 + 15 * _uniform(shape, draw), 6.2832 * _uniform(shape, draw)
+    width, ink = 0.7 + 1.3 * _uniform(shape, draw), 0.3 + 0.5 * _uniform(shape, draw)
+    ink = ink * (_uniform(shape, draw) < hard[:, None, None, None])
+    strokes = zip(*(p.split(CHUNK) for p in (start_x, start_y, length, angle, width, ink)), strict=True)
+    return torch.cat([_drawn(*stroke).amax(1, keepdim=True) for stroke in strokes])
+
+
+def _drawn(start_x: Tensor, start_y: Tensor, length: Tensor, angle: Tensor, width: Tensor, ink: Tensor) -> Tensor:
+    """Ink of each stroke at each pixel, by the distance to its axis. All (n, s, 1, 1) -> (n, s, 64, 64)."""
+    axis = torch.arange(SIDE, device=angle.device) + 0.5
+    x, y = axis - start_x, axis[:, None] - start_y
+    along = x * angle.cos() + y * angle.sin()
+    aside = y * angle.cos() - x * angle.sin()
+    beyond = along - along.clamp(min=0).minimum(length)
+    distance = aside.mul_(aside).add_(beyond.mul_(beyond)).sqrt_()
+    return distance.neg_().add_(1.2 + width).clamp_(0, 1).mul_(ink)
