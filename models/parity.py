@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from models.export import INPUT, OPSET, OUTPUT, Parity, compare_outputs, run_onnx
-from models.pruned import TokenReduction
 from models.record import Record
+from models.reduction import TokenReduction
 from models.torch_network import TorchNetwork
 
 

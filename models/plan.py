@@ -10,10 +10,11 @@ from typing import Literal
 
 from models.errors import InvalidRequest
 from models.record import Record
-from models.structure import Attention, Block, Mlp, Op, Reduction, Stage, Structure
+from models.structure import PACKAGING, Attention, Block, Mlp, Op, Place, Reducer, Reduction, Stage, Structure
 
 PlanAxis = Literal["heads", "neurons", "tokens", "embed", "blocks"]
 """Heads with their q/k and v dims are one axis here."""
+TokenScore = Literal["attention", "cumulative", "similarity"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,16 @@ class HeadPlan(Record):
 
 @dataclass(frozen=True)
 class TokenPlan(Record):
-    """Between attention and MLP: keep the `kept` best patch tokens of each image."""
+    """Keep the `kept` best patch tokens of each image; which they are is decided for each image as it runs.
+
+    score: what ranks them. attention: of the block just left (start) or the block's own (middle), from the class token,
+    or received where there is none. cumulative: CP-ViT's, over all layers so far. similarity: `merge` needs no rank.
+    """
 
     kept: int
-    reducer: Literal["drop", "fuse"] = "fuse"
+    reducer: Reducer = "fuse"
+    at: Place = "middle"
+    score: TokenScore = "attention"
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,7 @@ def check(plan: Plan, structure: Structure) -> None:
                 f"Block {block.source} does not exist; the network has blocks 0 to {len(originals) - 1}"
             )
         patches = _check_block(block, originals[block.source], plan, patches)
+    _check_scores(plan)
     sources = [block.source for block in plan.blocks]
     if sources != sorted(set(sources)):
         raise InvalidRequest(f"Blocks must keep their order and appear once; got sources {sources}")
@@ -150,7 +158,26 @@ def _check_block(plan: BlockPlan, block: Block, whole: Plan, patches: int) -> in
         raise InvalidRequest(
             f"{block.name}: a reduction can keep 1 to {patches - 1} patch tokens, not {plan.tokens.kept}"
         )
+    if (plan.tokens.reducer == "merge") != (plan.tokens.score == "similarity"):
+        raise InvalidRequest(f"{block.name}: reducer 'merge' goes with score 'similarity', the others with a rank")
     return plan.tokens.kept
+
+
+def _check_scores(plan: Plan) -> None:
+    """A reduction needs an attention to rank by, and packages and merges count tokens in different ways."""
+    scored = False
+    for block in plan.blocks:
+        tokens = block.tokens
+        if tokens is not None and tokens.at == "start" and not scored:
+            raise InvalidRequest(f"Block {block.source} cannot choose tokens at its start: no attention before it")
+        scored = scored or bool(block.heads)
+        if tokens is not None and tokens.at == "middle" and not block.heads:
+            raise InvalidRequest(f"Block {block.source} cannot choose tokens: its attention is removed")
+    if len({block.tokens.score for block in plan.blocks if block.tokens is not None}) > 1:
+        raise InvalidRequest("All token reductions of a plan must use the same score")
+    reducers = {block.tokens.reducer for block in plan.blocks if block.tokens is not None}
+    if "merge" in reducers and reducers & set(PACKAGING):
+        raise InvalidRequest("Reducer 'merge' cannot be mixed with a package token (fuse, weighted) in one plan")
 
 
 def _check_members(noun: str, members: tuple[int, ...], size: int, where: str) -> None:
@@ -170,7 +197,7 @@ def _check_subset(noun: str, members: tuple[int, ...], allowed: set[int], where:
 def _apply_block(plan: BlockPlan, block: Block, width: int, tokens: int, prefix: int, precision: str) -> Block:
     reduction = None
     if plan.tokens is not None:
-        reduction = Reduction(plan.tokens.reducer, plan.tokens.kept, prefix)
+        reduction = Reduction(plan.tokens.reducer, plan.tokens.kept, prefix, plan.tokens.at)
     return Block(
         block.name, width, tokens, _apply_attention(plan, block.attention, width), _apply_mlp(plan, block.mlp, width),
         reduction, block.layer_scale, precision,

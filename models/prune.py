@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from models.describe import head_count
-from models.errors import InvalidRequest
 from models.family import Family, is_present, part, replace_part
-from models.plan import BlockPlan, Plan, check
-from models.pruned import Gather, HeadNorm, PrunedAttention, PrunedBlock, PrunedMlp, TokenReduction, TokenWeights
-from models.structure import Structure
+from models.plan import BlockPlan, Plan, TokenScore, check
+from models.pruned import Gather, HeadNorm, PrunedAttention, PrunedBlock, PrunedBlocks, PrunedMlp
+from models.reduction import TokenReduction, TokenWatch
+from models.structure import PACKAGING, Structure
 
 
 def prune(model: nn.Module, family: Family, structure: Structure, plan: Plan) -> nn.Module:
@@ -23,35 +23,54 @@ def prune(model: nn.Module, family: Family, structure: Structure, plan: Plan) ->
     small = copy.deepcopy(model)
     originals = list(part(small, family.blocks).children())
     blocks = _prune_blocks(originals, family, structure, plan)
-    replace_part(small, family.blocks, nn.Sequential(*blocks))
     if len(plan.embed) < structure.width or plan.embed != tuple(range(structure.width)):
         _narrow_ends(small, family, plan.embed)
-    weights = _token_weights(blocks, family.pooling(model), structure.prefix)
-    if weights is not None:
-        replace_part(small, family.last_norm, nn.Sequential(part(small, family.last_norm), TokenWeights(weights)))
+    pooling, last_norm = family.pooling(model), None
+    if pooling != "token" and any(b.tokens is not None and b.tokens.reducer != "drop" for b in plan.blocks):
+        last_norm = part(small, family.last_norm)
+        replace_part(small, family.last_norm, nn.Identity())
+    replace_part(small, family.blocks, PrunedBlocks(blocks, structure.prefix, pooling == "all", last_norm))
     return small.train(model.training)
 
 
 def _prune_blocks(originals: list[nn.Module], family: Family, structure: Structure, plan: Plan) -> list[PrunedBlock]:
     patches, packaged, blocks = structure.tokens - structure.prefix, 0, []
-    for wanted in plan.blocks:
-        source = originals[wanted.source]
-        reduction = None
-        if wanted.tokens is not None:
-            if not wanted.heads:
-                raise InvalidRequest(f"Block {wanted.source} cannot choose tokens: its attention is removed")
-            fuse = wanted.tokens.reducer == "fuse"
-            by_class = structure.prefix > 0 and structure.has_class_token
-            reduction = TokenReduction(wanted.tokens.kept, structure.prefix, patches, packaged, fuse, by_class)
-            packaged += patches - wanted.tokens.kept if fuse else 0
-            patches = wanted.tokens.kept
-        blocks.append(_prune_block(source, family, wanted, plan.embed, reduction))
+    watching = watching_blocks(plan)
+    by_class = structure.prefix > 0 and structure.has_class_token
+    for place, wanted in enumerate(plan.blocks):
+        watch, reduction, chosen = None, None, wanted.tokens
+        attended = chosen.kept if chosen is not None and chosen.at == "start" else patches
+        if place in watching:
+            watch = TokenWatch(watching[place], structure.prefix, attended, by_class)
+        if chosen is not None:
+            reduction = TokenReduction(chosen, structure.prefix, patches, packaged)
+            packaged += patches - chosen.kept if chosen.reducer in PACKAGING else 0
+            patches = chosen.kept
+        blocks.append(
+            _prune_block(originals[wanted.source], family, wanted, plan.embed, reduction, watch, structure.prefix)
+        )
     return blocks
 
 
+def watching_blocks(plan: Plan) -> dict[int, TokenScore]:
+    """Places of the blocks whose attention a later choice reads, and what it reads."""
+    watching: dict[int, TokenScore] = {}
+    attended: list[int] = []
+    for place, block in enumerate(plan.blocks):
+        if block.heads and (block.tokens is None or block.tokens.at == "middle"):
+            attended.append(place)
+        if block.tokens is not None:
+            read = attended if block.tokens.score == "cumulative" else attended[-1:]
+            watching |= dict.fromkeys(read, block.tokens.score)
+        if block.heads and block.tokens is not None and block.tokens.at == "start":
+            attended.append(place)
+    return watching
+
+
 def _prune_block(
-    block: nn.Module, family: Family, plan: BlockPlan, embed: Sequence[int], reduction: TokenReduction | None
-) -> PrunedBlock:
+    block: nn.Module, family: Family, plan: BlockPlan, embed: Sequence[int], reduction: TokenReduction | None,
+    watch: TokenWatch | None, prefix: int,
+) -> PrunedBlock:  # fmt: skip
     attention = _attention(block, family, plan, embed) if plan.heads else None
     mlp = _mlp(block, family, plan, embed) if plan.neurons else None
     return PrunedBlock(
@@ -62,6 +81,8 @@ def _prune_block(
         narrow_norm(part(block, family.norm2), embed) if mlp else None,
         mlp,
         _after(block, family.layer_scale2, family.drop_paths[1], embed),
+        watch,
+        prefix,
     )
 
 
@@ -170,15 +191,3 @@ def _narrow_ends(model: nn.Module, family: Family, embed: Sequence[int]) -> None
             setattr(model, path, narrow_linear(head, range(head.out_features), embed))
     for name in family.width_attributes:
         setattr(model, name, len(embed))
-
-
-def _token_weights(blocks: list[PrunedBlock], pooling: str, prefix: int) -> Tensor | None:
-    """(N,) for average pooling when a package token stands for many; None when every token counts the same."""
-    reductions = [b.reduction for b in blocks if b.reduction is not None]
-    packaged = sum(r.patches - r.kept for r in reductions if r.fuse)
-    if pooling == "token" or not packaged:
-        return None
-    weights = torch.ones(prefix + reductions[-1].kept + 1)
-    weights[-1] = packaged
-    pooled = weights if pooling == "all" else weights[prefix:]
-    return weights / pooled.mean()

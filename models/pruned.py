@@ -3,13 +3,13 @@
 B batch, N tokens, D width, H heads, q/v kept q/k and v dims per head.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import tokens
+from models.reduction import TokenReduction, TokenState, TokenWatch
 
 
 class Gather(nn.Module):
@@ -55,17 +55,18 @@ class PrunedAttention(nn.Module):
         self.q_norm, self.k_norm = norms
         self.outputs, self.projection = outputs, projection
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """bias: added to the logits, (B, 1, 1, N)."""
         q, k, v = self._split(x)
         if torch.onnx.is_in_onnx_export():  # the exporter would scale q and k once more each
-            return self._join(self._attention(q, k) @ v)
-        return self._join(functional.scaled_dot_product_attention(q, k, v, scale=self.scale))
+            return self._join(self._attention(q, k, bias) @ v)
+        return self._join(functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale))
 
-    def with_scores(self, x: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """The same result, and `score` of the attention (B, H, N, N)."""
+    def with_attention(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The same result, the attention (B, H, N, N) and the keys (B, H, N, q)."""
         q, k, v = self._split(x)
-        attention = self._attention(q, k)
-        return self._join(attention @ v), score(attention)
+        attention = self._attention(q, k, bias)
+        return self._join(attention @ v), attention, k
 
     def fold_scale(self) -> None:
         """Moves the scale into the weights that make q, in place: one product less per run. For exported copies."""
@@ -80,9 +81,10 @@ class PrunedAttention(nn.Module):
                     tensor.mul_(self.scale)
         self.scale = 1.0
 
-    def _attention(self, q: Tensor, k: Tensor) -> Tensor:
+    def _attention(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
         """(B, H, N, N) after softmax."""
-        return torch.softmax((q if self.scale == 1.0 else q * self.scale) @ k.transpose(-2, -1), dim=-1)
+        logits = (q if self.scale == 1.0 else q * self.scale) @ k.transpose(-2, -1)
+        return torch.softmax(logits if bias is None else logits + bias, dim=-1)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Heads first, then q from k from v: that split copies whole rows, the other way round strided ones."""
@@ -116,73 +118,65 @@ class PrunedMlp(nn.Module):
         return out
 
 
-class TokenReduction(nn.Module):
-    """Keeps the best `kept` of `patches` patch tokens of each image; all counts are static.
-
-    For comparing two runtimes token by token: `forced`, when set, replaces the choice by given indices (B, kept), and
-    each choice is added to `chosen` when that is a list.
-    """
-
-    forced: Tensor | None
-    chosen: list[Tensor] | None
-
-    def __init__(self, kept: int, prefix: int, patches: int, packaged: int, fuse: bool, by_class: bool) -> None:
-        super().__init__()
-        self.kept, self.prefix, self.patches, self.packaged = kept, prefix, patches, packaged
-        self.fuse, self.by_class = fuse, by_class
-        self.forced = None
-        self.chosen = None
-
-    def score(self, attention: Tensor) -> Tensor:
-        """(B, H, N, N) -> (B, patches). An earlier package is not a candidate."""
-        rule = tokens.class_attention if self.by_class else tokens.received_attention
-        return rule(attention, self.prefix)[:, : self.patches]
-
-    def choose(self, scores: Tensor) -> Tensor:
-        return tokens.best_tokens(scores, self.kept) if self.forced is None else self.forced
-
-    def forward(self, x: Tensor, scores: Tensor) -> Tensor:
-        index = self.choose(scores)
-        if self.chosen is not None:
-            self.chosen.append(index)
-        if self.fuse:
-            return tokens.fuse(x, index, self.prefix, self.patches, self.packaged)
-        return tokens.drop(x, index, self.prefix, self.patches)
-
-
 class PrunedBlock(nn.Module):
-    """x + attention, [token reduction], x + MLP. A half that is gone is None."""
+    """[token reduction], x + attention, [token reduction], x + MLP. A half that is gone is None."""
 
     def __init__(
         self, norm1: nn.Module | None, attention: PrunedAttention | None, after1: nn.Module,
         reduction: TokenReduction | None, norm2: nn.Module | None, mlp: PrunedMlp | None, after2: nn.Module,
+        watch: TokenWatch | None, prefix: int,
     ) -> None:  # fmt: skip
         """after1, after2: layer scale and stochastic depth."""
         super().__init__()
         self.norm1, self.attention, self.after1 = norm1, attention, after1
-        self.reduction = reduction
+        self.reduction, self.watch, self.prefix = reduction, watch, prefix
         self.norm2, self.mlp, self.after2 = norm2, mlp, after2
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, state: TokenState | None = None) -> Tensor:
+        state = TokenState() if state is None else state
+        if self.reduction is not None and self.reduction.at == "start":
+            x = self.reduction(x, state)
         if self.attention is not None and self.norm1 is not None:
-            if self.reduction is None:
-                x = x + self.after1(self.attention(self.norm1(x)))
+            bias = state.attention_bias(self.prefix)
+            if self.watch is None:
+                update = self.attention(self.norm1(x), bias)
             else:
-                update, scores = self.attention.with_scores(self.norm1(x), self.reduction.score)
-                x = self.reduction(x + self.after1(update), scores)
+                update, attention, keys = self.attention.with_attention(self.norm1(x), bias)
+                self.watch(attention, keys, state)
+            x = x + self.after1(update)
+        if self.reduction is not None and self.reduction.at == "middle":
+            x = self.reduction(x, state)
         if self.mlp is not None and self.norm2 is not None:
             x = x + self.after2(self.mlp(self.norm2(x)))
         return x
 
 
-class TokenWeights(nn.Module):
-    """Before average pooling: each token counts as much as it stands for. weights (N,), mean 1 over the pooled tokens."""
+class PrunedBlocks(nn.Module):
+    """All blocks, under their places as names, with what they pass on beside the tokens.
 
-    weights: Tensor
+    With average pooling each token counts as much as it stands for: the norm over all tokens then stands here, and each
+    token leaves it times its size over the mean size of the tokens that are pooled.
+    """
 
-    def __init__(self, weights: Tensor) -> None:
+    def __init__(
+        self, blocks: Sequence[PrunedBlock], prefix: int, weigh_prefix: bool, last_norm: nn.Module | None
+    ) -> None:
+        """last_norm: None when tokens are not weighed. weigh_prefix: whether the prefix is pooled too."""
         super().__init__()
-        self.register_buffer("weights", weights.unsqueeze(-1))
+        for place, block in enumerate(blocks):
+            self.add_module(str(place), block)
+        self.prefix, self.weigh_prefix, self.last_norm = prefix, weigh_prefix, last_norm
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weights
+        state = TokenState()
+        for block in self.children():
+            if isinstance(block, PrunedBlock):
+                x = block(x, state)
+        return x if self.last_norm is None else self._weighed(self.last_norm(x), state.sizes)
+
+    def _weighed(self, x: Tensor, sizes: Tensor | None) -> Tensor:
+        assert sizes is not None
+        prefix = sizes.new_ones(sizes.shape[0], self.prefix)
+        every = torch.cat([prefix, sizes], dim=1)
+        pooled = every if self.weigh_prefix else sizes
+        return x * (every / pooled.mean(dim=1, keepdim=True)).unsqueeze(-1)

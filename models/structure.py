@@ -111,17 +111,26 @@ class Mlp(Record):
     gated: bool = False
 
 
+Reducer = Literal["drop", "fuse", "weighted", "merge"]
+"""What becomes of the tokens that are not kept: nothing, one package token (their mean, or their mean by score), or each
+is merged into the most similar one that stays."""
+PACKAGING: tuple[Reducer, ...] = ("fuse", "weighted")
+Place = Literal["start", "middle"]
+"""Before a block's attention, or between its attention and its MLP."""
+
+
 @dataclass(frozen=True)
 class Reduction(Record):
-    """Of the patch tokens that enter, `kept` leave one by one; with `fuse` the others leave as one package token."""
+    """Of the patch tokens that enter, `kept` leave one by one, and with some reducers a package of the others."""
 
-    reducer: Literal["drop", "fuse"]
+    reducer: Reducer
     kept: int
     prefix: int
+    at: Place = "middle"
 
     @property
     def tokens_out(self) -> int:
-        return self.prefix + self.kept + (1 if self.reducer == "fuse" else 0)
+        return self.prefix + self.kept + (1 if self.reducer in PACKAGING else 0)
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,11 @@ class Block(Record):
     @property
     def tokens_out(self) -> int:
         return self.reduction.tokens_out if self.reduction else self.tokens
+
+    @property
+    def tokens_attended(self) -> int:
+        """Tokens that the attention sees."""
+        return self.tokens_out if self.reduction and self.reduction.at == "start" else self.tokens
 
     def ops(self) -> tuple[Op, ...]:
         return _block_ops(self)
@@ -241,7 +255,7 @@ def _block_ops(block: Block) -> tuple[Op, ...]:
 
 
 def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
-    name, tokens, heads = block.name, block.tokens, shape.heads
+    name, tokens, heads = block.name, block.tokens_attended, shape.heads
     keys = shape.keys or tokens // shape.windows
     yield Op("norm", f"{name}.norm1", tokens, block.width, weights=True, bias=True)
     if shape.inputs < block.width:

@@ -21,6 +21,12 @@ def received_attention(attention: Tensor, prefix: int) -> Tensor:
     return attention[:, :, :, prefix:].mean(dim=(1, 2))
 
 
+def strongest_attention(attention: Tensor, prefix: int) -> Tensor:
+    """CP-ViT's score of one layer: sum over heads of the strongest attention that any query pays to the token.
+    (B, N - P)."""
+    return attention[:, :, :, prefix:].amax(dim=2).sum(dim=1)
+
+
 def best_tokens(scores: Tensor, kept: int) -> Tensor:
     """Indices of the `kept` highest scores, best first; ties go to the lower index. scores (B, M) -> (B, kept).
 
@@ -47,17 +53,62 @@ def drop(x: Tensor, index: Tensor, prefix: int, patches: int) -> Tensor:
     return torch.cat([x[:, :prefix], kept, x[:, prefix + patches :]], dim=1)
 
 
-def fuse(x: Tensor, index: Tensor, prefix: int, patches: int, packaged: int) -> Tensor:
-    """As `drop`, but the removed tokens leave as one package token: their mean (MDC; merged with an earlier package as
-    in HeatViT, so that there is never more than one).
+def fuse(
+    x: Tensor, index: Tensor, prefix: int, patches: int, packaged: int, weights: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """As `drop`, but the removed tokens leave as one package token: their mean (MDC), or their mean by `weights` (B, M),
+    at least 0 (SPViT); merged with an earlier package as in HeatViT, so that there is never more than one.
 
-    `packaged`: how many tokens the package at the end of x already stands for, 0 when there is none.
-    The sum of the removed is the sum of all less the sum of the kept: the removed are never gathered.
+    `packaged`: how many tokens the package at the end of x already stands for, 0 when there is none; beside weights of
+    mean 1 over the patches it counts so much. The sum of the removed is the sum of all less the sum of the kept: the
+    removed are never gathered.
     """
     body = x[:, prefix : prefix + patches]
     kept = gather_tokens(body, index)
-    total = body.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)
+    if weights is None:
+        total = body.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)
+        count: Tensor | float = float(patches - index.shape[1])
+    else:
+        share = (weights / weights.mean(dim=1, keepdim=True).clamp(min=1e-12)).unsqueeze(-1)
+        kept_share = gather_tokens(share, index)
+        total = (share * body).sum(dim=1, keepdim=True) - (kept_share * kept).sum(dim=1, keepdim=True)
+        count = (share.sum(dim=1, keepdim=True) - kept_share.sum(dim=1, keepdim=True)).clamp(min=1e-6)
     if packaged:
         total = total + x[:, prefix + patches :] * packaged
-    count = patches - index.shape[1] + packaged
+        count = count + packaged
     return torch.cat([x[:, :prefix], kept, total / count], dim=1)
+
+
+def merge(x: Tensor, keys: Tensor, sizes: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """Merges the most similar tokens until `kept` are left (ToMe, arXiv 2210.09461, section 3: bipartite matching).
+
+    x (B, M, D); keys (B, M, q), whose cosine is the similarity; sizes (1 or B, M). Returns (B, kept, D) and (B, kept):
+    means weighted by size, and the new sizes. A round merges at most half of the tokens, so small `kept` take several.
+    The sums into the partners are a product with a one-hot matrix: no scatter.
+    """
+    sizes = sizes.expand(x.shape[0], -1)
+    while x.shape[1] > kept:
+        removed = min(x.shape[1] - kept, x.shape[1] // 2)
+        joined = torch.cat([x, keys], dim=2)
+        joined, sizes = _merge_round(joined, keys, sizes, removed)
+        x, keys = joined[..., : x.shape[2]], joined[..., x.shape[2] :]
+    return x, sizes
+
+
+def _merge_round(x: Tensor, keys: Tensor, sizes: Tensor, removed: int) -> tuple[Tensor, Tensor]:
+    """Of the tokens at odd places, the `removed` most similar to one at an even place are merged into it."""
+    unit = functional.normalize(keys, dim=-1)
+    similarity = unit[:, 1::2] @ unit[:, 0::2].transpose(1, 2)
+    partner = similarity.argmax(dim=2)
+    order = best_tokens(similarity.amax(dim=2), similarity.shape[1])
+    going, staying = order[:, :removed], order[:, removed:]
+    targets = partner.gather(1, going)
+    chosen = (targets.unsqueeze(-1) == torch.arange(similarity.shape[2], device=x.device)).to(x.dtype)
+    odd, odd_sizes = x[:, 1::2], sizes[:, 1::2]
+    weight = odd_sizes.gather(1, going).unsqueeze(-1)
+    even_sizes = sizes[:, 0::2].unsqueeze(-1)
+    total = even_sizes + chosen.transpose(1, 2) @ weight
+    merged = (x[:, 0::2] * even_sizes + chosen.transpose(1, 2) @ (gather_tokens(odd, going) * weight)) / total
+    left = torch.cat([merged, gather_tokens(odd, staying)], dim=1) if staying.shape[1] else merged
+    left_sizes = torch.cat([total.squeeze(-1), odd_sizes.gather(1, staying)], dim=1)
+    return left, left_sizes

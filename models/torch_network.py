@@ -15,7 +15,8 @@ from models.network import LayerWeights
 from models.plan import Plan
 from models.preprocessing import Preprocessing
 from models.prune import prune
-from models.pruned import PrunedAttention, PrunedBlock, TokenReduction
+from models.pruned import PrunedAttention, PrunedBlock
+from models.reduction import TokenReduction
 from models.recover import recover
 from models.statistics import BlockStatistics, Dependence, Moments, dependence, output_kernel
 from models.structure import Structure

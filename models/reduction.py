@@ -1,0 +1,96 @@
+"""Token reduction inside a pruned network: what a forward pass carries between blocks, and the module that chooses.
+
+B batch, N tokens = P prefix + M patches [+ 1 package], D width, H heads. All counts are static.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models import tokens
+from models.plan import TokenPlan, TokenScore
+from models.structure import PACKAGING
+
+
+@dataclass
+class TokenState:
+    """Of one forward pass, beside the tokens. Nothing in it is learnt.
+
+    scores: (B, M) of the patch tokens that are there, for the next choice; for `similarity` the keys, (B, M, q).
+    sizes: (1 or B, N - P), how many tokens of the original each one stands for; None: one each.
+    merged: whether attention must count tokens by their size (ToMe's proportional attention).
+    """
+
+    scores: Tensor | None = None
+    sizes: Tensor | None = None
+    merged: bool = False
+
+    def attention_bias(self, prefix: int) -> Tensor | None:
+        """log(size) of each key, (B, 1, 1, N); None while all are the same."""
+        if not self.merged or self.sizes is None:
+            return None
+        ones = self.sizes.new_ones(self.sizes.shape[0], prefix)
+        return torch.cat([ones, self.sizes], dim=1).log()[:, None, None, :]
+
+
+class TokenWatch(nn.Module):
+    """Reads the attention of one block for the next choice. by_class: by the class token's attention."""
+
+    def __init__(self, score: TokenScore, prefix: int, patches: int, by_class: bool) -> None:
+        super().__init__()
+        self.kind, self.prefix, self.patches, self.by_class = score, prefix, patches, by_class
+
+    def forward(self, attention: Tensor, keys: Tensor, state: TokenState) -> None:
+        """attention (B, H, N, N) after softmax, keys (B, H, N, q). An earlier package is not a candidate."""
+        if self.kind == "similarity":
+            state.scores = keys.mean(dim=1)[:, self.prefix : self.prefix + self.patches]
+            return
+        if self.kind == "cumulative":
+            seen = tokens.strongest_attention(attention, self.prefix)[:, : self.patches]
+            state.scores = seen if state.scores is None else state.scores + seen
+            return
+        rule = tokens.class_attention if self.by_class else tokens.received_attention
+        state.scores = rule(attention, self.prefix)[:, : self.patches]
+
+
+class TokenReduction(nn.Module):
+    """Of `patches` patch tokens, keeps the plan's `kept`, in the way of its reducer.
+
+    For comparing two runtimes token by token: `forced`, when set, replaces the choice by given indices (B, kept), and
+    each choice is added to `chosen` when that is a list.
+    """
+
+    forced: Tensor | None
+    chosen: list[Tensor] | None
+
+    def __init__(self, plan: TokenPlan, prefix: int, patches: int, packaged: int) -> None:
+        """packaged: how many tokens an earlier package at the end stands for, 0 when there is none."""
+        super().__init__()
+        self.kept, self.reducer, self.at = plan.kept, plan.reducer, plan.at
+        self.prefix, self.patches, self.packaged = prefix, patches, packaged
+        self.cumulative = plan.score == "cumulative"
+        self.forced = None
+        self.chosen = None
+
+    def forward(self, x: Tensor, state: TokenState) -> Tensor:
+        assert state.scores is not None
+        if self.reducer == "merge":
+            return self._merge(x, state.scores, state)
+        index = tokens.best_tokens(state.scores, self.kept) if self.forced is None else self.forced
+        if self.chosen is not None:
+            self.chosen.append(index)
+        scores = state.scores
+        state.scores = scores.gather(1, index) if self.cumulative else None
+        if self.reducer not in PACKAGING:
+            return tokens.drop(x, index, self.prefix, self.patches)
+        gone = self.patches - self.kept + self.packaged
+        state.sizes = torch.cat([x.new_ones(1, self.kept), x.new_full((1, 1), float(gone))], dim=1)
+        weights = scores if self.reducer == "weighted" else None
+        return tokens.fuse(x, index, self.prefix, self.patches, self.packaged, weights)
+
+    def _merge(self, x: Tensor, keys: Tensor, state: TokenState) -> Tensor:
+        sizes = state.sizes if state.sizes is not None else x.new_ones(1, self.patches)
+        body, sizes = tokens.merge(x[:, self.prefix :], keys, sizes, self.kept)
+        state.scores, state.sizes, state.merged = None, sizes, True
+        return torch.cat([x[:, : self.prefix], body], dim=1)
