@@ -1,6 +1,6 @@
 """A `Network` can be described, give statistics, be pruned, give outputs and be exported. PyTorch is one kind of it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -8,7 +8,7 @@ from typing import Protocol, Self
 from torch import Tensor, nn
 
 from models.plan import Plan
-from models.statistics import BlockStatistics
+from models.statistics import Kind, Statistics
 from models.structure import Structure
 
 
@@ -36,9 +36,9 @@ class Network(Protocol):
         """Logits (n, C) of images (n, C, H, W), without gradients."""
         ...
 
-    def statistics(self, images: Tensor, with_dependence: bool) -> tuple[BlockStatistics, ...]: ...
+    def statistics(self, images: Tensor, kinds: Collection[Kind] = ()) -> Statistics: ...
 
-    def pruned(self, plan: Plan, statistics: Sequence[BlockStatistics] | None) -> Self:
+    def pruned(self, plan: Plan, statistics: Statistics | None) -> Self:
         """The network that `plan` leaves; with statistics (of this network) recovered in closed form."""
         ...
 

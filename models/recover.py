@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.moments import InputStatistics
 from models.network import LayerWeights
 from models.plan import BlockPlan, Plan
 from models.pruned import PrunedBlock
-from models.statistics import BlockStatistics, InputStatistics
+from models.statistics import BlockStatistics
 
 RIDGE = 1e-3
 FLOOR = 1e-8

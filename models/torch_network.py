@@ -1,24 +1,26 @@
 """The PyTorch `Network`."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from models.dependence import Dependence, dependence, output_kernel
 from models.describe import describe, head_count
 from models.export import export_onnx
 from models.families import family_of
 from models.family import part
+from models.moments import Moments
 from models.network import LayerWeights
 from models.plan import Plan
 from models.preprocessing import Preprocessing
 from models.prune import prune
 from models.pruned import PrunedAttention, PrunedBlock
-from models.reduction import TokenReduction
 from models.recover import recover
-from models.statistics import BlockStatistics, Dependence, Moments, dependence, output_kernel
+from models.reduction import TokenReduction
+from models.statistics import BlockStatistics, Kind, Statistics
 from models.structure import Structure
 
 DEPENDENCE_IMAGES = 128
@@ -65,12 +67,12 @@ class TorchNetwork:
         with torch.inference_mode():
             return torch.cat([self.module(chunk) for chunk in images.split(batch)])
 
-    def pruned(self, plan: Plan, statistics: Sequence[BlockStatistics] | None) -> "TorchNetwork":
+    def pruned(self, plan: Plan, statistics: Statistics | None) -> "TorchNetwork":
         small = copy.copy(self)
         small.module = prune(self.module, self._family, self._structure, plan).eval()
         small._structure, small.plan = plan.apply_to(self._structure), plan
         if statistics is not None:
-            recover(small.pruned_blocks(), plan, self.weights(), statistics)
+            recover(small.pruned_blocks(), plan, self.weights(), statistics.blocks)
         return small
 
     def pruned_blocks(self) -> list[PrunedBlock]:
@@ -80,14 +82,15 @@ class TorchNetwork:
         """In the order of the blocks."""
         return [block.reduction for block in self.pruned_blocks() if block.reduction is not None]
 
-    def statistics(self, images: Tensor, with_dependence: bool) -> tuple[BlockStatistics, ...]:
-        """One pass over the images for the moments, one over the first 128 for HSIC."""
+    def statistics(self, images: Tensor, kinds: Collection[Kind] = ()) -> Statistics:
+        """One pass over the images for the moments, and what each kind takes."""
         moments = self._moments(images)
-        found = self._dependence(images[:DEPENDENCE_IMAGES]) if with_dependence else [None] * len(moments)
-        return tuple(
+        found = self._dependence(images[:DEPENDENCE_IMAGES]) if "dependence" in kinds else [None] * len(moments)
+        blocks = (
             BlockStatistics(projection.statistics(), neurons.statistics(), block)
             for (projection, neurons), block in zip(moments, found, strict=True)
         )
+        return Statistics(tuple(blocks))
 
     def _moments(self, images: Tensor) -> list[tuple[Moments, Moments]]:
         moments = [(Moments(), Moments()) for _ in self.blocks()]

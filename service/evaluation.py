@@ -14,9 +14,9 @@ from models.data import Batch, Dataset, noise_data, open_data
 from models.evaluate import agreement, correct, feature_agreement, same_answer
 from models.open import open_model
 from models.plan import Plan
-from models.statistics import BlockStatistics, from_tensors, to_tensors
+from models.statistics import Statistics, from_tensors, to_tensors
 from models.torch_network import TorchNetwork
-from search.criteria import rank
+from search.criteria import CRITERIA, rank
 from search.methods import criterion_of, method_named
 from search.policy import Policy, PolicySpace
 from search.trial import Score
@@ -36,7 +36,7 @@ class Evaluation:
     calibration: Batch
     selection: Batch
     seed: int
-    statistics: tuple[BlockStatistics, ...] | None = None
+    statistics: Statistics | None = None
     space: PolicySpace | None = None
     dense: Tensor | None = None
 
@@ -65,7 +65,7 @@ class Evaluation:
         if stored.exists():
             self.statistics = from_tensors(load_file(stored))
         else:
-            self.statistics = self.network.statistics(self.calibration.images, with_dependence=criterion == "hsic")
+            self.statistics = self.network.statistics(self.calibration.images, CRITERIA[criterion].needs)
             beside = stored.with_suffix(".part")
             save_file(to_tensors(self.statistics), beside)
             beside.replace(stored)

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from models.moments import InputStatistics
 from models.network import LayerWeights
-from models.statistics import BlockStatistics, InputStatistics
+from models.statistics import BlockStatistics
 from search.criteria.magnitude import qk_scores
 from search.ranking import Array, BlockRanking
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from models.dependence import centred, dependence, gaussian_kernels, output_kernel
+from models.moments import InputStatistics, Moments
 from models.plan import HeadPlan, Plan, identity
 from models.recover import refit
-from models.statistics import InputStatistics, Moments, centred, dependence, gaussian_kernels, output_kernel
 from tests.models.networks import images_for, random_plan, small_network
 
 
@@ -56,7 +57,7 @@ def test_a_duplicated_neuron_is_recovered_exactly() -> None:
         fc1.weight[1], fc1.bias[1] = fc1.weight[0], fc1.bias[0]
         fc2.weight[:, :2] *= 5
     images, whole = images_for(network, 64), identity(network.structure)
-    statistics = network.statistics(images, with_dependence=False)
+    statistics = network.statistics(images)
     first = dataclasses.replace(whole.blocks[0], neurons=tuple(i for i in range(192) if i != 1))
     plan = Plan(whole.embed, (first, *whole.blocks[1:]))
     dense = network.outputs(images)
@@ -68,7 +69,7 @@ def test_a_duplicated_neuron_is_recovered_exactly() -> None:
 def test_recovery_helps_a_random_plan() -> None:
     network = small_network()
     images = images_for(network, 128)
-    statistics = network.statistics(images[:96], with_dependence=False)
+    statistics = network.statistics(images[:96])
     plan = random_plan(network.structure, seed=4, tokens=False)
     dense = network.outputs(images[96:])
     bare = (network.pruned(plan, None).outputs(images[96:]) - dense).pow(2).mean()
@@ -78,7 +79,7 @@ def test_recovery_helps_a_random_plan() -> None:
 
 def test_recovery_of_everything_kept_changes_nothing() -> None:
     network = small_network()
-    statistics = network.statistics(images_for(network, 32), with_dependence=False)
+    statistics = network.statistics(images_for(network, 32))
     same = network.pruned(identity(network.structure), statistics)
     images = images_for(network, 4, seed=1)
     assert torch.allclose(same.outputs(images), network.outputs(images), atol=1e-5)
@@ -87,7 +88,7 @@ def test_recovery_of_everything_kept_changes_nothing() -> None:
 def test_heads_in_another_order_are_recovered_in_that_order() -> None:
     network = small_network(depth=1)
     images, whole = images_for(network, 64), identity(network.structure)
-    statistics = network.statistics(images, with_dependence=False)
+    statistics = network.statistics(images)
     heads = whole.blocks[0].heads
     thin = tuple(HeadPlan(h.qk, h.v[:15]) for h in heads)
     plans = [Plan(whole.embed, (dataclasses.replace(whole.blocks[0], heads=order),)) for order in (thin, thin[::-1])]
@@ -123,9 +124,9 @@ def test_moments_see_every_position_of_the_tokens(monkeypatch: pytest.MonkeyPatc
     with torch.no_grad():
         network.module.pos_embed.mul_(50)
     images = images_for(network, 256)
-    whole = network.statistics(images, with_dependence=False)[0].neurons
+    whole = network.statistics(images).blocks[0].neurons
     monkeypatch.setattr("models.torch_network.MOMENT_ROWS", 256)
-    few = network.statistics(images, with_dependence=False)[0].neurons
+    few = network.statistics(images).blocks[0].neurons
     deviation = whole.covariance.diagonal().sqrt() + 1e-6
     assert ((few.mean - whole.mean).abs() / deviation).mean() < 0.15
 
@@ -136,7 +137,7 @@ def test_a_block_of_constant_neurons_is_survived() -> None:
         network.module.blocks[0].mlp.fc1.weight.zero_()
         network.module.blocks[0].mlp.fc1.bias.fill_(3.0)
     images, whole = images_for(network, 32), identity(network.structure)
-    statistics = network.statistics(images, with_dependence=False)
+    statistics = network.statistics(images)
     first = dataclasses.replace(whole.blocks[0], neurons=(0, 1))
     small = network.pruned(Plan(whole.embed, (first, *whole.blocks[1:])), statistics)
     assert torch.allclose(small.outputs(images), network.outputs(images), atol=1e-3)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.errors import InvalidRequest, UnknownName
-from models.statistics import BlockStatistics
+from models.statistics import Statistics
 from models.torch_network import TorchNetwork
 from search.criteria import CRITERIA, rank
 from search.criteria.hsic import head_scores, minmax, neuron_scores
@@ -16,7 +16,7 @@ DEAD_HEAD, DUPLICATE, TWIN, CONSTANT = 1, 5, 6, 9
 
 
 @pytest.fixture(scope="module")
-def planted() -> tuple[TorchNetwork, tuple[BlockStatistics, ...]]:
+def planted() -> tuple[TorchNetwork, Statistics]:
     """In block 1: head 1 gives zeros, neurons 5 and 6 are the same and strong, neuron 9 is a large constant."""
     network = small_network(depth=2, seed=3)
     block = network.module.blocks[1]
@@ -28,10 +28,10 @@ def planted() -> tuple[TorchNetwork, tuple[BlockStatistics, ...]]:
         block.mlp.fc1.bias[[DUPLICATE, TWIN]] = block.mlp.fc1.bias[DUPLICATE].clone()
         block.mlp.fc1.weight[CONSTANT], block.mlp.fc1.bias[CONSTANT] = 0, 30.0
         block.mlp.fc2.weight[:, [DUPLICATE, TWIN]] = block.mlp.fc2.weight[:, [DUPLICATE]].clone()
-    return network, network.statistics(images_for(network, 64), with_dependence=True)
+    return network, network.statistics(images_for(network, 64), {"dependence"})
 
 
-def ranked(planted: tuple[TorchNetwork, tuple[BlockStatistics, ...]], criterion: str) -> Ranking:
+def ranked(planted: tuple[TorchNetwork, Statistics], criterion: str) -> Ranking:
     network, statistics = planted
     return rank(criterion, network.weights(), statistics)
 
@@ -42,27 +42,27 @@ def place(scores: np.ndarray, member: int) -> float:
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_the_dead_head_goes_first(planted: tuple[TorchNetwork, tuple[BlockStatistics, ...]], criterion: str) -> None:
+def test_the_dead_head_goes_first(planted: tuple[TorchNetwork, Statistics], criterion: str) -> None:
     """Its output is zero: no variance, no dependence, nothing to reconstruct, and its weights are the smallest."""
     assert ranked(planted, criterion).blocks[1].heads.argmin() == DEAD_HEAD
 
 
 @pytest.mark.parametrize("criterion", ["variance", "reconstruction"])
 def test_the_constant_neuron_goes_first_where_means_are_folded(
-    planted: tuple[TorchNetwork, tuple[BlockStatistics, ...]], criterion: str
+    planted: tuple[TorchNetwork, Statistics], criterion: str
 ) -> None:
     assert ranked(planted, criterion).blocks[1].neurons.argmin() == CONSTANT
 
 
 @pytest.mark.parametrize("criterion", ["hsic"])
 def test_the_constant_neuron_stays_where_activation_size_counts(
-    planted: tuple[TorchNetwork, tuple[BlockStatistics, ...]], criterion: str
+    planted: tuple[TorchNetwork, Statistics], criterion: str
 ) -> None:
     """MDC's score is nine tenths sum |activation|: a large constant looks important to it."""
     assert place(ranked(planted, criterion).blocks[1].neurons, CONSTANT) > 0.9
 
 
-def test_only_reconstruction_sees_the_duplicate(planted: tuple[TorchNetwork, tuple[BlockStatistics, ...]]) -> None:
+def test_only_reconstruction_sees_the_duplicate(planted: tuple[TorchNetwork, Statistics]) -> None:
     """One of the pair is free, its twin then carries both; every other criterion gives both the same high place."""
     neurons = ranked(planted, "reconstruction").blocks[1].neurons
     pair = sorted(place(neurons, member) for member in (DUPLICATE, TWIN))
@@ -74,11 +74,11 @@ def test_only_reconstruction_sees_the_duplicate(planted: tuple[TorchNetwork, tup
 
 
 def test_reconstruction_loss_is_what_refitting_leaves(
-    planted: tuple[TorchNetwork, tuple[BlockStatistics, ...]],
+    planted: tuple[TorchNetwork, Statistics],
 ) -> None:
     """The first neuron that goes costs what least squares on the raw activations says."""
     network, statistics = planted
-    weights, seen = network.weights()[0], statistics[0].neurons
+    weights, seen = network.weights()[0], statistics.blocks[0].neurons
     scores = ranked(planted, "reconstruction").blocks[0].neurons
     first = int(scores.argmin())
     covariance, fc2 = np.asarray(seen.covariance), np.asarray(weights.fc2.weight.detach().double())
