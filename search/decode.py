@@ -4,15 +4,15 @@ Latency is not monotone in what is kept (vector widths, cache sizes), so nothing
 are priced in one batch and the first that meets all budgets is taken; then neurons, the finest axis, fill what is left.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from models.structure import Structure
 from search.budgets import Budgets
-from search.policy import Policy, PolicySpace
+from search.policy import Policy
 from search.ranking import Array
+from search.spaces.space import Space
 
 Price = Callable[[Sequence[Structure]], Array]
 """Costs (S, B) of S structures under B budgets, each in its budget's unit. Dear structures are priced, never built."""
@@ -21,7 +21,7 @@ GRID, REFINE, FILL = 48, 8, 12
 END = 2.0
 
 
-def decode(space: PolicySpace, direction: Sequence[float], budgets: Budgets, price: Price) -> Policy:
+def decode(space: Space, direction: Sequence[float], budgets: Budgets, price: Price) -> Policy:
     """The largest policy along the direction that meets all budgets.
 
     Raises: ImpossibleBudget naming the best reachable value when even the end of the direction does not.
@@ -39,20 +39,18 @@ def decode(space: PolicySpace, direction: Sequence[float], budgets: Budgets, pri
     return _filled(space, space.along(direction, finer[place]), budgets, price)
 
 
-def _first_within(
-    space: PolicySpace, direction: Sequence[float], budgets: Budgets, price: Price, steps: Array
-) -> int | None:
+def _first_within(space: Space, direction: Sequence[float], budgets: Budgets, price: Price, steps: Array) -> int | None:
     """Index of the largest policy within the budgets: policies shrink along the steps."""
     costs = price([space.sketch(space.along(direction, t)) for t in steps])
     within = [budgets.met([float(cost) for cost in row]) for row in costs]
     return within.index(True) if any(within) else None
 
 
-def _filled(space: PolicySpace, policy: Policy, budgets: Budgets, price: Price) -> Policy:
-    """Heads and tokens come in lumps; neurons use up what the last lump left."""
-    if "neurons" not in space.keeps:
+def _filled(space: Space, policy: Policy, budgets: Budgets, price: Price) -> Policy:
+    """The largest along the finest axis: lumps of the others leave room."""
+    fuller = space.fuller(policy, FILL)
+    if len(fuller) == 1:
         return policy
-    fuller = [dataclasses.replace(policy, neurons=float(k)) for k in np.linspace(policy.neurons, 1.0, FILL + 1)]
     costs = price([space.sketch(candidate) for candidate in fuller])
     within = [c for c, row in zip(fuller, costs, strict=True) if budgets.met([float(cost) for cost in row])]
     return within[-1] if within else policy

@@ -1,10 +1,11 @@
 """The methods and criteria that a job can name. Standard library only: the web process lists them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from models.errors import InvalidRequest, UnknownName
 from models.record import Record
+from search.token_rule import TokenRule
 
 CRITERION_TITLES = {
     "reconstruction": "output lost after closed-form re-fitting (optimal brain surgeon over columns)",
@@ -25,6 +26,8 @@ class Method(Record):
     """Allowed ones; the first is the default."""
     training: str
     paper: str
+    space: str = "compact"
+    tokens: TokenRule = field(default_factory=TokenRule)
 
 
 METHODS = {

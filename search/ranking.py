@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from models.structure import Structure
+
 Array = npt.NDArray[np.float64]
 
 
@@ -16,6 +18,10 @@ class BlockRanking:
     qk: Array
     v: Array
     neurons: Array
+    halves: Array | None = None
+    """(2,): the attention and the MLP as a whole."""
+    inputs: tuple[Array, Array, Array] | None = None
+    """Of learned gates: inputs of q/k/v (D,), of the projection (H * v,), of fc1 (D,)."""
 
 
 @dataclass(frozen=True)
@@ -27,3 +33,16 @@ class Ranking:
     across_blocks: bool
     forward_passes: int
     seconds: float = 0.0
+    embed: Array | None = None
+    """(D,): embedding dims, everywhere in the residual stream."""
+
+
+def unranked(structure: Structure) -> Ranking:
+    """Every member alike: the first ones stay. Where only counts matter."""
+    blocks = []
+    for block in structure.blocks:
+        a, mlp = block.attention, block.mlp
+        assert a is not None and mlp is not None
+        qk, v = np.zeros((a.heads, a.qk_dim)), np.zeros((a.heads, a.v_dim))
+        blocks.append(BlockRanking(np.zeros(a.heads), qk, v, np.zeros(mlp.neurons)))
+    return Ranking("unranked", tuple(blocks), across_blocks=False, forward_passes=0)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from search.budgets import Budgets
 from search.decode import Price, decode
 from search.objective import BestScore, Objective
-from search.policy import Policy, PolicySpace
+from search.policy import Policy
 from search.searcher import Proposal, by_expected_improvement
+from search.spaces.space import Space
 from search.trial import Score, Trial
 
 Evaluate = Callable[[Policy], Score]
@@ -22,7 +23,7 @@ TRIES = 50
 class Search:
     """What stays the same over a search. `record` must be durable when it returns."""
 
-    space: PolicySpace
+    space: Space
     budgets: Budgets
     price: Price
     evaluate: Evaluate

@@ -18,7 +18,9 @@ from models.statistics import Statistics, from_tensors, to_tensors
 from models.torch_network import TorchNetwork
 from search.criteria import CRITERIA, rank
 from search.methods import criterion_of, method_named
-from search.policy import Policy, PolicySpace
+from search.policy import Policy
+from search.spaces import space_of
+from search.spaces.space import Space
 from search.trial import Score
 from service.journal import JobFiles
 from service.request import JobRequest
@@ -37,7 +39,7 @@ class Evaluation:
     selection: Batch
     seed: int
     statistics: Statistics | None = None
-    space: PolicySpace | None = None
+    space: Space | None = None
     dense: Tensor | None = None
 
     @classmethod
@@ -70,10 +72,10 @@ class Evaluation:
             save_file(to_tensors(self.statistics), beside)
             beside.replace(stored)
         ranking = rank(criterion, self.network.weights(), self.statistics)
-        self.space = PolicySpace(self.network.structure, ranking, method.axes)
+        self.space = space_of(method, self.network.structure, ranking)
         self.dense = self.network.outputs(self.selection.images)
 
-    def policy_space(self) -> PolicySpace:
+    def policy_space(self) -> Space:
         """Raises: AssertionError before `rank`."""
         assert self.space is not None
         return self.space

@@ -90,7 +90,7 @@ class Job:
 
     def profile(self) -> None:
         self.journal.stage("profiling")
-        profile(self.pricing, self.evaluation.network, self.space, self.verifier, self.files.tables, self.files.work)
+        profile(self.pricing, self.evaluation.network, self.verifier, self.files.tables, self.files.work)
         self.journal.check()
 
     def search(self) -> None:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
 LIGHT = frozenset(
     [
         "models", "models.errors", "models.record", "models.structure", "models.plan",
-        "search", "search.budgets", "search.methods",
+        "search", "search.budgets", "search.methods", "search.policy", "search.token_rule",
         "latency", "latency.devices", "latency.setting", "latency.profiles",
     ]
 )  # fmt: skip

@@ -11,8 +11,8 @@ from latency.sampling import Interval
 from latency.setting import Setting
 from latency.table import Sample, Table, TablePricer, load_table
 from models.structure import Structure
-from search.policy import PolicySpace
-from service.profiling import probe_policies
+from search.spaces.compact import CompactSpace
+from service.profiling import probe_plans
 from tests.models.networks import small_network
 from tests.search.worlds import random_ranking
 
@@ -24,16 +24,16 @@ def true_ms(structure: Structure) -> float:
 
 
 @pytest.fixture(scope="module")
-def space() -> PolicySpace:
+def space() -> CompactSpace:
     structure = small_network(img_size=96, embed_dim=96).structure
-    return PolicySpace(structure, random_ranking(structure), ("heads", "qk", "v", "neurons", "tokens"))
+    return CompactSpace(structure, random_ranking(structure), ("heads", "qk", "v", "neurons", "tokens"))
 
 
 @pytest.fixture(scope="module")
-def table(space: PolicySpace) -> Table:
+def table(space: CompactSpace) -> Table:
     """Fitted as a job does, to the probes; the measurements are off by up to 0.5 %."""
     random, original = np.random.default_rng(0), space.structure
-    structures = [space.sketch(policy) for policy in probe_policies(space)]
+    structures = [plan.apply_to(original) for plan in probe_plans(original)]
     samples = [Sample(original, Interval(1, 1, 1))]
     for structure in structures:
         value = true_ms(structure) / true_ms(original) * random.uniform(0.995, 1.005)
@@ -41,14 +41,14 @@ def table(space: PolicySpace) -> Table:
     return Table("cpu", "test", Setting(), original, true_ms(original), tuple(samples))
 
 
-def random_structures(space: PolicySpace, count: int) -> list[Structure]:
+def random_structures(space: CompactSpace, count: int) -> list[Structure]:
     random = np.random.default_rng(7)
     return [
         space.sketch(space.along(list(random.random(len(space.dimensions))), random.random())) for _ in range(count)
     ]
 
 
-def test_a_handful_of_probes_predicts_unseen_policies(space: PolicySpace, table: Table) -> None:
+def test_a_handful_of_probes_predicts_unseen_policies(space: CompactSpace, table: Table) -> None:
     assert len(table.samples) <= 10
     unseen = random_structures(space, 60)
     truth = np.asarray([true_ms(s) for s in unseen])
@@ -56,18 +56,18 @@ def test_a_handful_of_probes_predicts_unseen_policies(space: PolicySpace, table:
     assert np.median(error) < 0.02 and np.quantile(error, 0.95) < 0.06
 
 
-def test_intervals_cover(space: PolicySpace, table: Table) -> None:
+def test_intervals_cover(space: CompactSpace, table: Table) -> None:
     unseen = random_structures(space, 60)
     found = TablePricer(table).price(unseen)
     truth = np.asarray([true_ms(s) for s in unseen])
     assert (np.abs(found.ms - truth) <= found.half_width_ms).mean() >= 0.85
 
 
-def test_the_original_costs_exactly_what_was_measured(space: PolicySpace, table: Table) -> None:
+def test_the_original_costs_exactly_what_was_measured(space: CompactSpace, table: Table) -> None:
     assert TablePricer(table).price([space.structure]).ms[0] == pytest.approx(table.original_ms)
 
 
-def test_a_measurement_overrules_the_prediction(space: PolicySpace, table: Table) -> None:
+def test_a_measurement_overrules_the_prediction(space: CompactSpace, table: Table) -> None:
     """A structure that runs 8 % slower than the sum says is predicted so afterwards, and so are its neighbours."""
     policy = space.along([0.6] * len(space.dimensions), 0.5)
     near = space.along([0.6] * len(space.dimensions), 0.52)
@@ -81,7 +81,7 @@ def test_a_measurement_overrules_the_prediction(space: PolicySpace, table: Table
     assert after.half_width_ms[0] < before.half_width_ms[0]
 
 
-def test_a_table_is_stored_under_its_key(space: PolicySpace, table: Table, tmp_path: Path) -> None:
+def test_a_table_is_stored_under_its_key(space: CompactSpace, table: Table, tmp_path: Path) -> None:
     table.save(tmp_path)
     assert load_table(tmp_path, "cpu", "test", Setting(), space.structure) == table
     assert load_table(tmp_path, "cpu", "test", Setting(threads=2), space.structure) is None
@@ -89,7 +89,7 @@ def test_a_table_is_stored_under_its_key(space: PolicySpace, table: Table, tmp_p
     assert Table.from_json(json.loads(json.dumps(table.to_json()))) == table
 
 
-def test_prices_come_in_batches_that_agree_with_single_ones(space: PolicySpace, table: Table) -> None:
+def test_prices_come_in_batches_that_agree_with_single_ones(space: CompactSpace, table: Table) -> None:
     unseen, pricer = random_structures(space, 5), TablePricer(table)
     together = pricer.price(unseen).ms
     assert np.allclose(together, [pricer.price([s]).ms[0] for s in unseen])

@@ -9,8 +9,9 @@ from models.errors import ImpossibleBudget, InvalidRequest
 from models.structure import Structure
 from search.budgets import Budget, Budgets
 from search.decode import decode
-from search.policy import Policy, PolicySpace
+from search.policy import Policy
 from search.ranking import Array
+from search.spaces.compact import CompactSpace
 from tests.models.networks import small_network
 from tests.search.worlds import AXES, macs_keep, random_ranking, small_space
 
@@ -108,5 +109,5 @@ def test_every_direction_ends_in_the_same_smallest_network() -> None:
 
 def test_keeping_everything_removes_nothing_from_odd_sizes() -> None:
     structure = small_network(embed_dim=36, num_heads=2, mlp_ratio=1.5).structure
-    space = PolicySpace(structure, random_ranking(structure), AXES)
+    space = CompactSpace(structure, random_ranking(structure), AXES)
     assert space.sketch(space.along([0.5] * len(space.dimensions), 0)) == structure

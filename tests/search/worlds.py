@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.structure import Structure
-from search.policy import PolicySpace
 from search.ranking import Array, BlockRanking, Ranking
+from search.spaces.compact import CompactSpace
 from tests.models.networks import small_network
 
 AXES = ("heads", "qk", "v", "neurons", "tokens")
@@ -26,12 +26,12 @@ def random_ranking(structure: Structure, seed: int = 0, across_blocks: bool = Tr
     return Ranking("random", tuple(blocks), across_blocks, 0)
 
 
-def small_space(axes: Sequence[str] = AXES) -> PolicySpace:
+def small_space(axes: Sequence[str] = AXES) -> CompactSpace:
     structure = small_network(depth=4).structure
-    return PolicySpace(structure, random_ranking(structure), axes)
+    return CompactSpace(structure, random_ranking(structure), axes)
 
 
-def macs_keep(space: PolicySpace):
+def macs_keep(space: CompactSpace):
     def price(structures: Sequence[Structure]) -> Array:
         return np.asarray([[s.macs / space.structure.macs] for s in structures])
 

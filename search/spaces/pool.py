@@ -1,0 +1,49 @@
+"""The members of one axis over all blocks, and how many of each block stay."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from search.ranking import Array
+
+
+class Pool:
+    def __init__(self, blocks: Sequence[Array], least: int, multiple: int = 1) -> None:
+        """blocks: the scores of each block's members."""
+        self._blocks, self._least, self._multiple = blocks, least, multiple
+        self._within = np.concatenate([_ranks(scores) for scores in blocks])
+        self._over_all = _ranks(np.concatenate(blocks))
+        self._owner = np.repeat(np.arange(len(blocks)), [len(scores) for scores in blocks])
+
+    def counts(self, keep: float, mix: float) -> list[int]:
+        """Members kept in each block: the best `keep` of all by a mix of rank within the block and rank over all."""
+        sizes = [len(scores) for scores in self._blocks]
+        total = max(1, round(keep * sum(sizes)))
+        merged = (1 - mix) * self._within + (mix + 1e-6) * self._over_all  # no ties
+        top = np.argpartition(-merged, total - 1)[:total]
+        found = np.bincount(self._owner[top], minlength=len(sizes))
+        return [self.rounded(int(n), size) for n, size in zip(found, sizes, strict=True)]
+
+    def counts_by_block(self, keeps: Sequence[float]) -> list[int]:
+        """Members kept where every block has its own fraction."""
+        sizes = [len(scores) for scores in self._blocks]
+        return [self.rounded(round(keep * size), size) for keep, size in zip(keeps, sizes, strict=True)]
+
+    def members(self, counts: Sequence[int]) -> list[tuple[int, ...]]:
+        """The best `counts` of each block, in their order."""
+        chosen = []
+        for scores, count in zip(self._blocks, counts, strict=True):
+            chosen.append(tuple(int(i) for i in np.sort(np.argsort(-scores, kind="stable")[:count])))
+        return chosen
+
+    def rounded(self, count: int, size: int) -> int:
+        """To the multiple of the axis, at least its least."""
+        return size if count == size else min(size, max(self._least, self._multiple * round(count / self._multiple)))
+
+
+def _ranks(scores: Array) -> Array:
+    """Ranks in (0, 1], the best 1; ties by index."""
+    order = np.argsort(-scores, kind="stable")
+    ranks = np.empty(len(scores))
+    ranks[order] = 1 - np.arange(len(scores)) / len(scores)
+    return ranks

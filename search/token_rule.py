@@ -1,0 +1,27 @@
+"""How a method removes tokens, and where. Standard library only."""
+
+from dataclasses import dataclass
+
+from models.plan import TokenPlan, TokenScore
+from models.record import Record
+from models.structure import Place, Reducer, Structure
+
+
+@dataclass(frozen=True)
+class TokenRule(Record):
+    """How a method removes tokens, and at which depths (0 to 1) of the network."""
+
+    reducer: Reducer = "fuse"
+    at: Place = "middle"
+    score: TokenScore = "attention"
+    depths: tuple[float, ...] = (0.25, 0.5, 0.75)
+    """Blocks 4, 7, 10 of 12, as in MDC and SPViT."""
+
+    def stages(self, structure: Structure) -> tuple[int, ...]:
+        """Block indices, once each, only where the grid is free. At a start, never block 0: nothing has attended yet."""
+        free = [stage.free_tokens for stage in structure.stages for _ in stage.blocks]
+        wanted = sorted({min(int(len(free) * depth), len(free) - 1) for depth in self.depths})
+        return tuple(i for i in wanted if free[i] and (i > 0 or self.at == "middle"))
+
+    def plan(self, kept: int) -> TokenPlan:
+        return TokenPlan(kept, self.reducer, self.at, self.score)
