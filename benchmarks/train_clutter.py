@@ -23,15 +23,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.scenes import SOURCES, Sources, scenes, sources
+from benchmarks.scenes import COUNTS, SEEDS, SOURCES, Sources, scenes, sources
 from benchmarks.train_digits import NAME, OPTIONS, PREPROCESSING, build_model, load_stored
 
 EPOCHS, SCENES, BATCH = 40, 20_000, 128
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1e-3, 0.05, 0.03
 CURRICULUM = 0.4
 """Difficulty 1 is reached at this share of the training; a fifth of the scenes stays below the current difficulty."""
-TEST_SCENES, TEST_SEED = 5000, 990_001
-SELECTION_SCENES, SELECTION_SEED = 2000, 990_002
 
 
 def difficulty(progress: float, count: int, draw: torch.Generator) -> Tensor:
@@ -41,9 +39,9 @@ def difficulty(progress: float, count: int, draw: torch.Generator) -> Tensor:
     return torch.where(torch.rand(count, generator=draw) < 0.2, easier, torch.full((count,), level))
 
 
-def test_scenes() -> tuple[Tensor, Tensor]:
-    """The fixed test: uint8 (5000, 64, 64, 1) of digits that were not trained on, and labels."""
-    return scenes(sources("test"), TEST_SCENES, 1.0, TEST_SEED)
+def fixed_scenes(split: str) -> tuple[Tensor, Tensor]:
+    """The scenes of a split as benchmarks/scenes.py writes them, uint8 (n, 64, 64, 1), and labels."""
+    return scenes(sources(split), COUNTS[split], 1.0, SEEDS[list(COUNTS).index(split)])
 
 
 def prepared(images: Tensor) -> Tensor:
@@ -101,12 +99,17 @@ def train(checkpoint: Path, epochs: int, seed: int, device: torch.device) -> tup
         optimizer.load_state_dict(state["optimizer"])
         done, seconds = state["epochs"], state["seconds"]
     digits = sources("train").to(device)
-    seen = scenes(sources("selection"), SELECTION_SCENES, 1.0, SELECTION_SEED)
+    seen = fixed_scenes("selection")
     for epoch in range(done, epochs):
         started = time.perf_counter()
         loss = train_epoch(model, optimizer, digits, epoch, epochs, seed)
         seconds += time.perf_counter() - started
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epoch + 1, "seconds": seconds}
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "epochs": epoch + 1,
+            "seconds": seconds,
+        }
         beside = checkpoint.with_suffix(".part")
         torch.save(state, beside)
         os.replace(beside, checkpoint)
@@ -138,8 +141,8 @@ def main() -> None:
     classes = [str(digit) for digit in range(10)]
     _write_json(folder / "model.json", description | {"preprocessing": PREPROCESSING.to_json(), "classes": classes})
     stored = load_stored(folder)
-    images, labels = test_scenes()
-    right = round(accuracy(stored, images, labels, torch.device("cpu")) * TEST_SCENES)
+    images, labels = fixed_scenes("test")
+    right = round(accuracy(stored, images, labels, torch.device("cpu")) * len(labels))
     report = {
         "seed": options.seed,
         "epochs": options.epochs,
@@ -148,7 +151,7 @@ def main() -> None:
         "device": device.type,
         "training_s": round(seconds),
         "source_digits": SOURCES,
-        "test": {"accuracy": right / TEST_SCENES, "correct": right, "images": TEST_SCENES},
+        "test": {"accuracy": right / len(labels), "correct": right, "images": len(labels)},
         "machine": options.machine,
         "date": datetime.date.today().isoformat(),
         "versions": {"torch": torch.__version__, "timm": timm.__version__},

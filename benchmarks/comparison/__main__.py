@@ -1,0 +1,97 @@
+"""See the package's docstring."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import benchmarks.comparison as package
+from benchmarks.comparison.bench import Bench, Case
+from benchmarks.comparison.rows import ROWS, Row
+from benchmarks.comparison.table import markdown
+from benchmarks.machine import machine
+from latency.meter import Effort, Meter
+from latency.sampling import ratio
+from latency.setting import Setting, runtime_version
+from models.errors import ImpossibleBudget
+
+CLUTTER = Path(__file__).parents[1] / "clutter"
+TIMING = Effort(seconds=240.0, width=0.02, processes=3, rounds=6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=package.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=CLUTTER)
+    parser.add_argument("--data", type=Path, required=True, help="what python -m benchmarks.scenes writes")
+    parser.add_argument("--output", type=Path, default=Path("build/comparison"))
+    parser.add_argument("--keeps", type=float, nargs="+", default=[0.8, 0.6, 0.4])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for seed in range(options.seeds):
+        for keep in options.keeps:
+            case = Case(options.model, options.data, keep, seed, options.output / "shared")
+            for name in options.rows:
+                for recovery in (True, False) if ROWS[name].bare else (True,):
+                    run(name, ROWS[name], case, recovery, options.output)
+    rows = [json.loads(path.read_text()) for path in sorted(options.output.glob("*.json")) if path.stem != "table"]
+    timed = time_all(rows, options.output)
+    report = {"rows": timed, **machine()}
+    (options.output / "table.json").write_text(json.dumps(report, indent=1))
+    text = markdown(timed, machine())
+    (options.output / "table.md").write_text(text)
+    print(text)
+
+
+def run(name: str, row: Row, case: Case, recovery: bool, output: Path) -> None:
+    """One row, unless it is there already."""
+    stem = f"{name.replace(' ', '-').replace(',', '')}-{case.keep}-seed{case.seed}{'' if recovery else '-bare'}"
+    path = output / f"{stem}.json"
+    if path.exists():
+        return
+    bench = Bench(case, row.method, row.criterion)
+    began = time.perf_counter()
+    found: dict[str, Any] = {"row": name, "ours": row.ours, "keep": case.keep, "seed": case.seed, "recovery": recovery}
+    try:
+        network, evaluations = row.run(bench, recovery)
+    except ImpossibleBudget as error:
+        found |= {"unreachable": error.detail}
+    else:
+        seconds = time.perf_counter() - began
+        network.export(output / f"{stem}.onnx", 1)
+        if not (output / "original.onnx").exists():
+            bench.original.export(output / "original.onnx", 1)
+        right, images = bench.test(network)
+        dense, _ = bench.test(bench.original)
+        structure = network.structure
+        found |= {
+            "correct": right, "dense": dense, "images": images, "evaluations": evaluations, "seconds": round(seconds, 1),
+            "macs_keep": structure.macs / bench.original.structure.macs, "predicted_keep": bench.predicted_keep(network),
+            "file": f"{stem}.onnx",
+            "tokens": [block.tokens_out for block in structure.blocks],
+        }  # fmt: skip
+    path.write_text(json.dumps(found, indent=1))
+    print(stem, found.get("correct", "unreachable"), f"{found.get('predicted_keep', 0):.3f}", flush=True)
+
+
+def time_all(rows: list[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
+    """All files beside the original, interleaved, in one run."""
+    kept = [row for row in rows if "file" in row]
+    files = [output / "original.onnx", *(output / row["file"] for row in kept)]
+    original, *found = Meter(Setting(runtime=runtime_version())).measure(files, TIMING, seed=1)
+    measured = {row["file"]: ratio(m, original) for row, m in zip(kept, found, strict=True)}
+    return [
+        row | ({"measured_keep": measured[row["file"]].value, "low": measured[row["file"]].low,
+                "high": measured[row["file"]].high} if "file" in row else {})
+        for row in rows
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What all rows share: the model, its data, the latency table, and how a network is scored."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models.evaluate import correct
+from models.torch_network import TorchNetwork
+from search.search import Evaluate, Search, best
+from search.searcher import Proposal, by_expected_improvement
+from search.spaces.space import Space
+from search.trial import Trial
+from service.budgeting import Pricing
+from service.evaluation import Evaluation
+from service.journal import JobFiles
+from service.profiling import profile
+from service.request import JobRequest
+from service.verification import Verifier
+
+ASSESSED = 500
+"""Test images at once."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One budget and seed of one model."""
+
+    model: Path
+    data: Path
+    keep: float
+    seed: int
+    work: Path
+    """Shared by all rows: prepared inputs, the latency table, statistics per seed and criterion."""
+
+    def request(self, method: str = "joint", criterion: str | None = None) -> JobRequest:
+        return JobRequest.model_validate(
+            {
+                "model": "model", "dataset": "data", "method": method, "criterion": criterion, "seed": self.seed,
+                "budgets": [{"metric": "latency_keep", "limit": self.keep, "device": "cpu", "setting": {"threads": 1}}],
+            }
+        )  # fmt: skip
+
+    def files(self) -> JobFiles:
+        model, data = self.work / "model", self.work / "data"
+        if not model.exists():
+            model.mkdir(parents=True)
+            for name in ("model.json", "weights.safetensors"):
+                shutil.copyfile(self.model / name, model / name)
+        if not data.exists():
+            data.mkdir(parents=True)
+            shutil.copyfile(self.data, data / "data.npz")
+            description = {"source": "npz", "path": None, "filename": self.data.name}
+            (data / "dataset.json").write_text(json.dumps(description))
+        work = self.work / f"seed{self.seed}"
+        work.mkdir(exist_ok=True)
+        return JobFiles(model, data, self.work / "artifacts", work, self.work / "tables")
+
+
+class Bench:
+    """One case, opened: everything that a row needs."""
+
+    def __init__(self, case: Case, method: str = "joint", criterion: str | None = None) -> None:
+        self.case, self.request, files = case, case.request(method, criterion), case.files()
+        self.evaluation = Evaluation.open(self.request, files)
+        self.original = self.evaluation.network
+        self.pricing = Pricing(self.request, self.original.structure)
+        profile(
+            self.pricing, self.original, Verifier(self.original, self.pricing, files.work, 0), files.tables, files.work
+        )
+        self.evaluation.rank(self.request, files.work)
+
+    def fits(self, network: TorchNetwork) -> bool:
+        """Whether it is predicted within the budget."""
+        return self.predicted_keep(network) <= self.case.keep
+
+    def predicted_keep(self, network: TorchNetwork) -> float:
+        return float(self.pricing.price([network.structure])[0, 0])
+
+    def search(
+        self, space: Space, recovery: bool, trials: int, propose: Proposal = by_expected_improvement
+    ) -> tuple[TorchNetwork, list[Trial]]:
+        """The best of `trials` on the selection split."""
+        plan = space.plan
+        evaluate: Evaluate = lambda policy: self.evaluation.score_of(self.evaluation.prune(plan(policy), recovery))  # noqa: E731
+        search = Search(
+            space, self.pricing.budgets, self.pricing.price, evaluate, lambda _: None, self.case.seed, propose
+        )  # fmt: skip
+        found = search.run([], trials)
+        return self.evaluation.prune(plan(best(found)[0].policy), recovery), found
+
+    def test(self, network: TorchNetwork) -> tuple[int, int]:
+        """Right answers of the test images, and their number."""
+        right = count = 0
+        for chunk in self.evaluation.data.batches("test", ASSESSED):
+            assert chunk.labels is not None
+            with torch.inference_mode():
+                right += correct(network.outputs(chunk.images), chunk.labels)
+            count += len(chunk.images)
+        return right, count

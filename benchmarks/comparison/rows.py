@@ -1,0 +1,119 @@
+"""The rows: how each method, and each thing that people take instead, comes to its network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+
+from benchmarks.comparison.bench import Bench
+from benchmarks.comparison.torch_pruning import Importance, kept_by_torch_pruning
+from models.errors import ImpossibleBudget
+from models.plan import BlockPlan, Plan, identity
+from models.torch_network import TorchNetwork
+from search.decode import decode
+from search.searcher import at_random
+from search.spaces.compact import CompactSpace
+from search.token_rule import TokenRule
+
+TRIALS, MANY_TRIALS = 40, 120
+Found = tuple[TorchNetwork, int]
+"""The network and the number of evaluations that it took to choose it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """`ours`: a method of vitfit. recovery: with closed-form recovery. method, criterion: what ranks."""
+
+    run: Callable[[Bench, bool], Found]
+    method: str = "joint"
+    criterion: str | None = None
+    ours: bool = False
+    bare: bool = True
+    """Whether it is run without recovery too."""
+
+
+def method(bench: Bench, recovery: bool) -> Found:
+    """A vitfit method as a job runs it: its own space, Gaussian process."""
+    network, trials = bench.search(bench.evaluation.policy_space(), recovery, TRIALS)
+    return network, len(trials)
+
+
+def random_search(trials: int) -> Callable[[Bench, bool], Found]:
+    def run(bench: Bench, recovery: bool) -> Found:
+        network, found = bench.search(bench.evaluation.policy_space(), recovery, trials, at_random)
+        return network, len(found)
+
+    return run
+
+
+def gp_sampler(bench: Bench, recovery: bool) -> Found:
+    """Optuna's GPSampler in the place of our proposals."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    network, found = bench.search(bench.evaluation.policy_space(), recovery, TRIALS, _by_optuna)
+    return network, len(found)
+
+
+def _by_optuna(points: list[list[float]], scores: list[float], dimensions: int, seed: int) -> list[list[float]]:
+    names = [f"x{i}" for i in range(dimensions)]
+    space = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in names}
+    sampler = optuna.samplers.GPSampler(seed=seed % 2**32, n_startup_trials=5)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for point, score in zip(points, scores, strict=True):
+        params = dict(zip(names, point, strict=True))
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=score))
+    asked = study.ask(space)
+    return [[asked.params[name] for name in names], *at_random(points, scores, dimensions, seed)]
+
+
+def uniform(bench: Bench, recovery: bool) -> Found:
+    """The same keep of heads and neurons everywhere, by magnitude."""
+    ranking = bench.evaluation.policy_space().ranking  # type: ignore[attr-defined]
+    space = CompactSpace(bench.original.structure, ranking, ("heads", "neurons"))
+    policy = decode(space, [1.0] * len(space.dimensions), bench.pricing.budgets, bench.pricing.price)
+    return bench.evaluation.prune(space.plan(policy), recovery), 1
+
+
+def merging(bench: Bench, recovery: bool) -> Found:
+    """Token merging alone (ToMe): the same number of tokens merged in every block."""
+    structure = bench.original.structure
+    patches, whole, rule = (
+        structure.tokens - structure.prefix,
+        identity(structure),
+        TokenRule("merge", score="similarity"),
+    )
+    for step in range(1, patches // len(whole.blocks) + 1):
+        blocks = []
+        for i, block in enumerate(whole.blocks):
+            kept = max(1, patches - step * (i + 1))
+            blocks.append(BlockPlan(block.source, block.heads, block.neurons, tokens=rule.plan(kept)))
+        network = bench.evaluation.prune(Plan(whole.embed, tuple(blocks)), recovery)
+        if bench.fits(network):
+            return network, 1
+    raise ImpossibleBudget("Merging tokens alone does not reach this budget")
+
+
+def torch_pruning(importance: Importance) -> Callable[[Bench, bool], Found]:
+    def run(bench: Bench, recovery: bool) -> Found:
+        """The largest keep that is predicted within the budget."""
+        for keep in np.arange(0.98, 0.04, -0.02):
+            plan = kept_by_torch_pruning(bench.original, importance, float(keep), bench.evaluation.calibration)
+            network = bench.evaluation.prune(plan, recovery)
+            if bench.fits(network):
+                return network, 1
+        raise ImpossibleBudget("Torch-Pruning does not reach this budget with one head and few neurons in every block")
+
+    return run
+
+
+ROWS: dict[str, Row] = {
+    "joint": Row(method, ours=True, bare=False),
+    "mdc": Row(method, "mdc", ours=True, bare=False),
+    "Torch-Pruning magnitude": Row(torch_pruning("magnitude")),
+    "Torch-Pruning Taylor": Row(torch_pruning("taylor")),
+    "uniform magnitude": Row(uniform, criterion="magnitude"),
+    "token merging": Row(merging, bare=False),
+    "joint, random search 40": Row(random_search(TRIALS), bare=False),
+    "joint, random search 120": Row(random_search(MANY_TRIALS), bare=False),
+    "joint, Optuna GPSampler 40": Row(gp_sampler, bare=False),
+}
