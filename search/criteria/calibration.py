@@ -88,7 +88,7 @@ def _rising(points: Array, size: int) -> Array:
         bend = (slopes[-1] - slopes[-2]) / (middles[-1] - middles[-2])
         risen = np.where(places > middles[-1], slopes[-1] + bend * (places - middles[-1]), risen)
     risen = np.where(places < middles[0], slopes[0] * places / middles[0], risen)
-    return np.maximum.accumulate(risen) + 1e-12 * places
+    return np.asarray(np.maximum.accumulate(risen) + 1e-12 * places)
 
 
 def _slope(a: Array, b: Array) -> float:
