@@ -11,6 +11,7 @@ CRITERION_TITLES = {
     "reconstruction": "output lost after closed-form re-fitting (optimal brain surgeon over columns)",
     "variance": "variance of activations",
     "hsic": "dependence on the dense outputs (HSIC, MDC)",
+    "cumulative": "attention gathered over the layers so far (CP-ViT); heads only, the rest by variance",
     "magnitude": "norm of the weights; needs no images",
 }
 
