@@ -5,7 +5,7 @@ The policy says what is left where a span of the depth ends (`TokenRule.depths`:
 tokens that entered the span, `tokens[i]` leave it. Of the heads, `heads` are left in the last block. In between, layer l
 removes a share of the whole in proportion to how far it looks:
     removed(l) = (1 - keep) * w_l / sum of w over the span,    w_l = max(1 - range_l, 0.05)
-range_l: the attention range, near 1 where the layer looks around each patch, as early layers do. So local layers remove
+range_l: the attention range, near 1 where the layer looks around each patch. So local layers remove
 little, global ones much, and no layer nothing. (The paper's own map from range to keep is unpublished; its shape is that
 the share grows with depth.) Without measured ranges every layer removes the same. Which heads: the best by score of those
 that the layer before has kept, so an index that is cut stays cut.

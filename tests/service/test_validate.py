@@ -181,6 +181,12 @@ def test_jobs_that_are_refused(ask: Any, model: Path, document: dict[str, Any], 
     assert found[0] == code and words in found[1]
 
 
+def test_a_method_that_does_not_suit_the_model_is_refused(ask: Any, tmp_path: Path) -> None:
+    flat = model_folder(tmp_path / "flat", depth=1)
+    found = refusal(ask({"job": job(method="cp-vit"), "model": str(flat), "dataset": None}))
+    assert found[0] == "invalid-request" and "second block" in found[1]
+
+
 @pytest.mark.parametrize("setting", [{"threads": 2}, {"threads": 200}])
 def test_a_profile_of_one_core_does_not_pretend_to_have_more(ask: Any, model: Path, setting: dict[str, int]) -> None:
     phone = job(budget("latency_keep", 0.5, "generic-mobile", **setting))
