@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from models.attention_statistics import AttentionStatistics
 from models.dependence import Dependence
 from models.moments import InputStatistics
 
-Kind = Literal["dependence"]
+Kind = Literal["dependence", "attention"]
 """Kinds beyond the moments; each is a field of `BlockStatistics` (or of `Statistics`) of the same name."""
 
 
@@ -26,6 +27,7 @@ class BlockStatistics:
     projection: InputStatistics
     neurons: InputStatistics
     dependence: Dependence | None = None
+    attention: AttentionStatistics | None = None
 
 
 @dataclass(frozen=True)

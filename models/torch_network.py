@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models.attention_statistics import AttentionStatistics, attention_statistics
 from models.dependence import Dependence, dependence, output_kernel
 from models.describe import describe, head_count
 from models.export import export_onnx
@@ -25,6 +26,8 @@ from models.structure import Structure
 
 DEPENDENCE_IMAGES = 128
 """MDC uses one batch of 128 images."""
+ATTENTION_BATCH = 16
+"""An attention is heads x tokens x tokens for each image."""
 MOMENT_ROWS = 16384
 """Token vectors per layer that moments see: several times the widest layer, and affordable."""
 
@@ -86,9 +89,10 @@ class TorchNetwork:
         """One pass over the images for the moments, and what each kind takes."""
         moments = self._moments(images)
         found = self._dependence(images[:DEPENDENCE_IMAGES]) if "dependence" in kinds else [None] * len(moments)
+        attention = self._attention(images) if "attention" in kinds else [None] * len(moments)
         blocks = (
-            BlockStatistics(projection.statistics(), neurons.statistics(), block)
-            for (projection, neurons), block in zip(moments, found, strict=True)
+            BlockStatistics(projection.statistics(), neurons.statistics(), block, attended)
+            for (projection, neurons), block, attended in zip(moments, found, attention, strict=True)
         )
         return Statistics(tuple(blocks))
 
@@ -120,6 +124,12 @@ class TorchNetwork:
 
         self._watch(record, images, batch=len(images))
         return found
+
+    def _attention(self, images: Tensor) -> list[AttentionStatistics]:
+        grid, prefix = self._family.grid(self.module), self._structure.prefix
+        return attention_statistics(
+            self.blocks(), self._family, grid, prefix, lambda: self.outputs(images, ATTENTION_BATCH)
+        )
 
     def _watch(self, record: Callable[[int, int, Tensor], None], images: Tensor, batch: int = 32) -> None:
         """Calls record(block, side, input) for the inputs of projection (side 0) and fc2 (side 1)."""

@@ -5,12 +5,14 @@ from typing import Any
 
 from models.errors import InvalidRequest, UnknownName
 from models.record import Record
+from models.structure import Structure
 from search.token_rule import TokenRule
 
 CRITERION_TITLES = {
     "reconstruction": "output lost after closed-form re-fitting (optimal brain surgeon over columns)",
     "variance": "variance of activations",
     "hsic": "dependence on the dense outputs (HSIC, MDC)",
+    "cumulative": "attention gathered over the layers so far (CP-ViT); heads only, the rest by variance",
     "magnitude": "norm of the weights; needs no images",
 }
 
@@ -28,6 +30,12 @@ class Method(Record):
     paper: str
     space: str = "compact"
     tokens: TokenRule = field(default_factory=TokenRule)
+    other_spaces: tuple[str, ...] = ()
+    """Spaces that a job may ask for instead."""
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        return (self.space, *self.other_spaces)
 
 
 METHODS = {
@@ -39,7 +47,12 @@ METHODS = {
         ),
         Method(
             "mdc", "multi-dimensional compression: heads, neurons and tokens by HSIC", ("heads", "neurons", "tokens"),
-            ("hsic",), "none", "arXiv 2201.00043",
+            ("hsic",), "none", "arXiv 2201.00043", other_spaces=("paper",),
+        ),
+        Method(
+            "cp-vit", "cascade of tokens and heads by attention accumulated over the layers", ("heads", "tokens"),
+            ("cumulative",), "none", "arXiv 2203.04570", "cascade",
+            TokenRule("drop", "start", "cumulative", depths=(1 / 3, 1.0)),
         ),
     )
 }  # fmt: skip
@@ -66,6 +79,27 @@ def criterion_of(method: Method, wanted: str | None) -> str:
     if wanted not in method.criteria:
         raise InvalidRequest(f"Method {method.name!r} allows criteria {', '.join(method.criteria)}, not {wanted!r}")
     return wanted
+
+
+def space_for(method: Method, wanted: str | None) -> str:
+    """The name of a job's space. Raises: UnknownName; InvalidRequest when the method does not search there."""
+    if wanted is None:
+        return method.space
+    known = sorted({name for other in METHODS.values() for name in other.spaces})
+    if wanted not in known:
+        raise UnknownName("space", wanted, known)
+    if wanted not in method.spaces:
+        raise InvalidRequest(f"Method {method.name!r} searches in {', '.join(method.spaces)}, not in {wanted!r}")
+    return wanted
+
+
+def check_suits(method: Method, structure: Structure) -> None:
+    """Raises: InvalidRequest when the method has nothing to remove from such a network."""
+    if method.space == "cascade" and not any(s.free_tokens and len(s.blocks) > 1 for s in structure.stages):
+        raise InvalidRequest(
+            f"Method {method.name!r} removes tokens from the second block of a stage on, but {structure.name} has no stage "
+            "of two blocks whose token grid may shrink. Take method 'joint', which removes heads, dims and neurons too."
+        )
 
 
 def describe_methods() -> list[dict[str, Any]]:

@@ -35,6 +35,8 @@ class Ranking:
     seconds: float = 0.0
     embed: Array | None = None
     """(D,): embedding dims, everywhere in the residual stream."""
+    ranges: Array | None = None
+    """(L,): the attention range of each layer, in [0, 1], near 1 where it is local (CP-ViT)."""
 
 
 def unranked(structure: Structure) -> Ranking:

@@ -33,7 +33,7 @@ class Catalog:
     methods: Callable[[], Sequence[dict[str, Any]]]
 
     def check(self, request: JobRequest) -> None:
-        """Raises: UnknownName for a device, method or criterion that does not exist."""
+        """Raises: UnknownName for a device, method, criterion or space that does not exist."""
         devices = [str(device["name"]) for device in self.devices()]
         for budget in request.budgets:
             require("device", budget.device, devices)
@@ -41,6 +41,8 @@ class Catalog:
         require("method", request.method, list(methods))
         if request.criterion is not None:
             self._check_criterion(request.criterion, methods[request.method])
+        if request.space is not None:
+            self._check_space(request.space, methods[request.method])
 
     def _check_criterion(self, criterion: str, method: dict[str, Any]) -> None:
         everywhere = {str(name) for other in self.methods() for name in other["criteria"]}
@@ -52,6 +54,20 @@ class Catalog:
                 value=criterion,
                 allowed=list(method["criteria"]),
             )
+
+    def _check_space(self, space: str, method: dict[str, Any]) -> None:
+        require("space", space, sorted({name for other in self.methods() for name in _spaces(other)}))
+        if space not in _spaces(method):
+            raise InvalidRequest(
+                f"Method {method['name']!r} does not search in {space!r}. It takes: {', '.join(_spaces(method))}.",
+                field="space",
+                value=space,
+                allowed=_spaces(method),
+            )
+
+
+def _spaces(method: dict[str, Any]) -> list[str]:
+    return [str(name) for name in (method["space"], *method["other_spaces"])]
 
 
 def require(noun: str, name: str, known: Sequence[str]) -> None:

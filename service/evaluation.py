@@ -72,7 +72,7 @@ class Evaluation:
             save_file(to_tensors(self.statistics), beside)
             beside.replace(stored)
         ranking = rank(criterion, self.network.weights(), self.statistics)
-        self.space = space_of(method, self.network.structure, ranking)
+        self.space = space_of(method, self.network.structure, ranking, request.space)
         self.dense = self.network.outputs(self.selection.images)
 
     def policy_space(self) -> Space:

@@ -59,9 +59,13 @@ def describe_devices() -> list[dict[str, Any]]:
 
 def describe_methods() -> list[dict[str, Any]]:
     """Two methods, with different criteria."""
+    spaces: dict[str, Any] = {"space": "compact", "other_spaces": []}
     joint = {"name": "joint", "title": "All axes at once", "axes": ["heads", "neurons", "tokens"], "training": "none"}
     uniform = {"name": "uniform", "title": "The same everywhere", "axes": ["heads", "neurons"], "training": "none"}
-    return [{**joint, "criteria": ["magnitude", "hsic"]}, {**uniform, "criteria": ["magnitude"]}]
+    return [
+        {**joint, **spaces, "other_spaces": ["paper"], "criteria": ["magnitude", "hsic"]},
+        {**uniform, **spaces, "criteria": ["magnitude"]},
+    ]
 
 
 def run(request: JobRequest, files: JobFiles, journal: Journal, deliver: int | None = None) -> JobResult:

@@ -54,6 +54,9 @@ class JobRequest(Strict):
     )
     method: str = "joint"
     criterion: str | None = Field(None, description="Importance; the method's own when left out.")
+    space: str | None = Field(
+        None, max_length=40, description="Where to search; the method's own space when left out. mdc also takes paper."
+    )
     trials: int = Field(32, ge=1, le=2000)
     seed: int = Field(0, ge=0, lt=2**31)
     recovery: bool = Field(True, description="Closed-form recovery after pruning.")

@@ -20,7 +20,7 @@ from models.errors import DeviceUnavailable, InvalidRequest, VitfitError
 from models.open import open_model
 from models.structure import Structure
 from models.torch_network import TorchNetwork
-from search.methods import criterion_of, method_named
+from search.methods import check_suits, criterion_of, method_named, space_for
 from service.budgeting import Pricing
 from service.evaluation import Evaluation
 from service.journal import JobFiles
@@ -76,10 +76,12 @@ def describe_dataset(folder: Path, allowed: list[Path]) -> dict[str, Any]:
 def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed: list[Path]) -> dict[str, Any]:
     """Everything that can be refused before work starts, short of measuring."""
     request = JobRequest.model_validate(job)
-    criterion = criterion_of(method_named(request.method), request.criterion)
+    method = method_named(request.method)
+    criterion, space = criterion_of(method, request.criterion), space_for(method, request.space)
     files = JobFiles(model, dataset, model, model, model)
     evaluation = Evaluation.open(request, files, allowed)
     structure = evaluation.network.structure
+    check_suits(method, structure)
     check_budgets(request, structure)
     if request.finetune.epochs and not evaluation.data.assessed:
         raise InvalidRequest("Fine-tuning needs a data set; this job has none. Add one, or set finetune.epochs to 0.")
@@ -91,6 +93,7 @@ def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed
         "model": describe_model(evaluation.network),
         "dataset": evaluation.data.describe(),
         "criterion": criterion,
+        "space": space,
         "warnings": list(evaluation.data.warnings),
     }
 

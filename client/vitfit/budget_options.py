@@ -103,6 +103,12 @@ class SearchOptions:
     criterion: Annotated[
         str | None, typer.Option(help="Importance. (default: the method's own)", rich_help_panel=SEARCH_PANEL)
     ] = None
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to search: mdc also takes paper. (default: the method's own)", rich_help_panel=SEARCH_PANEL
+        ),
+    ] = None
     trials: Annotated[
         int | None, typer.Option(min=1, help="Policies to try. (default: 32)", rich_help_panel=SEARCH_PANEL)
     ] = None
@@ -133,7 +139,7 @@ class SearchOptions:
         if (self.objective == "latency") != (self.max_loss is not None):
             raise typer.BadParameter("--max-loss and --objective latency belong together: give both or neither.")
         given: JobOptions = {}
-        for name in ("method", "criterion", "trials", "seed", "objective", "max_loss"):
+        for name in ("method", "criterion", "space", "trials", "seed", "objective", "max_loss"):
             if getattr(self, name) is not None:
                 given[name] = getattr(self, name)
         if self.no_recovery:

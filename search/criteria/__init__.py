@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from models.errors import InvalidRequest
 from models.network import LayerWeights
 from models.statistics import BlockStatistics, Kind, Statistics
+from search.criteria.cumulative import accumulate, cumulative
 from search.criteria.hsic import hsic
 from search.criteria.magnitude import magnitude
 from search.criteria.reconstruction import reconstruction
@@ -21,12 +22,13 @@ RankBlock = Callable[[LayerWeights, BlockStatistics | None], BlockRanking]
 @dataclass(frozen=True)
 class Criterion:
     """forward_passes: over the calibration images. across_blocks: scores compare between blocks. needs: statistics
-    beyond the moments."""
+    beyond the moments. whole: what concerns all blocks at once, done last."""
 
     rank_block: RankBlock
     forward_passes: int
     across_blocks: bool
     needs: frozenset[Kind] = frozenset()
+    whole: Callable[[Ranking, Statistics | None], Ranking] | None = None
 
 
 CRITERIA = {
@@ -34,6 +36,7 @@ CRITERIA = {
     "variance": Criterion(variance, 1, across_blocks=True),
     "hsic": Criterion(hsic, 2, across_blocks=False, needs=frozenset({"dependence"})),
     "reconstruction": Criterion(reconstruction, 1, across_blocks=True),
+    "cumulative": Criterion(cumulative, 2, across_blocks=False, needs=frozenset({"attention"}), whole=accumulate),
 }
 
 
@@ -46,4 +49,6 @@ def rank(name: str, weights: Sequence[LayerWeights], statistics: Statistics | No
     seen: Sequence[BlockStatistics | None] = statistics.blocks if statistics is not None else [None] * len(weights)
     blocks = tuple(criterion.rank_block(w, s) for w, s in zip(weights, seen, strict=True))
     ranking = Ranking(name, blocks, criterion.across_blocks, criterion.forward_passes)
+    if criterion.whole is not None:
+        ranking = criterion.whole(ranking, statistics)
     return dataclasses.replace(ranking, seconds=time.perf_counter() - start)

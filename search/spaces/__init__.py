@@ -3,15 +3,21 @@
 from collections.abc import Callable
 
 from models.structure import Structure
-from search.methods import Method
+from search.methods import Method, check_suits, space_for
 from search.ranking import Ranking
+from search.spaces.cascade import CascadeSpace
 from search.spaces.compact import CompactSpace
+from search.spaces.paper import PaperSpace
 from search.spaces.space import Space
 
 SPACES: dict[str, Callable[[Method, Structure, Ranking], Space]] = {
     "compact": lambda method, structure, ranking: CompactSpace(structure, ranking, method.axes, method.tokens),
+    "cascade": lambda method, structure, ranking: CascadeSpace(structure, ranking, method.axes, method.tokens),
+    "paper": lambda method, structure, ranking: PaperSpace(structure, ranking, method.tokens),
 }
 
 
-def space_of(method: Method, structure: Structure, ranking: Ranking) -> Space:
-    return SPACES[method.space](method, structure, ranking)
+def space_of(method: Method, structure: Structure, ranking: Ranking, wanted: str | None = None) -> Space:
+    """wanted: another of the method's spaces than its own. Raises: UnknownName, InvalidRequest."""
+    check_suits(method, structure)
+    return SPACES[space_for(method, wanted)](method, structure, ranking)

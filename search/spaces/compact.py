@@ -16,21 +16,13 @@ from models.plan import BlockPlan, HeadPlan, Plan, TokenPlan, identity
 from models.structure import Structure
 from search.policy import Policy
 from search.ranking import Array, Ranking
+from search.spaces.directions import amounts, analytic_starts
 from search.spaces.pool import Pool
 from search.token_rule import TokenRule
 
 LEAST = {"heads": 0.15, "qk": 0.25, "v": 0.25, "neurons": 0.1, "tokens": 0.25}
 """Smallest fraction kept by the search: below, nothing is left to recover from."""
 DIM_MULTIPLE, NEURON_MULTIPLE = 4, 16
-STARTS: tuple[dict[str, float], ...] = (
-    {"heads": 1.0, "qk": 1.0, "v": 1.0, "neurons": 1.0, "tokens": 1.0},
-    {"neurons": 1.0},
-    {"neurons": 1.0, "qk": 0.5, "v": 0.5},
-    {"tokens": 1.0, "neurons": 0.5},
-    {"tokens": 1.0},
-    {"heads": 1.0, "neurons": 0.5, "tokens": 0.5},
-)
-"""How eagerly each axis gives at the start of a search: all alike, then what usually costs least by itself."""
 
 
 class CompactSpace:
@@ -56,11 +48,8 @@ class CompactSpace:
 
     def along(self, direction: Sequence[float], t: float) -> Policy:
         """The policy at t in [0, 2] along a direction (see above)."""
-        eager = np.asarray(direction[: len(self.keeps)])
-        eager = eager / max(eager.max(), 1e-9)
-        amounts = eager * t if t <= 1 else np.maximum(eager, t - 1)
         values: dict[str, Any] = {}
-        for name, amount in zip(self.keeps, amounts, strict=True):
+        for name, amount in zip(self.keeps, amounts(direction[: len(self.keeps)], t), strict=True):
             least = LEAST["tokens" if name.startswith("tokens") else name]
             values[name] = float(1 - amount * (1 - least))
         tokens = tuple(values.pop(name) for name in self.keeps if name.startswith("tokens"))
@@ -71,10 +60,9 @@ class CompactSpace:
 
     def starts(self) -> list[list[float]]:
         """Analytic directions, those that touch an axis of this space."""
-        kinds = {name: "tokens" if name.startswith("tokens") else name for name in self.keeps}
+        kinds = ["tokens" if name.startswith("tokens") else name for name in self.keeps]
         mixes = [0.0 if name == "heads_mix" else 0.5 for name in self.mixes]  # heads differ most between blocks
-        starts = [[eager.get(kind, 0.0) for kind in kinds.values()] for eager in STARTS]
-        return [start + mixes for start in starts if any(start)]
+        return [start + mixes for start in analytic_starts(kinds)]
 
     def fuller(self, policy: Policy, steps: int) -> list[Policy]:
         """Heads and tokens come in lumps; neurons use up what the last lump left."""

@@ -48,6 +48,7 @@ def test_submit_uploads_and_queues(server: FakeServer, tmp_path: Path) -> None:
         server,
         *("submit", "--json", "--model", "vit_tiny", "--options", '{"depth": 2}', "--name", "first", "--no-recovery"),
         *("--checkpoint", str(tmp_path / "weights.pth"), "--data", str(tmp_path / "data.npz"), "--trials", "7"),
+        *("--method", "mdc", "--space", "paper"),
         *("--budget-latency-keep", "60%", "--budget-latency-ms", "20@phone", "--budget-macs", "2.5G", "--threads", "2"),
     )
     (job,) = documents(done)
@@ -58,6 +59,8 @@ def test_submit_uploads_and_queues(server: FakeServer, tmp_path: Path) -> None:
         "model": "mod_000001",
         "dataset": "dat_000001",
         "name": "first",
+        "method": "mdc",
+        "space": "paper",
         "trials": 7,
         "recovery": False,
         "budgets": [

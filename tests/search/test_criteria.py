@@ -28,7 +28,7 @@ def planted() -> tuple[TorchNetwork, Statistics]:
         block.mlp.fc1.bias[[DUPLICATE, TWIN]] = block.mlp.fc1.bias[DUPLICATE].clone()
         block.mlp.fc1.weight[CONSTANT], block.mlp.fc1.bias[CONSTANT] = 0, 30.0
         block.mlp.fc2.weight[:, [DUPLICATE, TWIN]] = block.mlp.fc2.weight[:, [DUPLICATE]].clone()
-    return network, network.statistics(images_for(network, 64), {"dependence"})
+    return network, network.statistics(images_for(network, 64), {"dependence", "attention"})
 
 
 def ranked(planted: tuple[TorchNetwork, Statistics], criterion: str) -> Ranking:
@@ -41,13 +41,17 @@ def place(scores: np.ndarray, member: int) -> float:
     return float((scores < scores[member]).mean())
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+BY_VALUES = [name for name in CRITERIA if name != "cumulative"]
+"""Criteria that see what a head puts out. Cumulative attention sees only where it looks (tests/search/test_cumulative.py)."""
+
+
+@pytest.mark.parametrize("criterion", BY_VALUES)
 def test_the_dead_head_goes_first(planted: tuple[TorchNetwork, Statistics], criterion: str) -> None:
     """Its output is zero: no variance, no dependence, nothing to reconstruct, and its weights are the smallest."""
     assert ranked(planted, criterion).blocks[1].heads.argmin() == DEAD_HEAD
 
 
-@pytest.mark.parametrize("criterion", ["variance", "reconstruction"])
+@pytest.mark.parametrize("criterion", ["variance", "reconstruction", "cumulative"])
 def test_the_constant_neuron_goes_first_where_means_are_folded(
     planted: tuple[TorchNetwork, Statistics], criterion: str
 ) -> None:
@@ -67,7 +71,7 @@ def test_only_reconstruction_sees_the_duplicate(planted: tuple[TorchNetwork, Sta
     neurons = ranked(planted, "reconstruction").blocks[1].neurons
     pair = sorted(place(neurons, member) for member in (DUPLICATE, TWIN))
     assert pair[0] < 0.1 and pair[1] > 0.9
-    for criterion in ("variance", "hsic", "magnitude"):
+    for criterion in ("variance", "hsic", "magnitude", "cumulative"):
         neurons = ranked(planted, criterion).blocks[1].neurons
         assert neurons[DUPLICATE] == pytest.approx(neurons[TWIN], rel=1e-4)
         assert place(neurons, DUPLICATE) > 0.5

@@ -78,6 +78,7 @@ def test_devices_and_methods(web: TestClient) -> None:
         ({"budgets": [{"metric": "latency_ms", "limit": 5, "device": "generic-mobil"}]}, "device", "generic-mobile"),
         ({"method": "jiont"}, "method", "joint"),
         ({"criterion": "magnitud"}, "criterion", "magnitude"),
+        ({"space": "papr"}, "space", "paper"),
         ({"model": "mdl_unknown"}, "model id", None),
         ({"dataset": "dat_unknown"}, "data set id", None),
     ],
@@ -96,6 +97,12 @@ def test_unknown_names_in_a_job_are_refused_with_the_nearest(
 def test_a_criterion_that_belongs_to_another_method_is_refused(web: TestClient) -> None:
     answer = web.post("/v1/jobs", json=job_body(create_model(web), method="uniform", criterion="hsic"))
     assert problem(answer, 422, "invalid-request")["allowed"] == ["magnitude"]
+
+
+def test_a_space_that_belongs_to_another_method_is_refused(web: TestClient) -> None:
+    answer = web.post("/v1/jobs", json=job_body(create_model(web), method="uniform", space="paper"))
+    assert problem(answer, 422, "invalid-request")["allowed"] == ["compact"]
+    assert web.post("/v1/jobs", json=job_body(create_model(web), method="joint", space="paper")).status_code < 300
 
 
 def test_invalid_fields_are_named_with_value_and_bound(web: TestClient) -> None:

@@ -169,6 +169,9 @@ CORES = int(describe_device("cpu")["threads"])
         (job(budget("latency_keep", 0.5, "my-phone")), "unknown-name", "my-phone"),
         (job(criterion="luck"), "unknown-name", "luck"),
         (job(method="mdc", criterion="magnitude"), "invalid-request", "hsic"),
+        (job(space="moon"), "unknown-name", "moon"),
+        (job(space="paper"), "invalid-request", "compact"),
+        (job(method="cp-vit", space="compact"), "invalid-request", "cascade"),
         (job(method="prune-it"), "unknown-name", "joint"),
         (job(budget("macs_keep", 0.5), budget("macs_keep", 0.6)), "invalid-request", "macs_keep"),
     ],
@@ -176,6 +179,12 @@ CORES = int(describe_device("cpu")["threads"])
 def test_jobs_that_are_refused(ask: Any, model: Path, document: dict[str, Any], code: str, words: str) -> None:
     found = refusal(ask({"job": document, "model": str(model), "dataset": None}))
     assert found[0] == code and words in found[1]
+
+
+def test_a_method_that_does_not_suit_the_model_is_refused(ask: Any, tmp_path: Path) -> None:
+    flat = model_folder(tmp_path / "flat", depth=1)
+    found = refusal(ask({"job": job(method="cp-vit"), "model": str(flat), "dataset": None}))
+    assert found[0] == "invalid-request" and "second block" in found[1]
 
 
 @pytest.mark.parametrize("setting", [{"threads": 2}, {"threads": 200}])

@@ -1,0 +1,87 @@
+"""Claim: with half of the patches removed progressively, CP-ViT's cascade takes more than 40 % of DeiT-S's MACs.
+
+    python -m benchmarks.cpvit_schedule                     about 20 seconds on 2 cores
+    python -m benchmarks.cpvit_schedule --images 0          at once: every layer removes the same
+
+Tokens and heads of each block, and the MACs, for schedules of the method `cp-vit`. Which layer removes how much follows the
+attention range, here of random weights on noise; how much is removed up to the end of a span does not.
+"""
+
+import argparse
+import dataclasses
+
+import numpy as np
+import timm
+import torch
+
+from models.data import noise_data
+from models.describe import describe
+from models.families import family_of
+from models.preprocessing import Preprocessing
+from models.structure import Structure
+from models.torch_network import TorchNetwork
+from search.criteria import CRITERIA, rank
+from search.methods import method_named
+from search.policy import Policy
+from search.ranking import Ranking, unranked
+from search.spaces.cascade import CascadeSpace
+
+MODEL = "deit_small_patch16_224"
+METHOD = method_named("cp-vit")
+SCHEDULES = {
+    "half of the patches by block 4": ((1 / 3, 1.0), Policy(tokens=(0.5, 1.0))),
+    "half of the patches by block 4, heads down to half": ((1 / 3, 1.0), Policy(tokens=(0.5, 1.0), heads=0.5)),
+    "half of the patches over all blocks, heads down to half": ((1.0,), Policy(tokens=(0.5,), heads=0.5)),
+}
+"""Depths at which spans end, and what is left of the tokens at each end and of the heads in the last block."""
+
+
+def deit_structure(name: str = MODEL) -> Structure:
+    """Without weights."""
+    with torch.device("meta"):
+        module = timm.create_model(name)
+    return describe(module, family_of(module), name)
+
+
+def space_with(structure: Structure, ranking: Ranking, depths: tuple[float, ...]) -> CascadeSpace:
+    rule = dataclasses.replace(METHOD.tokens, depths=depths)
+    return CascadeSpace(structure, ranking, METHOD.axes, rule)
+
+
+def measured_ranking(name: str, images: int) -> Ranking:
+    """Random weights, noise."""
+    torch.manual_seed(0)
+    module = timm.create_model(name)
+    network = TorchNetwork(module, name, Preprocessing.of_model(module))
+    noise = noise_data(network.preprocessing, 4 * images, 0).take("calibration", images, 0)
+    return rank("cumulative", network.weights(), network.statistics(noise.images, CRITERIA["cumulative"].needs))
+
+
+def table(title: str, space: CascadeSpace, policy: Policy) -> str:
+    """Patch tokens and heads of each block, 1-based as in the papers, and the MACs."""
+    small, whole = space.sketch(policy), space.structure
+    rows = [f"{title}", "| block | patches | heads | MACs of the block (M) |", "|---|---|---|---|"]
+    for number, block in enumerate(small.blocks, start=1):
+        assert block.attention is not None
+        patches = block.tokens_attended - small.prefix
+        macs = sum(op.macs for op in block.ops()) / 1e6
+        rows.append(f"| {number} | {patches} | {block.attention.heads} | {macs:.1f} |")
+    saved = 1 - small.macs / whole.macs
+    rows.append(f"{small.macs / 1e9:.3f} G of {whole.macs / 1e9:.3f} G MACs: {100 * saved:.1f} % less\n")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--images", type=int, default=16, help="for the attention range; 0: none is measured")
+    options = parser.parse_args()
+    structure = deit_structure()
+    ranking = measured_ranking(MODEL, options.images) if options.images else unranked(structure)
+    if ranking.ranges is not None:
+        print("attention range of each block:", np.round(ranking.ranges, 2).tolist(), "\n")
+    for title, (depths, policy) in SCHEDULES.items():
+        print(table(title, space_with(structure, ranking, depths), policy))
+
+
+if __name__ == "__main__":
+    main()
