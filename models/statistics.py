@@ -13,9 +13,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from models.dependence import Dependence
+from models.member_scores import MemberScores, StreamScores
 from models.moments import InputStatistics
 
-Kind = Literal["dependence"]
+Kind = Literal["dependence", "taylor", "fisher", "deletion"]
 """Kinds beyond the moments; each is a field of `BlockStatistics` (or of `Statistics`) of the same name."""
 
 
@@ -26,11 +27,17 @@ class BlockStatistics:
     projection: InputStatistics
     neurons: InputStatistics
     dependence: Dependence | None = None
+    taylor: MemberScores | None = None
+    fisher: MemberScores | None = None
+    deletion: MemberScores | None = None
 
 
 @dataclass(frozen=True)
 class Statistics:
     blocks: tuple[BlockStatistics, ...]
+    taylor: StreamScores | None = None
+    fisher: StreamScores | None = None
+    deletion: StreamScores | None = None
 
 
 def to_tensors(statistics: Statistics) -> dict[str, Tensor]:

@@ -12,6 +12,9 @@ CRITERION_TITLES = {
     "variance": "variance of activations",
     "hsic": "dependence on the dense outputs (HSIC, MDC)",
     "magnitude": "norm of the weights; needs no images",
+    "taylor": "change of the task's loss, to first order (Taylor)",
+    "kl": "divergence of the answers without a member, estimated from gradients (UP-ViTs)",
+    "kl-exact": "divergence of the answers without a member, by deleting each (UP-ViTs); small models only",
 }
 
 

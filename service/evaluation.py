@@ -67,7 +67,9 @@ class Evaluation:
         if stored.exists():
             self.statistics = from_tensors(load_file(stored))
         else:
-            self.statistics = self.network.statistics(self.calibration.images, CRITERIA[criterion].needs)
+            self.statistics = self.network.statistics(
+                self.calibration.images, CRITERIA[criterion].needs, self.calibration.labels
+            )
             beside = stored.with_suffix(".part")
             save_file(to_tensors(self.statistics), beside)
             beside.replace(stored)

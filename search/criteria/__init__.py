@@ -9,8 +9,11 @@ from models.errors import InvalidRequest
 from models.network import LayerWeights
 from models.statistics import BlockStatistics, Kind, Statistics
 from search.criteria.hsic import hsic
+from search.criteria.kl import kl, kl_exact
 from search.criteria.magnitude import magnitude
+from search.criteria.members import with_stream
 from search.criteria.reconstruction import reconstruction
+from search.criteria.taylor import taylor
 from search.criteria.variance import variance
 from search.methods import check_criterion
 from search.ranking import BlockRanking, Ranking
@@ -27,6 +30,8 @@ class Criterion:
     forward_passes: int
     across_blocks: bool
     needs: frozenset[Kind] = frozenset()
+    stream: Kind | None = None
+    """The kind that also scores embedding dims, and says what it cost beyond `forward_passes`."""
 
 
 CRITERIA = {
@@ -34,6 +39,9 @@ CRITERIA = {
     "variance": Criterion(variance, 1, across_blocks=True),
     "hsic": Criterion(hsic, 2, across_blocks=False, needs=frozenset({"dependence"})),
     "reconstruction": Criterion(reconstruction, 1, across_blocks=True),
+    "taylor": Criterion(taylor, 1, across_blocks=True, needs=frozenset({"taylor"}), stream="taylor"),
+    "kl": Criterion(kl, 1, across_blocks=True, needs=frozenset({"fisher"}), stream="fisher"),
+    "kl-exact": Criterion(kl_exact, 1, across_blocks=True, needs=frozenset({"deletion"}), stream="deletion"),
 }
 
 
@@ -46,4 +54,5 @@ def rank(name: str, weights: Sequence[LayerWeights], statistics: Statistics | No
     seen: Sequence[BlockStatistics | None] = statistics.blocks if statistics is not None else [None] * len(weights)
     blocks = tuple(criterion.rank_block(w, s) for w, s in zip(weights, seen, strict=True))
     ranking = Ranking(name, blocks, criterion.across_blocks, criterion.forward_passes)
-    return dataclasses.replace(ranking, seconds=time.perf_counter() - start)
+    ranking = dataclasses.replace(ranking, seconds=time.perf_counter() - start)
+    return ranking if criterion.stream is None else with_stream(ranking, criterion.stream, statistics)
