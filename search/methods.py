@@ -44,6 +44,10 @@ METHODS = {
             "mdc", "multi-dimensional compression: heads, neurons and tokens by HSIC", ("heads", "neurons", "tokens"),
             ("hsic",), "none", "arXiv 2201.00043",
         ),
+        Method(
+            "up-vit", "unified pruning: embedding, attention and MLP dims, and halves of blocks, by divergence",
+            ("embed", "qk", "v", "neurons", "halves"), ("kl", "kl-exact", "taylor"), "distillation", "arXiv 2111.15127",
+        ),
     )
 }  # fmt: skip
 

@@ -54,6 +54,10 @@ class JobRequest(Strict):
     )
     method: str = "joint"
     criterion: str | None = Field(None, description="Importance; the method's own when left out.")
+    target: str | None = Field(
+        None, max_length=200,
+        description="Method up-vit: a smaller timm model whose exact shape is delivered, without a search.",
+    )  # fmt: skip
     trials: int = Field(32, ge=1, le=2000)
     seed: int = Field(0, ge=0, lt=2**31)
     recovery: bool = Field(True, description="Closed-form recovery after pruning.")
@@ -67,3 +71,16 @@ class JobRequest(Strict):
                 "max_loss belongs to objective 'latency', and that objective needs it: give both or neither"
             )
         return self
+
+    @model_validator(mode="after")
+    def _target_fixes_the_shape(self) -> "JobRequest":
+        if self.target is not None and self.method != "up-vit":
+            raise ValueError(f"target belongs to method 'up-vit', not to {self.method!r}: set method, or leave target out")
+        if self.target is not None and self.objective != "score":
+            raise ValueError("target fixes the shape: there is no cost to lower. Leave objective and max_loss out")
+        return self
+
+    @property
+    def planned_trials(self) -> int:
+        """With a target there is one shape to try."""
+        return 1 if self.target is not None else self.trials

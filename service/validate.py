@@ -16,10 +16,14 @@ from pydantic import ValidationError
 
 from latency.devices import describe_device, is_reachable
 from models.data import open_data
+from models.deletion import check_cost
 from models.errors import DeviceUnavailable, InvalidRequest, VitfitError
+from models.gradients import check_classes
 from models.open import open_model
 from models.structure import Structure
+from models.timm_weights import target_structure
 from models.torch_network import TorchNetwork
+from search.criteria import CRITERIA
 from search.methods import criterion_of, method_named
 from service.budgeting import Pricing
 from service.evaluation import Evaluation
@@ -81,6 +85,9 @@ def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed
     evaluation = Evaluation.open(request, files, allowed)
     structure = evaluation.network.structure
     check_budgets(request, structure)
+    check_importance(criterion, structure, len(evaluation.calibration.images))
+    if request.target is not None:
+        target_structure(evaluation.network, request.target)
     if request.finetune.epochs and not evaluation.data.assessed:
         raise InvalidRequest("Fine-tuning needs a data set; this job has none. Add one, or set finetune.epochs to 0.")
     if request.finetune.epochs and not evaluation.classes:
@@ -93,6 +100,15 @@ def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed
         "criterion": criterion,
         "warnings": list(evaluation.data.warnings),
     }
+
+
+def check_importance(criterion: str, structure: Structure, images: int) -> None:
+    """Raises: InvalidRequest when the criterion needs classes that are not there, or would take too long."""
+    needs = CRITERIA[criterion].needs
+    if "deletion" in needs:
+        check_cost(structure, images)
+    elif needs & {"taylor", "fisher"}:
+        check_classes(structure, criterion)
 
 
 def check_budgets(request: JobRequest, structure: Structure) -> None:

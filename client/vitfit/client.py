@@ -27,6 +27,7 @@ class JobOptions(TypedDict, total=False):
 
     method: str
     criterion: str
+    target: str
     trials: int
     seed: int
     recovery: bool
