@@ -150,7 +150,7 @@ class Taps:
             x = self._inputs[norm].detach()
             change = change_without(norm, x.flatten(0, 1), gradient.flatten(0, 1), own=False)
             found.append(change.unflatten(0, x.shape[:2]))
-        return found[0] + found[1]
+        return torch.stack(found).sum(0)
 
     def _stream_change(self, read: Read, gradient: Tensor) -> Tensor:
         x = self._inputs[read.module].detach()

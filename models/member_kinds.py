@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 from models.gradients import Scores
-from models.statistics import Kind, Statistics
+from models.statistics import BlockStatistics, Kind, Statistics
 
+T = TypeVar("T", BlockStatistics, Statistics)
 MemberKinds = dict[Kind, Callable[[], Scores]]
 
 
@@ -14,9 +16,13 @@ def add_member_scores(statistics: Statistics, kinds: Collection[Kind], ways: Mem
     for kind, find in ways.items():
         if kind in kinds:
             blocks, stream = find()
-            with_members = (
-                dataclasses.replace(block, **{kind: scores})
-                for block, scores in zip(statistics.blocks, blocks, strict=True)
-            )
-            statistics = dataclasses.replace(statistics, blocks=tuple(with_members), **{kind: stream})
+            pairs = zip(statistics.blocks, blocks, strict=True)
+            with_members = tuple(_with(block, kind, scores) for block, scores in pairs)
+            statistics = _with(dataclasses.replace(statistics, blocks=with_members), kind, stream)
     return statistics
+
+
+def _with(value: T, kind: Kind, scores: Any) -> T:
+    """The value with one field, named by the kind, replaced."""
+    changes: dict[str, Any] = {kind: scores}
+    return dataclasses.replace(value, **changes)

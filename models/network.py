@@ -36,9 +36,7 @@ class Network(Protocol):
         """Logits (n, C) of images (n, C, H, W), without gradients."""
         ...
 
-    def statistics(
-        self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None
-    ) -> Statistics: ...
+    def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics: ...
 
     def pruned(self, plan: Plan, statistics: Statistics | None) -> Self:
         """The network that `plan` leaves; with statistics (of this network) recovered in closed form."""

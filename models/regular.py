@@ -122,7 +122,7 @@ def _beyond_pruning(structure: Structure, target: Structure) -> list[str]:
 
 
 def _too_large(structure: Structure, target: Structure) -> list[str]:
-    found = []
+    found: list[str] = []
     mine, wanted = _attentions(structure), _attentions(target)
     if not mine or not wanted:
         return found

@@ -85,9 +85,7 @@ class TorchNetwork:
         """In the order of the blocks."""
         return [block.reduction for block in self.pruned_blocks() if block.reduction is not None]
 
-    def statistics(
-        self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None
-    ) -> Statistics:
+    def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
         """One pass over the images for the moments, and what each kind takes. labels (n,): only `taylor` reads them."""
         moments = self._moments(images)
         found = self._dependence(images[:DEPENDENCE_IMAGES]) if "dependence" in kinds else [None] * len(moments)

@@ -203,7 +203,9 @@ class Job:
         if not wanted.epochs:
             return chosen
         self.journal.stage("finetuning")
-        recipe = Recipe(wanted.epochs, wanted.learning_rate, wanted.batch, wanted.distill, self.request.seed)
+        recipe = Recipe(
+            wanted.epochs, wanted.learning_rate, wanted.batch, wanted.distill, self.request.seed, wanted.cutmix
+        )
         data = self.evaluation.data.take("train", self._finetune_images(), self.request.seed)
         checkpoint = self.files.work / f"finetune-trial{chosen.trial.number}.pt"
         network = finetune(

@@ -36,6 +36,7 @@ class FinetuneRequest(Strict):
     learning_rate: float = Field(1e-4, gt=0, le=1)
     batch: int = Field(64, ge=1, le=4096)
     distill: float = Field(1.0, ge=0, le=100, description="Weight of KL(teacher || student) beside cross-entropy.")
+    cutmix: float = Field(0, ge=0, le=10, description="Alpha of CutMix; 0: none. Needs labels.")
 
 
 class JobRequest(Strict):
@@ -75,7 +76,9 @@ class JobRequest(Strict):
     @model_validator(mode="after")
     def _target_fixes_the_shape(self) -> "JobRequest":
         if self.target is not None and self.method != "up-vit":
-            raise ValueError(f"target belongs to method 'up-vit', not to {self.method!r}: set method, or leave target out")
+            raise ValueError(
+                f"target belongs to method 'up-vit', not to {self.method!r}: set method, or leave target out"
+            )
         if self.target is not None and self.objective != "score":
             raise ValueError("target fixes the shape: there is no cost to lower. Leave objective and max_loss out")
         return self

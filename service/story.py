@@ -95,7 +95,9 @@ def notes(report: dict[str, Any]) -> list[str]:
         )
     if report["axes"]:
         alone = {row["axis"]: row["share"] for row in report["axes"]}
-        shares = ", ".join(f"{axis} {_share(alone, axis)}" for axis in AXES + tuple(a for a in WHOLE_NETWORK if a in alone))
+        shares = ", ".join(
+            f"{axis} {_share(alone, axis)}" for axis in AXES + tuple(a for a in WHOLE_NETWORK if a in alone)
+        )
         lines.append(f"fall of latency over fall of MACs, each axis alone: {shares}")
     if report["share_of_macs_fall"] is not None:
         lines.append(f"fall of latency over fall of MACs, all together: {report['share_of_macs_fall']:.2f}")

@@ -18,6 +18,7 @@ from latency.devices import describe_device, is_reachable
 from models.data import open_data
 from models.deletion import check_cost
 from models.errors import DeviceUnavailable, InvalidRequest, VitfitError
+from models.finetune import check_cutmix
 from models.gradients import check_classes
 from models.open import open_model
 from models.structure import Structure
@@ -94,6 +95,8 @@ def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed
         raise InvalidRequest(
             "Fine-tuning needs a classifier; this model has none. Set num_classes, or finetune.epochs to 0."
         )
+    if request.finetune.epochs:
+        check_cutmix(request.finetune.cutmix, labelled=evaluation.calibration.labels is not None)
     return {
         "model": describe_model(evaluation.network),
         "dataset": evaluation.data.describe(),

@@ -88,7 +88,10 @@ def test_the_best_embedding_dims_stay_in_multiples_of_eight() -> None:
 
 def test_the_lowest_halves_go_first_and_empty_blocks_with_them() -> None:
     space = space_with(descending((5, 1), (5, 0), (2, 0)), ("halves",))
-    kept = {keep: space.plan(dataclasses.replace(space.along([0.0], 0), halves=keep)) for keep in (15 / 16, 14 / 16, 13 / 16)}
+    kept = {
+        keep: space.plan(dataclasses.replace(space.along([0.0], 0), halves=keep))
+        for keep in (15 / 16, 14 / 16, 13 / 16)
+    }
     assert [b.source for b in kept[15 / 16].blocks if not b.neurons] == [5]
     assert [b.source for b in kept[14 / 16].blocks] == [0, 1, 2, 3, 4, 6, 7]
     assert [b.source for b in kept[13 / 16].blocks if not b.heads] == [2]
