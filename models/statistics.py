@@ -14,9 +14,10 @@ from torch import Tensor
 
 from models.attention_statistics import AttentionStatistics
 from models.dependence import Dependence
+from models.member_scores import MemberScores, StreamScores
 from models.moments import InputStatistics
 
-Kind = Literal["dependence", "attention"]
+Kind = Literal["dependence", "attention", "taylor", "fisher", "deletion"]
 """Kinds beyond the moments; each is a field of `BlockStatistics` (or of `Statistics`) of the same name."""
 
 
@@ -28,11 +29,17 @@ class BlockStatistics:
     neurons: InputStatistics
     dependence: Dependence | None = None
     attention: AttentionStatistics | None = None
+    taylor: MemberScores | None = None
+    fisher: MemberScores | None = None
+    deletion: MemberScores | None = None
 
 
 @dataclass(frozen=True)
 class Statistics:
     blocks: tuple[BlockStatistics, ...]
+    taylor: StreamScores | None = None
+    fisher: StreamScores | None = None
+    deletion: StreamScores | None = None
 
 
 def to_tensors(statistics: Statistics) -> dict[str, Tensor]:

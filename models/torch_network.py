@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from models.attention_statistics import AttentionStatistics, attention_statistics
+from models.deletion import deletion_scores
 from models.dependence import Dependence, dependence, output_kernel
 from models.describe import describe, head_count
 from models.export import export_onnx
 from models.families import family_of
 from models.family import part
+from models.gradients import fisher_scores, taylor_scores
+from models.member_kinds import MemberKinds, add_member_scores
 from models.moments import Moments
 from models.network import LayerWeights
 from models.plan import Plan
@@ -85,8 +88,8 @@ class TorchNetwork:
         """In the order of the blocks."""
         return [block.reduction for block in self.pruned_blocks() if block.reduction is not None]
 
-    def statistics(self, images: Tensor, kinds: Collection[Kind] = ()) -> Statistics:
-        """One pass over the images for the moments, and what each kind takes."""
+    def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
+        """One pass over the images for the moments, and what each kind takes. labels (n,): only `taylor` reads them."""
         moments = self._moments(images)
         found = self._dependence(images[:DEPENDENCE_IMAGES]) if "dependence" in kinds else [None] * len(moments)
         attention = self._attention(images) if "attention" in kinds else [None] * len(moments)
@@ -94,7 +97,12 @@ class TorchNetwork:
             BlockStatistics(projection.statistics(), neurons.statistics(), block, attended)
             for (projection, neurons), block, attended in zip(moments, found, attention, strict=True)
         )
-        return Statistics(tuple(blocks))
+        ways: MemberKinds = {
+            "taylor": lambda: taylor_scores(self.module, self._family, self._structure, images, labels),
+            "fisher": lambda: fisher_scores(self.module, self._family, self._structure, images),
+            "deletion": lambda: deletion_scores(self.module, self._family, self._structure, images),
+        }
+        return add_member_scores(Statistics(tuple(blocks)), kinds, ways)
 
     def _moments(self, images: Tensor) -> list[tuple[Moments, Moments]]:
         moments = [(Moments(), Moments()) for _ in self.blocks()]

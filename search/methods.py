@@ -14,6 +14,9 @@ CRITERION_TITLES = {
     "hsic": "dependence on the dense outputs (HSIC, MDC)",
     "cumulative": "attention gathered over the layers so far (CP-ViT); heads only, the rest by variance",
     "magnitude": "norm of the weights; needs no images",
+    "taylor": "change of the task's loss, to first order (Taylor)",
+    "kl": "divergence of the answers without a member, estimated from gradients (UP-ViTs)",
+    "kl-exact": "divergence of the answers without a member, by deleting each (UP-ViTs); small models only",
 }
 
 
@@ -53,6 +56,10 @@ METHODS = {
             "cp-vit", "cascade of tokens and heads by attention accumulated over the layers", ("heads", "tokens"),
             ("cumulative",), "none", "arXiv 2203.04570", "cascade",
             TokenRule("drop", "start", "cumulative", depths=(1 / 3, 1.0)),
+        ),
+        Method(
+            "up-vit", "unified pruning: embedding, attention and MLP dims, and halves of blocks, by divergence",
+            ("embed", "qk", "v", "neurons", "halves"), ("kl", "kl-exact", "taylor"), "distillation", "arXiv 2111.15127",
         ),
     )
 }  # fmt: skip

@@ -22,6 +22,8 @@ class BlockRanking:
     """(2,): the attention and the MLP as a whole."""
     inputs: tuple[Array, Array, Array] | None = None
     """Of learned gates: inputs of q/k/v (D,), of the projection (H * v,), of fc1 (D,)."""
+    dims: Array | None = None
+    """(H, d): attention dims, row j of q, k and v at once (UP-ViTs)."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from models.evaluate import same_answer
 from models.export import OnnxFile, compare_outputs, run_onnx
 from models.parity import ParityReport, check_parity
 from models.program import save_program
+from models.timm_weights import to_timm
 from models.torch_network import TorchNetwork
 from search.trial import Trial
 from service import story
@@ -93,6 +94,9 @@ def _export(delivery: Delivery, folder: Path) -> ParityReport:
         shutil.copyfile(delivery.verifier.file(network, delivery.name, other), folder / f"model.b{other}.onnx")
     network.export(folder / "model.dynamic.onnx", None)
     save_file({k: v.contiguous() for k, v in network.module.state_dict().items()}, folder / "pruned.safetensors")
+    if delivery.request.target is not None:
+        loaded = to_timm(network, delivery.evaluation.network, delivery.request.target)
+        save_file({k: v.contiguous() for k, v in loaded.state_dict().items()}, folder / "timm.safetensors")
     save_program(network.module, network.structure.image, folder / "program.pt2")
     assert network.plan is not None
     _write_json(folder / "plan.json", network.plan.to_json())

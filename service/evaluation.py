@@ -14,13 +14,17 @@ from models.data import Batch, Dataset, noise_data, open_data
 from models.evaluate import agreement, correct, feature_agreement, same_answer
 from models.open import open_model
 from models.plan import Plan
+from models.regular import regular_plan
 from models.statistics import Statistics, from_tensors, to_tensors
+from models.timm_weights import target_structure
 from models.torch_network import TorchNetwork
 from search.criteria import CRITERIA, rank
 from search.methods import criterion_of, method_named
 from search.policy import Policy
+from search.ranking import Ranking
 from search.spaces import space_of
 from search.spaces.space import Space
+from search.spaces.target import TargetSpace
 from search.trial import Score
 from service.journal import JobFiles
 from service.request import JobRequest
@@ -67,12 +71,16 @@ class Evaluation:
         if stored.exists():
             self.statistics = from_tensors(load_file(stored))
         else:
-            self.statistics = self.network.statistics(self.calibration.images, CRITERIA[criterion].needs)
+            self.statistics = self.network.statistics(
+                self.calibration.images, CRITERIA[criterion].needs, self.calibration.labels
+            )
             beside = stored.with_suffix(".part")
             save_file(to_tensors(self.statistics), beside)
             beside.replace(stored)
         ranking = rank(criterion, self.network.weights(), self.statistics)
         self.space = space_of(method, self.network.structure, ranking, request.space)
+        if request.target is not None:
+            self.space = target_space(self.network, ranking, request.target)
         self.dense = self.network.outputs(self.selection.images)
 
     def policy_space(self) -> Space:
@@ -112,3 +120,9 @@ class Evaluation:
         assert self.dense is not None
         right = self.correct(self.dense, self.selection.labels)
         return Score(0.0, None if right is None else right / len(self.dense))
+
+
+def target_space(network: TorchNetwork, ranking: Ranking, target: str) -> TargetSpace:
+    """The space of a job with a target shape. Raises: InvalidRequest when it cannot be reached."""
+    shape = target_structure(network, target)
+    return TargetSpace(network.structure, regular_plan(network.structure, ranking.blocks, ranking.embed, shape))

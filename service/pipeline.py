@@ -99,7 +99,7 @@ class Job:
         costs = self._least_costs()
         if not self.pricing.aims.met(costs):
             raise self.pricing.impossible(costs)
-        self.trials = self._search().run(self.trials, max(self.request.trials, len(self.trials)))
+        self.trials = self._search().run(self.trials, max(self.request.planned_trials, len(self.trials)))
         self._check_loss(best(self.trials)[0])
 
     def _search(self) -> Search:
@@ -131,7 +131,7 @@ class Job:
     def _record(self, trial: Trial) -> None:
         self.journal.record(trial.to_json())
         self.trials = [*self.trials, trial]
-        done, total = len(self.trials), max(self.request.trials, len(self.trials))
+        done, total = len(self.trials), max(self.request.planned_trials, len(self.trials))
         left = (total - done) * (time.monotonic() - self.started) / max(done, 1)
         self.journal.progress(done, total, max(t.score for t in self.trials), left)
         self.journal.check()
@@ -203,7 +203,9 @@ class Job:
         if not wanted.epochs:
             return chosen
         self.journal.stage("finetuning")
-        recipe = Recipe(wanted.epochs, wanted.learning_rate, wanted.batch, wanted.distill, self.request.seed)
+        recipe = Recipe(
+            wanted.epochs, wanted.learning_rate, wanted.batch, wanted.distill, self.request.seed, wanted.cutmix
+        )
         data = self.evaluation.data.take("train", self._finetune_images(), self.request.seed)
         checkpoint = self.files.work / f"finetune-trial{chosen.trial.number}.pt"
         network = finetune(

@@ -36,6 +36,7 @@ class FinetuneRequest(Strict):
     learning_rate: float = Field(1e-4, gt=0, le=1)
     batch: int = Field(64, ge=1, le=4096)
     distill: float = Field(1.0, ge=0, le=100, description="Weight of KL(teacher || student) beside cross-entropy.")
+    cutmix: float = Field(0, ge=0, le=10, description="Alpha of CutMix; 0: none. Needs labels.")
 
 
 class JobRequest(Strict):
@@ -57,6 +58,10 @@ class JobRequest(Strict):
     space: str | None = Field(
         None, max_length=40, description="Where to search; the method's own space when left out. mdc also takes paper."
     )
+    target: str | None = Field(
+        None, max_length=200,
+        description="Method up-vit: a smaller timm model whose exact shape is delivered, without a search.",
+    )  # fmt: skip
     trials: int = Field(32, ge=1, le=2000)
     seed: int = Field(0, ge=0, lt=2**31)
     recovery: bool = Field(True, description="Closed-form recovery after pruning.")
@@ -70,3 +75,18 @@ class JobRequest(Strict):
                 "max_loss belongs to objective 'latency', and that objective needs it: give both or neither"
             )
         return self
+
+    @model_validator(mode="after")
+    def _target_fixes_the_shape(self) -> "JobRequest":
+        if self.target is not None and self.method != "up-vit":
+            raise ValueError(
+                f"target belongs to method 'up-vit', not to {self.method!r}: set method, or leave target out"
+            )
+        if self.target is not None and self.objective != "score":
+            raise ValueError("target fixes the shape: there is no cost to lower. Leave objective and max_loss out")
+        return self
+
+    @property
+    def planned_trials(self) -> int:
+        """With a target there is one shape to try."""
+        return 1 if self.target is not None else self.trials

@@ -9,6 +9,8 @@ from models.structure import Structure
 from service.verification import Evidence
 
 AXES: tuple[PlanAxis, ...] = ("heads", "neurons", "tokens")
+WHOLE_NETWORK: tuple[PlanAxis, ...] = ("embed", "blocks")
+"""Reported only where something was removed: few methods touch them."""
 
 
 def side(
@@ -93,7 +95,9 @@ def notes(report: dict[str, Any]) -> list[str]:
         )
     if report["axes"]:
         alone = {row["axis"]: row["share"] for row in report["axes"]}
-        shares = ", ".join(f"{axis} {_share(alone, axis)}" for axis in AXES)
+        shares = ", ".join(
+            f"{axis} {_share(alone, axis)}" for axis in AXES + tuple(a for a in WHOLE_NETWORK if a in alone)
+        )
         lines.append(f"fall of latency over fall of MACs, each axis alone: {shares}")
     if report["share_of_macs_fall"] is not None:
         lines.append(f"fall of latency over fall of MACs, all together: {report['share_of_macs_fall']:.2f}")
@@ -111,4 +115,4 @@ def _share(alone: dict[str, float | None], axis: str) -> str:
 def axes_of(plan: Plan, original: Structure) -> Sequence[PlanAxis]:
     """The axes that this plan shrinks."""
     whole = original.macs
-    return [a for a in AXES if plan.only(a, original).apply_to(original).macs < whole]
+    return [a for a in (*AXES, *WHOLE_NETWORK) if plan.only(a, original).apply_to(original).macs < whole]

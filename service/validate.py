@@ -16,10 +16,15 @@ from pydantic import ValidationError
 
 from latency.devices import describe_device, is_reachable
 from models.data import open_data
+from models.deletion import check_cost
 from models.errors import DeviceUnavailable, InvalidRequest, VitfitError
+from models.finetune import check_cutmix
+from models.gradients import check_classes
 from models.open import open_model
 from models.structure import Structure
+from models.timm_weights import target_structure
 from models.torch_network import TorchNetwork
+from search.criteria import CRITERIA
 from search.methods import check_suits, criterion_of, method_named, space_for
 from service.budgeting import Pricing
 from service.evaluation import Evaluation
@@ -83,12 +88,17 @@ def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed
     structure = evaluation.network.structure
     check_suits(method, structure)
     check_budgets(request, structure)
+    check_importance(criterion, structure, len(evaluation.calibration.images))
+    if request.target is not None:
+        target_structure(evaluation.network, request.target)
     if request.finetune.epochs and not evaluation.data.assessed:
         raise InvalidRequest("Fine-tuning needs a data set; this job has none. Add one, or set finetune.epochs to 0.")
     if request.finetune.epochs and not evaluation.classes:
         raise InvalidRequest(
             "Fine-tuning needs a classifier; this model has none. Set num_classes, or finetune.epochs to 0."
         )
+    if request.finetune.epochs:
+        check_cutmix(request.finetune.cutmix, labelled=evaluation.calibration.labels is not None)
     return {
         "model": describe_model(evaluation.network),
         "dataset": evaluation.data.describe(),
@@ -96,6 +106,15 @@ def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed
         "space": space,
         "warnings": list(evaluation.data.warnings),
     }
+
+
+def check_importance(criterion: str, structure: Structure, images: int) -> None:
+    """Raises: InvalidRequest when the criterion needs classes that are not there, or would take too long."""
+    needs = CRITERIA[criterion].needs
+    if "deletion" in needs:
+        check_cost(structure, images)
+    elif needs & {"taylor", "fisher"}:
+        check_classes(structure, criterion)
 
 
 def check_budgets(request: JobRequest, structure: Structure) -> None:

@@ -10,6 +10,8 @@ def test_every_package_is_installed() -> None:
     """An editable install finds packages that the list forgets; the image does not."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = [
-        ".".join(init.parent.relative_to(ROOT).parts) for room in ROOMS for init in Path(ROOT / room).rglob("__init__.py")
+        ".".join(init.parent.relative_to(ROOT).parts)
+        for room in ROOMS
+        for init in Path(ROOT / room).rglob("__init__.py")
     ]
     assert sorted(listed) == sorted(found)

@@ -109,6 +109,13 @@ class SearchOptions:
             help="Where to search: mdc also takes paper. (default: the method's own)", rich_help_panel=SEARCH_PANEL
         ),
     ] = None
+    target_shape: Annotated[
+        str | None,
+        typer.Option(
+            help="With --method up-vit: a smaller timm model whose exact shape is delivered.",
+            rich_help_panel=SEARCH_PANEL,
+        ),
+    ] = None
     trials: Annotated[
         int | None, typer.Option(min=1, help="Policies to try. (default: 32)", rich_help_panel=SEARCH_PANEL)
     ] = None
@@ -142,6 +149,8 @@ class SearchOptions:
         for name in ("method", "criterion", "space", "trials", "seed", "objective", "max_loss"):
             if getattr(self, name) is not None:
                 given[name] = getattr(self, name)
+        if self.target_shape is not None:
+            given["target"] = self.target_shape
         if self.no_recovery:
             given["recovery"] = False
         if self.finetune_epochs is not None:

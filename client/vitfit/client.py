@@ -28,6 +28,7 @@ class JobOptions(TypedDict, total=False):
     method: str
     criterion: str
     space: str
+    target: str
     trials: int
     seed: int
     recovery: bool

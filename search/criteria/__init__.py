@@ -10,8 +10,11 @@ from models.network import LayerWeights
 from models.statistics import BlockStatistics, Kind, Statistics
 from search.criteria.cumulative import accumulate, cumulative
 from search.criteria.hsic import hsic
+from search.criteria.kl import kl, kl_exact
 from search.criteria.magnitude import magnitude
+from search.criteria.members import with_stream
 from search.criteria.reconstruction import reconstruction
+from search.criteria.taylor import taylor
 from search.criteria.variance import variance
 from search.methods import check_criterion
 from search.ranking import BlockRanking, Ranking
@@ -37,6 +40,11 @@ CRITERIA = {
     "hsic": Criterion(hsic, 2, across_blocks=False, needs=frozenset({"dependence"})),
     "reconstruction": Criterion(reconstruction, 1, across_blocks=True),
     "cumulative": Criterion(cumulative, 2, across_blocks=False, needs=frozenset({"attention"}), whole=accumulate),
+    "taylor": Criterion(taylor, 1, across_blocks=True, needs=frozenset({"taylor"}), whole=with_stream("taylor")),
+    "kl": Criterion(kl, 1, across_blocks=True, needs=frozenset({"fisher"}), whole=with_stream("fisher")),
+    "kl-exact": Criterion(
+        kl_exact, 1, across_blocks=True, needs=frozenset({"deletion"}), whole=with_stream("deletion")
+    ),
 }
 
 
@@ -49,6 +57,5 @@ def rank(name: str, weights: Sequence[LayerWeights], statistics: Statistics | No
     seen: Sequence[BlockStatistics | None] = statistics.blocks if statistics is not None else [None] * len(weights)
     blocks = tuple(criterion.rank_block(w, s) for w, s in zip(weights, seen, strict=True))
     ranking = Ranking(name, blocks, criterion.across_blocks, criterion.forward_passes)
-    if criterion.whole is not None:
-        ranking = criterion.whole(ranking, statistics)
-    return dataclasses.replace(ranking, seconds=time.perf_counter() - start)
+    ranking = dataclasses.replace(ranking, seconds=time.perf_counter() - start)
+    return ranking if criterion.whole is None else criterion.whole(ranking, statistics)

@@ -17,12 +17,13 @@ from models.structure import Structure
 from search.policy import Policy
 from search.ranking import Array, Ranking
 from search.spaces.directions import amounts, analytic_starts
+from search.spaces.halves import Halves
 from search.spaces.pool import Pool
 from search.token_rule import TokenRule
 
-LEAST = {"heads": 0.15, "qk": 0.25, "v": 0.25, "neurons": 0.1, "tokens": 0.25}
+LEAST = {"heads": 0.15, "qk": 0.25, "v": 0.25, "neurons": 0.1, "tokens": 0.25, "embed": 0.25, "halves": 0.5}
 """Smallest fraction kept by the search: below, nothing is left to recover from."""
-DIM_MULTIPLE, NEURON_MULTIPLE = 4, 16
+DIM_MULTIPLE, NEURON_MULTIPLE, EMBED_MULTIPLE = 4, 16, 8
 
 
 class CompactSpace:
@@ -31,13 +32,17 @@ class CompactSpace:
     def __init__(
         self, structure: Structure, ranking: Ranking, axes: Sequence[str], tokens: TokenRule | None = None
     ) -> None:
-        """`axes`: those that may shrink; tokens also need a grid that is free."""
+        """`axes`: those that may shrink; tokens also need a grid that is free, embed and halves scores of theirs."""
         self._rule = tokens or TokenRule()
         self.structure, self.ranking = structure, ranking
         self._identity = identity(structure)
         self._stages = self._rule.stages(structure) if "tokens" in axes else ()
         self.keeps = [axis for axis in ("heads", "qk", "v", "neurons") if axis in axes]
         self.keeps += [f"tokens{i}" for i in range(len(self._stages))]
+        self._embed = ranking.embed if "embed" in axes else None
+        self._halves = _halves(structure, ranking) if "halves" in axes else None
+        self.keeps += ["embed"] if self._embed is not None else []
+        self.keeps += ["halves"] if self._halves is not None else []
         self.mixes = [f"{a}_mix" for a in ("heads", "neurons") if a in axes] if ranking.across_blocks else []
         self._heads = Pool([b.heads for b in ranking.blocks], least=1)
         self._neurons = Pool([b.neurons for b in ranking.blocks], least=NEURON_MULTIPLE, multiple=NEURON_MULTIPLE)
@@ -79,7 +84,8 @@ class CompactSpace:
             qk, v = self._dims(i, policy)
             thin = HeadPlan(range(qk), range(v))  # type: ignore[arg-type]
             blocks.append(BlockPlan(i, (thin,) * heads[i], range(neurons[i]), tokens=kept.get(i)))  # type: ignore[arg-type]
-        return dataclasses.replace(self._identity, blocks=tuple(blocks)).shape_of(self.structure)
+        whole = dataclasses.replace(self._identity, blocks=tuple(blocks))
+        return self._shallower(whole, policy, range(self._width(policy))).shape_of(self.structure)  # type: ignore[arg-type]
 
     def plan(self, policy: Policy) -> Plan:
         """The members that stay: the best of each axis by the ranking."""
@@ -91,7 +97,19 @@ class CompactSpace:
             qk, v = self._dims(i, policy)
             thin = tuple(HeadPlan(_best_dims(scores.qk, h, qk), _best_dims(scores.v, h, v)) for h in heads[i])
             blocks.append(BlockPlan(i, thin, neurons[i], tokens=kept.get(i)))
-        return dataclasses.replace(self._identity, blocks=tuple(blocks))
+        embed = self._identity.embed
+        if self._embed is not None:
+            embed = tuple(int(i) for i in np.sort(np.argsort(-self._embed, kind="stable")[: self._width(policy)]))
+        return self._shallower(dataclasses.replace(self._identity, blocks=tuple(blocks)), policy, embed)
+
+    def _width(self, policy: Policy) -> int:
+        """Embedding dims kept."""
+        width = self.structure.width
+        return width if self._embed is None else _multiple(policy.embed, width, EMBED_MULTIPLE)
+
+    def _shallower(self, plan: Plan, policy: Policy, embed: tuple[int, ...]) -> Plan:
+        plan = dataclasses.replace(plan, embed=embed)
+        return plan if self._halves is None else self._halves.removed_from(plan, policy.halves)
 
     def _dims(self, block: int, policy: Policy) -> tuple[int, int]:
         scores = self.ranking.blocks[block]
@@ -107,8 +125,13 @@ class CompactSpace:
         return kept
 
 
-def _multiple(keep: float, size: int) -> int:
-    return size if keep >= 1 else min(size, max(DIM_MULTIPLE, DIM_MULTIPLE * round(size * keep / DIM_MULTIPLE)))
+def _halves(structure: Structure, ranking: Ranking) -> Halves | None:
+    scores = [block.halves for block in ranking.blocks if block.halves is not None]
+    return Halves(structure, scores) if len(scores) == len(structure.blocks) and ranking.across_blocks else None
+
+
+def _multiple(keep: float, size: int, multiple: int = DIM_MULTIPLE) -> int:
+    return size if keep >= 1 else min(size, max(multiple, multiple * round(size * keep / multiple)))
 
 
 def _best_dims(scores: Array, head: int, count: int) -> tuple[int, ...]:

@@ -7,12 +7,14 @@ import numpy as np
 from search.ranking import Array
 
 STARTS: tuple[dict[str, float], ...] = (
-    {"heads": 1.0, "qk": 1.0, "v": 1.0, "neurons": 1.0, "tokens": 1.0},
+    {"heads": 1.0, "qk": 1.0, "v": 1.0, "neurons": 1.0, "tokens": 1.0, "embed": 1.0, "halves": 0.5},
     {"neurons": 1.0},
     {"neurons": 1.0, "qk": 0.5, "v": 0.5},
     {"tokens": 1.0, "neurons": 0.5},
     {"tokens": 1.0},
     {"heads": 1.0, "neurons": 0.5, "tokens": 0.5},
+    {"embed": 1.0},
+    {"halves": 1.0},
 )
 """How eagerly each axis gives at the start of a search: all alike, then what usually costs least by itself."""
 

@@ -4,14 +4,16 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from models.data import Batch
+from models.errors import InvalidRequest
 from models.evaluate import agreement
-from models.finetune import Recipe, distillation_loss, finetune
+from models.finetune import Recipe, distillation_loss, finetune, mixing
 from models.torch_network import TorchNetwork
 from tests.models.networks import images_for, random_plan, small_network
 
@@ -136,3 +138,49 @@ def test_the_loss_is_a_mean_over_images() -> None:
     torch.testing.assert_close(distillation_loss(*twice, 1.0), distillation_loss(outputs, targets, labels, 1.0))
     same = distillation_loss(targets, targets, labels, 1.0)
     torch.testing.assert_close(same, functional.cross_entropy(targets, labels))
+
+
+MIXED = dataclasses.replace(RECIPE, cutmix=0.5, distill=0.2)
+
+
+def test_cutmix_goes_on_after_an_interruption_as_if_there_was_none(
+    teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
+) -> None:
+    """Also with an odd batch at the end."""
+    data = Batch(data.images[:37], data.labels[:37], data.indices[:37])
+    undisturbed = finetune(student, teacher, data, MIXED, tmp_path / "whole.pt", Diary())
+    with pytest.raises(InterruptedError):
+        finetune(student, teacher, data, MIXED, tmp_path / "c.pt", Diary(stop_after=2))
+    np.random.seed(3)  # another process
+    resumed = weights(finetune(student, teacher, data, MIXED, tmp_path / "c.pt", Diary()))
+    for name, value in weights(undisturbed).items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_labels_are_mixed_as_the_pixels_are_and_the_teacher_sees_the_mixture(teacher: TorchNetwork) -> None:
+    """Image i of constant i: what it shows of its partner is what its label says. The last of an odd number is whole."""
+    images, labels = torch.arange(7.0)[:, None, None, None].expand(-1, 3, 32, 32), torch.arange(7)
+    seen = []
+    for epoch in range(6):
+        mixed, shares, answers = mixing(teacher, 7, MIXED, epoch)(images, labels)
+        shown = torch.stack([(mixed[:, 0] == value).float().mean((1, 2)) for value in range(7)], dim=1)
+        torch.testing.assert_close(shares, shown, rtol=0, atol=1e-5)
+        torch.testing.assert_close(answers, teacher.outputs(mixed))
+        seen.append(shares)
+    assert all(share[6, 6] == 1 for share in seen)
+    assert any(0.05 < float(share[0, 0]) < 0.95 for share in seen)
+    assert not seen[0].equal(seen[1]) and mixing(teacher, 7, MIXED, 0)(images, labels)[1].equal(seen[0])
+
+
+def test_cutmix_without_labels_is_refused(
+    teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidRequest, match=r"these data have none. Set finetune\.cutmix to 0"):
+        finetune(student, teacher, dataclasses.replace(data, labels=None), MIXED, tmp_path / "c.pt", Diary())
+
+
+def test_mixed_labels_count_by_their_share() -> None:
+    """Cross-entropy with (1/4, 3/4) on the classes of the answer (1/4, 3/4) is its entropy."""
+    answer = torch.tensor([[1.0, 3.0]]).log()
+    loss = distillation_loss(answer, answer, torch.tensor([[0.25, 0.75]]), 0.2)
+    torch.testing.assert_close(loss, -(0.25 * torch.tensor(0.25).log() + 0.75 * torch.tensor(0.75).log()))

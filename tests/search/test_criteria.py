@@ -1,11 +1,14 @@
 """Planted structure: a dead head, a duplicated neuron and a constant neuron rank where each criterion's definition says."""
 
+import dataclasses
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 
 from models.errors import InvalidRequest, UnknownName
-from models.statistics import Statistics
+from models.statistics import BlockStatistics, Statistics
 from models.torch_network import TorchNetwork
 from search.criteria import CRITERIA, rank
 from search.criteria.hsic import head_scores, minmax, neuron_scores
@@ -13,6 +16,18 @@ from search.ranking import Ranking
 from tests.models.networks import images_for, small_network
 
 DEAD_HEAD, DUPLICATE, TWIN, CONSTANT = 1, 5, 6, 9
+DEAD_DIM = 20
+ANSWERS = ("taylor", "kl", "kl-exact")
+"""Criteria that ask what the answers lose."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The networks are small: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +43,12 @@ def planted() -> tuple[TorchNetwork, Statistics]:
         block.mlp.fc1.bias[[DUPLICATE, TWIN]] = block.mlp.fc1.bias[DUPLICATE].clone()
         block.mlp.fc1.weight[CONSTANT], block.mlp.fc1.bias[CONSTANT] = 0, 30.0
         block.mlp.fc2.weight[:, [DUPLICATE, TWIN]] = block.mlp.fc2.weight[:, [DUPLICATE]].clone()
-    return network, network.statistics(images_for(network, 64), {"dependence", "attention"})
+    kinds = frozenset().union(*(criterion.needs for criterion in CRITERIA.values()))
+    statistics = network.statistics(images_for(network, 64), kinds - {"deletion"})
+    deletion = network.statistics(images_for(network, 2), {"deletion"})  # a pass per member: few images
+    pairs = zip(statistics.blocks, deletion.blocks, strict=True)
+    blocks = tuple(dataclasses.replace(block, deletion=deleted.deletion) for block, deleted in pairs)
+    return network, dataclasses.replace(statistics, blocks=blocks, deletion=deletion.deletion)
 
 
 def ranked(planted: tuple[TorchNetwork, Statistics], criterion: str) -> Ranking:
@@ -58,11 +78,12 @@ def test_the_constant_neuron_goes_first_where_means_are_folded(
     assert ranked(planted, criterion).blocks[1].neurons.argmin() == CONSTANT
 
 
-@pytest.mark.parametrize("criterion", ["hsic"])
+@pytest.mark.parametrize("criterion", ["hsic", *ANSWERS])
 def test_the_constant_neuron_stays_where_activation_size_counts(
     planted: tuple[TorchNetwork, Statistics], criterion: str
 ) -> None:
-    """MDC's score is nine tenths sum |activation|: a large constant looks important to it."""
+    """MDC's score is nine tenths sum |activation|: a large constant looks important to it. To delete it costs its mean,
+    which only recovery folds."""
     assert place(ranked(planted, criterion).blocks[1].neurons, CONSTANT) > 0.9
 
 
@@ -75,6 +96,14 @@ def test_only_reconstruction_sees_the_duplicate(planted: tuple[TorchNetwork, Sta
         neurons = ranked(planted, criterion).blocks[1].neurons
         assert neurons[DUPLICATE] == pytest.approx(neurons[TWIN], rel=1e-4)
         assert place(neurons, DUPLICATE) > 0.5
+
+
+@pytest.mark.parametrize("criterion", ANSWERS)
+def test_one_deletion_at_a_time_does_not_see_the_duplicate(
+    planted: tuple[TorchNetwork, Statistics], criterion: str
+) -> None:
+    neurons = ranked(planted, criterion).blocks[1].neurons
+    assert neurons[DUPLICATE] == pytest.approx(neurons[TWIN], rel=1e-2)
 
 
 def test_reconstruction_loss_is_what_refitting_leaves(
@@ -90,6 +119,57 @@ def test_reconstruction_loss_is_what_refitting_leaves(
     best = np.linalg.lstsq(covariance[np.ix_(kept, kept)], covariance[kept][:, first], rcond=1e-6)[0]
     left = covariance[first, first] - covariance[first, kept] @ best
     assert scores[first] == pytest.approx(left * (fc2[:, first] ** 2).sum(), rel=0.2, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def severed() -> tuple[TorchNetwork, Statistics]:
+    """Block 0's MLP gives almost nothing; embedding dim 20 is never written nor read; in block 1 dims 3 of q, k and v
+    of head 2 are nearly zero."""
+    network = small_network(depth=2, seed=4, img_size=32, mlp_ratio=2)
+    module = network.module
+    with torch.no_grad():
+        for block in module.blocks:
+            for norm in (block.norm1, block.norm2):
+                norm.weight[DEAD_DIM], norm.bias[DEAD_DIM] = 0, 0
+            for write in (block.attn.proj, block.mlp.fc2):
+                write.weight[DEAD_DIM], write.bias[DEAD_DIM] = 0, 0
+        module.norm.weight[DEAD_DIM], module.norm.bias[DEAD_DIM] = 0, 0
+        for table in (module.cls_token, module.pos_embed):
+            table[..., DEAD_DIM] = 0
+        module.patch_embed.proj.weight[DEAD_DIM], module.patch_embed.proj.bias[DEAD_DIM] = 0, 0
+        module.blocks[0].mlp.fc2.weight.mul_(1e-3)
+        module.blocks[0].mlp.fc2.bias.mul_(1e-3)
+        for side in range(3):
+            module.blocks[1].attn.qkv.weight[48 * side + 35] *= 1e-3
+            module.blocks[1].attn.qkv.bias[48 * side + 35] *= 1e-3
+    return network, network.statistics(images_for(network, 4), {"taylor", "fisher", "deletion"})
+
+
+@pytest.mark.parametrize("criterion", ANSWERS)
+def test_what_the_answers_do_not_need_goes_first(severed: tuple[TorchNetwork, Statistics], criterion: str) -> None:
+    """A half, an attention dim, and an embedding dim that is written with zeros and never read."""
+    ranking = ranked(severed, criterion)
+    halves = np.stack([block.halves for block in ranking.blocks if block.halves is not None])
+    assert np.unravel_index(halves.argmin(), halves.shape) == (0, 1)
+    assert ranking.embed is not None and ranking.embed.argmin() == DEAD_DIM
+    dims = ranking.blocks[1].dims
+    assert dims is not None and np.unravel_index(dims.argmin(), dims.shape) == (2, 3)
+    assert ranking.across_blocks
+
+
+def test_a_ranking_says_what_it_cost(severed: tuple[TorchNetwork, Statistics]) -> None:
+    """Passes over the images, backward ones too: moments and one loss; a pass per class; one per member."""
+    taylor, kl, exact = (ranked(severed, criterion) for criterion in ANSWERS)
+    assert (taylor.forward_passes, kl.forward_passes) == (3, 2 + 7)
+    members = 2 * (96 + 48 + 3 + 2)
+    assert members / 2 < exact.forward_passes < members + 48 + 3
+    assert min(taylor.seconds, kl.seconds, exact.seconds) > 0
+
+
+def test_statistics_without_the_kind_are_refused(severed: tuple[TorchNetwork, Statistics]) -> None:
+    network, plain = severed[0], Statistics(tuple(BlockStatistics(b.projection, b.neurons) for b in severed[1].blocks))
+    with pytest.raises(InvalidRequest, match="fisher"):
+        rank("kl", network.weights(), plain)
 
 
 def test_hsic_scores_against_the_paper_by_hand() -> None:

@@ -53,7 +53,7 @@ def test_what_was_removed_is_told_block_by_block_of_the_original(structure: Stru
 
 
 def test_only_axes_that_shrink_are_accounted_for(structure: Structure, plan: Plan) -> None:
-    assert list(story.axes_of(plan, structure)) == ["heads", "neurons", "tokens"]
+    assert list(story.axes_of(plan, structure)) == ["heads", "neurons", "tokens", "blocks"]
     assert list(story.axes_of(identity(structure), structure)) == []
     assert list(story.axes_of(plan.only("tokens", structure), structure)) == ["tokens"]
 

@@ -1,0 +1,125 @@
+"""A network of a regular shape under timm's own names: what anyone can load without vitfit."""
+
+import math
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm
+from torch import Tensor, nn
+
+from models.describe import describe
+from models.errors import InvalidRequest, ParityFailure
+from models.families import family_of
+from models.family import Family, part
+from models.open import build
+from models.pruned import PrunedBlock, PrunedBlocks
+from models.regular import check_reachable
+from models.structure import Structure
+from models.torch_network import TorchNetwork
+
+TOLERANCE = 1e-4
+NORMS = (nn.LayerNorm, LayerNorm)
+
+
+def target_module(network: TorchNetwork, name: str, **options: Any) -> nn.Module:
+    """timm's model of that name for the images and classes of `network`, with random weights.
+
+    options: timm's, that change the named shape. Raises: UnknownName, InvalidRequest.
+    """
+    channels, height, width = network.structure.image
+    own = {"img_size": (height, width), "in_chans": channels, "num_classes": network.structure.classes}
+    return build(name, own | options, pretrained=False).eval()
+
+
+def target_structure(network: TorchNetwork, name: str, **options: Any) -> Structure:
+    """The shape that a job with this target delivers.
+
+    Raises: UnknownName; UnsupportedModel; InvalidRequest with each reason why it cannot be reached from `network`.
+    """
+    module = target_module(network, name, **options)
+    target = describe(module, family_of(module), name)
+    check_reachable(network.structure, target)
+    mine, wanted = (_details(m) for m in (network.module, module))
+    if mine != wanted:
+        raise InvalidRequest(
+            f"{network.structure.name} cannot be pruned to the shape of {name}: it computes with {mine}, the target with "
+            f"{wanted}. Choose a target of the same design.",
+            target=name,
+        )
+    return target
+
+
+def _details(module: nn.Module) -> str:
+    """What a structure does not say and weights cannot change: activation, norms, pooling."""
+    family = family_of(module)
+    block = next(part(module, family.blocks).children())
+    norms = (part(block, family.norm1), part(module, family.last_norm))
+    eps = ", ".join(f"{norm.eps:g}" for norm in norms if isinstance(norm, NORMS))
+    return f"activation {type(part(block, family.activation)).__name__}, norms' eps {eps}, pooling {family.pooling(module)}"
+
+
+def to_timm(network: TorchNetwork, original: TorchNetwork, name: str, **options: Any) -> nn.Module:
+    """timm's model of that name with the pruned network's weights, giving the same outputs.
+
+    Raises: InvalidRequest when the network is not of that shape; ParityFailure when the outputs differ after all.
+    """
+    module = target_module(original, name, **options)
+    weights = timm_weights(network, family_of(module))
+    own = module.state_dict()
+    other = sorted(key for key in own.keys() | weights.keys() if _shape(own, key) != _shape(weights, key))
+    if other:
+        shapes = f"{_shape(weights, other[0])}, not {_shape(own, other[0])}"
+        raise InvalidRequest(f"The network has not the shape of {name}: {other[0]} is {shapes}")
+    module.load_state_dict(weights)
+    images = torch.randn(4, *network.structure.image, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, got = network.module(images), module(images)
+    difference = float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-12))
+    if not difference <= TOLERANCE:
+        raise ParityFailure(
+            f"{name} with the pruned weights disagrees with the pruned network by {difference:.2e} (allowed: {TOLERANCE:g}). "
+            "This is a defect of vitfit: please report it."
+        )
+    return module
+
+
+def _shape(weights: dict[str, Tensor], key: str) -> tuple[int, ...] | None:
+    return tuple(weights[key].shape) if key in weights else None
+
+
+def timm_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
+    """The state of a pruned network under the names of its family. Raises: InvalidRequest when it has no regular form."""
+    blocks = part(network.module, family.blocks)
+    if not isinstance(blocks, PrunedBlocks):
+        return dict(network.module.state_dict())
+    prefix = family.blocks + "."
+    found = {key: value for key, value in network.module.state_dict().items() if not key.startswith(prefix)}
+    for place, block in enumerate(blocks.children()):
+        assert isinstance(block, PrunedBlock)
+        found |= {f"{prefix}{place}.{key}": value for key, value in _block_weights(block, family).items()}
+    return found
+
+
+def _block_weights(block: PrunedBlock, family: Family) -> dict[str, Tensor]:
+    attention, mlp = block.attention, block.mlp
+    if attention is None or mlp is None or block.norm1 is None or block.norm2 is None:
+        raise InvalidRequest("A block without attention or MLP has no regular form")
+    gathers = (attention.inputs, attention.outputs, mlp.inputs)
+    if block.reduction is not None or not all(isinstance(gather, nn.Identity) for gather in gathers):
+        raise InvalidRequest("A network that removes tokens or gathers its inputs has no regular form")
+    if attention.qk_dim != attention.v_dim or not isinstance(attention.q_norm, nn.Identity):
+        raise InvalidRequest("Heads with q/k norms, or with q/k dims unlike v dims, have no regular form")
+    parts = {
+        family.norm1: block.norm1, family.qkv: attention.qkv, family.projection: attention.projection,
+        family.norm2: block.norm2, family.fc1: mlp.fc1, family.fc2: mlp.fc2,
+    }  # fmt: skip
+    found = {f"{path}.{key}": value for path, module in parts.items() for key, value in module.state_dict().items()}
+    for path, after in ((family.layer_scale1, block.after1), (family.layer_scale2, block.after2)):
+        found |= {f"{path}.gamma": value for key, value in after.state_dict().items() if key.endswith("gamma")}
+    rows = attention.heads * attention.qk_dim
+    rescale = attention.scale * math.sqrt(attention.qk_dim)  # timm scales by the size of the heads that are left
+    for kind in ("weight", "bias"):
+        key = f"{family.qkv}.{kind}"
+        if key in found and rescale != 1:
+            found[key] = torch.cat([found[key][:rows] * rescale, found[key][rows:]])
+    return found

@@ -1,0 +1,45 @@
+"""Criteria that read what the answers lose with a member: Taylor, and UP-ViTs' divergence in two ways."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from models.errors import InvalidRequest
+from models.member_scores import MemberScores, StreamScores
+from models.statistics import Kind, Statistics
+from search.ranking import Array, BlockRanking, Ranking
+
+
+def block_ranking(criterion: str, kind: Kind, scores: MemberScores | None) -> BlockRanking:
+    """Raises: InvalidRequest when the statistics were taken without the kind."""
+    if scores is None:
+        raise InvalidRequest(f"Criterion {criterion!r} needs statistics that were taken with {kind}")
+    return BlockRanking(
+        heads=_array(scores.heads),
+        qk=_array(scores.qk),
+        v=_array(scores.v),
+        neurons=_array(scores.neurons),
+        halves=_array(scores.halves),
+        dims=_array(scores.dims),
+    )
+
+
+def with_stream(kind: Kind) -> Callable[[Ranking, Statistics | None], Ranking]:
+    """Adds the scores of embedding dims, and what taking them cost."""
+
+    def whole(ranking: Ranking, statistics: Statistics | None) -> Ranking:
+        found: StreamScores | None = getattr(statistics, kind)
+        assert found is not None
+        passes, seconds = found.cost.tolist()
+        return dataclasses.replace(
+            ranking, embed=_array(found.embed), forward_passes=ranking.forward_passes + round(passes),
+            seconds=ranking.seconds + seconds,
+        )  # fmt: skip
+
+    return whole
+
+
+def _array(scores: Tensor) -> Array:
+    return np.asarray(scores.double())

@@ -1,0 +1,34 @@
+"""The space of one policy: a target shape (UP-ViTs). There is nothing to search, only a shape to check and deliver."""
+
+from collections.abc import Sequence
+
+from models.plan import Plan
+from models.structure import Structure
+from search.policy import Policy
+
+
+class TargetSpace:
+    """Every direction ends in the same plan; a budget that it does not meet is impossible."""
+
+    def __init__(self, structure: Structure, plan: Plan) -> None:
+        self.structure = structure
+        self._plan, self._sketch = plan, plan.apply_to(structure)
+
+    @property
+    def dimensions(self) -> list[str]:
+        return []
+
+    def along(self, _direction: Sequence[float], _t: float) -> Policy:
+        return Policy()
+
+    def starts(self) -> list[list[float]]:
+        return [[]]
+
+    def fuller(self, policy: Policy, _steps: int) -> list[Policy]:
+        return [policy]
+
+    def sketch(self, _policy: Policy) -> Structure:
+        return self._sketch
+
+    def plan(self, _policy: Policy) -> Plan:
+        return self._plan
