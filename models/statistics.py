@@ -13,10 +13,19 @@ from typing import Any, Literal
 from torch import Tensor
 
 from models.dependence import Dependence
+from models.gates import Gates
 from models.moments import InputStatistics
 
-Kind = Literal["dependence"]
+Kind = Literal["dependence", "gates", "inputs"]
 """Kinds beyond the moments; each is a field of `BlockStatistics` (or of `Statistics`) of the same name."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of q/k/v and of fc1, behind the norms that they follow."""
+
+    qkv: InputStatistics
+    fc1: InputStatistics
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,8 @@ class BlockStatistics:
     projection: InputStatistics
     neurons: InputStatistics
     dependence: Dependence | None = None
+    gates: Gates | None = None
+    inputs: Inputs | None = None
 
 
 @dataclass(frozen=True)

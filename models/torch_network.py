@@ -1,7 +1,7 @@
 """The PyTorch `Network`."""
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from models.dependence import Dependence, dependence, output_kernel
 from models.describe import describe, head_count
+from models.errors import InvalidRequest
 from models.export import export_onnx
 from models.families import family_of
 from models.family import part
+from models.gates import Gates
 from models.moments import Moments
 from models.network import LayerWeights
 from models.plan import Plan
@@ -20,7 +22,7 @@ from models.prune import prune
 from models.pruned import PrunedAttention, PrunedBlock
 from models.recover import recover
 from models.reduction import TokenReduction
-from models.statistics import BlockStatistics, Kind, Statistics
+from models.statistics import BlockStatistics, Inputs, Kind, Statistics
 from models.structure import Structure
 
 DEPENDENCE_IMAGES = 128
@@ -40,6 +42,8 @@ class TorchNetwork:
         self._structure = describe(module, self._family, name)
         self.plan: Plan | None = None
         self.class_names: tuple[str, ...] | None = None
+        self.gates: tuple[Gates, ...] | None = None
+        """As trained (models/train_gates.py), and folded into the weights."""
 
     @property
     def structure(self) -> Structure:
@@ -86,13 +90,25 @@ class TorchNetwork:
         """One pass over the images for the moments, and what each kind takes."""
         moments = self._moments(images)
         found = self._dependence(images[:DEPENDENCE_IMAGES]) if "dependence" in kinds else [None] * len(moments)
+        gates = self._gates() if "gates" in kinds else [None] * len(moments)
+        inputs = self._input_moments(images) if "inputs" in kinds else [None] * len(moments)
         blocks = (
-            BlockStatistics(projection.statistics(), neurons.statistics(), block)
-            for (projection, neurons), block in zip(moments, found, strict=True)
+            BlockStatistics(projection.statistics(), neurons.statistics(), block, gates=gate, inputs=inside)
+            for (projection, neurons), block, gate, inside in zip(moments, found, gates, inputs, strict=True)
         )
         return Statistics(tuple(blocks))
 
-    def _moments(self, images: Tensor) -> list[tuple[Moments, Moments]]:
+    def _gates(self) -> Sequence[Gates]:
+        if self.gates is None:
+            raise InvalidRequest("This network has no learned gates: train them first")
+        return self.gates
+
+    def _input_moments(self, images: Tensor) -> list[Inputs]:
+        moments = self._moments(images, (self._family.qkv, self._family.fc1))
+        return [Inputs(qkv.statistics(), fc1.statistics()) for qkv, fc1 in moments]
+
+    def _moments(self, images: Tensor, paths: tuple[str, str] | None = None) -> list[tuple[Moments, Moments]]:
+        """Of the inputs of two layers of each block; None: projection and fc2."""
         moments = [(Moments(), Moments()) for _ in self.blocks()]
         share = min(1.0, MOMENT_ROWS / (len(images) * self._structure.tokens))
         draw = torch.Generator().manual_seed(0)
@@ -103,7 +119,7 @@ class TorchNetwork:
                 rows = rows[torch.randperm(len(rows), generator=draw)[: max(1, round(share * len(rows)))]]
             moments[block][side].add(rows)
 
-        self._watch(record, images)
+        self._watch(record, images, paths=paths)
         return moments
 
     def _dependence(self, images: Tensor) -> list[Dependence]:
@@ -121,11 +137,14 @@ class TorchNetwork:
         self._watch(record, images, batch=len(images))
         return found
 
-    def _watch(self, record: Callable[[int, int, Tensor], None], images: Tensor, batch: int = 32) -> None:
-        """Calls record(block, side, input) for the inputs of projection (side 0) and fc2 (side 1)."""
+    def _watch(
+        self, record: Callable[[int, int, Tensor], None], images: Tensor, batch: int = 32,
+        paths: tuple[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Calls record(block, side, input) for the inputs of two layers, of projection (side 0) and fc2 (side 1)."""
         hooks = []
         for index, block in enumerate(self.blocks()):
-            for side, path in enumerate((self._family.projection, self._family.fc2)):
+            for side, path in enumerate(paths or (self._family.projection, self._family.fc2)):
 
                 def hook(_m: nn.Module, inputs: tuple[Tensor], index: int = index, side: int = side) -> None:
                     record(index, side, inputs[0])

@@ -12,6 +12,7 @@ CRITERION_TITLES = {
     "variance": "variance of activations",
     "hsic": "dependence on the dense outputs (HSIC, MDC)",
     "magnitude": "norm of the weights; needs no images",
+    "gates": "learned gates: what training with an L1 penalty left of each input (VTP)",
 }
 
 
@@ -40,6 +41,10 @@ METHODS = {
         Method(
             "mdc", "multi-dimensional compression: heads, neurons and tokens by HSIC", ("heads", "neurons", "tokens"),
             ("hsic",), "none", "arXiv 2201.00043",
+        ),
+        Method(
+            "vtp", "vision transformer pruning: each layer's inputs and neurons by gates learned with an L1 penalty",
+            ("inputs", "neurons"), ("gates",), "gates", "arXiv 2104.08500", space="gates",
         ),
     )
 }  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from models.errors import InvalidRequest
 from models.network import LayerWeights
 from models.statistics import BlockStatistics, Kind, Statistics
+from search.criteria.gates import gates
 from search.criteria.hsic import hsic
 from search.criteria.magnitude import magnitude
 from search.criteria.reconstruction import reconstruction
@@ -34,6 +35,7 @@ CRITERIA = {
     "variance": Criterion(variance, 1, across_blocks=True),
     "hsic": Criterion(hsic, 2, across_blocks=False, needs=frozenset({"dependence"})),
     "reconstruction": Criterion(reconstruction, 1, across_blocks=True),
+    "gates": Criterion(gates, 2, across_blocks=True, needs=frozenset({"gates", "inputs"})),
 }
 
 

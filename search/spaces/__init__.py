@@ -6,10 +6,12 @@ from models.structure import Structure
 from search.methods import Method
 from search.ranking import Ranking
 from search.spaces.compact import CompactSpace
+from search.spaces.gates import GateSpace
 from search.spaces.space import Space
 
 SPACES: dict[str, Callable[[Method, Structure, Ranking], Space]] = {
     "compact": lambda method, structure, ranking: CompactSpace(structure, ranking, method.axes, method.tokens),
+    "gates": lambda _method, structure, ranking: GateSpace(structure, ranking),
 }
 
 
