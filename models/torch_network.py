@@ -12,7 +12,7 @@ from models.describe import describe, head_count
 from models.errors import InvalidRequest
 from models.export import export_onnx
 from models.families import family_of
-from models.family import part
+from models.family import Family, part
 from models.gates import Gates
 from models.moments import Moments
 from models.network import LayerWeights
@@ -49,6 +49,10 @@ class TorchNetwork:
     def structure(self) -> Structure:
         return self._structure
 
+    @property
+    def family(self) -> Family:
+        return self._family
+
     def blocks(self) -> list[nn.Module]:
         return list(part(self.module, self._family.blocks).children())
 
@@ -75,6 +79,7 @@ class TorchNetwork:
         small = copy.copy(self)
         small.module = prune(self.module, self._family, self._structure, plan).eval()
         small._structure, small.plan = plan.apply_to(self._structure), plan
+        small.gates = None
         if statistics is not None:
             recover(small.pruned_blocks(), plan, self.weights(), statistics.blocks)
         return small

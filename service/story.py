@@ -5,10 +5,10 @@ from typing import Any
 
 from latency.sampling import Interval
 from models.plan import Plan, PlanAxis
-from models.structure import Structure
+from models.structure import Block, Structure
 from service.verification import Evidence
 
-AXES: tuple[PlanAxis, ...] = ("heads", "neurons", "tokens")
+AXES: tuple[PlanAxis, ...] = ("heads", "neurons", "tokens", "inputs")
 
 
 def side(
@@ -46,9 +46,16 @@ def removed(original: Structure, plan: Plan) -> list[dict[str, Any]]:
                 "v": [attention.v_dim if attention else 0, whole.v_dim if whole else 0],
                 "neurons": [mine.mlp.neurons if mine and mine.mlp else 0, block.mlp.neurons if block.mlp else 0],
                 "tokens": [mine.tokens_out if mine else 0, block.tokens_out],
+                "inputs": [_inputs(mine), _inputs(block)],
             }
         )
     return rows
+
+
+def _inputs(block: Block | None) -> int:
+    """Dims that q/k/v, the projection and fc1 read together."""
+    attention, mlp = (block.attention, block.mlp) if block else (None, None)
+    return (attention.inputs + attention.proj_inputs if attention else 0) + (mlp.inputs if mlp else 0)
 
 
 def axis_share(axis: str, whole: Structure, part: Structure, evidence: Evidence) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def place(scores: np.ndarray, member: int) -> float:
     return float((scores < scores[member]).mean())
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if name != "gates"])  # trained: test_gates_criterion
 def test_the_dead_head_goes_first(planted: tuple[TorchNetwork, Statistics], criterion: str) -> None:
     """Its output is zero: no variance, no dependence, nothing to reconstruct, and its weights are the smallest."""
     assert ranked(planted, criterion).blocks[1].heads.argmin() == DEAD_HEAD
