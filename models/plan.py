@@ -12,8 +12,8 @@ from models.errors import InvalidRequest
 from models.record import Record
 from models.structure import PACKAGING, Attention, Block, Mlp, Op, Place, Reducer, Reduction, Stage, Structure
 
-PlanAxis = Literal["heads", "neurons", "tokens", "embed", "blocks"]
-"""Heads with their q/k and v dims are one axis here."""
+PlanAxis = Literal["heads", "neurons", "tokens", "embed", "blocks", "inputs"]
+"""Heads with their q/k and v dims are one axis here; so are the inputs that q/k/v, the projection and fc1 gather."""
 TokenScore = Literal["attention", "cumulative", "similarity"]
 
 
@@ -111,7 +111,11 @@ def _only_axis(axis: PlanAxis, dense: BlockPlan, mine: BlockPlan | None) -> Bloc
     if mine is None or axis in ("embed", "blocks"):
         return dense
     if axis == "heads":
-        return dataclasses.replace(dense, heads=mine.heads, proj_inputs=mine.proj_inputs)
+        return dataclasses.replace(dense, heads=mine.heads)
+    if axis == "inputs":
+        return dataclasses.replace(
+            dense, qkv_inputs=mine.qkv_inputs, proj_inputs=mine.proj_inputs, fc1_inputs=mine.fc1_inputs
+        )
     if axis == "neurons":
         return dataclasses.replace(dense, neurons=mine.neurons)
     return dataclasses.replace(dense, tokens=mine.tokens)

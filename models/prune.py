@@ -89,15 +89,13 @@ def _prune_block(
 def _attention(block: nn.Module, family: Family, plan: BlockPlan, embed: Sequence[int]) -> PrunedAttention:
     qkv, projection = part(block, family.qkv), part(block, family.projection)
     assert isinstance(qkv, nn.Linear) and isinstance(projection, nn.Linear)
-    width, qk = qkv.out_features // 3, [i for head in plan.heads for i in head.qk]
-    v = [i for head in plan.heads for i in head.v]
-    rows = qk + [width + i for i in qk] + [2 * width + i for i in v]
+    width, v = qkv.out_features // 3, [i for head in plan.heads for i in head.v]
     inputs = embed if plan.qkv_inputs is None else plan.qkv_inputs
     outputs = v if plan.proj_inputs is None else list(plan.proj_inputs)
     owner, _, attribute = family.scale.rpartition(".")
     dim = width // head_count(block, family)
     return PrunedAttention(
-        narrow_linear(qkv, rows, inputs),
+        narrow_linear(qkv, qkv_rows(plan, width), inputs),
         narrow_linear(projection, embed, outputs),
         (len(plan.heads), len(plan.heads[0].qk), len(plan.heads[0].v)),
         float(getattr(part(block, owner), attribute)),
@@ -105,6 +103,13 @@ def _attention(block: nn.Module, family: Family, plan: BlockPlan, embed: Sequenc
         _gather(inputs, embed),
         _gather(outputs, v),
     )
+
+
+def qkv_rows(plan: BlockPlan, width: int) -> list[int]:
+    """The kept outputs of the fused q/k/v layer, whose q, k and v have `width` each."""
+    qk = [i for head in plan.heads for i in head.qk]
+    v = [i for head in plan.heads for i in head.v]
+    return qk + [width + i for i in qk] + [2 * width + i for i in v]
 
 
 def _head_norm(norm: nn.Module, plan: BlockPlan, dim: int) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.moments import InputStatistics
 from models.network import LayerWeights
 from models.plan import BlockPlan, Plan
+from models.prune import qkv_rows
 from models.pruned import PrunedBlock
 from models.statistics import BlockStatistics
 
@@ -39,13 +40,19 @@ def refit(weight: Tensor, bias: Tensor | None, inputs: InputStatistics, kept: Se
 def recover(
     blocks: Sequence[PrunedBlock], plan: Plan, weights: Sequence[LayerWeights], statistics: Sequence[BlockStatistics]
 ) -> None:
-    """Re-fits projection and fc2 of every pruned block, in place. `weights`: the dense network's."""
+    """Re-fits projection and fc2 of every pruned block, in place, and q/k/v and fc1 where they gather some of their inputs
+    and the statistics have those inputs' moments. `weights`: the dense network's."""
     for block, wanted in zip(blocks, plan.blocks, strict=True):
         dense, seen = weights[wanted.source], statistics[wanted.source]
         if block.attention is not None:
             kept = _projection_inputs(wanted)
+            if seen.inputs is not None and wanted.qkv_inputs is not None:
+                rows = qkv_rows(wanted, dense.qkv.out_features // 3)
+                _refit_linear(block.attention.qkv, dense.qkv, rows, seen.inputs.qkv, wanted.qkv_inputs)
             _refit_linear(block.attention.projection, dense.projection, plan.embed, seen.projection, kept)
         if block.mlp is not None:
+            if seen.inputs is not None and wanted.fc1_inputs is not None:
+                _refit_linear(block.mlp.fc1, dense.fc1, wanted.neurons, seen.inputs.fc1, wanted.fc1_inputs)
             _refit_linear(block.mlp.fc2, dense.fc2, plan.embed, seen.neurons, wanted.neurons)
 
 
@@ -54,11 +61,11 @@ def _projection_inputs(plan: BlockPlan) -> tuple[int, ...]:
 
 
 def _refit_linear(
-    linear: nn.Linear, dense: nn.Linear, embed: Sequence[int], inputs: InputStatistics, kept: Sequence[int]
+    linear: nn.Linear, dense: nn.Linear, outputs: Sequence[int], inputs: InputStatistics, kept: Sequence[int]
 ) -> None:
     if len(kept) == dense.in_features:
         return
-    rows = torch.tensor(embed)
+    rows = torch.tensor(outputs)
     bias = dense.bias.detach()[rows] if dense.bias is not None else None
     weight, shift = refit(dense.weight.detach()[rows], bias, inputs, kept)
     with torch.no_grad():

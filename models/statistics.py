@@ -14,11 +14,20 @@ from torch import Tensor
 
 from models.attention_statistics import AttentionStatistics
 from models.dependence import Dependence
+from models.gates import Gates
 from models.member_scores import MemberScores, StreamScores
 from models.moments import InputStatistics
 
-Kind = Literal["dependence", "attention", "taylor", "fisher", "deletion"]
+Kind = Literal["dependence", "attention", "taylor", "fisher", "deletion", "gates", "inputs"]
 """Kinds beyond the moments; each is a field of `BlockStatistics` (or of `Statistics`) of the same name."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of q/k/v and of fc1, behind the norms that they follow."""
+
+    qkv: InputStatistics
+    fc1: InputStatistics
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class BlockStatistics:
     taylor: MemberScores | None = None
     fisher: MemberScores | None = None
     deletion: MemberScores | None = None
+    gates: Gates | None = None
+    inputs: Inputs | None = None
 
 
 @dataclass(frozen=True)

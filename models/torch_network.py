@@ -1,8 +1,9 @@
 """The PyTorch `Network`."""
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,11 @@ from models.attention_statistics import AttentionStatistics, attention_statistic
 from models.deletion import deletion_scores
 from models.dependence import Dependence, dependence, output_kernel
 from models.describe import describe, head_count
+from models.errors import InvalidRequest
 from models.export import export_onnx
 from models.families import family_of
-from models.family import part
+from models.family import Family, part
+from models.gates import Gates
 from models.gradients import fisher_scores, taylor_scores
 from models.member_kinds import MemberKinds, add_member_scores
 from models.moments import Moments
@@ -24,7 +27,7 @@ from models.prune import prune
 from models.pruned import PrunedAttention, PrunedBlock
 from models.recover import recover
 from models.reduction import TokenReduction
-from models.statistics import BlockStatistics, Kind, Statistics
+from models.statistics import BlockStatistics, Inputs, Kind, Statistics
 from models.structure import Structure
 
 DEPENDENCE_IMAGES = 128
@@ -46,10 +49,16 @@ class TorchNetwork:
         self._structure = describe(module, self._family, name)
         self.plan: Plan | None = None
         self.class_names: tuple[str, ...] | None = None
+        self.gates: tuple[Gates, ...] | None = None
+        """As trained (models/train_gates.py), and folded into the weights."""
 
     @property
     def structure(self) -> Structure:
         return self._structure
+
+    @property
+    def family(self) -> Family:
+        return self._family
 
     def blocks(self) -> list[nn.Module]:
         return list(part(self.module, self._family.blocks).children())
@@ -77,6 +86,7 @@ class TorchNetwork:
         small = copy.copy(self)
         small.module = prune(self.module, self._family, self._structure, plan).eval()
         small._structure, small.plan = plan.apply_to(self._structure), plan
+        small.gates = None
         if statistics is not None:
             recover(small.pruned_blocks(), plan, self.weights(), statistics.blocks)
         return small
@@ -91,20 +101,37 @@ class TorchNetwork:
     def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
         """One pass over the images for the moments, and what each kind takes. labels (n,): only `taylor` reads them."""
         moments = self._moments(images)
-        found = self._dependence(images[:DEPENDENCE_IMAGES]) if "dependence" in kinds else [None] * len(moments)
-        attention = self._attention(images) if "attention" in kinds else [None] * len(moments)
+        ways: dict[Kind, Callable[[], Sequence[Any]]] = {
+            "dependence": lambda: self._dependence(images[:DEPENDENCE_IMAGES]),
+            "attention": lambda: self._attention(images),
+            "gates": self._gates,
+            "inputs": lambda: self._input_moments(images),
+        }
+        found = {kind: way() for kind, way in ways.items() if kind in kinds}
         blocks = (
-            BlockStatistics(projection.statistics(), neurons.statistics(), block, attended)
-            for (projection, neurons), block, attended in zip(moments, found, attention, strict=True)
+            BlockStatistics(
+                projection.statistics(), neurons.statistics(), **{kind: of[i] for kind, of in found.items()}
+            )
+            for i, (projection, neurons) in enumerate(moments)
         )
-        ways: MemberKinds = {
+        member_ways: MemberKinds = {
             "taylor": lambda: taylor_scores(self.module, self._family, self._structure, images, labels),
             "fisher": lambda: fisher_scores(self.module, self._family, self._structure, images),
             "deletion": lambda: deletion_scores(self.module, self._family, self._structure, images),
         }
-        return add_member_scores(Statistics(tuple(blocks)), kinds, ways)
+        return add_member_scores(Statistics(tuple(blocks)), kinds, member_ways)
 
-    def _moments(self, images: Tensor) -> list[tuple[Moments, Moments]]:
+    def _gates(self) -> Sequence[Gates]:
+        if self.gates is None:
+            raise InvalidRequest("This network has no learned gates: train them first")
+        return self.gates
+
+    def _input_moments(self, images: Tensor) -> list[Inputs]:
+        moments = self._moments(images, (self._family.qkv, self._family.fc1))
+        return [Inputs(qkv.statistics(), fc1.statistics()) for qkv, fc1 in moments]
+
+    def _moments(self, images: Tensor, paths: tuple[str, str] | None = None) -> list[tuple[Moments, Moments]]:
+        """Of the inputs of two layers of each block; None: projection and fc2."""
         moments = [(Moments(), Moments()) for _ in self.blocks()]
         share = min(1.0, MOMENT_ROWS / (len(images) * self._structure.tokens))
         draw = torch.Generator().manual_seed(0)
@@ -115,7 +142,7 @@ class TorchNetwork:
                 rows = rows[torch.randperm(len(rows), generator=draw)[: max(1, round(share * len(rows)))]]
             moments[block][side].add(rows)
 
-        self._watch(record, images)
+        self._watch(record, images, paths=paths)
         return moments
 
     def _dependence(self, images: Tensor) -> list[Dependence]:
@@ -139,11 +166,14 @@ class TorchNetwork:
             self.blocks(), self._family, grid, prefix, lambda: self.outputs(images, ATTENTION_BATCH)
         )
 
-    def _watch(self, record: Callable[[int, int, Tensor], None], images: Tensor, batch: int = 32) -> None:
-        """Calls record(block, side, input) for the inputs of projection (side 0) and fc2 (side 1)."""
+    def _watch(
+        self, record: Callable[[int, int, Tensor], None], images: Tensor, batch: int = 32,
+        paths: tuple[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Calls record(block, side, input) for the inputs of two layers, of projection (side 0) and fc2 (side 1)."""
         hooks = []
         for index, block in enumerate(self.blocks()):
-            for side, path in enumerate((self._family.projection, self._family.fc2)):
+            for side, path in enumerate(paths or (self._family.projection, self._family.fc2)):
 
                 def hook(_m: nn.Module, inputs: tuple[Tensor], index: int = index, side: int = side) -> None:
                     record(index, side, inputs[0])

@@ -17,6 +17,7 @@ CRITERION_TITLES = {
     "taylor": "change of the task's loss, to first order (Taylor)",
     "kl": "divergence of the answers without a member, estimated from gradients (UP-ViTs)",
     "kl-exact": "divergence of the answers without a member, by deleting each (UP-ViTs); small models only",
+    "gates": "learned gates: what training with an L1 penalty left of each input (VTP)",
 }
 
 
@@ -60,6 +61,10 @@ METHODS = {
         Method(
             "up-vit", "unified pruning: embedding, attention and MLP dims, and halves of blocks, by divergence",
             ("embed", "qk", "v", "neurons", "halves"), ("kl", "kl-exact", "taylor"), "distillation", "arXiv 2111.15127",
+        ),
+        Method(
+            "vtp", "vision transformer pruning: each layer's inputs and neurons by gates learned with an L1 penalty",
+            ("inputs", "neurons"), ("gates",), "gates", "arXiv 2104.08500", space="gates",
         ),
     )
 }  # fmt: skip

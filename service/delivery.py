@@ -232,6 +232,8 @@ def _remarks(delivery: Delivery) -> list[str]:
     remarks = []
     if delivery.network.structure.macs == delivery.evaluation.network.structure.macs:
         remarks.append("The original meets the budgets: it is delivered unpruned.")
+        if delivery.evaluation.trained is not None:
+            remarks.append("Its weights are those that the training of its gates left.")
     if not delivery.evaluation.classes:
         remarks.append("The model has no classifier: scores are agreement of its features with the original's.")
     elif delivery.evaluation.data.assessed and delivery.evaluation.selection.labels is None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.data import Batch, Dataset, noise_data, open_data
+from models.errors import InvalidRequest
 from models.evaluate import agreement, correct, feature_agreement, same_answer
 from models.open import open_model
 from models.plan import Plan
@@ -37,6 +38,8 @@ NOISE = 128
 
 @dataclass
 class Evaluation:
+    """`network` is the original, to which everything is compared; `source` is what is pruned."""
+
     network: TorchNetwork
     data: Dataset
     calibration: Batch
@@ -45,10 +48,13 @@ class Evaluation:
     statistics: Statistics | None = None
     space: Space | None = None
     dense: Tensor | None = None
+    trained: TorchNetwork | None = None
+    """The original trained on before it is pruned, where the method does so (VTP's gates)."""
 
     @classmethod
     def open(cls, request: JobRequest, files: JobFiles, allowed: Sequence[Path] = ()) -> "Evaluation":
-        """Loads model and data; refuses what cannot be handled. Raises: the errors of open_model and open_data."""
+        """Loads model and data; refuses what cannot be handled. Raises: the errors of open_model and open_data, and of
+        check_gates."""
         network = open_model(files.model)
         if files.dataset is None:
             data = noise_data(network.preprocessing, NOISE, request.seed)
@@ -60,6 +66,7 @@ class Evaluation:
                 allowed,
                 class_names=network.class_names,
             )
+        check_gates(request, data, network.structure.classes)
         calibration = data.take("calibration", CALIBRATION, request.seed)
         return cls(network, data, calibration, data.take("selection", SELECTION, request.seed), request.seed)
 
@@ -71,17 +78,22 @@ class Evaluation:
         if stored.exists():
             self.statistics = from_tensors(load_file(stored))
         else:
-            self.statistics = self.network.statistics(
+            self.statistics = self.source.statistics(
                 self.calibration.images, CRITERIA[criterion].needs, self.calibration.labels
             )
             beside = stored.with_suffix(".part")
             save_file(to_tensors(self.statistics), beside)
             beside.replace(stored)
-        ranking = rank(criterion, self.network.weights(), self.statistics)
+        ranking = rank(criterion, self.source.weights(), self.statistics)
         self.space = space_of(method, self.network.structure, ranking, request.space)
         if request.target is not None:
             self.space = target_space(self.network, ranking, request.target)
         self.dense = self.network.outputs(self.selection.images)
+
+    @property
+    def source(self) -> TorchNetwork:
+        """What statistics, ranking and pruning read."""
+        return self.network if self.trained is None else self.trained
 
     def policy_space(self) -> Space:
         """Raises: AssertionError before `rank`."""
@@ -89,7 +101,7 @@ class Evaluation:
         return self.space
 
     def prune(self, plan: Plan, recovery: bool) -> TorchNetwork:
-        return self.network.pruned(plan, self.statistics if recovery else None)
+        return self.source.pruned(plan, self.statistics if recovery else None)
 
     def score(self, policy: Policy, recovery: bool) -> Score:
         """Prunes physically, recovers, and runs the selection images."""
@@ -126,3 +138,26 @@ def target_space(network: TorchNetwork, ranking: Ranking, target: str) -> Target
     """The space of a job with a target shape. Raises: InvalidRequest when it cannot be reached."""
     shape = target_structure(network, target)
     return TargetSpace(network.structure, regular_plan(network.structure, ranking.blocks, ranking.embed, shape))
+
+
+def check_gates(request: JobRequest, data: Dataset, classes: int) -> None:
+    """Raises: InvalidRequest when gates are to be trained and cannot be, or the other way round."""
+    epochs, needed = request.gates.epochs, method_named(request.method).training == "gates"
+    if epochs and not needed:
+        raise InvalidRequest(
+            f"gates.epochs is {epochs}, but method {request.method!r} has no gates. Set it to 0, or use method 'vtp'."
+        )
+    if not needed:
+        return
+    if not epochs:
+        raise InvalidRequest(
+            f"Method {request.method!r} ranks by gates that are trained first: set gates.epochs to 1 or more (it is 0)."
+        )
+    if not data.assessed:
+        raise InvalidRequest(
+            f"Method {request.method!r} trains gates, which needs a data set; this job has none. Add one."
+        )
+    if not classes:
+        raise InvalidRequest(
+            f"Method {request.method!r} trains gates, which needs a classifier; this model has none. Set num_classes."
+        )

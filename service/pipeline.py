@@ -12,6 +12,8 @@ from pathlib import Path
 from models.errors import ImpossibleBudget, InvalidRequest
 from models.finetune import Recipe, finetune
 from models.torch_network import TorchNetwork
+from models.train_gates import GateRecipe, train_gates
+from search.methods import method_named
 from search.objective import BestScore, LowestCost, Objective
 from search.search import Search, best
 from search.trial import Trial
@@ -85,8 +87,30 @@ class Job:
 
     def rank(self) -> None:
         self.journal.stage("ranking")
+        self._train_gates()
         self.evaluation.rank(self.request, self.files.work)
         self.space = self.evaluation.policy_space()
+
+    def _train_gates(self) -> None:
+        """What VTP ranks by; the network that was trained with them is then pruned in the original's place."""
+        wanted = self.request.gates
+        if method_named(self.request.method).training != "gates":
+            return
+        recipe = GateRecipe(
+            wanted.epochs, wanted.l1, wanted.learning_rate, wanted.gate_learning_rate, wanted.batch, self.request.seed
+        )
+        data = self.evaluation.data.take("train", self._finetune_images(), self.request.seed)
+        done, ends = len(self.trials), [time.monotonic()]
+
+        def after_epoch(epoch: int, _loss: float) -> None:
+            ends.append(time.monotonic())
+            left = (wanted.epochs - epoch) * (ends[-1] - ends[0]) / (len(ends) - 1)
+            best_score = max((trial.score for trial in self.trials), default=None)
+            self.journal.progress(done, max(self.request.trials, done), best_score, left)
+            self.journal.check()
+
+        checkpoint = self.files.work / "gates.pt"
+        self.evaluation.trained = train_gates(self.evaluation.network, data, recipe, checkpoint, after_epoch)
 
     def profile(self) -> None:
         self.journal.stage("profiling")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from service import story
 
 TEMPLATES = Path(__file__).parent / "templates"
-AXES = ("heads", "qk", "v", "neurons", "tokens")
+AXES = ("heads", "qk", "v", "neurons", "tokens", "inputs")
 COLORS = {"original": "#8a8f98", "delivered": "#0b7285", "trial": "#4c6ef5", "limit": "#c92a2a"}
 matplotlib.rcParams["svg.fonttype"] = "none"
 matplotlib.rcParams["svg.hashsalt"] = "vitfit"  # equal reports are equal files

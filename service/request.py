@@ -39,6 +39,16 @@ class FinetuneRequest(Strict):
     cutmix: float = Field(0, ge=0, le=10, description="Alpha of CutMix; 0: none. Needs labels.")
 
 
+class GatesRequest(Strict):
+    """Training of gates before the ranking, for methods that rank by them (vtp)."""
+
+    epochs: int = Field(0, ge=0, le=1000)
+    l1: float = Field(1e-4, gt=0, le=10, description="Weight of the sum of the gates' sizes beside the task's loss.")
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Of the network's weights.")
+    gate_learning_rate: float = Field(1e-2, gt=0, le=1)
+    batch: int = Field(64, ge=1, le=4096)
+
+
 class JobRequest(Strict):
     """One compression. Ids come from `POST /v1/models` and `POST /v1/datasets`."""
 
@@ -66,6 +76,7 @@ class JobRequest(Strict):
     seed: int = Field(0, ge=0, lt=2**31)
     recovery: bool = Field(True, description="Closed-form recovery after pruning.")
     finetune: FinetuneRequest = Field(default_factory=lambda: FinetuneRequest())
+    gates: GatesRequest = Field(default_factory=lambda: GatesRequest())
     name: str | None = Field(None, max_length=100)
 
     @model_validator(mode="after")

@@ -5,11 +5,11 @@ from typing import Any
 
 from latency.sampling import Interval
 from models.plan import Plan, PlanAxis
-from models.structure import Structure
+from models.structure import Block, Structure
 from service.verification import Evidence
 
 AXES: tuple[PlanAxis, ...] = ("heads", "neurons", "tokens")
-WHOLE_NETWORK: tuple[PlanAxis, ...] = ("embed", "blocks")
+OTHER_AXES: tuple[PlanAxis, ...] = ("inputs", "embed", "blocks")
 """Reported only where something was removed: few methods touch them."""
 
 
@@ -48,9 +48,16 @@ def removed(original: Structure, plan: Plan) -> list[dict[str, Any]]:
                 "v": [attention.v_dim if attention else 0, whole.v_dim if whole else 0],
                 "neurons": [mine.mlp.neurons if mine and mine.mlp else 0, block.mlp.neurons if block.mlp else 0],
                 "tokens": [mine.tokens_out if mine else 0, block.tokens_out],
+                "inputs": [_inputs(mine), _inputs(block)],
             }
         )
     return rows
+
+
+def _inputs(block: Block | None) -> int:
+    """Dims that q/k/v, the projection and fc1 read together."""
+    attention, mlp = (block.attention, block.mlp) if block else (None, None)
+    return (attention.inputs + attention.proj_inputs if attention else 0) + (mlp.inputs if mlp else 0)
 
 
 def axis_share(axis: str, whole: Structure, part: Structure, evidence: Evidence) -> dict[str, Any]:
@@ -96,7 +103,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     if report["axes"]:
         alone = {row["axis"]: row["share"] for row in report["axes"]}
         shares = ", ".join(
-            f"{axis} {_share(alone, axis)}" for axis in AXES + tuple(a for a in WHOLE_NETWORK if a in alone)
+            f"{axis} {_share(alone, axis)}" for axis in AXES + tuple(a for a in OTHER_AXES if a in alone)
         )
         lines.append(f"fall of latency over fall of MACs, each axis alone: {shares}")
     if report["share_of_macs_fall"] is not None:
@@ -115,4 +122,4 @@ def _share(alone: dict[str, float | None], axis: str) -> str:
 def axes_of(plan: Plan, original: Structure) -> Sequence[PlanAxis]:
     """The axes that this plan shrinks."""
     whole = original.macs
-    return [a for a in (*AXES, *WHOLE_NETWORK) if plan.only(a, original).apply_to(original).macs < whole]
+    return [a for a in (*AXES, *OTHER_AXES) if plan.only(a, original).apply_to(original).macs < whole]

@@ -126,6 +126,10 @@ class SearchOptions:
     finetune_epochs: Annotated[
         int | None, typer.Option(min=0, help="Epochs of distillation. (default: 0)", rich_help_panel=SEARCH_PANEL)
     ] = None
+    gate_epochs: Annotated[
+        int | None,
+        typer.Option(min=0, help="Epochs of gates, which method vtp needs. (default: 0)", rich_help_panel=SEARCH_PANEL),
+    ] = None
     objective: Annotated[
         str | None,
         typer.Option(
@@ -155,4 +159,6 @@ class SearchOptions:
             given["recovery"] = False
         if self.finetune_epochs is not None:
             given["finetune"] = {"epochs": self.finetune_epochs}
+        if self.gate_epochs is not None:
+            given["gates"] = {"epochs": self.gate_epochs}
         return given

@@ -33,6 +33,7 @@ class JobOptions(TypedDict, total=False):
     seed: int
     recovery: bool
     finetune: dict[str, float]
+    gates: dict[str, float]
     objective: str
     max_loss: float
     name: str

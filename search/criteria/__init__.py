@@ -9,6 +9,7 @@ from models.errors import InvalidRequest
 from models.network import LayerWeights
 from models.statistics import BlockStatistics, Kind, Statistics
 from search.criteria.cumulative import accumulate, cumulative
+from search.criteria.gates import gates
 from search.criteria.hsic import hsic
 from search.criteria.kl import kl, kl_exact
 from search.criteria.magnitude import magnitude
@@ -45,6 +46,7 @@ CRITERIA = {
     "kl-exact": Criterion(
         kl_exact, 1, across_blocks=True, needs=frozenset({"deletion"}), whole=with_stream("deletion")
     ),
+    "gates": Criterion(gates, 2, across_blocks=True, needs=frozenset({"gates", "inputs"})),
 }
 
 

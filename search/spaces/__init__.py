@@ -7,6 +7,7 @@ from search.methods import Method, check_suits, space_for
 from search.ranking import Ranking
 from search.spaces.cascade import CascadeSpace
 from search.spaces.compact import CompactSpace
+from search.spaces.gates import GateSpace
 from search.spaces.paper import PaperSpace
 from search.spaces.space import Space
 
@@ -14,6 +15,7 @@ SPACES: dict[str, Callable[[Method, Structure, Ranking], Space]] = {
     "compact": lambda method, structure, ranking: CompactSpace(structure, ranking, method.axes, method.tokens),
     "cascade": lambda method, structure, ranking: CascadeSpace(structure, ranking, method.axes, method.tokens),
     "paper": lambda method, structure, ranking: PaperSpace(structure, ranking, method.tokens),
+    "gates": lambda _method, structure, ranking: GateSpace(structure, ranking),
 }
 
 

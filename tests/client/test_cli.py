@@ -71,6 +71,13 @@ def test_submit_uploads_and_queues(server: FakeServer, tmp_path: Path) -> None:
     }
 
 
+def test_epochs_of_gates_and_of_fine_tuning_are_sent(server: FakeServer) -> None:
+    options = ("--method", "vtp", "--gate-epochs", "3", "--finetune-epochs", "2", "--budget-macs-keep", "0.6")
+    vitfit(server, "submit", "--json", "--model", "vit_tiny", *options)
+    sent = server.requests("POST", "/v1/jobs")[0].json
+    assert (sent["method"], sent["gates"], sent["finetune"]) == ("vtp", {"epochs": 3}, {"epochs": 2})
+
+
 def test_a_model_folder_brings_its_configuration_and_weights(server: FakeServer, tmp_path: Path) -> None:
     folder = tmp_path / "digits"
     folder.mkdir()

@@ -141,3 +141,62 @@ def test_a_block_of_constant_neurons_is_survived() -> None:
     first = dataclasses.replace(whole.blocks[0], neurons=(0, 1))
     small = network.pruned(Plan(whole.embed, (first, *whole.blocks[1:])), statistics)
     assert torch.allclose(small.outputs(images), network.outputs(images), atol=1e-3)
+
+
+@pytest.mark.parametrize("pruned_rows", [False, True])
+def test_gathered_inputs_are_recovered_too(pruned_rows: bool) -> None:
+    """q/k/v and fc1 that read fewer dims; alone, and while heads, dims and neurons go at the same time."""
+    network = small_network(depth=2)
+    images, whole, errors = images_for(network, 96), identity(network.structure), np.zeros(2)
+    statistics = network.statistics(images[:64], {"inputs"})
+    without = network.statistics(images[:64])
+    dense = network.outputs(images[64:])
+    for seed in range(4):
+        random, blocks = np.random.default_rng(seed), []
+        for plan in whole.blocks:
+            if pruned_rows:
+                heads = tuple(HeadPlan(h.qk[1:], h.v[::-1][:14]) for h in (plan.heads[2], plan.heads[0], plan.heads[1]))
+                plan = dataclasses.replace(plan, heads=heads, neurons=plan.neurons[-160:])
+            qkv, fc1 = (tuple(sorted(map(int, random.choice(48, 40, replace=False)))) for _ in range(2))
+            blocks.append(dataclasses.replace(plan, qkv_inputs=qkv, fc1_inputs=fc1))
+        small = [network.pruned(Plan(whole.embed, tuple(blocks)), seen) for seen in (without, statistics)]
+        errors += [float((one.outputs(images[64:]) - dense).pow(2).mean()) for one in small]
+    assert errors[1] < 0.7 * errors[0]
+
+
+@pytest.mark.parametrize("layer", ["qkv", "fc1"])
+def test_a_dim_that_repeats_another_is_taken_over_by_its_twin(layer: str) -> None:
+    """Norms that give dim 1 what dim 0 has: q/k/v and fc1 can do without it, exactly."""
+    network = small_network(depth=2)
+    block = network.module.blocks[0]
+    norm = block.norm1 if layer == "qkv" else block.norm2
+    with torch.no_grad():  # the residual stream has equal dims 0 and 1 in front of the norm
+        network.module.patch_embed.proj.weight[1] = network.module.patch_embed.proj.weight[0]
+        network.module.patch_embed.proj.bias[1] = network.module.patch_embed.proj.bias[0]
+        for table in (network.module.cls_token, network.module.pos_embed):
+            table[..., 1] = table[..., 0]
+        block.attn.proj.weight[1], block.attn.proj.bias[1] = block.attn.proj.weight[0], block.attn.proj.bias[0]
+        norm.weight[1], norm.bias[1] = -2 * norm.weight[0], norm.bias[0] + 1
+    images, whole = images_for(network, 64), identity(network.structure)
+    statistics = network.statistics(images, {"inputs"})
+    inputs = tuple(i for i in range(48) if i != 1)
+    gathered = {"qkv_inputs": inputs} if layer == "qkv" else {"fc1_inputs": inputs}
+    plan = Plan(whole.embed, (dataclasses.replace(whole.blocks[0], **gathered), whole.blocks[1]))
+    dense = network.outputs(images)
+    bare = (network.pruned(plan, None).outputs(images) - dense).abs().max()
+    recovered = (network.pruned(plan, statistics).outputs(images) - dense).abs().max()
+    assert recovered < 0.02 * bare
+
+
+def test_input_moments_are_those_of_what_the_layers_read() -> None:
+    network = small_network(depth=2)
+    images, seen = images_for(network, 32), []
+    found = network.statistics(images, {"inputs"}).blocks[1].inputs
+    handle = network.module.blocks[1].mlp.fc1.register_forward_pre_hook(lambda _m, x: seen.append(x[0]))
+    network.outputs(images)
+    handle.remove()
+    assert found is not None
+    rows = torch.cat(seen).reshape(-1, 48).double()
+    assert torch.allclose(found.fc1.mean, rows.mean(0), atol=1e-4)
+    assert torch.allclose(found.fc1.covariance, torch.cov(rows.T, correction=0), atol=1e-3)
+    assert network.statistics(images).blocks[1].inputs is None

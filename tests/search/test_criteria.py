@@ -44,7 +44,7 @@ def planted() -> tuple[TorchNetwork, Statistics]:
         block.mlp.fc1.weight[CONSTANT], block.mlp.fc1.bias[CONSTANT] = 0, 30.0
         block.mlp.fc2.weight[:, [DUPLICATE, TWIN]] = block.mlp.fc2.weight[:, [DUPLICATE]].clone()
     kinds = frozenset().union(*(criterion.needs for criterion in CRITERIA.values()))
-    statistics = network.statistics(images_for(network, 64), kinds - {"deletion"})
+    statistics = network.statistics(images_for(network, 64), kinds - {"deletion", "gates", "inputs"})
     deletion = network.statistics(images_for(network, 2), {"deletion"})  # a pass per member: few images
     pairs = zip(statistics.blocks, deletion.blocks, strict=True)
     blocks = tuple(dataclasses.replace(block, deletion=deleted.deletion) for block, deleted in pairs)
@@ -61,8 +61,9 @@ def place(scores: np.ndarray, member: int) -> float:
     return float((scores < scores[member]).mean())
 
 
-BY_VALUES = [name for name in CRITERIA if name != "cumulative"]
-"""Criteria that see what a head puts out. Cumulative attention sees only where it looks (tests/search/test_cumulative.py)."""
+BY_VALUES = [name for name in CRITERIA if name not in ("cumulative", "gates")]
+"""Criteria that see what a head puts out. Cumulative attention sees only where it looks (tests/search/test_cumulative.py);
+gates are trained (test_gates_criterion.py)."""
 
 
 @pytest.mark.parametrize("criterion", BY_VALUES)

@@ -58,6 +58,16 @@ def test_only_axes_that_shrink_are_accounted_for(structure: Structure, plan: Pla
     assert list(story.axes_of(plan.only("tokens", structure), structure)) == ["tokens"]
 
 
+def test_gathered_inputs_are_an_axis_of_their_own(structure: Structure) -> None:
+    """Of 3 x 48 dims that q/k/v, the projection and fc1 read, 40 + 40 + 48 are left."""
+    whole = identity(structure)
+    first = dataclasses.replace(whole.blocks[0], qkv_inputs=tuple(range(40)), proj_inputs=tuple(range(40)))
+    plan = dataclasses.replace(whole, blocks=(first, *whole.blocks[1:]))
+    assert list(story.axes_of(plan, structure)) == ["inputs"]
+    rows = story.removed(structure, plan)
+    assert rows[0]["inputs"] == [128, 144] and rows[1]["inputs"] == [144, 144]
+
+
 def test_the_table_has_counts_units_and_spread(structure: Structure) -> None:
     rows = {label: (before, after) for label, before, after in story.headline(report(structure))}
     assert rows["accuracy"] == ("95/100 = 95.0 %", "94/100 = 94.0 %")
@@ -80,7 +90,7 @@ def test_the_notes_set_prediction_beside_measurement(structure: Structure) -> No
         "at most 0.6: met",
         "measured latency over the original's: 0.500 (0.490 to 0.510), predicted 0.520",
         "fall of latency over fall of MACs, each axis alone: "
-        "heads 0.90, neurons (nothing removed), tokens (too little removed to tell)",
+        "heads 0.90, neurons (nothing removed), tokens (too little removed to tell), inputs (nothing removed)",
         "fall of latency over fall of MACs, all together: 0.95",
         "Few images.",
     ]

@@ -1,0 +1,27 @@
+"""Learned gates (VTP, arXiv 2104.08500): the size of the gate that training with an L1 penalty left on each input."""
+
+import numpy as np
+from torch import Tensor
+
+from models.errors import InvalidRequest
+from models.network import LayerWeights
+from models.statistics import BlockStatistics
+from search.criteria.magnitude import qk_scores
+from search.ranking import Array, BlockRanking
+
+
+def gates(weights: LayerWeights, statistics: BlockStatistics | None) -> BlockRanking:
+    """A head's score is the sum of its gates; q/k dims have none and are ranked by their norms."""
+    assert statistics is not None
+    found = statistics.gates
+    if found is None:
+        raise InvalidRequest("Criterion 'gates' needs a network whose gates were trained; method 'vtp' trains them")
+    qkv, proj, fc1, neurons = (
+        _size(gate) for gate in (found.qkv_inputs, found.proj_inputs, found.fc1_inputs, found.neurons)
+    )
+    v = proj.reshape(weights.heads, -1)
+    return BlockRanking(v.sum(1), qk_scores(weights), v, neurons, inputs=(qkv, proj, fc1))
+
+
+def _size(gate: Tensor) -> Array:
+    return np.asarray(gate.detach().double().abs())

@@ -1,0 +1,104 @@
+"""The space of learned gates (VTP, arXiv 2104.08500): one number, the share of all gates that is kept.
+
+One threshold over the gates of the whole network says how many dims every layer reads. The residual stream, q, k and v
+keep their full width: each projection gathers its own inputs from it. Of the attention's output every head of a block
+gives the same number of dims to the projection.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from models.errors import InvalidRequest
+from models.plan import BlockPlan, Plan, identity
+from models.structure import Structure
+from search.policy import Policy
+from search.ranking import Array, Ranking
+from search.spaces.pool import Pool
+
+LEAST = 0.1
+"""Smallest share of the gates that the search keeps."""
+MULTIPLE = 4
+"""Inputs and neurons come in fours: one 128-bit register of floats; coarser steps would blur the threshold."""
+Counts = tuple[int, int, int, int]
+"""Of one block: inputs of q/k/v, of the projection, of fc1, neurons."""
+
+
+class GateSpace:
+    """The inputs that learned gates weigh, under one global threshold."""
+
+    def __init__(self, structure: Structure, ranking: Ranking) -> None:
+        """Raises: InvalidRequest when the ranking has no scores for inputs."""
+        self.structure, self.ranking = structure, ranking
+        self._identity = identity(structure)
+        self._scores = [_scores(block.inputs, block.neurons, ranking.criterion) for block in ranking.blocks]
+        self._pool = Pool([scores for block in self._scores for scores in block], least=1)
+
+    @property
+    def dimensions(self) -> list[str]:
+        return ["inputs"]
+
+    def along(self, direction: Sequence[float], t: float) -> Policy:
+        """There is one direction: everything at t = 0, the least at t = 2."""
+        return Policy(inputs=1 - (1 - LEAST) * t / 2)
+
+    def starts(self) -> list[list[float]]:
+        return [[1.0]]
+
+    def fuller(self, policy: Policy, steps: int) -> list[Policy]:
+        """The threshold is fine already."""
+        return [policy]
+
+    def sketch(self, policy: Policy) -> Structure:
+        return self._with_inputs(policy, lambda _scores, count, _heads: range(count)).shape_of(self.structure)
+
+    def plan(self, policy: Policy) -> Plan:
+        """The members with the largest gates."""
+        return self._with_inputs(policy, _best)
+
+    def _with_inputs(self, policy: Policy, members: Callable[[Array, int, int], Any]) -> Plan:
+        """members(scores, count, groups): the indices that stay, as many of each of so many equal groups."""
+        blocks = []
+        for block, scores, counts in zip(self._identity.blocks, self._scores, self._counts(policy), strict=True):
+            heads = len(block.heads)
+            qkv, proj, fc1 = (
+                None if count == len(mine) else members(mine, count, groups)
+                for mine, count, groups in zip(scores[:3], counts[:3], (1, heads, 1), strict=True)
+            )
+            blocks.append(
+                BlockPlan(
+                    block.source, block.heads, members(scores[3], counts[3], 1), qkv_inputs=qkv, proj_inputs=proj,
+                    fc1_inputs=fc1,
+                )
+            )  # fmt: skip
+        return dataclasses.replace(self._identity, blocks=tuple(blocks))
+
+    def _counts(self, policy: Policy) -> list[Counts]:
+        found = self._pool.counts(policy.inputs, mix=1.0)
+        rounded = []
+        for block, i in zip(self._identity.blocks, range(0, len(found), 4), strict=True):
+            qkv, proj, fc1, neurons = (len(scores) for scores in self._scores[i // 4])
+            rounded.append((
+                _multiple(found[i], MULTIPLE, qkv), _multiple(found[i + 1], len(block.heads), proj),
+                _multiple(found[i + 2], MULTIPLE, fc1), _multiple(found[i + 3], MULTIPLE, neurons),
+            ))  # fmt: skip
+        return rounded
+
+
+def _scores(inputs: tuple[Array, Array, Array] | None, neurons: Array, criterion: str) -> tuple[Array, ...]:
+    if inputs is None:
+        raise InvalidRequest(f"Criterion {criterion!r} does not rank the inputs of layers; learned gates do: 'gates'")
+    return (*inputs, neurons)
+
+
+def _multiple(count: int, multiple: int, size: int) -> int:
+    return size if count == size else min(size, max(multiple, multiple * round(count / multiple)))
+
+
+def _best(scores: Array, count: int, groups: int) -> tuple[int, ...]:
+    """Indices of the best `count`, as many of each of `groups` equal runs, in their order."""
+    size = len(scores) // groups
+    order = np.argsort(-scores.reshape(groups, size), axis=1, kind="stable")[:, : count // groups]
+    return tuple(int(i) for i in np.sort((order + size * np.arange(groups)[:, None]).ravel()))
