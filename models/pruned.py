@@ -159,19 +159,25 @@ class PrunedBlocks(nn.Module):
     """
 
     def __init__(
-        self, blocks: Sequence[PrunedBlock], prefix: int, weigh_prefix: bool, last_norm: nn.Module | None
-    ) -> None:
-        """last_norm: None when tokens are not weighed. weigh_prefix: whether the prefix is pooled too."""
+        self, blocks: Sequence[PrunedBlock], prefix: int, weigh_prefix: bool, last_norm: nn.Module | None,
+        filled: bool = False,
+    ) -> None:  # fmt: skip
+        """last_norm: None when tokens are not weighed. weigh_prefix: whether the prefix is pooled too.
+        filled: zeros fill up the tokens to as many as came, for a model that lays them out as a grid that nothing reads.
+        """
         super().__init__()
         for place, block in enumerate(blocks):
             self.add_module(str(place), block)
         self.prefix, self.weigh_prefix, self.last_norm = prefix, weigh_prefix, last_norm
+        self.filled = filled
 
     def forward(self, x: Tensor) -> Tensor:
-        state = TokenState()
+        state, tokens = TokenState(), x.shape[1]
         for block in self.children():
             if isinstance(block, PrunedBlock):
                 x = block(x, state)
+        if self.filled:
+            x = functional.pad(x, (0, 0, 0, tokens - x.shape[1]))
         return x if self.last_norm is None else self._weighed(self.last_norm(x), state.sizes)
 
     def _weighed(self, x: Tensor, sizes: Tensor | None) -> Tensor:

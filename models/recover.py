@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from models.moments import InputStatistics
 from models.network import LayerWeights
 from models.plan import BlockPlan, Plan
-from models.pruned import PrunedBlock
 from models.statistics import BlockStatistics
 
 RIDGE = 1e-3
@@ -37,16 +36,17 @@ def refit(weight: Tensor, bias: Tensor | None, inputs: InputStatistics, kept: Se
 
 
 def recover(
-    blocks: Sequence[PrunedBlock], plan: Plan, weights: Sequence[LayerWeights], statistics: Sequence[BlockStatistics]
-) -> None:
-    """Re-fits projection and fc2 of every pruned block, in place. `weights`: the dense network's."""
-    for block, wanted in zip(blocks, plan.blocks, strict=True):
+    readers: Sequence[tuple[nn.Linear | None, nn.Linear | None]], plan: Plan, weights: Sequence[LayerWeights],
+    statistics: Sequence[BlockStatistics],
+) -> None:  # fmt: skip
+    """Re-fits projection and fc2 (`readers`) of every pruned block, in place. `weights`: the dense network's."""
+    for (projection, fc2), wanted in zip(readers, plan.blocks, strict=True):
         dense, seen = weights[wanted.source], statistics[wanted.source]
-        if block.attention is not None:
-            kept = _projection_inputs(wanted)
-            _refit_linear(block.attention.projection, dense.projection, plan.embed, seen.projection, kept)
-        if block.mlp is not None:
-            _refit_linear(block.mlp.fc2, dense.fc2, plan.embed, seen.neurons, wanted.neurons)
+        embed = plan.embed or range(dense.fc2.out_features)
+        if projection is not None:
+            _refit_linear(projection, dense.projection, embed, seen.projection, _projection_inputs(wanted))
+        if fc2 is not None:
+            _refit_linear(fc2, dense.fc2, embed, seen.neurons, wanted.neurons)
 
 
 def _projection_inputs(plan: BlockPlan) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from models.dependence import Dependence, dependence, output_kernel
 from models.describe import describe, head_count
 from models.export import export_onnx
 from models.families import family_of
-from models.family import part
+from models.family import Family, blocks_of, optional_part, part
 from models.moments import Moments
 from models.network import LayerWeights
 from models.plan import Plan
@@ -19,7 +19,9 @@ from models.preprocessing import Preprocessing
 from models.prune import prune
 from models.pruned import PrunedAttention, PrunedBlock
 from models.recover import recover
+from models.reduced import ReducedAttention
 from models.reduction import TokenReduction
+from models.slice import readers
 from models.statistics import BlockStatistics, Kind, Statistics
 from models.structure import Structure
 
@@ -37,7 +39,7 @@ class TorchNetwork:
         self.module = module.eval()
         self.preprocessing = preprocessing
         self._family = family_of(module)
-        self._structure = describe(module, self._family, name)
+        self._structure = describe(module, self._family, name, preprocessing.size[1:])
         self.plan: Plan | None = None
         self.class_names: tuple[str, ...] | None = None
 
@@ -46,14 +48,14 @@ class TorchNetwork:
         return self._structure
 
     def blocks(self) -> list[nn.Module]:
-        return list(part(self.module, self._family.blocks).children())
+        return blocks_of(self.module, self._family)
 
     def weights(self) -> tuple[LayerWeights, ...]:
         family = self._family
         return tuple(
             LayerWeights(
                 heads=head_count(block, family),
-                qkv=_linear(block, family.qkv),
+                qkv=_qkv(block, family),
                 projection=_linear(block, family.projection),
                 fc1=_linear(block, family.fc1),
                 fc2=_linear(block, family.fc2),
@@ -72,11 +74,20 @@ class TorchNetwork:
         small.module = prune(self.module, self._family, self._structure, plan).eval()
         small._structure, small.plan = plan.apply_to(self._structure), plan
         if statistics is not None:
-            recover(small.pruned_blocks(), plan, self.weights(), statistics.blocks)
+            recover(small.readers(), plan, self.weights(), statistics.blocks)
         return small
 
     def pruned_blocks(self) -> list[PrunedBlock]:
         return [block for block in self.blocks() if isinstance(block, PrunedBlock)]
+
+    def readers(self) -> list[tuple[nn.Linear | None, nn.Linear | None]]:
+        """Of each block of a pruned network, the layers that read its heads and its neurons; None for a half that is gone."""
+        if self._family.sliced:
+            return [readers(block, self._family) for block in self.blocks()]
+        return [
+            (None if b.attention is None else b.attention.projection, None if b.mlp is None else b.mlp.fc2)
+            for b in self.pruned_blocks()
+        ]
 
     def reductions(self) -> list[TokenReduction]:
         """In the order of the blocks."""
@@ -94,11 +105,11 @@ class TorchNetwork:
 
     def _moments(self, images: Tensor) -> list[tuple[Moments, Moments]]:
         moments = [(Moments(), Moments()) for _ in self.blocks()]
-        share = min(1.0, MOMENT_ROWS / (len(images) * self._structure.tokens))
         draw = torch.Generator().manual_seed(0)
 
         def record(block: int, side: int, x: Tensor) -> None:
             rows = x.reshape(-1, x.shape[-1])
+            share = min(1.0, MOMENT_ROWS / (len(images) * self._structure.blocks[block].tokens))
             if share < 1:  # at random: every n-th row would be the same few positions of every image
                 rows = rows[torch.randperm(len(rows), generator=draw)[: max(1, round(share * len(rows)))]]
             moments[block][side].add(rows)
@@ -114,9 +125,9 @@ class TorchNetwork:
         def record(block: int, side: int, x: Tensor) -> None:
             if side == 0:
                 count = self._structure.blocks[block].attention.heads  # type: ignore[union-attr]
-                heads[block] = x.unflatten(-1, (count, -1)).mean(-1)
+                heads[block] = _per_image(x, len(images)).unflatten(-1, (count, -1)).mean(-1)
             else:
-                found.append(dependence(heads.pop(block), x, outputs))
+                found.append(dependence(heads.pop(block), _per_image(x, len(images)), outputs))
 
         self._watch(record, images, batch=len(images))
         return found
@@ -140,14 +151,40 @@ class TorchNetwork:
     def export(self, path: Path, batch: int | None) -> None:
         module = copy.deepcopy(self.module)
         for part_of in module.modules():
-            if isinstance(part_of, PrunedAttention):
+            if isinstance(part_of, PrunedAttention | ReducedAttention):
                 part_of.fold_scale()
         export_onnx(module, self._structure.image, self.preprocessing, path, batch)
 
 
 def _gamma(block: nn.Module, path: str) -> Tensor | None:
-    gamma = getattr(part(block, path), "gamma", None)
+    gamma = getattr(optional_part(block, path), "gamma", None)
     return gamma.detach() if isinstance(gamma, Tensor) else None
+
+
+def _per_image(x: Tensor, images: int) -> Tensor:
+    """Windows of one image side by side: (images, N, D)."""
+    return x.reshape(images, -1, x.shape[-1])
+
+
+def _qkv(block: nn.Module, family: Family) -> nn.Linear:
+    """The layer that makes q, k and v; where they are made by several, one with their rows in that order."""
+    layers = {path: _linear(block, path) for path in family.attention_layers}
+    if list(family.attention_layers.values()) == ["qkv"]:
+        return layers[family.qkv]
+    weight = torch.cat([_rows_of(layers, family, name, "weight") for name in "qkv"])
+    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    joined.weight = nn.Parameter(weight)
+    if next(iter(layers.values())).bias is not None:
+        joined.bias = nn.Parameter(torch.cat([_rows_of(layers, family, name, "bias") for name in "qkv"]))
+    return joined
+
+
+def _rows_of(layers: dict[str, nn.Linear], family: Family, name: str, kind: str) -> Tensor:
+    """The rows of weight or bias that make "q", "k" or "v"."""
+    path = family.layer_of(name)
+    made, tensor = family.attention_layers[path], getattr(layers[path], kind)
+    rows: Tensor = tensor.detach().chunk(len(made))[made.index(name)]
+    return rows
 
 
 def _linear(block: nn.Module, path: str) -> nn.Linear:

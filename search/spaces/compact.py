@@ -44,7 +44,7 @@ class CompactSpace:
         self.structure, self.ranking = structure, ranking
         self._identity = identity(structure)
         self._stages = self._rule.stages(structure) if "tokens" in axes else ()
-        self.keeps = [axis for axis in ("heads", "qk", "v", "neurons") if axis in axes]
+        self.keeps = [a for a in ("heads", "qk", "v", "neurons") if a in axes and a not in structure.fixed]
         self.keeps += [f"tokens{i}" for i in range(len(self._stages))]
         self.mixes = [f"{a}_mix" for a in ("heads", "neurons") if a in axes] if ranking.across_blocks else []
         self._heads = Pool([b.heads for b in ranking.blocks], least=1)
@@ -110,7 +110,10 @@ class CompactSpace:
         return _multiple(policy.qk, scores.qk.shape[1]), _multiple(policy.v, scores.v.shape[1])
 
     def _tokens_kept(self, policy: Policy) -> dict[int, TokenPlan]:
-        patches, kept = self.structure.tokens - self.structure.prefix, {}
+        kept: dict[int, TokenPlan] = {}
+        if not self._stages:
+            return kept
+        patches = self.structure.blocks[self._stages[0]].tokens - self.structure.prefix  # only one grid is free
         for block, keep in zip(self._stages, policy.tokens, strict=False):
             count = max(1, round(patches * keep))
             if count < patches:
