@@ -53,7 +53,10 @@ def trace(model: nn.Module, image: tuple[int, int, int], watched: set[str]) -> l
             meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
             torch.func.functional_call(model, meta, (torch.zeros(1, *image, device="meta"),))
     except (RuntimeError, AssertionError) as error:
-        raise UnsupportedModel(f"The model does not run on an image of {image}: {str(error)[:200]}") from error
+        raise UnsupportedModel(
+            f"The model does not run on an image of {image}: {str(error)[:200]}",
+            reasons=[f"it does not run on an image of {image}"],
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

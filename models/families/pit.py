@@ -7,7 +7,7 @@ from timm.models.pit import PoolingVisionTransformer
 from torch import nn
 
 from models.families.vision_transformer import block_refusals
-from models.family import Family, is_present
+from models.family import Family, is_present, part
 
 
 def _refusals(model: nn.Module) -> list[str]:
@@ -18,7 +18,7 @@ def _refusals(model: nn.Module) -> list[str]:
     if is_present(model.head) and not isinstance(model.head, nn.Linear):
         reasons.append(f"classifier {type(model.head).__name__} (only a linear layer, or none)")
     for number, stage in enumerate(model.transformers):
-        for index, block in enumerate(stage.blocks.children()):
+        for index, block in enumerate(part(stage, "blocks").children()):
             found = block_refusals(block)
             if found:
                 return [*reasons, *(f"stage {number}, block {index}: {reason}" for reason in found)]

@@ -8,7 +8,7 @@ from timm.models.pvt_v2 import Attention, Block, MlpWithDepthwiseConv, PyramidVi
 from torch import nn
 
 from models.families.vision_transformer import NORMS
-from models.family import Family, is_present
+from models.family import Family, is_present, part
 
 
 def _refusals(model: nn.Module) -> list[str]:
@@ -19,7 +19,7 @@ def _refusals(model: nn.Module) -> list[str]:
     if is_present(model.head) and not isinstance(model.head, nn.Linear):
         reasons.append(f"classifier {type(model.head).__name__} (only a linear layer, or none)")
     for number, stage in enumerate(model.stages):
-        for index, block in enumerate(stage.blocks.children()):
+        for index, block in enumerate(part(stage, "blocks").children()):
             if type(block) is not Block or type(block.attn) is not Attention:
                 reasons.append(f"stage {number}, block {index}: not the plain Block and Attention of PVTv2")
             elif type(block.mlp) is not MlpWithDepthwiseConv or not isinstance(block.norm1, NORMS):

@@ -15,11 +15,16 @@ from models.torch_network import TorchNetwork
 
 PVT = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "depths": (1, 2, 1, 2), "mlp_ratios": (4, 4, 2, 2)}
 PIT = {"img_size": 96, "base_dims": (8, 8, 8), "heads": (2, 4, 8), "depth": (1, 2, 3), "mlp_ratio": 2}
+SWIN = {
+    "img_size": 64, "window_size": 4, "embed_dim": 16, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "mlp_ratio": 2
+}  # fmt: skip
 SMALL: dict[str, tuple[str, int, dict[str, object]]] = {
     "pvt_v2": ("pvt_v2_b0", 64, PVT),
     "pvt_v2, oblong image": ("pvt_v2_b0", 96, PVT | {"qkv_bias": False}),
     "pvt_v2, linear": ("pvt_v2_b2_li", 224, PVT | {"depths": (1, 1, 1, 1)}),
     "pit": ("pit_ti_224", 96, PIT),
+    "swin": ("swin_tiny_patch4_window7_224", 64, SWIN),
+    "swin, padded windows": ("swin_tiny_patch4_window7_224", 72, SWIN | {"img_size": 72, "window_size": 7}),
     "pit, distilled": ("pit_ti_distilled_224", 96, PIT),
 }
 """timm's name, side of the image, options."""

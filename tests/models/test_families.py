@@ -13,7 +13,7 @@ from models.describe import describe
 from models.errors import InvalidRequest, UnsupportedModel
 from models.families import family_of
 from models.parity import check_parity
-from models.plan import Plan, identity
+from models.plan import HeadPlan, Plan, identity
 from models.structure import Structure
 from search.criteria import CRITERIA, rank
 from search.methods import METHODS
@@ -24,7 +24,15 @@ from tests.models.families import SMALL, blocks_of, family_plan, masked_outputs,
 from tests.models.networks import images_for
 
 TOLERANCE = 1e-9
-NAMES = ("pvt_v2_b0", "pvt_v2_b2", "pvt_v2_b2_li", "pit_ti_224", "pit_s_224", "pit_s_distilled_224")
+NAMES = (
+    "pvt_v2_b0",
+    "pvt_v2_b2",
+    "pvt_v2_b2_li",
+    "pit_ti_224",
+    "pit_s_224",
+    "pit_s_distilled_224",
+    "swin_tiny_patch4_window7_224",
+)
 
 
 def counted_macs(module: torch.nn.Module, structure: Structure) -> int:
@@ -145,6 +153,16 @@ def test_tokens_that_a_later_layer_needs_cannot_go() -> None:
     assert not any(name.startswith("tokens") for name in space.dimensions)
 
 
+def test_dims_inside_heads_stay_where_the_forward_divides_by_heads() -> None:
+    structure = small_family("swin").structure
+    whole = identity(structure)
+    first = dataclasses.replace(whole.blocks[0], heads=(HeadPlan((0, 1), (0, 1)),))
+    with pytest.raises(InvalidRequest, match="only whole heads"):
+        dataclasses.replace(whole, blocks=(first, *whole.blocks[1:])).apply_to(structure)
+    dimensions = space_of(METHODS["joint"], structure, unranked(structure)).dimensions
+    assert "heads" in dimensions and not {"qk", "v"} & set(dimensions)
+
+
 def test_gathered_inputs_are_refused() -> None:
     structure = small_family("pvt_v2").structure
     whole = identity(structure)
@@ -162,7 +180,13 @@ def test_an_image_that_linear_attention_cannot_pool_for_onnx_is_refused() -> Non
 
 @pytest.mark.parametrize(
     ("name", "options", "words"),
-    [("pvt_v2_b0", {"global_pool": ""}, "pooling"), ("pit_ti_224", {"global_pool": ""}, "pooling")],
+    [
+        ("pvt_v2_b0", {"global_pool": ""}, "pooling"),
+        ("pit_ti_224", {"global_pool": ""}, "pooling"),
+        ("swin_tiny_patch4_window7_224", {"dynamic_img_size": True}, "dynamic image size"),
+        ("swin_tiny_patch4_window7_224", {"global_pool": "max"}, "pooling"),
+        ("swinv2_tiny_window8_256", {}, "not an architecture"),
+    ],
 )
 def test_what_cannot_be_handled_is_refused(name: str, options: dict[str, object], words: str) -> None:
     with torch.device("meta"):
