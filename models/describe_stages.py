@@ -28,12 +28,17 @@ def describe_stages(model: nn.Module, family: Family, name: str, size: tuple[int
     for i, (path, blocks) in enumerate(zip(lists, names, strict=True)):
         described = tuple(_block(model, family, block, calls) for block in blocks)
         entry = () if i == 0 else _ops(sections[i])
-        stages.append(Stage(path, described, family.free_tokens(i, len(lists)), entry))
+        free = family.free_tokens(i, len(lists)) and all(_sees_all(block) for block in described)
+        stages.append(Stage(path, described, free, entry))
     tables = tuple(table_of(path, parameter) for path, parameter in _loose_parameters(model, names))
     prefix = family.prefix(model)
+    tail = _ops(sections[-1])
+    if stages[-1].free_tokens:
+        last = stages[-1].blocks[-1].tokens
+        tail = tuple(dataclasses.replace(op, rows_are_tokens=op.rows == last) for op in tail)
     structure = Structure(
         name, image, _classes(model), prefix, prefix > 0, tables + _ops(sections[0]), tuple(stages),
-        _ops(sections[-1]), family.fixed,
+        tail, family.fixed,
     )  # fmt: skip
     _check_accounted(model, structure)
     return structure
@@ -143,6 +148,12 @@ def _dim(block: nn.Module, family: Family, wanted: str, heads: int) -> int:
     layer = part(block, path)
     assert isinstance(layer, nn.Linear)
     return layer.out_features // len(family.attention_layers[path]) // heads
+
+
+def _sees_all(block: Block) -> bool:
+    """Every token sees every other: one window without padding, all keys."""
+    shape = block.attention
+    return shape is None or (shape.windows == 1 and shape.window is None and shape.keys is None)
 
 
 def _has_bias(block: nn.Module, path: str) -> bool:

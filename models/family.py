@@ -15,7 +15,7 @@ class Family:
 
     There are two ways to make blocks smaller. `sliced` False: blocks are plain (norm, attention, norm, MLP over one row of
     tokens) and become `PrunedBlock`s. `sliced` True: they keep the architecture's own forward, and what belongs to heads
-    and neurons is cut where it stands.
+    and neurons is cut where it stands, except in a stage whose tokens go, where they must become plain.
     """
 
     name: str
@@ -55,10 +55,17 @@ class Family:
     """Modules between the block's tokens and its keys, in their order: convolution and pooling see the grid, others tokens."""
     head_tables: Mapping[str, int] = field(default_factory=dict)
     """Learned tables of the attention -> the dim that counts heads."""
+    position_index: str = ""
+    """The buffer that says, for each pair of places, the row of the one head table; it must be named for tokens to go."""
     between: tuple[str, ...] = ()
     """Modules between fc1 and the activation, one channel per neuron."""
     free_tokens: Callable[[int, int], bool] = lambda stage, stages: False
-    """Whether tokens may go in a stage (its number, of how many): no later layer needs its grid."""
+    """Whether tokens may go in a stage (its number, of how many): no later layer needs its grid. Where windows divide the
+    grid they may not, whatever this says."""
+    last_norm: str = ""
+    """The norm over all tokens before pooling (may be an identity)."""
+    pooling: Callable[[nn.Module], str] = lambda model: "token"
+    """"token", "avg" (tokens after the prefix) or "all" (prefix too)."""
     grid_after: bool = False
     """The model lays the tokens out as a grid again after the last block, though nothing reads them."""
 
@@ -76,16 +83,12 @@ class Family:
     tables: tuple[str, ...] = ()
     """Learned parameters whose last dim is the embedding width; the class token first."""
     stem_norms: tuple[str, ...] = ()
-    last_norm: str = ""
-    """The norm over all tokens before pooling (may be an identity)."""
     tail_norms: tuple[str, ...] = ()
     """Norms after pooling."""
     classifiers: tuple[str, ...] = ()
     width_attributes: tuple[str, ...] = ()
     """Plain integers of the model that state its width."""
     grid: Callable[[nn.Module], tuple[int, int]] = lambda model: (0, 0)
-    pooling: Callable[[nn.Module], str] = lambda model: "token"
-    """"token", "avg" (tokens after the prefix) or "all" (prefix too)."""
 
     @property
     def qkv(self) -> str:

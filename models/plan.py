@@ -205,6 +205,10 @@ def _check_block(plan: BlockPlan, block: Block, whole: Plan, patches: int) -> in
         )
     if (plan.tokens.reducer == "merge") != (plan.tokens.score == "similarity"):
         raise InvalidRequest(f"{block.name}: reducer 'merge' goes with score 'similarity', the others with a rank")
+    if plan.tokens.reducer == "merge" and block.attention is not None and block.attention.table:
+        raise InvalidRequest(
+            f"{block.name}: merged tokens have no place for its relative positions; use another reducer"
+        )
     return plan.tokens.kept
 
 

@@ -10,6 +10,7 @@ from models.describe import head_count
 from models.family import Family, block_lists, optional_part, part, replace_part
 from models.narrow import narrow_linear, narrow_norm, take
 from models.plan import BlockPlan, Plan, TokenScore, check
+from models.positions import RelativePositions
 from models.pruned import Gather, HeadNorm, PrunedAttention, PrunedBlock, PrunedBlocks, PrunedMlp
 from models.reduction import TokenReduction, TokenWatch
 from models.slice import slice_blocks
@@ -27,7 +28,7 @@ def prune(model: nn.Module, family: Family, structure: Structure, plan: Plan) ->
     for path, stage in zip(block_lists(small, family), structure.stages, strict=True):
         originals = list(part(small, path).children())
         wanted = [p for p in plan.blocks if first <= p.source < first + len(stage.blocks)]
-        if family.sliced:
+        if family.sliced and all(p.tokens is None for p in wanted):
             slice_blocks(small, path, family, originals, first, wanted)
         else:
             new.append((path, _prune_blocks(originals, first, family, structure, stage, wanted, plan.embed), wanted))
@@ -105,7 +106,17 @@ def _prune_block(
         _after(block, family.layer_scale2, family.drop_paths[1], embed),
         watch,
         prefix,
+        _positions(block, family, plan) if attention else None,
     )
+
+
+def _positions(block: nn.Module, family: Family, plan: BlockPlan) -> RelativePositions | None:
+    """The relative positions of the heads that stay."""
+    if not family.position_index:
+        return None
+    ((table, dim),) = family.head_tables.items()
+    heads = [head.v[0] // (len(head.v)) for head in plan.heads]
+    return RelativePositions(take(block.get_parameter(table), dim, heads), block.get_buffer(family.position_index))
 
 
 def _attention(block: nn.Module, family: Family, plan: BlockPlan, embed: Sequence[int]) -> PrunedAttention:

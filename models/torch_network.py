@@ -82,12 +82,14 @@ class TorchNetwork:
 
     def readers(self) -> list[tuple[nn.Linear | None, nn.Linear | None]]:
         """Of each block of a pruned network, the layers that read its heads and its neurons; None for a half that is gone."""
-        if self._family.sliced:
-            return [readers(block, self._family) for block in self.blocks()]
-        return [
-            (None if b.attention is None else b.attention.projection, None if b.mlp is None else b.mlp.fc2)
-            for b in self.pruned_blocks()
-        ]
+        found = []
+        for block in self.blocks():
+            if isinstance(block, PrunedBlock):
+                attention, mlp = block.attention, block.mlp
+                found.append((None if attention is None else attention.projection, None if mlp is None else mlp.fc2))
+            elif not isinstance(block, nn.LayerNorm):  # the norm that `PrunedBlocks` took along
+                found.append(readers(block, self._family))
+        return found
 
     def reductions(self) -> list[TokenReduction]:
         """In the order of the blocks."""

@@ -1,8 +1,8 @@
 """timm's SwinTransformer (version 1): attention in windows, shifted in every other block, with a table of relative positions
 per head.
 
-Windows and patch merging need the grid, and the head pools it, so tokens are not free (in the last stage one window may hold
-the whole grid, but its relative positions belong to places).
+Windows and patch merging need the grid. In the last stage one window may hold the whole of it (as at 224 pixels): there tokens
+may go, each of the others keeps its place for the relative positions.
 """
 
 from timm.layers import ClassifierHead, Mlp, PatchEmbed
@@ -65,12 +65,16 @@ SWIN = Family(
     attention_layers={"attn.qkv": "qkv"},
     heads="attn.num_heads",
     head_tables={"attn.relative_position_bias_table": 1},
+    position_index="attn.relative_position_index",
     scale="attn.scale",
     projection="attn.proj",
     norm2="norm2",
     fc1="mlp.fc1",
     activation="mlp.act",
     fc2="mlp.fc2",
+    free_tokens=lambda stage, stages: stage == stages - 1,
+    last_norm="norm",
+    pooling=lambda model: "avg",
     fixed=("embed", "inputs", "qk", "v"),
     sliced=True,
 )

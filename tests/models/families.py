@@ -31,11 +31,11 @@ SMALL: dict[str, tuple[str, int, dict[str, object]]] = {
 STAGES = {"pvt_v2": "stages", "pit": "transformers", "swin": "layers"}
 
 
-def small_family(variant: str, seed: int = 0) -> TorchNetwork:
+def small_family(variant: str, seed: int = 0, **given: object) -> TorchNetwork:
     """Weights large enough that every part matters."""
     name, side, options = SMALL[variant]
     torch.manual_seed(seed)
-    module = timm.create_model(name, **{"num_classes": 7} | options).eval()
+    module = timm.create_model(name, **{"num_classes": 7} | options | given).eval()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
