@@ -14,7 +14,9 @@ from models.errors import InvalidRequest, UnsupportedModel
 from models.families import family_of
 from models.parity import check_parity
 from models.plan import HeadPlan, Plan, identity
+from models.preprocessing import Preprocessing
 from models.structure import Structure
+from models.torch_network import TorchNetwork
 from search.criteria import CRITERIA, rank
 from search.methods import METHODS
 from search.policy import Policy
@@ -193,3 +195,16 @@ def test_what_cannot_be_handled_is_refused(name: str, options: dict[str, object]
         module = timm.create_model(name, **options).eval()
     with pytest.raises(UnsupportedModel, match=words):
         family_of(module)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "pit_ti_224", "swin_tiny_patch4_window7_224"])
+def test_real_sizes_go_the_whole_way(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = timm.create_model(name)
+    network = TorchNetwork(module, name, Preprocessing.of_model(module))
+    images = images_for(network, 8)
+    small = network.pruned(family_plan(network.structure, 1, keep=0.7), network.statistics(images))
+    check_counts(small.module, small.structure)
+    small.export(tmp_path / "model.onnx", 1)
+    assert check_parity(small, tmp_path / "model.onnx", 1, images[:2]).passed
