@@ -126,6 +126,11 @@ def test_the_whole_way_to_onnx(variant: str, tmp_path: Path) -> None:
     bare, recovered = network.pruned(plan, None), network.pruned(plan, statistics)
     dense = network.outputs(images)
     assert (recovered.outputs(images) - dense).norm() < 0.8 * (bare.outputs(images) - dense).norm()
+    for before, after in zip(bare.readers(), recovered.readers(), strict=True):
+        assert not torch.equal(before[1].weight, after[1].weight)  # every block lost neurons
+    assert any(
+        not torch.equal(b[0].weight, a[0].weight) for b, a in zip(bare.readers(), recovered.readers(), strict=True)
+    )
     recovered.module.train()(images[:2]).square().sum().backward()
     assert all(parameter.grad is not None for parameter in recovered.module.parameters())
     recovered.module.eval()
