@@ -53,8 +53,10 @@ def _op_features(op: Op) -> Array:
     values = dict.fromkeys(FEATURES, 0.0)
     values["operations"] = 1.0
     if op.kind in ("matmul", "conv"):
-        cols = -(-op.cols // LANES) * LANES
-        values["matmul_macs"] = op.count * op.rows * op.inner * cols
+        # channels of a grouped convolution share registers; products of a batch do not
+        side_by_side, apart = (op.count, 1) if op.kind == "conv" else (1, op.count)
+        cols = -(-op.cols * side_by_side // LANES) * LANES
+        values["matmul_macs"] = apart * op.rows * op.inner * cols
         values["matmul_outputs"] = op.values
         values["weight_values"] = op.params
     elif op.kind == "attention":

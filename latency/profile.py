@@ -50,6 +50,7 @@ class ProfilePricer:
         p, batch = self._profile, self.setting.batch
         compute_s = 0.0
         for macs, inner, cols in _products(op):
+            cols *= op.count if op.kind == "conv" else 1  # the channels of a grouped convolution share vectors
             lanes = -(-cols // p["lanes"]) * p["lanes"]
             efficiency = inner / (inner + p["half_inner"]) * cols / lanes
             compute_s += macs * batch / (p["peak_macs_per_s"] * efficiency)

@@ -1,14 +1,26 @@
-"""A PyTorch model as a `Structure`, read through its family."""
+"""A PyTorch model as a `Structure`, read through its family.
+
+Where the embedding width can be cut, the parts outside of the blocks are those that the family names, each with its width;
+elsewhere they are what a traced forward pass runs (`describe_stages`).
+"""
 
 from torch import nn
 
+from models.describe_stages import describe_stages, head_count
 from models.errors import UnsupportedModel
 from models.family import Family, is_present, part
 from models.structure import Attention, Block, Mlp, Op, Stage, Structure
 
+__all__ = ["describe", "head_count"]
 
-def describe(model: nn.Module, family: Family, name: str) -> Structure:
-    """The structure whose MACs and parameters are the model's. A test holds it to torch's own counter."""
+
+def describe(model: nn.Module, family: Family, name: str, size: tuple[int, int] | None = None) -> Structure:
+    """The structure whose MACs and parameters are the model's. A test holds it to torch's own counter.
+
+    size: height and width of the images, for a model that takes any; others know their own.
+    """
+    if "embed" in family.fixed:
+        return describe_stages(model, family, name, size)
     prefix = family.prefix(model)
     patches = family.grid(model)[0] * family.grid(model)[1]
     blocks = tuple(
@@ -21,11 +33,6 @@ def describe(model: nn.Module, family: Family, name: str) -> Structure:
     return Structure(
         name, image, classes, prefix, has_class_token, stem, (Stage(family.blocks, blocks, free_tokens=True),), tail
     )
-
-
-def head_count(block: nn.Module, family: Family) -> int:
-    owner, _, attribute = family.heads.rpartition(".")
-    return int(getattr(part(block, owner), attribute))
 
 
 def _children(module: nn.Module) -> list[nn.Module]:
@@ -67,7 +74,9 @@ def _stem(model: nn.Module, family: Family, patches: int, prefix: int) -> tuple[
         if table is not None:
             ops.append(Op("table", path, table.shape[1], width, weights=True, width_field="cols"))
     ops += _norms(model, family.stem_norms, width, prefix + patches, follows_tokens=False)
-    return tuple(ops), (conv.in_channels, *family.image(model))
+    size = family.image(model)
+    assert size is not None
+    return tuple(ops), (conv.in_channels, *size)
 
 
 def _tail(model: nn.Module, family: Family, tokens: int) -> tuple[tuple[Op, ...], int]:

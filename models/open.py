@@ -32,12 +32,22 @@ OPTIONS = frozenset(
         "proj_bias",
         "init_values",
         "class_token",
-        "no_embed_class dynamic_img_size",
+        "no_embed_class",
+        "dynamic_img_size",
         "reg_tokens",
         "pre_norm",
         "final_norm",
         "fc_norm",
         "pool_include_prefix",
+        "depths",
+        "embed_dims",
+        "base_dims",
+        "heads",
+        "mlp_ratios",
+        "sr_ratios",
+        "linear",
+        "stride",
+        "window_size",
     ]
 )
 """timm's constructor arguments that a user may set: shapes only, no code."""

@@ -4,13 +4,14 @@ All indices are those of the original network, so a plan is read beside it and p
 `plan.apply_to(structure)` is arithmetic; `models.prune` does the same to weights, and a test holds the two together.
 """
 
+import bisect
 import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from models.errors import InvalidRequest
 from models.record import Record
-from models.structure import PACKAGING, Attention, Block, Mlp, Op, Place, Reducer, Reduction, Stage, Structure
+from models.structure import PACKAGING, Attention, Axis, Block, Mlp, Op, Place, Reducer, Reduction, Stage, Structure
 
 PlanAxis = Literal["heads", "neurons", "tokens", "embed", "blocks", "inputs"]
 """Heads with their q/k and v dims are one axis here; so are the inputs that q/k/v, the projection and fc1 gather."""
@@ -54,6 +55,8 @@ class BlockPlan(Record):
 
 @dataclass(frozen=True)
 class Plan(Record):
+    """embed: the embedding dims that stay, everywhere; empty where the structure's width is fixed: all of them stay."""
+
     embed: tuple[int, ...]
     blocks: tuple[BlockPlan, ...]
     precision: str = "fp32"
@@ -68,12 +71,17 @@ class Plan(Record):
 
     def shape_of(self, structure: Structure) -> Structure:
         """`apply_to` without its checks: only lengths are read, so a plan of counts can be priced by the thousand."""
-        width, tokens = len(self.embed), structure.tokens
-        originals, kept = structure.blocks, []
+        originals, firsts, kept, tokens = structure.blocks, structure.first_blocks, [], structure.tokens
+        stage = -1
         for plan in self.blocks:
-            block = _apply_block(plan, originals[plan.source], width, tokens, structure.prefix, self.precision)
+            original = originals[plan.source]
+            if (now := bisect.bisect(firsts, plan.source)) != stage:
+                stage, tokens = now, original.tokens
+            width = len(self.embed) or original.width
+            block = _apply_block(plan, original, width, tokens, structure.prefix, self.precision)
             tokens = block.tokens_out
             kept.append(block)
+        width = len(self.embed) or structure.width
         return dataclasses.replace(
             structure,
             stem=tuple(_resize(op, width, structure.tokens) for op in structure.stem),
@@ -93,7 +101,8 @@ class Plan(Record):
 
 def identity(structure: Structure) -> Plan:
     """The plan that removes nothing."""
-    return Plan(tuple(range(structure.width)), tuple(_whole(i, b) for i, b in enumerate(structure.blocks)))
+    embed = () if "embed" in structure.fixed else tuple(range(structure.width))
+    return Plan(embed, tuple(_whole(i, b) for i, b in enumerate(structure.blocks)))
 
 
 def _whole(source: int, block: Block) -> BlockPlan:
@@ -123,20 +132,56 @@ def _only_axis(axis: PlanAxis, dense: BlockPlan, mine: BlockPlan | None) -> Bloc
 
 def check(plan: Plan, structure: Structure) -> None:
     """Raises: InvalidRequest naming the block, the value and what is allowed."""
-    _check_members("embed", plan.embed, structure.width, "the network")
+    _check_embed(plan, structure)
     if not plan.blocks:
         raise InvalidRequest("A plan must keep at least one block; this one keeps none")
     originals, patches = structure.blocks, structure.tokens - structure.prefix
+    firsts, stage = structure.first_blocks, -1
+    free = [stage.free_tokens for stage in structure.stages for _ in stage.blocks]
     for block in plan.blocks:
         if not 0 <= block.source < len(originals):
             raise InvalidRequest(
                 f"Block {block.source} does not exist; the network has blocks 0 to {len(originals) - 1}"
             )
+        if (now := bisect.bisect(firsts, block.source)) != stage:
+            stage, patches = now, originals[block.source].tokens - structure.prefix
+        if block.tokens is not None and not free[block.source]:
+            raise InvalidRequest(
+                f"{originals[block.source].name}: its tokens cannot be reduced, a later layer needs their grid. "
+                f"Blocks whose tokens are free: {', '.join(str(i) for i, f in enumerate(free) if f) or 'none'}"
+            )
+        _check_fixed(block, originals[block.source], structure.fixed)
         patches = _check_block(block, originals[block.source], plan, patches)
-    _check_scores(plan)
+    _check_scores(plan, firsts)
     sources = [block.source for block in plan.blocks]
     if sources != sorted(set(sources)):
         raise InvalidRequest(f"Blocks must keep their order and appear once; got sources {sources}")
+
+
+def _check_embed(plan: Plan, structure: Structure) -> None:
+    if "embed" not in structure.fixed:
+        _check_members("embed", plan.embed, structure.width, "the network")
+    elif plan.embed:
+        widths = list(dict.fromkeys(block.width for block in structure.blocks))
+        raise InvalidRequest(
+            f"The embedding width of {structure.name} ({', '.join(map(str, widths))}) cannot be cut; leave embed empty"
+        )
+
+
+def _check_fixed(plan: BlockPlan, block: Block, fixed: tuple[Axis, ...]) -> None:
+    inputs = (plan.qkv_inputs, plan.proj_inputs, plan.fc1_inputs)
+    if "inputs" in fixed and inputs != (None, None, None):
+        raise InvalidRequest(f"{block.name}: inputs of single layers cannot be cut in this architecture")
+    if "halves" in fixed and not (plan.heads and plan.neurons):
+        raise InvalidRequest(f"{block.name}: attention or MLP alone cannot go in this architecture; drop the block")
+    if block.attention is None or not ({"qk", "v"} & set(fixed)):
+        return
+    whole = {HeadPlan(h.qk, h.v) for h in _whole(plan.source, block).heads}
+    if not set(plan.heads) <= whole:
+        raise InvalidRequest(
+            f"{block.name}: only whole heads can go in this architecture, not dims inside heads "
+            f"({block.attention.qk_dim} q/k and {block.attention.v_dim} v dims each)"
+        )
 
 
 def _check_block(plan: BlockPlan, block: Block, whole: Plan, patches: int) -> int:
@@ -155,7 +200,7 @@ def _check_block(plan: BlockPlan, block: Block, whole: Plan, patches: int) -> in
         _check_members("neuron", plan.neurons, block.mlp.neurons, block.name)
     for label, inputs in (("q/k/v input", plan.qkv_inputs), ("fc1 input", plan.fc1_inputs)):
         if inputs is not None:
-            _check_subset(label, inputs, set(whole.embed), block.name)
+            _check_subset(label, inputs, set(whole.embed) or set(range(block.width)), block.name)
     if plan.tokens is None:
         return patches
     if not 1 <= plan.tokens.kept < patches:
@@ -164,14 +209,20 @@ def _check_block(plan: BlockPlan, block: Block, whole: Plan, patches: int) -> in
         )
     if (plan.tokens.reducer == "merge") != (plan.tokens.score == "similarity"):
         raise InvalidRequest(f"{block.name}: reducer 'merge' goes with score 'similarity', the others with a rank")
+    if plan.tokens.reducer == "merge" and block.attention is not None and block.attention.table:
+        raise InvalidRequest(
+            f"{block.name}: merged tokens have no place for its relative positions; use another reducer"
+        )
     return plan.tokens.kept
 
 
-def _check_scores(plan: Plan) -> None:
+def _check_scores(plan: Plan, firsts: tuple[int, ...] = (0,)) -> None:
     """A reduction needs an attention to rank by, and packages and merges count tokens in different ways."""
-    scored = False
+    scored, stage = False, -1
     for block in plan.blocks:
         tokens = block.tokens
+        if (now := bisect.bisect(firsts, block.source)) != stage:
+            scored, stage = False, now  # other tokens: attention to the old ones says nothing
         if tokens is not None and tokens.at == "start" and not scored:
             raise InvalidRequest(f"Block {block.source} cannot choose tokens at its start: no attention before it")
         scored = scored or bool(block.heads)

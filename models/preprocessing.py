@@ -185,7 +185,7 @@ def _input_size(model: nn.Module, config: dict[str, Any]) -> tuple[int, int, int
     channels, height, width = config.get("input_size", (3, 224, 224))
     embedding = getattr(model, "patch_embed", None)
     height, width = getattr(embedding, "img_size", None) or (height, width)
-    channels = getattr(getattr(embedding, "proj", None), "in_channels", channels)
+    channels = getattr(getattr(embedding, "proj", None), "in_channels", getattr(model, "in_chans", channels))
     return int(channels), int(height), int(width)
 
 

@@ -4,14 +4,17 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.describe import head_count
-from models.family import Family, is_present, part, replace_part
+from models.family import Family, block_lists, optional_part, part, replace_part
+from models.narrow import narrow_linear, narrow_norm, take
 from models.plan import BlockPlan, Plan, TokenScore, check
+from models.positions import RelativePositions
 from models.pruned import Gather, HeadNorm, PrunedAttention, PrunedBlock, PrunedBlocks, PrunedMlp
 from models.reduction import TokenReduction, TokenWatch
-from models.structure import PACKAGING, Structure
+from models.slice import slice_blocks
+from models.structure import PACKAGING, Stage, Structure
 
 
 def prune(model: nn.Module, family: Family, structure: Structure, plan: Plan) -> nn.Module:
@@ -21,23 +24,43 @@ def prune(model: nn.Module, family: Family, structure: Structure, plan: Plan) ->
     """
     check(plan, structure)
     small = copy.deepcopy(model)
-    originals = list(part(small, family.blocks).children())
-    blocks = _prune_blocks(originals, family, structure, plan)
-    if len(plan.embed) < structure.width or plan.embed != tuple(range(structure.width)):
+    first, new = 0, []
+    for path, stage in zip(block_lists(small, family), structure.stages, strict=True):
+        originals = list(part(small, path).children())
+        wanted = [p for p in plan.blocks if first <= p.source < first + len(stage.blocks)]
+        if family.sliced and all(p.tokens is None for p in wanted):
+            slice_blocks(small, path, family, originals, first, wanted)
+        else:
+            new.append((path, _prune_blocks(originals, first, family, structure, stage, wanted, plan.embed), wanted))
+        first += len(stage.blocks)
+    if plan.embed and plan.embed != tuple(range(structure.width)):
         _narrow_ends(small, family, plan.embed)
-    pooling, last_norm = family.pooling(model), None
-    if pooling != "token" and any(b.tokens is not None and b.tokens.reducer != "drop" for b in plan.blocks):
-        last_norm = part(small, family.last_norm)
-        replace_part(small, family.last_norm, nn.Identity())
-    replace_part(small, family.blocks, PrunedBlocks(blocks, structure.prefix, pooling == "all", last_norm))
+    for path, blocks, wanted in new:
+        replace_part(small, path, _together(small, family, structure, blocks, wanted))
     return small.train(model.training)
 
 
-def _prune_blocks(originals: list[nn.Module], family: Family, structure: Structure, plan: Plan) -> list[PrunedBlock]:
-    patches, packaged, blocks = structure.tokens - structure.prefix, 0, []
-    watching = watching_blocks(plan)
+def _together(
+    model: nn.Module, family: Family, structure: Structure, blocks: list[PrunedBlock], plans: list[BlockPlan]
+) -> PrunedBlocks:
+    """The blocks of one stage. Where the model pools tokens, the norm before it is taken along (and from the model)."""
+    pooling, last_norm = family.pooling(model), None
+    if pooling != "token" and any(b.tokens is not None and b.tokens.reducer != "drop" for b in plans):
+        last_norm = part(model, family.last_norm)
+        replace_part(model, family.last_norm, nn.Identity())
+    filled = family.grid_after and any(b.tokens is not None for b in plans)
+    return PrunedBlocks(blocks, structure.prefix, pooling == "all", last_norm, filled)
+
+
+def _prune_blocks(
+    originals: list[nn.Module], first: int, family: Family, structure: Structure, stage: Stage,
+    plans: list[BlockPlan], embed: Sequence[int],
+) -> list[PrunedBlock]:  # fmt: skip
+    """first: index of the stage's first block in the network."""
+    packaged, blocks, patches = 0, [], stage.blocks[0].tokens - structure.prefix
+    watching = watching_blocks(plans)
     by_class = structure.prefix > 0 and structure.has_class_token
-    for place, wanted in enumerate(plan.blocks):
+    for place, wanted in enumerate(plans):
         watch, reduction, chosen = None, None, wanted.tokens
         attended = chosen.kept if chosen is not None and chosen.at == "start" else patches
         if place in watching:
@@ -46,17 +69,17 @@ def _prune_blocks(originals: list[nn.Module], family: Family, structure: Structu
             reduction = TokenReduction(chosen, structure.prefix, patches, packaged)
             packaged += patches - chosen.kept if chosen.reducer in PACKAGING else 0
             patches = chosen.kept
-        blocks.append(
-            _prune_block(originals[wanted.source], family, wanted, plan.embed, reduction, watch, structure.prefix)
-        )
+        original = originals[wanted.source - first]
+        kept = embed or range(stage.blocks[0].width)
+        blocks.append(_prune_block(original, family, wanted, kept, reduction, watch, structure.prefix))
     return blocks
 
 
-def watching_blocks(plan: Plan) -> dict[int, TokenScore]:
-    """Places of the blocks whose attention a later choice reads, and what it reads."""
+def watching_blocks(plans: Sequence[BlockPlan]) -> dict[int, TokenScore]:
+    """Of one stage: places of the blocks whose attention a later choice reads, and what it reads."""
     watching: dict[int, TokenScore] = {}
     attended: list[int] = []
-    for place, block in enumerate(plan.blocks):
+    for place, block in enumerate(plans):
         if block.heads and (block.tokens is None or block.tokens.at == "middle"):
             attended.append(place)
         if block.tokens is not None:
@@ -83,7 +106,17 @@ def _prune_block(
         _after(block, family.layer_scale2, family.drop_paths[1], embed),
         watch,
         prefix,
+        _positions(block, family, plan) if attention else None,
     )
+
+
+def _positions(block: nn.Module, family: Family, plan: BlockPlan) -> RelativePositions | None:
+    """The relative positions of the heads that stay."""
+    if not family.position_index:
+        return None
+    ((table, dim),) = family.head_tables.items()
+    heads = [head.v[0] // (len(head.v)) for head in plan.heads]
+    return RelativePositions(take(block.get_parameter(table), dim, heads), block.get_buffer(family.position_index))
 
 
 def _attention(block: nn.Module, family: Family, plan: BlockPlan, embed: Sequence[int]) -> PrunedAttention:
@@ -99,7 +132,7 @@ def _attention(block: nn.Module, family: Family, plan: BlockPlan, embed: Sequenc
         narrow_linear(projection, embed, outputs),
         (len(plan.heads), len(plan.heads[0].qk), len(plan.heads[0].v)),
         float(getattr(part(block, owner), attribute)),
-        (_head_norm(part(block, family.q_norm), plan, dim), _head_norm(part(block, family.k_norm), plan, dim)),
+        (_head_norm(block, family.q_norm, plan, dim), _head_norm(block, family.k_norm, plan, dim)),
         _gather(inputs, embed),
         _gather(outputs, v),
     )
@@ -112,8 +145,9 @@ def qkv_rows(plan: BlockPlan, width: int) -> list[int]:
     return qk + [width + i for i in qk] + [2 * width + i for i in v]
 
 
-def _head_norm(norm: nn.Module, plan: BlockPlan, dim: int) -> nn.Module:
-    if not is_present(norm):
+def _head_norm(block: nn.Module, path: str, plan: BlockPlan, dim: int) -> nn.Module:
+    norm = optional_part(block, path)
+    if norm is None:
         return nn.Identity()
     assert isinstance(norm, nn.LayerNorm)
     index = torch.tensor([[i % dim for i in head.qk] for head in plan.heads])
@@ -141,39 +175,11 @@ def _gather(wanted: Sequence[int], present: Sequence[int]) -> nn.Module:
 
 
 def _after(block: nn.Module, scale: str, drop_path: str, embed: Sequence[int]) -> nn.Module:
-    modules = [m for m in (part(block, scale), part(block, drop_path)) if is_present(m)]
+    modules = [m for m in (optional_part(block, scale), optional_part(block, drop_path)) if m is not None]
     for module in modules:
         if hasattr(module, "gamma"):
             module.gamma = nn.Parameter(take(module.gamma, 0, embed))
     return nn.Sequential(*modules) if len(modules) > 1 else modules[0] if modules else nn.Identity()
-
-
-def take(tensor: Tensor | nn.Module, dim: int, members: Sequence[int]) -> Tensor:
-    """A detached copy of the members along one dim."""
-    assert isinstance(tensor, Tensor)
-    return tensor.detach().index_select(dim, torch.tensor(members, device=tensor.device)).clone()
-
-
-def narrow_linear(linear: nn.Linear, rows: Sequence[int], columns: Sequence[int]) -> nn.Linear:
-    """The linear layer with the given outputs (rows) and inputs (columns) of the original, in that order."""
-    small = nn.Linear(len(columns), len(rows), bias=linear.bias is not None, device="meta")
-    small.weight = nn.Parameter(take(take(linear.weight, 0, rows), 1, columns))
-    if linear.bias is not None:
-        small.bias = nn.Parameter(take(linear.bias, 0, rows))
-    return small
-
-
-def narrow_norm(norm: nn.Module, members: Sequence[int]) -> nn.Module:
-    """The norm over the kept dims: its mean and variance are those of what is left."""
-    if not is_present(norm):
-        return norm
-    small = copy.deepcopy(norm)
-    assert isinstance(small, nn.LayerNorm)
-    small.normalized_shape = (len(members),)
-    small.weight = nn.Parameter(take(small.weight, 0, members))
-    if small.bias is not None:
-        small.bias = nn.Parameter(take(small.bias, 0, members))
-    return small
 
 
 def _narrow_ends(model: nn.Module, family: Family, embed: Sequence[int]) -> None:

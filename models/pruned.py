@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.positions import RelativePositions
 from models.reduction import TokenReduction, TokenState, TokenWatch
 
 
@@ -124,13 +125,14 @@ class PrunedBlock(nn.Module):
     def __init__(
         self, norm1: nn.Module | None, attention: PrunedAttention | None, after1: nn.Module,
         reduction: TokenReduction | None, norm2: nn.Module | None, mlp: PrunedMlp | None, after2: nn.Module,
-        watch: TokenWatch | None, prefix: int,
+        watch: TokenWatch | None, prefix: int, positions: RelativePositions | None = None,
     ) -> None:  # fmt: skip
         """after1, after2: layer scale and stochastic depth."""
         super().__init__()
         self.norm1, self.attention, self.after1 = norm1, attention, after1
         self.reduction, self.watch, self.prefix = reduction, watch, prefix
         self.norm2, self.mlp, self.after2 = norm2, mlp, after2
+        self.positions = positions
 
     def forward(self, x: Tensor, state: TokenState | None = None) -> Tensor:
         state = TokenState() if state is None else state
@@ -138,6 +140,8 @@ class PrunedBlock(nn.Module):
             x = self.reduction(x, state)
         if self.attention is not None and self.norm1 is not None:
             bias = state.attention_bias(self.prefix)
+            if self.positions is not None:
+                bias = self.positions(state.places, x.shape[1])
             if self.watch is None:
                 update = self.attention(self.norm1(x), bias)
             else:
@@ -156,23 +160,35 @@ class PrunedBlocks(nn.Module):
 
     With average pooling each token counts as much as it stands for: the norm over all tokens then stands here, and each
     token leaves it times its size over the mean size of the tokens that are pooled.
+
+    Where the model passes a grid, (B, H, W, D), what is left of it leaves as one row, (B, 1, N, D).
     """
 
     def __init__(
-        self, blocks: Sequence[PrunedBlock], prefix: int, weigh_prefix: bool, last_norm: nn.Module | None
-    ) -> None:
-        """last_norm: None when tokens are not weighed. weigh_prefix: whether the prefix is pooled too."""
+        self, blocks: Sequence[PrunedBlock], prefix: int, weigh_prefix: bool, last_norm: nn.Module | None,
+        filled: bool = False,
+    ) -> None:  # fmt: skip
+        """last_norm: None when tokens are not weighed. weigh_prefix: whether the prefix is pooled too.
+        filled: zeros fill up the tokens to as many as came, for a model that lays them out as a grid that nothing reads.
+        """
         super().__init__()
         for place, block in enumerate(blocks):
             self.add_module(str(place), block)
         self.prefix, self.weigh_prefix, self.last_norm = prefix, weigh_prefix, last_norm
+        self.filled = filled
 
     def forward(self, x: Tensor) -> Tensor:
-        state = TokenState()
+        grid = x.dim() == 4
+        x = x.flatten(1, 2) if grid else x
+        state, tokens = TokenState(), x.shape[1]
         for block in self.children():
             if isinstance(block, PrunedBlock):
                 x = block(x, state)
-        return x if self.last_norm is None else self._weighed(self.last_norm(x), state.sizes)
+        if self.filled:
+            x = functional.pad(x, (0, 0, 0, tokens - x.shape[1]))
+        if self.last_norm is not None:
+            x = self._weighed(self.last_norm(x), state.sizes)
+        return x.unsqueeze(1) if grid else x
 
     def _weighed(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         assert sizes is not None

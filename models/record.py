@@ -26,9 +26,19 @@ class Record:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def later(default: Any) -> Any:
+    """A field that was added to a record that is stored: left out of the JSON while it has its default, so that the keys of
+    older values stay what they were."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: _plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if not ("later" in field.metadata and getattr(value, field.name) == field.default)
+        }
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

@@ -8,6 +8,7 @@ which folds the mean of what is removed into the bias and its correlated part in
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from models.moments import InputStatistics
 from models.network import LayerWeights
 from models.plan import BlockPlan, Plan
 from models.prune import qkv_rows
-from models.pruned import PrunedBlock
 from models.statistics import BlockStatistics
 
 RIDGE = 1e-3
@@ -37,23 +37,33 @@ def refit(weight: Tensor, bias: Tensor | None, inputs: InputStatistics, kept: Se
     return new, shift if bias is None else bias.double() + shift
 
 
+@dataclass(frozen=True)
+class Readers:
+    """Of one pruned block, the layers that read its heads, its neurons and its input; None for what is gone or whole."""
+
+    projection: nn.Linear | None
+    fc2: nn.Linear | None
+    qkv: nn.Linear | None = None
+    fc1: nn.Linear | None = None
+
+
 def recover(
-    blocks: Sequence[PrunedBlock], plan: Plan, weights: Sequence[LayerWeights], statistics: Sequence[BlockStatistics]
+    readers: Sequence[Readers], plan: Plan, weights: Sequence[LayerWeights], statistics: Sequence[BlockStatistics]
 ) -> None:
     """Re-fits projection and fc2 of every pruned block, in place, and q/k/v and fc1 where they gather some of their inputs
     and the statistics have those inputs' moments. `weights`: the dense network's."""
-    for block, wanted in zip(blocks, plan.blocks, strict=True):
+    for layers, wanted in zip(readers, plan.blocks, strict=True):
         dense, seen = weights[wanted.source], statistics[wanted.source]
-        if block.attention is not None:
-            kept = _projection_inputs(wanted)
-            if seen.inputs is not None and wanted.qkv_inputs is not None:
-                rows = qkv_rows(wanted, dense.qkv.out_features // 3)
-                _refit_linear(block.attention.qkv, dense.qkv, rows, seen.inputs.qkv, wanted.qkv_inputs)
-            _refit_linear(block.attention.projection, dense.projection, plan.embed, seen.projection, kept)
-        if block.mlp is not None:
-            if seen.inputs is not None and wanted.fc1_inputs is not None:
-                _refit_linear(block.mlp.fc1, dense.fc1, wanted.neurons, seen.inputs.fc1, wanted.fc1_inputs)
-            _refit_linear(block.mlp.fc2, dense.fc2, plan.embed, seen.neurons, wanted.neurons)
+        embed = plan.embed or range(dense.fc2.out_features)
+        if layers.qkv is not None and seen.inputs is not None and wanted.qkv_inputs is not None:
+            rows = qkv_rows(wanted, dense.qkv.out_features // 3)
+            _refit_linear(layers.qkv, dense.qkv, rows, seen.inputs.qkv, wanted.qkv_inputs)
+        if layers.projection is not None:
+            _refit_linear(layers.projection, dense.projection, embed, seen.projection, _projection_inputs(wanted))
+        if layers.fc1 is not None and seen.inputs is not None and wanted.fc1_inputs is not None:
+            _refit_linear(layers.fc1, dense.fc1, wanted.neurons, seen.inputs.fc1, wanted.fc1_inputs)
+        if layers.fc2 is not None:
+            _refit_linear(layers.fc2, dense.fc2, embed, seen.neurons, wanted.neurons)
 
 
 def _projection_inputs(plan: BlockPlan) -> tuple[int, ...]:

@@ -19,11 +19,13 @@ class TokenState:
 
     scores: (B, M) of the patch tokens that are there, for the next choice; for `similarity` the keys, (B, M, q).
     sizes: (1 or B, N - P), how many tokens of the original each one stands for; None: one each.
+    places: (B, K), where in the whole grid the patch tokens are that are left; None while all are there, in order.
     merged: whether attention must count tokens by their size (ToMe's proportional attention).
     """
 
     scores: Tensor | None = None
     sizes: Tensor | None = None
+    places: Tensor | None = None
     merged: bool = False
 
     def attention_bias(self, prefix: int) -> Tensor | None:
@@ -80,6 +82,7 @@ class TokenReduction(nn.Module):
         index = tokens.best_tokens(state.scores, self.kept) if self.forced is None else self.forced
         if self.chosen is not None:
             self.chosen.append(index)
+        state.places = index if state.places is None else state.places.gather(1, index)
         scores = state.scores
         state.scores = scores.gather(1, index) if self.cumulative else None
         if self.reducer not in PACKAGING:

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from models.record import Record
+from models.record import Record, later
 
 OpKind = Literal[
     "matmul", "conv", "attention", "norm", "activation", "add", "scale", "gather", "reduce", "pool", "table"
 ]
+Axis = Literal["embed", "inputs", "qk", "v", "halves"]
+"""Members that some architectures cannot lose: embedding dims, inputs of single layers, dims inside heads, and the
+attention or MLP of a block alone. Heads, neurons and whole blocks can go everywhere; for tokens, see `Stage`."""
 BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
@@ -101,6 +104,14 @@ class Attention(Record):
     windows: int = 1
     keys: int | None = None
     """Key tokens after a key/value reduction; None: as many as queries."""
+    layers: tuple[str, ...] = later(("qkv",))
+    """The linear layers that make q, k and v: one of all three, or ("q", "kv"), or ("q", "k", "v")."""
+    window: int | None = later(None)
+    """Tokens of one window with its padding; None: the tokens divided by the windows."""
+    table: int = later(0)
+    """Learned values per head that are added to the logits (relative positions)."""
+    reduction: tuple[Op, ...] = later(())
+    """Operations between the block's tokens and its keys (PVT's strided convolution and norm)."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,9 @@ class Mlp(Record):
     neurons: int
     bias: bool = True
     gated: bool = False
+    between: tuple[Op, ...] = later(())
+    """Operations between fc1 and the activation that belong to the neurons, written for one neuron (depthwise
+    convolution)."""
 
 
 Reducer = Literal["drop", "fuse", "weighted", "merge"]
@@ -189,6 +203,8 @@ class Structure(Record):
     stem: tuple[Op, ...]
     stages: tuple[Stage, ...]
     tail: tuple[Op, ...]
+    fixed: tuple[Axis, ...] = later(())
+    """What cannot be cut in this architecture. Where the embedding width is fixed it may differ between stages."""
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -196,11 +212,19 @@ class Structure(Record):
 
     @property
     def width(self) -> int:
+        """Of the first block; stages may differ."""
         return self.blocks[0].width
 
     @property
     def tokens(self) -> int:
+        """Of the first block; stages may differ."""
         return self.blocks[0].tokens
+
+    @property
+    def first_blocks(self) -> tuple[int, ...]:
+        """Index of the first block of each stage: nothing that an earlier block saw of single tokens holds there."""
+        sizes = [len(stage.blocks) for stage in self.stages]
+        return tuple(sum(sizes[:i]) for i in range(len(sizes)))
 
     def ops(self) -> Iterator[Op]:
         yield from self.stem
@@ -256,12 +280,19 @@ def _block_ops(block: Block) -> tuple[Op, ...]:
 
 def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
     name, tokens, heads = block.name, block.tokens_attended, shape.heads
-    keys = shape.keys or tokens // shape.windows
+    window = shape.window or tokens // shape.windows
+    keys = shape.keys or window
+    inside = tokens if shape.window is None else shape.windows * window
     yield Op("norm", f"{name}.norm1", tokens, block.width, weights=True, bias=True)
     if shape.inputs < block.width:
         yield Op("gather", f"{name}.qkv_gather", tokens, shape.inputs)
-    columns = heads * (2 * shape.qk_dim + shape.v_dim)
-    yield Op("matmul", f"{name}.qkv", tokens, columns, inner=shape.inputs, weights=True, bias=shape.bias)
+    if shape.windows > 1:
+        yield Op("gather", f"{name}.windows", inside, block.width)
+    yield from shape.reduction
+    for layer in shape.layers:
+        columns = heads * sum(shape.v_dim if part == "v" else shape.qk_dim for part in layer)
+        rows = inside if "q" in layer else shape.windows * keys
+        yield Op("matmul", f"{name}.{layer}", rows, columns, inner=shape.inputs, weights=True, bias=shape.bias)
     if shape.qk_norm != "none":
         tables = heads if shape.qk_norm == "per-head" else 1
         for side in "qk":
@@ -274,13 +305,18 @@ def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
                 weights=True,
                 bias=True,
             )
+    if shape.table:
+        yield Op("table", f"{name}.positions", shape.table, heads, weights=True)
+        yield Op("add", f"{name}.add_positions", window, keys, count=heads * shape.windows)
     yield Op(
-        "attention", f"{name}.attention", tokens // shape.windows, keys, inner=shape.qk_dim, depth=shape.v_dim,
+        "attention", f"{name}.attention", window, keys, inner=shape.qk_dim, depth=shape.v_dim,
         count=heads * shape.windows,
     )  # fmt: skip
     if shape.proj_inputs < heads * shape.v_dim:
         yield Op("gather", f"{name}.proj_gather", tokens, shape.proj_inputs)
-    yield Op("matmul", f"{name}.proj", tokens, block.width, inner=shape.proj_inputs, weights=True, bias=shape.proj_bias)
+    yield Op("matmul", f"{name}.proj", inside, block.width, inner=shape.proj_inputs, weights=True, bias=shape.proj_bias)
+    if shape.windows > 1:
+        yield Op("gather", f"{name}.grid", tokens, block.width)
     if block.layer_scale:
         yield Op("scale", f"{name}.scale1", tokens, block.width, weights=True)
     yield Op("add", f"{name}.residual1", tokens, block.width)
@@ -293,6 +329,9 @@ def _mlp_ops(block: Block, shape: Mlp) -> Iterator[Op]:
         yield Op("gather", f"{name}.fc1_gather", tokens, shape.inputs)
     columns = shape.neurons * (2 if shape.gated else 1)
     yield Op("matmul", f"{name}.fc1", tokens, columns, inner=shape.inputs, weights=True, bias=shape.bias)
+    for op in shape.between:
+        neurons: dict[str, int] = {"count" if op.kind == "conv" else "cols": shape.neurons}
+        yield dataclasses.replace(op, **neurons)  # type: ignore[arg-type]
     yield Op("activation", f"{name}.activation", tokens, shape.neurons)
     yield Op("matmul", f"{name}.fc2", tokens, block.width, inner=shape.neurons, weights=True, bias=shape.bias)
     if block.layer_scale:

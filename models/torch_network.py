@@ -15,7 +15,7 @@ from models.describe import describe, head_count
 from models.errors import InvalidRequest
 from models.export import export_onnx
 from models.families import family_of
-from models.family import Family, part
+from models.family import Family, blocks_of, optional_part, part
 from models.gates import Gates
 from models.gradients import fisher_scores, taylor_scores
 from models.member_kinds import MemberKinds, add_member_scores
@@ -25,11 +25,14 @@ from models.plan import Plan
 from models.preprocessing import Preprocessing
 from models.prune import prune
 from models.pruned import PrunedAttention, PrunedBlock
-from models.recover import recover
+from models.recover import Readers, recover
+from models.reduced import ReducedAttention
 from models.reduction import TokenReduction
+from models.slice import readers
 from models.statistics import BlockStatistics, Inputs, Kind, Statistics
 from models.structure import Structure
 
+PLAIN_KINDS: frozenset[Kind] = frozenset({"attention", "gates", "inputs", "taylor", "fisher", "deletion"})
 DEPENDENCE_IMAGES = 128
 """MDC uses one batch of 128 images."""
 ATTENTION_BATCH = 16
@@ -46,7 +49,7 @@ class TorchNetwork:
         self.module = module.eval()
         self.preprocessing = preprocessing
         self._family = family_of(module)
-        self._structure = describe(module, self._family, name)
+        self._structure = describe(module, self._family, name, preprocessing.size[1:])
         self.plan: Plan | None = None
         self.class_names: tuple[str, ...] | None = None
         self.gates: tuple[Gates, ...] | None = None
@@ -61,14 +64,14 @@ class TorchNetwork:
         return self._family
 
     def blocks(self) -> list[nn.Module]:
-        return list(part(self.module, self._family.blocks).children())
+        return blocks_of(self.module, self._family)
 
     def weights(self) -> tuple[LayerWeights, ...]:
         family = self._family
         return tuple(
             LayerWeights(
                 heads=head_count(block, family),
-                qkv=_linear(block, family.qkv),
+                qkv=_qkv(block, family),
                 projection=_linear(block, family.projection),
                 fc1=_linear(block, family.fc1),
                 fc2=_linear(block, family.fc2),
@@ -88,11 +91,24 @@ class TorchNetwork:
         small._structure, small.plan = plan.apply_to(self._structure), plan
         small.gates = None
         if statistics is not None:
-            recover(small.pruned_blocks(), plan, self.weights(), statistics.blocks)
+            recover(small.readers(), plan, self.weights(), statistics.blocks)
         return small
 
     def pruned_blocks(self) -> list[PrunedBlock]:
         return [block for block in self.blocks() if isinstance(block, PrunedBlock)]
+
+    def readers(self) -> list[Readers]:
+        """Of each block of a pruned network."""
+        found = []
+        for block in self.blocks():
+            if isinstance(block, PrunedBlock):
+                attention, mlp = block.attention, block.mlp
+                heads = (None, None) if attention is None else (attention.projection, attention.qkv)
+                neurons = (None, None) if mlp is None else (mlp.fc2, mlp.fc1)
+                found.append(Readers(heads[0], neurons[0], heads[1], neurons[1]))
+            elif not isinstance(block, nn.LayerNorm):  # the norm that `PrunedBlocks` took along
+                found.append(Readers(*readers(block, self._family)))
+        return found
 
     def reductions(self) -> list[TokenReduction]:
         """In the order of the blocks."""
@@ -100,6 +116,7 @@ class TorchNetwork:
 
     def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
         """One pass over the images for the moments, and what each kind takes. labels (n,): only `taylor` reads them."""
+        self.check_kinds(kinds)
         moments = self._moments(images)
         ways: dict[Kind, Callable[[], Sequence[Any]]] = {
             "dependence": lambda: self._dependence(images[:DEPENDENCE_IMAGES]),
@@ -121,6 +138,16 @@ class TorchNetwork:
         }
         return add_member_scores(Statistics(tuple(blocks)), kinds, member_ways)
 
+    def check_kinds(self, kinds: Collection[Kind]) -> None:
+        """Raises: InvalidRequest for statistics that are taken of one row of plain blocks only, and this is no such network."""
+        wanted = sorted(set(kinds) & PLAIN_KINDS)
+        if wanted and (self._family.sliced or len(self._structure.stages) > 1):
+            raise InvalidRequest(
+                f"Statistics {', '.join(wanted)} are taken of plain vision transformers only, not of {self._family.title}. "
+                "Use method 'joint' or 'mdc', whose criteria work for all.",
+                family=self._family.name, kinds=wanted,
+            )  # fmt: skip
+
     def _gates(self) -> Sequence[Gates]:
         if self.gates is None:
             raise InvalidRequest("This network has no learned gates: train them first")
@@ -133,11 +160,11 @@ class TorchNetwork:
     def _moments(self, images: Tensor, paths: tuple[str, str] | None = None) -> list[tuple[Moments, Moments]]:
         """Of the inputs of two layers of each block; None: projection and fc2."""
         moments = [(Moments(), Moments()) for _ in self.blocks()]
-        share = min(1.0, MOMENT_ROWS / (len(images) * self._structure.tokens))
         draw = torch.Generator().manual_seed(0)
 
         def record(block: int, side: int, x: Tensor) -> None:
             rows = x.reshape(-1, x.shape[-1])
+            share = min(1.0, MOMENT_ROWS / (len(images) * self._structure.blocks[block].tokens))
             if share < 1:  # at random: every n-th row would be the same few positions of every image
                 rows = rows[torch.randperm(len(rows), generator=draw)[: max(1, round(share * len(rows)))]]
             moments[block][side].add(rows)
@@ -153,9 +180,9 @@ class TorchNetwork:
         def record(block: int, side: int, x: Tensor) -> None:
             if side == 0:
                 count = self._structure.blocks[block].attention.heads  # type: ignore[union-attr]
-                heads[block] = x.unflatten(-1, (count, -1)).mean(-1)
+                heads[block] = _per_image(x, len(images)).unflatten(-1, (count, -1)).mean(-1)
             else:
-                found.append(dependence(heads.pop(block), x, outputs))
+                found.append(dependence(heads.pop(block), _per_image(x, len(images)), outputs))
 
         self._watch(record, images, batch=len(images))
         return found
@@ -188,14 +215,40 @@ class TorchNetwork:
     def export(self, path: Path, batch: int | None) -> None:
         module = copy.deepcopy(self.module)
         for part_of in module.modules():
-            if isinstance(part_of, PrunedAttention):
+            if isinstance(part_of, PrunedAttention | ReducedAttention):
                 part_of.fold_scale()
         export_onnx(module, self._structure.image, self.preprocessing, path, batch)
 
 
 def _gamma(block: nn.Module, path: str) -> Tensor | None:
-    gamma = getattr(part(block, path), "gamma", None)
+    gamma = getattr(optional_part(block, path), "gamma", None)
     return gamma.detach() if isinstance(gamma, Tensor) else None
+
+
+def _per_image(x: Tensor, images: int) -> Tensor:
+    """Windows of one image side by side: (images, N, D)."""
+    return x.reshape(images, -1, x.shape[-1])
+
+
+def _qkv(block: nn.Module, family: Family) -> nn.Linear:
+    """The layer that makes q, k and v; where they are made by several, one with their rows in that order."""
+    layers = {path: _linear(block, path) for path in family.attention_layers}
+    if list(family.attention_layers.values()) == ["qkv"]:
+        return layers[family.qkv]
+    weight = torch.cat([_rows_of(layers, family, name, "weight") for name in "qkv"])
+    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    joined.weight = nn.Parameter(weight)
+    if next(iter(layers.values())).bias is not None:
+        joined.bias = nn.Parameter(torch.cat([_rows_of(layers, family, name, "bias") for name in "qkv"]))
+    return joined
+
+
+def _rows_of(layers: dict[str, nn.Linear], family: Family, name: str, kind: str) -> Tensor:
+    """The rows of weight or bias that make "q", "k" or "v"."""
+    path = family.layer_of(name)
+    made, tensor = family.attention_layers[path], getattr(layers[path], kind)
+    rows: Tensor = tensor.detach().chunk(len(made))[made.index(name)]
+    return rows
 
 
 def _linear(block: nn.Module, path: str) -> nn.Linear:

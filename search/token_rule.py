@@ -18,10 +18,11 @@ class TokenRule(Record):
     """Blocks 4, 7, 10 of 12, as in MDC and SPViT."""
 
     def stages(self, structure: Structure) -> tuple[int, ...]:
-        """Block indices, once each, only where the grid is free. At a start, never block 0: nothing has attended yet."""
+        """Block indices, once each, only where the grid is free. At a start, never a stage's first block: nothing has
+        attended to its tokens yet."""
         free = [stage.free_tokens for stage in structure.stages for _ in stage.blocks]
         wanted = sorted({min(int(len(free) * depth), len(free) - 1) for depth in self.depths})
-        return tuple(i for i in wanted if free[i] and (i > 0 or self.at == "middle"))
+        return tuple(i for i in wanted if free[i] and (i not in structure.first_blocks or self.at == "middle"))
 
     def plan(self, kept: int) -> TokenPlan:
         return TokenPlan(kept, self.reducer, self.at, self.score)

@@ -88,6 +88,7 @@ def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed
     structure = evaluation.network.structure
     check_suits(method, structure)
     check_budgets(request, structure)
+    evaluation.network.check_kinds(CRITERIA[criterion].needs)
     check_importance(criterion, structure, len(evaluation.calibration.images))
     if request.target is not None:
         target_structure(evaluation.network, request.target)

@@ -3,6 +3,9 @@
 from torch import nn
 
 from models.errors import UnsupportedModel
+from models.families.pit import PIT
+from models.families.pvt_v2 import PVT_V2
+from models.families.swin import SWIN
 from models.families.vision_transformer import VISION_TRANSFORMER
 from models.family import Family
 
@@ -33,3 +36,6 @@ def family_of(model: nn.Module) -> Family:
 
 
 register(VISION_TRANSFORMER)
+register(PVT_V2)
+register(PIT)
+register(SWIN)

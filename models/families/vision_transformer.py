@@ -31,13 +31,13 @@ def _refusals(model: nn.Module) -> list[str]:
     if is_present(model.head) and not isinstance(model.head, nn.Linear):
         reasons.append(f"classifier {type(model.head).__name__} (only a linear layer, or none)")
     for index, block in enumerate(model.blocks):
-        found = _block_refusals(block)
+        found = block_refusals(block)
         if found:
             return [*reasons, *(f"block {index}: {reason}" for reason in found)]
     return reasons
 
 
-def _block_refusals(block: nn.Module) -> list[str]:
+def block_refusals(block: nn.Module) -> list[str]:
     """One block speaks for all in timm, but every block is asked."""
     if type(block) is not Block:
         return [f"{type(block).__name__} (only the plain Block)"]
@@ -96,7 +96,7 @@ VISION_TRANSFORMER = Family(
     classifiers=("head", "head_dist"),
     width_attributes=("num_features", "head_hidden_size", "embed_dim"),
     norm1="norm1",
-    qkv="attn.qkv",
+    attention_layers={"attn.qkv": "qkv"},
     q_norm="attn.q_norm",
     k_norm="attn.k_norm",
     heads="attn.num_heads",

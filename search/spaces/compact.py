@@ -37,7 +37,7 @@ class CompactSpace:
         self.structure, self.ranking = structure, ranking
         self._identity = identity(structure)
         self._stages = self._rule.stages(structure) if "tokens" in axes else ()
-        self.keeps = [axis for axis in ("heads", "qk", "v", "neurons") if axis in axes]
+        self.keeps = [a for a in ("heads", "qk", "v", "neurons") if a in axes and a not in structure.fixed]
         self.keeps += [f"tokens{i}" for i in range(len(self._stages))]
         self._embed = ranking.embed if "embed" in axes else None
         self._halves = _halves(structure, ranking) if "halves" in axes else None
@@ -85,7 +85,8 @@ class CompactSpace:
             thin = HeadPlan(range(qk), range(v))  # type: ignore[arg-type]
             blocks.append(BlockPlan(i, (thin,) * heads[i], range(neurons[i]), tokens=kept.get(i)))  # type: ignore[arg-type]
         whole = dataclasses.replace(self._identity, blocks=tuple(blocks))
-        return self._shallower(whole, policy, range(self._width(policy))).shape_of(self.structure)  # type: ignore[arg-type]
+        embed = self._identity.embed[: self._width(policy)]
+        return self._shallower(whole, policy, embed).shape_of(self.structure)
 
     def plan(self, policy: Policy) -> Plan:
         """The members that stay: the best of each axis by the ranking."""
@@ -116,7 +117,10 @@ class CompactSpace:
         return _multiple(policy.qk, scores.qk.shape[1]), _multiple(policy.v, scores.v.shape[1])
 
     def _tokens_kept(self, policy: Policy) -> dict[int, TokenPlan]:
-        patches, kept = self.structure.tokens - self.structure.prefix, {}
+        kept: dict[int, TokenPlan] = {}
+        if not self._stages:
+            return kept
+        patches = self.structure.blocks[self._stages[0]].tokens - self.structure.prefix  # only one grid is free
         for block, keep in zip(self._stages, policy.tokens, strict=False):
             count = max(1, round(patches * keep))
             if count < patches:

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from latency.devices import describe_device, describe_devices, device_names, read_profile
+from latency.features import FEATURES, features
 from latency.profile import ProfilePricer
 from latency.setting import Setting
 from models.errors import UnknownName
@@ -25,6 +26,15 @@ def test_a_product_on_the_roofline_by_hand() -> None:
     efficiency = 96 / (96 + p["half_inner"]) * 30 / 32
     seconds = 200 * 96 * 30 / (p["peak_macs_per_s"] * efficiency) + p["overhead_s_per_operation"]
     assert ProfilePricer("generic-mobile", Setting()).price([only(op)]).ms[0] == pytest.approx(1e3 * seconds)
+
+
+def test_channels_of_a_depthwise_convolution_share_vectors() -> None:
+    """64 channels, one column each: priced as 64 columns, not as 64 vectors of which one lane works."""
+    p = read_profile("generic-mobile")
+    op = Op("conv", "dw", rows=10**6, cols=1, inner=9, count=64, weights=True)
+    seconds = 10**6 * 9 * 64 / (p["peak_macs_per_s"] * 9 / (9 + p["half_inner"])) + p["overhead_s_per_operation"]
+    assert ProfilePricer("generic-mobile", Setting()).price([only(op)]).ms[0] == pytest.approx(1e3 * seconds)
+    assert features([only(op)])[0][FEATURES.index("matmul_macs")] == op.macs
 
 
 def test_a_thin_product_is_bound_by_memory() -> None:

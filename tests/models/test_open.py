@@ -110,7 +110,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("swin_tiny_patch4_window7_224", "SwinTransformer is not an architecture"),
+        ("swinv2_tiny_window8_256", "SwinTransformerV2 is not an architecture"),
         ("vit_small_patch16_224", "pooling 'map'"),
         ("vit_small_r26_s32_224", "patch embedding HybridEmbed"),
         ("vit_giant_patch14_dinov2", "GluMlp"),

@@ -89,7 +89,7 @@ def write_model(folder: Path, name: str = "vit_tiny_patch16_224", **content: Any
     ("name", "options", "code", "words"),
     [
         ("resnet18", {}, "unsupported-model", "ResNet"),
-        ("swin_tiny_patch4_window7_224", {}, "unsupported-model", "SwinTransformer"),
+        ("swinv2_tiny_window8_256", {}, "unsupported-model", "SwinTransformerV2"),
         ("vit_tiny_patch16_224", {"drop_rate": 0.1}, "invalid-request", "'drop_rate' is not allowed"),
         ("vit_tiny_patch16_224", {"embed_dim": 50, "num_heads": 3}, "invalid-request", "embed_dim"),
     ],

@@ -1,0 +1,54 @@
+"""timm's PyramidVisionTransformerV2: every pvt_v2_*.
+
+Keys and values are read from a smaller grid, and a depthwise convolution stands between the layers of the MLP, so every
+layer needs the whole token grid: tokens are nowhere free.
+"""
+
+from timm.models.pvt_v2 import Attention, Block, MlpWithDepthwiseConv, PyramidVisionTransformerV2
+from torch import nn
+
+from models.families.vision_transformer import NORMS
+from models.family import Family, is_present, part
+
+
+def _refusals(model: nn.Module) -> list[str]:
+    assert isinstance(model, PyramidVisionTransformerV2)
+    reasons = []
+    if model.global_pool != "avg":
+        reasons.append(f"pooling {model.global_pool!r} (allowed: avg)")
+    if is_present(model.head) and not isinstance(model.head, nn.Linear):
+        reasons.append(f"classifier {type(model.head).__name__} (only a linear layer, or none)")
+    for number, stage in enumerate(model.stages):
+        for index, block in enumerate(part(stage, "blocks").children()):
+            if type(block) is not Block or type(block.attn) is not Attention:
+                reasons.append(f"stage {number}, block {index}: not the plain Block and Attention of PVTv2")
+            elif type(block.mlp) is not MlpWithDepthwiseConv or not isinstance(block.norm1, NORMS):
+                reasons.append(f"stage {number}, block {index}: an MLP or norm that is not PVTv2's")
+            if reasons:
+                return reasons
+    return reasons
+
+
+PVT_V2 = Family(
+    name="pvt_v2",
+    title="PVTv2 (timm PyramidVisionTransformerV2)",
+    matches=lambda model: type(model) is PyramidVisionTransformerV2,
+    refusals=_refusals,
+    blocks="stages.*.blocks",
+    image=lambda model: None,
+    prefix=lambda model: 0,
+    norm1="norm1",
+    attention_layers={"attn.q": "q", "attn.kv": "kv"},
+    heads="attn.num_heads",
+    scale="attn.scale",
+    projection="attn.proj",
+    key_reduction=("attn.pool", "attn.sr", "attn.norm", "attn.act"),
+    norm2="norm2",
+    fc1="mlp.fc1",
+    between=("mlp.relu", "mlp.dwconv"),
+    activation="mlp.act",
+    fc2="mlp.fc2",
+    fixed=("embed", "inputs"),
+    sliced=True,
+    rebuilt_attention="attn",
+)

@@ -1,0 +1,81 @@
+"""Attention whose keys may come from a smaller grid, with heads that are free of the width of the stream.
+
+B batch, N tokens of an H x W grid, M keys, D width, q/v kept q/k and v dims per head.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+ON_GRID = (nn.Conv2d, nn.AdaptiveAvgPool2d, nn.AvgPool2d)
+
+
+class KeyReduction(nn.Module):
+    """The modules between tokens and keys, in order: those on the grid first, then those on its tokens."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.on_grid = nn.Sequential(*(m for m in modules if isinstance(m, ON_GRID)))
+        self.on_tokens = nn.Sequential(*(m for m in modules if not isinstance(m, ON_GRID)))
+
+    def forward(self, x: Tensor, grid: Sequence[int]) -> Tensor:
+        """x (B, N, D) -> (B, M, D)."""
+        if len(self.on_grid):
+            batch, _, width = x.shape
+            x = x.transpose(1, 2).reshape(batch, width, grid[0], grid[1])
+            x = self.on_grid(x).flatten(2).transpose(1, 2)
+        tokens: Tensor = self.on_tokens(x)
+        return tokens
+
+
+class ReducedAttention(nn.Module):
+    """`scale` is the original's: fewer dims do not change it."""
+
+    def __init__(
+        self, layers: Sequence[tuple[str, nn.Linear]], projection: nn.Linear, reduction: KeyReduction,
+        dims: tuple[int, int, int], scale: float,
+    ) -> None:  # fmt: skip
+        """layers: what each makes ("q", "kv", ...) and the layer; those that make q see all tokens, the others keys.
+        dims: (heads, q, v)."""
+        super().__init__()
+        self.heads, self.qk_dim, self.v_dim = dims
+        self.scale = scale
+        self.layers = nn.ModuleDict(dict(layers))
+        self.reduction, self.projection = reduction, projection
+
+    def forward(self, x: Tensor, grid: Sequence[int] = ()) -> Tensor:
+        parts: dict[str, Tensor] = {}
+        reduced = self.reduction(x, grid)
+        for made, layer in self.layers.items():
+            parts |= self._split(made, layer(x if "q" in made else reduced))
+        q, k, v = parts["q"], parts["k"], parts["v"]
+        if torch.onnx.is_in_onnx_export():  # the exporter would scale q and k once more each
+            logits = (q if self.scale == 1.0 else q * self.scale) @ k.transpose(-2, -1)
+            mixed = torch.softmax(logits, dim=-1) @ v
+        else:
+            mixed = functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        batch, tokens, _ = x.shape
+        out: Tensor = self.projection(mixed.transpose(1, 2).reshape(batch, tokens, self.heads * self.v_dim))
+        return out
+
+    def fold_scale(self) -> None:
+        """Moves the scale into the weights that make q, in place. For exported copies."""
+        made = next(name for name in self.layers if "q" in name)
+        layer, rows = self.layers[made], slice(0, self.heads * self.qk_dim)
+        assert isinstance(layer, nn.Linear) and made.startswith("q")
+        with torch.no_grad():
+            layer.weight[rows].mul_(self.scale)
+            if layer.bias is not None:
+                layer.bias[rows].mul_(self.scale)
+        self.scale = 1.0
+
+    def _split(self, made: str, joined: Tensor) -> dict[str, Tensor]:
+        """(B, N, sum of parts) -> of each part, (B, heads, N, dim)."""
+        dims = [self.v_dim if name == "v" else self.qk_dim for name in made]
+        parts = joined.split([self.heads * dim for dim in dims], dim=-1)
+        return {
+            name: part.unflatten(-1, (self.heads, dim)).transpose(1, 2)
+            for name, part, dim in zip(made, parts, dims, strict=True)
+        }

@@ -1,0 +1,128 @@
+"""What a model's modules do with one image: their order and the sizes that go in and come out. Nothing is computed.
+
+The forward pass runs on torch's meta device, so a structure can be read from any architecture, of any size, at once.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from models.errors import UnsupportedModel
+from models.structure import Op
+
+SILENT = (nn.Identity, nn.Dropout, DropPath, nn.Flatten)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.BatchNorm1d)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a module. Sizes are those of its first input and output, for one image."""
+
+    path: str
+    module: nn.Module
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def trace(model: nn.Module, image: tuple[int, int, int], watched: set[str]) -> list[Call]:
+    """Calls of all leaf modules and of the `watched` ones, in the order in which they began.
+
+    Raises: UnsupportedModel when the model does not run on such an image.
+    """
+    calls: list[Call | None] = []
+    handles = []
+    for path, module in model.named_modules():
+        if not path or (path not in watched and any(True for _ in module.children())):
+            continue
+        places: list[int] = []
+
+        def before(_m: nn.Module, _inputs: Any, places: list[int] = places) -> None:
+            places.append(len(calls))
+            calls.append(None)
+
+        def after(m: nn.Module, inputs: Any, output: Any, path: str = path, places: list[int] = places) -> None:
+            calls[places.pop()] = Call(path, m, _sizes(inputs), _sizes(output))
+
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    try:
+        with torch.no_grad():
+            meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            torch.func.functional_call(model, meta, (torch.zeros(1, *image, device="meta"),))
+    except (RuntimeError, AssertionError) as error:
+        raise UnsupportedModel(
+            f"The model does not run on an image of {image}: {str(error)[:200]}",
+            reasons=[f"it does not run on an image of {image}"],
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [call for call in calls if call is not None]
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    while isinstance(value, tuple | list) and value:
+        value = value[0]
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def op_of(call: Call, name: str) -> Op | None:
+    """The operation of one leaf module; None for those that do nothing at inference.
+
+    Raises: UnsupportedModel for a module with weights whose operation is not known.
+    """
+    module = call.module
+    values = _product(call.outputs)
+    bias = getattr(module, "bias", None) is not None
+    if isinstance(module, nn.Conv2d):
+        groups = module.groups
+        high, wide = module.kernel_size
+        inner, cols = module.in_channels // groups * high * wide, module.out_channels // groups
+        rows = values // module.out_channels
+        return Op("conv", name, rows, cols, inner=inner, count=groups, weights=True, bias=bias)
+    if isinstance(module, nn.Linear):
+        rows = values // module.out_features
+        return Op("matmul", name, rows, module.out_features, inner=module.in_features, weights=True, bias=bias)
+    if isinstance(module, NORMS):
+        weights = module.weight is not None
+        cols = module.weight.numel() if weights else call.outputs[-1]
+        return Op("norm", name, values // cols, cols, weights=weights, bias=bias)
+    if any(True for _ in module.parameters(recurse=False)):
+        raise UnsupportedModel(
+            f"{name} is a {type(module).__name__}, an operation that vitfit cannot count",
+            reasons=[f"operation {type(module).__name__} at {name}"],
+        )
+    if isinstance(module, SILENT) or not values:
+        return None
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        _check_pooling(call, name)
+    if values < _product(call.inputs):
+        return Op("pool", name, _product(call.inputs) // call.outputs[1], call.outputs[1])
+    return Op("activation", name, values // call.outputs[-1], call.outputs[-1])
+
+
+def _check_pooling(call: Call, name: str) -> None:
+    """ONNX has no adaptive pooling; where every output pools as many inputs, it is plain pooling."""
+    found, wanted = call.inputs[-2:], call.outputs[-2:]
+    if any(a % b for a, b in zip(found, wanted, strict=True)):
+        raise UnsupportedModel(
+            f"{name} pools {found[0]} x {found[1]} to {wanted[0]} x {wanted[1]}, which ONNX cannot express; "
+            "choose an image size at which the first is a multiple of the second",
+            reasons=["adaptive pooling of a grid that is not a multiple"],
+        )
+
+
+def table_of(name: str, parameter: Tensor) -> Op:
+    """A parameter that no leaf module owns: positions, class tokens."""
+    cols = parameter.shape[-1]
+    return Op("table", name, parameter.numel() // cols, cols, weights=True)
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    product = 1
+    for size in sizes:
+        product *= size
+    return product if sizes else 0
