@@ -97,6 +97,13 @@ def validated(model: Path, **options: Any) -> dict[str, Any]:
     return describe({"job": job.model_dump(mode="json"), "model": str(model), "dataset": None})
 
 
+def test_cutmix_without_labels_is_refused_before_the_job(workshop: Workshop, tmp_path: Path) -> None:
+    job = job_request(budget("macs_keep", 0.5), method="up-vit", finetune={"epochs": 1, "cutmix": 0.5})
+    data = data_folder(tmp_path / "unlabelled", None)
+    with pytest.raises(InvalidRequest, match="mixes labels"):
+        describe({"job": job.model_dump(mode="json"), "model": str(workshop.model), "dataset": str(data)})
+
+
 def test_what_cannot_be_done_is_refused_before_the_job(workshop: Workshop, wider: Workshop, tmp_path: Path) -> None:
     """A target that is larger, a model without classes, and deletions that would take a day."""
     assert validated(workshop.model)["criterion"] == "kl"
