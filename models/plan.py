@@ -10,11 +10,11 @@ from typing import Literal
 
 from models.errors import InvalidRequest
 from models.record import Record
-from models.structure import PACKAGING, Attention, Block, Mlp, Op, Place, Reducer, Reduction, Stage, Structure
+from models.structure import PACKAGING, Attention, Block, Mlp, Op, Place, Reducer, Reduction, Selector, Stage, Structure
 
 PlanAxis = Literal["heads", "neurons", "tokens", "embed", "blocks"]
 """Heads with their q/k and v dims are one axis here."""
-TokenScore = Literal["attention", "cumulative", "similarity"]
+TokenScore = Literal["attention", "cumulative", "similarity", "selector"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class TokenPlan(Record):
 
     score: what ranks them. attention: of the block just left (start) or the block's own (middle), from the class token,
     or received where there is none. cumulative: CP-ViT's, over all layers so far. similarity: `merge` needs no rank.
+    selector: SPViT's, learned, from the tokens themselves.
     """
 
     kept: int
@@ -70,8 +71,12 @@ class Plan(Record):
         """`apply_to` without its checks: only lengths are read, so a plan of counts can be priced by the thousand."""
         width, tokens = len(self.embed), structure.tokens
         originals, kept = structure.blocks, []
+        patches = structure.tokens - structure.prefix
         for plan in self.blocks:
             block = _apply_block(plan, originals[plan.source], width, tokens, structure.prefix, self.precision)
+            if plan.tokens is not None:
+                block = _with_selector(block, plan.tokens, originals[plan.source], patches)
+                patches = plan.tokens.kept
             tokens = block.tokens_out
             kept.append(block)
         return dataclasses.replace(
@@ -168,6 +173,8 @@ def _check_scores(plan: Plan) -> None:
     scored = False
     for block in plan.blocks:
         tokens = block.tokens
+        if tokens is not None and tokens.score == "selector":
+            continue  # it reads the tokens, not an attention
         if tokens is not None and tokens.at == "start" and not scored:
             raise InvalidRequest(f"Block {block.source} cannot choose tokens at its start: no attention before it")
         scored = scored or bool(block.heads)
@@ -202,6 +209,19 @@ def _apply_block(plan: BlockPlan, block: Block, width: int, tokens: int, prefix:
         block.name, width, tokens, _apply_attention(plan, block.attention, width), _apply_mlp(plan, block.mlp, width),
         reduction, block.layer_scale, precision,
     )  # fmt: skip
+
+
+def _with_selector(block: Block, tokens: TokenPlan, original: Block, patches: int) -> Block:
+    if tokens.score != "selector" or block.reduction is None:
+        return block
+    selector = Selector(patches, selector_heads(block.width, original))
+    return dataclasses.replace(block, reduction=dataclasses.replace(block.reduction, selector=selector))
+
+
+def selector_heads(width: int, original: Block) -> int:
+    """Into how many heads a selector splits the width: the block's own, or the next smaller number that divides it."""
+    wanted = original.attention.heads if original.attention else 1
+    return next(heads for heads in range(min(wanted, width), 0, -1) if width % heads == 0)
 
 
 def _apply_attention(plan: BlockPlan, shape: Attention | None, width: int) -> Attention | None:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from models.describe import head_count
 from models.family import Family, is_present, part, replace_part
-from models.plan import BlockPlan, Plan, TokenScore, check
+from models.plan import BlockPlan, Plan, TokenScore, check, selector_heads
 from models.pruned import Gather, HeadNorm, PrunedAttention, PrunedBlock, PrunedBlocks, PrunedMlp
 from models.reduction import TokenReduction, TokenWatch
+from models.selector import TokenSelector
 from models.structure import PACKAGING, Structure
 
 
@@ -43,7 +44,11 @@ def _prune_blocks(originals: list[nn.Module], family: Family, structure: Structu
         if place in watching:
             watch = TokenWatch(watching[place], structure.prefix, attended, by_class)
         if chosen is not None:
-            reduction = TokenReduction(chosen, structure.prefix, patches, packaged)
+            selector = None
+            if chosen.score == "selector":  # untrained: see models/selector_training.py
+                heads = selector_heads(len(plan.embed), structure.blocks[wanted.source])
+                selector = TokenSelector(len(plan.embed), heads, seed=wanted.source)
+            reduction = TokenReduction(chosen, structure.prefix, patches, packaged, selector)
             packaged += patches - chosen.kept if chosen.reducer in PACKAGING else 0
             patches = chosen.kept
         blocks.append(
@@ -59,7 +64,7 @@ def watching_blocks(plan: Plan) -> dict[int, TokenScore]:
     for place, block in enumerate(plan.blocks):
         if block.heads and (block.tokens is None or block.tokens.at == "middle"):
             attended.append(place)
-        if block.tokens is not None:
+        if block.tokens is not None and block.tokens.score != "selector":
             read = attended if block.tokens.score == "cumulative" else attended[-1:]
             watching |= dict.fromkeys(read, block.tokens.score)
         if block.heads and block.tokens is not None and block.tokens.at == "start":
