@@ -16,6 +16,8 @@ from models.data import Batch
 from models.torch_network import TorchNetwork
 
 WARMUP_SHARE = 0.05
+Loss = Callable[[Tensor, float], Tensor]
+"""(rows of the images, progress in [0, 1) over the whole training) -> the loss, a mean over these images."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +43,42 @@ def finetune(
     student.module = copy.deepcopy(network.module)
     optimizer = create_optimizer_v2(student.module, opt="adamw", lr=recipe.learning_rate, weight_decay=0.01)
     targets = teacher.outputs(data.images)
-    for epoch in range(_resume(checkpoint, student.module, optimizer), recipe.epochs):
-        loss = _train_epoch(student.module, optimizer, data, targets, recipe, epoch)
-        _save(checkpoint, student.module, optimizer, epoch + 1)
-        after_epoch(epoch + 1, loss)
-    student.module.eval()
+
+    def loss_of(rows: Tensor, _progress: float) -> Tensor:
+        labels = None if data.labels is None else data.labels[rows]
+        return distillation_loss(student.module(data.images[rows]), targets[rows], labels, recipe.distill)
+
+    train(student.module, optimizer, loss_of, len(data.images), recipe, checkpoint, after_epoch)
     return student
 
 
+def train(
+    module: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Loss, images: int, recipe: Recipe, checkpoint: Path,
+    after_epoch: Callable[[int, float], None],
+) -> None:  # fmt: skip
+    """Trains `module` in place, from the last finished epoch in `checkpoint` on.
+
+    A parameter group of the optimizer may have a "share": its learning rate over the recipe's.
+    """
+    for epoch in range(_resume(checkpoint, module, optimizer), recipe.epochs):
+        loss = _train_epoch(module, optimizer, loss_of, images, recipe, epoch)
+        _save(checkpoint, module, optimizer, epoch + 1)
+        after_epoch(epoch + 1, loss)
+    module.eval()
+
+
 def _train_epoch(
-    module: nn.Module, optimizer: torch.optim.Optimizer, data: Batch, targets: Tensor, recipe: Recipe, epoch: int
+    module: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Loss, images: int, recipe: Recipe, epoch: int
 ) -> float:
     module.train()
-    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(recipe.seed * 10007 + epoch))
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(recipe.seed * 10007 + epoch))
     torch.manual_seed(recipe.seed * 10007 + epoch)
     steps = math.ceil(len(order) / recipe.batch)
     total = 0.0
     for step, rows in enumerate(order.split(recipe.batch)):
-        _set_learning_rate(optimizer, recipe, (epoch + step / steps) / recipe.epochs)
-        labels = None if data.labels is None else data.labels[rows]
-        loss = distillation_loss(module(data.images[rows]), targets[rows], labels, recipe.distill)
+        progress = (epoch + step / steps) / recipe.epochs
+        _set_learning_rate(optimizer, recipe, progress)
+        loss = loss_of(rows, progress)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -86,7 +104,7 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, progres
     else:
         share = 0.5 * (1 + math.cos(math.pi * (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
     for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate * min(share, 1.0)
+        group["lr"] = recipe.learning_rate * min(share, 1.0) * group.get("share", 1.0)
 
 
 def _resume(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:

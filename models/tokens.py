@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+LEAST_SHARE = 1e-4
+"""Of the mean weight: what a token counts at least in a weighted package, so that there is always something to divide by."""
+
 
 def class_attention(attention: Tensor, prefix: int) -> Tensor:
     """Score of each token after the prefix: the class token's attention to it, mean over heads (MDC, section 3.3).
@@ -74,10 +77,10 @@ def fuse(
         total = body.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)
         count: Tensor | float = float(patches - index.shape[1])
     else:
-        share = weights / weights.mean(dim=1, keepdim=True).clamp(min=1e-12)
+        share = (weights / weights.mean(dim=1, keepdim=True).clamp(min=1e-12)).clamp(min=LEAST_SHARE)
         gone = (share * (1 - membership(index, patches).to(share.dtype))).unsqueeze(-1)
         total = (gone * body).sum(dim=1, keepdim=True)
-        count = gone.sum(dim=1, keepdim=True).clamp(min=1e-6)
+        count = gone.sum(dim=1, keepdim=True)
     if packaged:
         total = total + x[:, prefix + patches :] * packaged
         count = count + packaged

@@ -45,6 +45,11 @@ class TorchNetwork:
     def structure(self) -> Structure:
         return self._structure
 
+    @property
+    def pools_tokens(self) -> bool:
+        """Whether the classifier reads a mean over tokens instead of the class token."""
+        return self._family.pooling(self.module) != "token"
+
     def blocks(self) -> list[nn.Module]:
         return list(part(self.module, self._family.blocks).children())
 
