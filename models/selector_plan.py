@@ -8,8 +8,15 @@ SIMILAR = 0.1
 """Neighbouring stages whose counts differ by less than this share of the larger one are one stage."""
 
 
+def without_selectors(plan: Plan) -> Plan:
+    """The class token's attention (or what is received) in the place of selectors, which say nothing before they are
+    trained. What they cost is priced and measured all the same: by the plan itself."""
+    learned = any(block.tokens is not None and block.tokens.score == "selector" for block in plan.blocks)
+    return with_score(plan, "attention") if learned else plan
+
+
 def with_score(plan: Plan, score: TokenScore) -> Plan:
-    """The same tokens kept, ranked by another score. While selectors are not trained, "attention" stands in for them."""
+    """The same tokens kept, ranked by another score."""
     blocks = (
         block if block.tokens is None else dataclasses.replace(block, tokens=dataclasses.replace(block.tokens, score=score))
         for block in plan.blocks

@@ -41,6 +41,11 @@ METHODS = {
             "mdc", "multi-dimensional compression: heads, neurons and tokens by HSIC", ("heads", "neurons", "tokens"),
             ("hsic",), "none", "arXiv 2201.00043",
         ),
+        Method(
+            "spvit", "learned token selectors with a package token; keep rates from the device's latencies", ("tokens",),
+            ("magnitude",), "selectors", "arXiv 2112.13890",
+            tokens=TokenRule(reducer="weighted", at="start", score="selector"),
+        ),
     )
 }  # fmt: skip
 

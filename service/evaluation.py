@@ -14,6 +14,7 @@ from models.data import Batch, Dataset, noise_data, open_data
 from models.evaluate import agreement, correct, feature_agreement, same_answer
 from models.open import open_model
 from models.plan import Plan
+from models.selector_plan import without_selectors
 from models.statistics import Statistics, from_tensors, to_tensors
 from models.torch_network import TorchNetwork
 from search.criteria import CRITERIA, rank
@@ -85,7 +86,8 @@ class Evaluation:
 
     def score(self, policy: Policy, recovery: bool) -> Score:
         """Prunes physically, recovers, and runs the selection images."""
-        return self.score_of(self.prune(self.policy_space().plan(policy), recovery))
+        plan = self.policy_space().plan(policy)
+        return self.score_of(self.prune(without_selectors(plan), recovery))
 
     def score_of(self, network: TorchNetwork) -> Score:
         assert self.dense is not None

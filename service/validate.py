@@ -25,6 +25,7 @@ from service.budgeting import Pricing
 from service.evaluation import Evaluation
 from service.journal import JobFiles
 from service.request import JobRequest
+from service.training import check_training
 
 
 def main() -> None:
@@ -81,12 +82,7 @@ def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed
     evaluation = Evaluation.open(request, files, allowed)
     structure = evaluation.network.structure
     check_budgets(request, structure)
-    if request.finetune.epochs and not evaluation.data.assessed:
-        raise InvalidRequest("Fine-tuning needs a data set; this job has none. Add one, or set finetune.epochs to 0.")
-    if request.finetune.epochs and not evaluation.classes:
-        raise InvalidRequest(
-            "Fine-tuning needs a classifier; this model has none. Set num_classes, or finetune.epochs to 0."
-        )
+    check_training(request, evaluation)
     return {
         "model": describe_model(evaluation.network),
         "dataset": evaluation.data.describe(),

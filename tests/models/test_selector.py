@@ -117,7 +117,9 @@ def test_a_package_of_tokens_with_tiny_scores_is_still_their_mean() -> None:
     torch.testing.assert_close(package, x[:, 5:].mean(1))
 
 
-@pytest.mark.parametrize("variant", ["class token", "average pooling", "average pooling, norm before", "registers", "oblong"])
+@pytest.mark.parametrize(
+    "variant", ["class token", "average pooling", "average pooling, norm before", "registers", "oblong"]
+)
 @pytest.mark.parametrize("reducer", ["weighted", "fuse", "drop"])
 @pytest.mark.parametrize("at", ["start", "middle"])
 def test_masking_and_slicing_agree(variant: str, reducer: Reducer, at: str) -> None:
@@ -167,6 +169,4 @@ def test_the_exported_file_agrees_with_selectors(variant: str, batch: int, tmp_p
     report = check_parity(small, tmp_path / "m.onnx", batch, images)
     assert report.passed and report.forced.max_relative < 1e-4 and report.flipped_sets == 0
     small.export(tmp_path / "free.onnx", None)
-    torch.testing.assert_close(
-        run_onnx(tmp_path / "free.onnx", images, 5), small.outputs(images), rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(run_onnx(tmp_path / "free.onnx", images, 5), small.outputs(images), rtol=1e-3, atol=1e-3)

@@ -40,7 +40,9 @@ def kept_by(plan: Plan) -> dict[int, int]:
         ({}, {}),
     ],
 )
-def test_similar_neighbours_become_one_stage(structure: Structure, kept: dict[int, int], merged: dict[int, int]) -> None:
+def test_similar_neighbours_become_one_stage(
+    structure: Structure, kept: dict[int, int], merged: dict[int, int]
+) -> None:
     plan = merge_stages(keeping(structure, kept))
     assert kept_by(plan) == merged
     assert all(block.tokens is None or block.tokens.reducer == "weighted" for block in plan.blocks)
