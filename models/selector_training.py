@@ -46,7 +46,7 @@ def train_selectors(
     learnt = {id(parameter) for selector in selectors_of(student.module) for parameter in selector.parameters()}
     own, backbone = _halves(student.module, learnt)
     groups = [{"params": own, "share": 1.0}, {"params": backbone, "share": BACKBONE_SHARE}]
-    optimizer = create_optimizer_v2(groups, opt="adamw", lr=recipe.learning_rate, weight_decay=0.01)  # type: ignore[arg-type]
+    optimizer = create_optimizer_v2(groups, opt="adamw", lr=recipe.learning_rate, weight_decay=0.01)
     columns = torch.tensor(network.plan.embed) if network.plan is not None else None
 
     def loss_of(rows: Tensor, progress: float) -> Tensor:
