@@ -175,8 +175,14 @@ def table(task: Task, rows: Sequence[dict[str, Any]]) -> str:
     for chooser in CHOOSERS:
         mine = [row for row in rows if row["chooser"] == chooser]
         lines.append(f"| {chooser} | {_spread(mine, 'frozen')} | {_spread(mine, 'tuned')} |")
-    chosen, attention = (task.plan(score).apply_to(structure).macs / structure.macs for score in ("selector", "attention"))
-    lines += ["", f"MACs kept: {chosen:.3f} with selectors, {attention:.3f} by attention.", ", ".join(machine().values())]
+    chosen, attention = (
+        task.plan(score).apply_to(structure).macs / structure.macs for score in ("selector", "attention")
+    )
+    lines += [
+        "",
+        f"MACs kept: {chosen:.3f} with selectors, {attention:.3f} by attention.",
+        ", ".join(machine().values()),
+    ]
     return "\n".join(lines)
 
 
