@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.dynamic import check_dynamic
 from models.errors import Canceled, InvalidRequest
 from models.export import run_onnx
 from models.open import open_model
@@ -63,6 +64,28 @@ def test_the_file_agrees_with_pytorch(ran: Ran) -> None:
     images = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     answers = run_onnx(ran.path("model.onnx"), images, 1)
     torch.testing.assert_close(answers, small.outputs(images), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_dynamic_form_is_delivered_and_described(ran: Ran) -> None:
+    small = open_model(ran.files.model).pruned(Plan.from_json(ran.json("plan.json")), None)
+    small.module.load_state_dict(load_file(ran.path("pruned.safetensors")))
+    images = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert check_dynamic(small, ran.path("model.dynamic-tokens.onnx"), images).passed
+    described = ran.report["dynamic_tokens"]
+    assert described["parity"]["max_relative"] < 1e-3 and len(described["kept_tokens"]) == len(small.reductions())
+    assert all(1 <= stage["least"] <= stage["mean"] <= stage["most"] <= 16 for stage in described["kept_tokens"])
+    assert "model.dynamic-tokens.onnx" in ran.json("manifest.json")["files"]
+    assert described["predicted"] == []  # no latency was limited
+
+
+@pytest.mark.slow
+def test_a_latency_budget_gives_the_dynamic_form_a_mean_and_a_p95(workshop: Workshop) -> None:
+    """A small network gains nothing on that device, whose price of an operation is high: MACs are what is limited."""
+    budgets = budget("macs_keep", 0.75), budget("latency_keep", 1.5, device="generic-mobile")
+    ran = workshop.run(*budgets, **SPVIT)
+    (predicted,) = ran.report["dynamic_tokens"]["predicted"]
+    assert predicted["device"] == "generic-mobile" and 0 < predicted["mean_ms"] <= 1.000001 * predicted["p95_ms"]
 
 
 @pytest.mark.slow
