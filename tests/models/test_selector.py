@@ -109,10 +109,11 @@ def test_the_best_tokens_by_the_selector_stay_and_the_others_leave_as_their_weig
         torch.testing.assert_close(seen["out"][image, 1:7], seen["x"][image, 1:][order[:6]])
 
 
-def test_a_package_of_tokens_with_tiny_scores_is_still_their_mean() -> None:
+@pytest.mark.parametrize("tiny", [1e-7, 0.0])
+def test_a_package_of_tokens_with_tiny_scores_is_still_their_mean(tiny: float) -> None:
     """Trained selectors saturate: the removed weigh next to nothing beside the kept, but something among themselves."""
     x, kept = torch.randn(1, 9, 4), torch.tensor([[0, 1, 2, 3]])
-    weights = torch.tensor([[1.0, 1, 1, 1, 1e-7, 1e-7, 1e-7, 1e-7]])
+    weights = torch.tensor([[1.0, 1, 1, 1, tiny, tiny, tiny, tiny]])
     package = tokens.fuse(x, kept, prefix=1, patches=8, packaged=0, weights=weights)[:, -1]
     torch.testing.assert_close(package, x[:, 5:].mean(1))
 

@@ -75,12 +75,12 @@ def test_trained_selectors_find_the_tokens_that_carry_the_class(tmp_path: Path) 
 
 
 def test_the_share_kept_approaches_the_plan(teacher: TorchNetwork, data: Batch, tmp_path: Path) -> None:
-    """What is drawn while training, per stage: untrained selectors keep about a half each, the plan 13 and 10 of 16."""
-    student = choosing(teacher, "selector", (13, 10), first=1)
+    """What is drawn while training, per stage: untrained selectors keep about a half each, the plan 5 and 2 of 16."""
+    student = choosing(teacher, "selector", (5, 2), first=1)
     recipe = dataclasses.replace(RECIPE, epochs=15, batch=8, learning_rate=2e-2)
     trained = train_selectors(student, teacher, data, recipe, tmp_path / "c.pt", lambda *_: None)
     before, after = drawn_shares(student, data.images), drawn_shares(trained, data.images)
-    for drawn, wanted, earlier in zip(after, (13 / 16, 10 / 16), before, strict=True):
+    for drawn, wanted, earlier in zip(after, (5 / 16, 2 / 16), before, strict=True):
         assert abs(drawn - wanted) < 0.5 * abs(earlier - wanted)
 
 
