@@ -32,6 +32,10 @@ class Recipe:
     cutmix: float = 0.0
     """Alpha of CutMix (arXiv 1905.04899); 0: none. It mixes labels too, so there must be some. UP-ViTs: 0.5, distill 0.2."""
 
+    @property
+    def course(self) -> Course:
+        return Course(self.epochs, self.batch, self.seed)
+
 
 def finetune(
     network: TorchNetwork, teacher: TorchNetwork, data: Batch, recipe: Recipe, checkpoint: Path,
@@ -49,15 +53,14 @@ def finetune(
     targets = teacher.outputs(data.images)
     mix = mixing(teacher, targets.shape[1], recipe.cutmix) if recipe.cutmix else None
 
-    def loss(rows: Tensor) -> Tensor:
+    def loss(rows: Tensor, _progress: float) -> Tensor:
         labels = None if data.labels is None else data.labels[rows]
         images, wanted = data.images[rows], targets[rows]
         if mix is not None and labels is not None:
             images, labels, wanted = mix(images, labels)
         return distillation_loss(student.module(images), wanted, labels, recipe.distill)
 
-    course = Course(recipe.epochs, recipe.batch, recipe.seed)
-    train(student.module, optimizer, len(data.images), course, loss, checkpoint, after_epoch)
+    train(student.module, optimizer, len(data.images), recipe.course, loss, checkpoint, after_epoch)
     return student
 
 

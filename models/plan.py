@@ -11,11 +11,24 @@ from typing import Literal
 
 from models.errors import InvalidRequest
 from models.record import Record
-from models.structure import PACKAGING, Attention, Axis, Block, Mlp, Op, Place, Reducer, Reduction, Stage, Structure
+from models.structure import (
+    PACKAGING,
+    Attention,
+    Axis,
+    Block,
+    Mlp,
+    Op,
+    Place,
+    Reducer,
+    Reduction,
+    Selector,
+    Stage,
+    Structure,
+)
 
 PlanAxis = Literal["heads", "neurons", "tokens", "embed", "blocks", "inputs"]
 """Heads with their q/k and v dims are one axis here; so are the inputs that q/k/v, the projection and fc1 gather."""
-TokenScore = Literal["attention", "cumulative", "similarity"]
+TokenScore = Literal["attention", "cumulative", "similarity", "selector"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,7 @@ class TokenPlan(Record):
 
     score: what ranks them. attention: of the block just left (start) or the block's own (middle), from the class token,
     or received where there is none. cumulative: CP-ViT's, over all layers so far. similarity: `merge` needs no rank.
+    selector: SPViT's, learned, from the tokens themselves.
     """
 
     kept: int
@@ -72,13 +86,17 @@ class Plan(Record):
     def shape_of(self, structure: Structure) -> Structure:
         """`apply_to` without its checks: only lengths are read, so a plan of counts can be priced by the thousand."""
         originals, firsts, kept, tokens = structure.blocks, structure.first_blocks, [], structure.tokens
-        stage = -1
+        stage, patches = -1, structure.tokens - structure.prefix
         for plan in self.blocks:
             original = originals[plan.source]
             if (now := bisect.bisect(firsts, plan.source)) != stage:
                 stage, tokens = now, original.tokens
+                patches = tokens - structure.prefix
             width = len(self.embed) or original.width
             block = _apply_block(plan, original, width, tokens, structure.prefix, self.precision)
+            if plan.tokens is not None:
+                block = _with_selector(block, plan.tokens, original, patches)
+                patches = plan.tokens.kept
             tokens = block.tokens_out
             kept.append(block)
         width = len(self.embed) or structure.width
@@ -223,6 +241,8 @@ def _check_scores(plan: Plan, firsts: tuple[int, ...] = (0,)) -> None:
         tokens = block.tokens
         if (now := bisect.bisect(firsts, block.source)) != stage:
             scored, stage = False, now  # other tokens: attention to the old ones says nothing
+        if tokens is not None and tokens.score == "selector":
+            continue  # it reads the tokens, not an attention
         if tokens is not None and tokens.at == "start" and not scored:
             raise InvalidRequest(f"Block {block.source} cannot choose tokens at its start: no attention before it")
         scored = scored or bool(block.heads)
@@ -257,6 +277,19 @@ def _apply_block(plan: BlockPlan, block: Block, width: int, tokens: int, prefix:
         block.name, width, tokens, _apply_attention(plan, block.attention, width), _apply_mlp(plan, block.mlp, width),
         reduction, block.layer_scale, precision,
     )  # fmt: skip
+
+
+def _with_selector(block: Block, tokens: TokenPlan, original: Block, patches: int) -> Block:
+    if tokens.score != "selector" or block.reduction is None:
+        return block
+    selector = Selector(patches, selector_heads(block.width, original))
+    return dataclasses.replace(block, reduction=dataclasses.replace(block.reduction, selector=selector))
+
+
+def selector_heads(width: int, original: Block) -> int:
+    """Into how many heads a selector splits the width: the block's own, or the next smaller number that divides it."""
+    wanted = original.attention.heads if original.attention else 1
+    return next(heads for heads in range(min(wanted, width), 0, -1) if width % heads == 0)
 
 
 def _apply_attention(plan: BlockPlan, shape: Attention | None, width: int) -> Attention | None:

@@ -9,10 +9,11 @@ from torch import nn
 from models.describe import head_count
 from models.family import Family, block_lists, optional_part, part, replace_part
 from models.narrow import narrow_linear, narrow_norm, take
-from models.plan import BlockPlan, Plan, TokenScore, check
+from models.plan import BlockPlan, Plan, TokenScore, check, selector_heads
 from models.positions import RelativePositions
 from models.pruned import Gather, HeadNorm, PrunedAttention, PrunedBlock, PrunedBlocks, PrunedMlp
 from models.reduction import TokenReduction, TokenWatch
+from models.selector import TokenSelector
 from models.slice import slice_blocks
 from models.structure import PACKAGING, Stage, Structure
 
@@ -66,7 +67,13 @@ def _prune_blocks(
         if place in watching:
             watch = TokenWatch(watching[place], structure.prefix, attended, by_class)
         if chosen is not None:
-            reduction = TokenReduction(chosen, structure.prefix, patches, packaged)
+            selector = None
+            if chosen.score == "selector":  # untrained: see models/selector_training.py
+                width = len(embed) or stage.blocks[0].width
+                selector = TokenSelector(
+                    width, selector_heads(width, stage.blocks[wanted.source - first]), wanted.source
+                )
+            reduction = TokenReduction(chosen, structure.prefix, patches, packaged, selector)
             packaged += patches - chosen.kept if chosen.reducer in PACKAGING else 0
             patches = chosen.kept
         original = originals[wanted.source - first]
@@ -82,7 +89,7 @@ def watching_blocks(plans: Sequence[BlockPlan]) -> dict[int, TokenScore]:
     for place, block in enumerate(plans):
         if block.heads and (block.tokens is None or block.tokens.at == "middle"):
             attended.append(place)
-        if block.tokens is not None:
+        if block.tokens is not None and block.tokens.score != "selector":
             read = attended if block.tokens.score == "cumulative" else attended[-1:]
             watching |= dict.fromkeys(read, block.tokens.score)
         if block.heads and block.tokens is not None and block.tokens.at == "start":

@@ -69,6 +69,16 @@ class PrunedAttention(nn.Module):
         attention = self._attention(q, k, bias)
         return self._join(attention @ v), attention, k
 
+    def masked(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """Attention in which query i sees key j by allowed[:, :, i, j], 0 or 1, (B, 1, N, N); gradients reach it.
+
+        Each query must see itself.
+        """
+        q, k, v = self._split(x)
+        logits = q * self.scale @ k.transpose(-2, -1)
+        weights = (logits - logits.detach().amax(dim=-1, keepdim=True)).exp() * allowed
+        return self._join(weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-30) @ v)
+
     def fold_scale(self) -> None:
         """Moves the scale into the weights that make q, in place: one product less per run. For exported copies."""
         with torch.no_grad():
@@ -184,11 +194,14 @@ class PrunedBlocks(nn.Module):
         for block in self.children():
             if isinstance(block, PrunedBlock):
                 x = block(x, state)
+        x = self.leave(x, state.sizes)
         if self.filled:
             x = functional.pad(x, (0, 0, 0, tokens - x.shape[1]))
-        if self.last_norm is not None:
-            x = self._weighed(self.last_norm(x), state.sizes)
         return x.unsqueeze(1) if grid else x
+
+    def leave(self, x: Tensor, sizes: Tensor | None) -> Tensor:
+        """What the rest of the network gets. sizes: (1 or B, N - P), how many tokens each one stands for."""
+        return x if self.last_norm is None else self._weighed(self.last_norm(x), sizes)
 
     def _weighed(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         assert sizes is not None

@@ -66,16 +66,22 @@ class TokenReduction(nn.Module):
     forced: Tensor | None
     chosen: list[Tensor] | None
 
-    def __init__(self, plan: TokenPlan, prefix: int, patches: int, packaged: int) -> None:
-        """packaged: how many tokens an earlier package at the end stands for, 0 when there is none."""
+    def __init__(
+        self, plan: TokenPlan, prefix: int, patches: int, packaged: int, selector: nn.Module | None = None
+    ) -> None:
+        """packaged: how many tokens an earlier package at the end stands for, 0 when there is none.
+        selector: gives the scores (B, M) of the patch tokens (B, M, D), where the plan's score is learned."""
         super().__init__()
         self.kept, self.reducer, self.at = plan.kept, plan.reducer, plan.at
         self.prefix, self.patches, self.packaged = prefix, patches, packaged
         self.cumulative = plan.score == "cumulative"
+        self.selector = selector
         self.forced = None
         self.chosen = None
 
     def forward(self, x: Tensor, state: TokenState) -> Tensor:
+        if self.selector is not None:
+            state.scores = self.selector(x[:, self.prefix : self.prefix + self.patches])
         assert state.scores is not None
         if self.reducer == "merge":
             return self._merge(x, state.scores, state)

@@ -134,6 +134,14 @@ Place = Literal["start", "middle"]
 
 
 @dataclass(frozen=True)
+class Selector(Record):
+    """SPViT's learned scores of `patches` patch tokens, whose width is split into `heads`."""
+
+    patches: int
+    heads: int
+
+
+@dataclass(frozen=True)
 class Reduction(Record):
     """Of the patch tokens that enter, `kept` leave one by one, and with some reducers a package of the others."""
 
@@ -141,6 +149,7 @@ class Reduction(Record):
     kept: int
     prefix: int
     at: Place = "middle"
+    selector: Selector | None = None
 
     @property
     def tokens_out(self) -> int:
@@ -269,6 +278,8 @@ def _block_ops(block: Block) -> tuple[Op, ...]:
     ops: list[Op] = []
     if block.attention:
         ops += _attention_ops(block, block.attention)
+    if block.reduction and block.reduction.selector:
+        ops += _selector_ops(block, block.reduction.selector)
     if block.reduction:
         ops.append(Op("reduce", f"{block.name}.reduce", block.tokens, block.width, inner=block.tokens_out))
     if block.mlp:
@@ -337,3 +348,31 @@ def _mlp_ops(block: Block, shape: Mlp) -> Iterator[Op]:
     if block.layer_scale:
         yield Op("scale", f"{name}.scale2", tokens, block.width, weights=True)
     yield Op("add", f"{name}.residual2", tokens, block.width)
+
+
+def selector_dims(width: int, heads: int) -> tuple[int, int, int, int]:
+    """Of a token selector: channels per head, their half and quarter, and half of the heads."""
+    dim = width // heads
+    return dim, max(1, dim // 2), max(1, dim // 4), max(1, heads // 2)
+
+
+def _selector_ops(block: Block, shape: Selector) -> Iterator[Op]:
+    """Per token and head: feature, then a vote; per token: the weights of the heads. See models/selector.py."""
+    name, rows = f"{block.name}.selector", shape.patches * shape.heads
+    dim, half, quarter, few = selector_dims(block.width, shape.heads)
+
+    def linear(part: str, lines: int, inner: int, cols: int, bias: bool = True) -> Iterator[Op]:
+        yield Op("matmul", f"{name}.{part}", lines, cols, inner=inner, weights=True, bias=bias)
+        if bias:
+            yield Op("activation", f"{name}.{part}_activation", lines, cols)
+
+    yield Op("norm", f"{name}.norm", rows, dim, weights=True, bias=True)
+    yield from linear("feature", rows, dim, half)
+    yield Op("pool", f"{name}.mean", rows, half)
+    yield from linear("everywhere", shape.heads, half, half, bias=False)
+    yield from linear("local", rows, half, half)
+    yield from linear("middle", rows, half, quarter)
+    yield from linear("vote", rows, quarter, 2)
+    yield Op("pool", f"{name}.channels", shape.patches, block.width)
+    yield from linear("squeeze", shape.patches, shape.heads, few)
+    yield from linear("weigh", shape.patches, few, shape.heads)

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+LEAST_SHARE = 1e-4
+"""Of the mean weight: what a token counts at least in a weighted package, so that there is always something to divide by."""
+
 
 def class_attention(attention: Tensor, prefix: int) -> Tensor:
     """Score of each token after the prefix: the class token's attention to it, mean over heads (MDC, section 3.3).
@@ -47,6 +50,11 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     return functional.embedding(index + first, x.reshape(batch * tokens, width))
 
 
+def membership(index: Tensor, size: int) -> Tensor:
+    """index (B, K) below `size` -> bool (B, size): which are in it. By comparison: no scatter."""
+    return (index.unsqueeze(2) == torch.arange(size, device=index.device)).any(dim=1)
+
+
 def drop(x: Tensor, index: Tensor, prefix: int, patches: int) -> Tensor:
     """Prefix, the indexed patch tokens, and a package if there was one. x (B, N, D) -> (B, P + K [+ 1], D)."""
     kept = gather_tokens(x[:, prefix : prefix + patches], index)
@@ -60,8 +68,8 @@ def fuse(
     at least 0 (SPViT); merged with an earlier package as in HeatViT, so that there is never more than one.
 
     `packaged`: how many tokens the package at the end of x already stands for, 0 when there is none; beside weights of
-    mean 1 over the patches it counts so much. The sum of the removed is the sum of all less the sum of the kept: the
-    removed are never gathered.
+    mean 1 over the patches it counts so much. The removed are never gathered: without weights their sum is the sum of all
+    less the sum of the kept; with weights, which are small just for the removed, that difference would be rounding.
     """
     body = x[:, prefix : prefix + patches]
     kept = gather_tokens(body, index)
@@ -69,10 +77,10 @@ def fuse(
         total = body.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)
         count: Tensor | float = float(patches - index.shape[1])
     else:
-        share = (weights / weights.mean(dim=1, keepdim=True).clamp(min=1e-12)).unsqueeze(-1)
-        kept_share = gather_tokens(share, index)
-        total = (share * body).sum(dim=1, keepdim=True) - (kept_share * kept).sum(dim=1, keepdim=True)
-        count = (share.sum(dim=1, keepdim=True) - kept_share.sum(dim=1, keepdim=True)).clamp(min=1e-6)
+        share = (weights / weights.mean(dim=1, keepdim=True).clamp(min=1e-12)).clamp(min=LEAST_SHARE)
+        gone = (share * (1 - membership(index, patches).to(share.dtype))).unsqueeze(-1)
+        total = (gone * body).sum(dim=1, keepdim=True)
+        count = gone.sum(dim=1, keepdim=True)
     if packaged:
         total = total + x[:, prefix + patches :] * packaged
         count = count + packaged

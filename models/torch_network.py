@@ -63,6 +63,11 @@ class TorchNetwork:
     def family(self) -> Family:
         return self._family
 
+    @property
+    def pools_tokens(self) -> bool:
+        """Whether the classifier reads a mean over tokens instead of the class token."""
+        return self._family.pooling(self.module) != "token"
+
     def blocks(self) -> list[nn.Module]:
         return blocks_of(self.module, self._family)
 

@@ -46,7 +46,7 @@ def train_gates(
     optimizer.add_param_group({"params": gates, "lr": recipe.gate_learning_rate, "weight_decay": 0.0})
     targets = network.outputs(data.images)
 
-    def loss(rows: Tensor) -> Tensor:
+    def loss(rows: Tensor, _progress: float) -> Tensor:
         labels = None if data.labels is None else data.labels[rows]
         task = distillation_loss(trained.module(data.images[rows]), targets[rows], labels, distill=0.0)
         return task + recipe.l1 * size(gates)

@@ -15,6 +15,10 @@ MAX_NORM = 1.0
 """Of the gradient of one step."""
 
 
+Loss = Callable[[Tensor, float], Tensor]
+"""(rows of the images, progress in [0, 1) over the whole training) -> the loss, a mean over these images."""
+
+
 @dataclass(frozen=True)
 class Course:
     """How often the images are seen, how many at a time, and the seed of their order."""
@@ -25,10 +29,10 @@ class Course:
 
 
 def train(
-    module: nn.Module, optimizer: torch.optim.Optimizer, images: int, course: Course, loss: Callable[[Tensor], Tensor],
+    module: nn.Module, optimizer: torch.optim.Optimizer, images: int, course: Course, loss: Loss,
     checkpoint: Path, after_epoch: Callable[[int, float], None],
 ) -> None:  # fmt: skip
-    """Trains `module` in place by loss(rows of a batch). after_epoch(epoch, mean loss) may raise to stop; the checkpoint
+    """Trains `module` in place. after_epoch(epoch, mean loss) may raise to stop; the checkpoint
     then stays, and the next call goes on behind it. Each group of the optimizer brings its highest learning rate.
 
     The order of images in an epoch depends on the seed and the epoch alone, so a resumed training is the same training.
@@ -43,7 +47,7 @@ def train(
 
 def _train_epoch(
     module: nn.Module, optimizer: torch.optim.Optimizer, rates: list[float], images: int, course: Course,
-    loss: Callable[[Tensor], Tensor], epoch: int,
+    loss: Loss, epoch: int,
 ) -> float:  # fmt: skip
     module.train()
     order = torch.randperm(images, generator=torch.Generator().manual_seed(course.seed * 10007 + epoch))
@@ -52,8 +56,9 @@ def _train_epoch(
     steps = math.ceil(images / course.batch)
     total = 0.0
     for step, rows in enumerate(order.split(course.batch)):
-        _set_learning_rates(optimizer, rates, (epoch + step / steps) / course.epochs)
-        found = loss(rows)
+        progress = (epoch + step / steps) / course.epochs
+        _set_learning_rates(optimizer, rates, progress)
+        found = loss(rows, progress)
         optimizer.zero_grad()
         found.backward()
         nn.utils.clip_grad_norm_(module.parameters(), MAX_NORM)

@@ -66,6 +66,11 @@ METHODS = {
             "vtp", "vision transformer pruning: each layer's inputs and neurons by gates learned with an L1 penalty",
             ("inputs", "neurons"), ("gates",), "gates", "arXiv 2104.08500", space="gates",
         ),
+        Method(
+            "spvit", "learned token selectors with a package token; keep rates from the device's latencies", ("tokens",),
+            ("magnitude",), "selectors", "arXiv 2112.13890",
+            tokens=TokenRule(reducer="weighted", at="start", score="selector"),
+        ),
     )
 }  # fmt: skip
 

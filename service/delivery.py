@@ -26,6 +26,7 @@ from models.torch_network import TorchNetwork
 from search.trial import Trial
 from service import story
 from service.budgeting import Pricing
+from service.dynamic import deliver_dynamic
 from service.evaluation import Evaluation
 from service.journal import JobFiles, JobResult, Journal
 from service.model_card import model_card
@@ -34,6 +35,8 @@ from service.request import JobRequest
 from service.verification import PROFILE, VERIFY, Evidence, Verdict, Verifier
 
 PARITY_IMAGES = 64
+DYNAMIC_IMAGES = 256
+"""One by one: what a dynamic number of tokens is described by."""
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "scikit-optimize", "numpy")
 
 
@@ -69,9 +72,15 @@ def deliver_files(delivery: Delivery, files: JobFiles, journal: Journal) -> JobR
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     parity = _export(delivery, folder)
+    dynamic = deliver_dynamic(
+        delivery.network, delivery.pricing, delivery.evaluation.calibration.images[:DYNAMIC_IMAGES],
+        delivery.evaluation.data.take("test", PARITY_IMAGES, 0).images, folder,
+    )  # fmt: skip
     journal.check()
     journal.stage("reporting")
     report = _report(delivery, folder, parity, journal)
+    if dynamic is not None:
+        report["dynamic_tokens"] = dynamic
     _write_json(folder / "report.json", report)
     write_html(report, folder / "report.html")
     (folder / "model_card.md").write_text(model_card(report))

@@ -16,6 +16,7 @@ from models.evaluate import agreement, correct, feature_agreement, same_answer
 from models.open import open_model
 from models.plan import Plan
 from models.regular import regular_plan
+from models.selector_plan import without_selectors
 from models.statistics import Statistics, from_tensors, to_tensors
 from models.timm_weights import target_structure
 from models.torch_network import TorchNetwork
@@ -105,7 +106,8 @@ class Evaluation:
 
     def score(self, policy: Policy, recovery: bool) -> Score:
         """Prunes physically, recovers, and runs the selection images."""
-        return self.score_of(self.prune(self.policy_space().plan(policy), recovery))
+        plan = self.policy_space().plan(policy)
+        return self.score_of(self.prune(without_selectors(plan), recovery))
 
     def score_of(self, network: TorchNetwork) -> Score:
         assert self.dense is not None

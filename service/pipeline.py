@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import ImpossibleBudget, InvalidRequest
-from models.finetune import Recipe, finetune
 from models.torch_network import TorchNetwork
 from models.train_gates import GateRecipe, train_gates
 from search.methods import method_named
@@ -24,6 +23,7 @@ from service.journal import JobFiles, JobResult, Journal
 from service.profiling import profile
 from service.request import JobRequest
 from service.settings import Settings
+from service.training import check_training, train
 from service.verification import Verdict, Verifier
 
 VERIFICATIONS = 6
@@ -81,6 +81,7 @@ class Job:
     def describe(self) -> None:
         self.journal.stage("validating")
         self.evaluation = Evaluation.open(self.request, self.files, self.allowed)
+        check_training(self.request, self.evaluation)
         network = self.evaluation.network
         self.pricing = Pricing(self.request, network.structure)
         self.verifier = Verifier(network, self.pricing, self.files.work, self.request.seed)
@@ -227,13 +228,10 @@ class Job:
         if not wanted.epochs:
             return chosen
         self.journal.stage("finetuning")
-        recipe = Recipe(
-            wanted.epochs, wanted.learning_rate, wanted.batch, wanted.distill, self.request.seed, wanted.cutmix
-        )
         data = self.evaluation.data.take("train", self._finetune_images(), self.request.seed)
         checkpoint = self.files.work / f"finetune-trial{chosen.trial.number}.pt"
-        network = finetune(
-            chosen.network, self.evaluation.network, data, recipe, checkpoint, lambda *_: self.journal.check()
+        network = train(
+            self.request, self.evaluation, chosen.network, data, checkpoint, lambda *_: self.journal.check()
         )
         name = f"{chosen.name}-finetuned"
         for _ in range(FINETUNED_VERIFICATIONS):  # this structure has met the budgets: only noise speaks against it

@@ -18,7 +18,6 @@ from latency.devices import describe_device, is_reachable
 from models.data import open_data
 from models.deletion import check_cost
 from models.errors import DeviceUnavailable, InvalidRequest, VitfitError
-from models.finetune import check_cutmix
 from models.gradients import check_classes
 from models.open import open_model
 from models.structure import Structure
@@ -30,6 +29,7 @@ from service.budgeting import Pricing
 from service.evaluation import Evaluation
 from service.journal import JobFiles
 from service.request import JobRequest
+from service.training import check_training
 
 
 def main() -> None:
@@ -92,14 +92,7 @@ def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed
     check_importance(criterion, structure, len(evaluation.calibration.images))
     if request.target is not None:
         target_structure(evaluation.network, request.target)
-    if request.finetune.epochs and not evaluation.data.assessed:
-        raise InvalidRequest("Fine-tuning needs a data set; this job has none. Add one, or set finetune.epochs to 0.")
-    if request.finetune.epochs and not evaluation.classes:
-        raise InvalidRequest(
-            "Fine-tuning needs a classifier; this model has none. Set num_classes, or finetune.epochs to 0."
-        )
-    if request.finetune.epochs:
-        check_cutmix(request.finetune.cutmix, labelled=evaluation.calibration.labels is not None)
+    check_training(request, evaluation)
     return {
         "model": describe_model(evaluation.network),
         "dataset": evaluation.data.describe(),

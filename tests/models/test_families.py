@@ -218,5 +218,7 @@ def test_real_sizes_go_the_whole_way(name: str, tmp_path: Path) -> None:
 def test_statistics_of_plain_blocks_are_refused_by_name() -> None:
     """Gradients, gates and attention are read through one fused q/k/v layer in one row of blocks."""
     network = small_family("pvt_v2")
-    with pytest.raises(InvalidRequest, match=r"Statistics fisher are taken of plain vision transformers only.*'joint' or 'mdc'"):
+    with pytest.raises(
+        InvalidRequest, match=r"Statistics fisher are taken of plain vision transformers only.*'joint' or 'mdc'"
+    ):
         network.statistics(images_for(network, 2), {"fisher"})
