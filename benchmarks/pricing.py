@@ -55,7 +55,7 @@ def table(folder: Path, trials: int, images: int) -> str:
     evaluation.rank(request, folder)
     space, pricing = evaluation.policy_space(), Pricing(request, evaluation.network.structure)
     verifier = Verifier(evaluation.network, pricing, folder, 0)
-    fitting = seconds(lambda: profile(pricing, evaluation.network, space, verifier, folder, folder))
+    fitting = seconds(lambda: profile(pricing, evaluation.network, verifier, folder, folder))
     random = np.random.default_rng(0)
     policies = [space.along(list(random.random(len(space.dimensions))), random.random()) for _ in range(500)]
     price = seconds(lambda: pricing.price([space.sketch(policy) for policy in policies])) / len(policies)

@@ -1,5 +1,6 @@
 """The search: propose a direction, decode it onto the budgets, evaluate, record. Reads as its own description."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,17 @@ class Search:
         )  # fmt: skip
         self.record(trial)
         return trial
+
+    def rescored(self, trial: Trial, score: Score) -> Trial:
+        """The trial with the score of another evaluation of its policy."""
+        value = self.objective.value(score, self.budgets, list(trial.costs.values()))
+        return dataclasses.replace(
+            trial, score=value, accuracy=score.accuracy, agreement=score.agreement, allowed=self.objective.allows(score)
+        )
+
+    def finalists(self, trials: Sequence[Trial], count: int, evaluate: Evaluate) -> list[Trial]:
+        """The best `count`, best first by a dearer evaluation than the trials had."""
+        return best([self.rescored(trial, evaluate(trial.policy)) for trial in best(trials)[:count]])
 
     def decoded(self, direction: Sequence[float]) -> Policy:
         """The largest policy along a direction within what the objective aims at."""

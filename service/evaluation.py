@@ -15,6 +15,7 @@ from models.errors import InvalidRequest
 from models.evaluate import agreement, correct, feature_agreement, same_answer
 from models.open import open_model
 from models.plan import Plan
+from models.realign import can_realign, realigned
 from models.regular import regular_plan
 from models.selector_plan import without_selectors
 from models.statistics import Statistics, from_tensors, to_tensors
@@ -103,6 +104,14 @@ class Evaluation:
 
     def prune(self, plan: Plan, recovery: bool) -> TorchNetwork:
         return self.source.pruned(plan, self.statistics if recovery else None)
+
+    def finished(self, plan: Plan, recovery: bool) -> TorchNetwork:
+        """As it is delivered: with recovery, each layer is fitted once more to what really reaches it, if that is better."""
+        network = self.prune(plan, recovery)
+        if not recovery or not can_realign(network):
+            return network
+        again = realigned(network, self.source, self.calibration.images)
+        return again if self.score_of(again).agreement > self.score_of(network).agreement else network
 
     def score(self, policy: Policy, recovery: bool) -> Score:
         """Prunes physically, recovers, and runs the selection images."""

@@ -14,8 +14,9 @@ from models.torch_network import TorchNetwork
 from models.train_gates import GateRecipe, train_gates
 from search.methods import method_named
 from search.objective import BestScore, LowestCost, Objective
+from search.policy import Policy
 from search.search import Search, best
-from search.trial import Trial
+from search.trial import Score, Trial
 from service.budgeting import Pricing
 from service.delivery import Delivery, deliver_files
 from service.evaluation import Evaluation
@@ -26,6 +27,8 @@ from service.settings import Settings
 from service.training import check_training, train
 from service.verification import Verdict, Verifier
 
+FINALISTS = 4
+"""So many of the best trials are finished as they would be delivered, and compared as such."""
 VERIFICATIONS = 6
 """At most so many candidates are exported and measured."""
 WELL_USED = 0.97
@@ -169,13 +172,13 @@ class Job:
         self.journal.stage("verifying")
         met: list[Candidate] = []
         nearest, measured = float("inf"), set[int]()
-        trial: Trial | None = best(self.trials)[0]
+        trial: Trial | None = self._finalists()[0]
         while trial is not None and len(measured) < VERIFICATIONS:
             measured.add(trial.number)
             candidate = self.candidate(trial)
             nearest = min(nearest, candidate.verdict.fullest)
             self.journal.check()
-            if candidate.verdict.met and trial.allowed:
+            if candidate.verdict.met and candidate.trial.allowed:
                 met.append(candidate)
                 if candidate.verdict.fullest >= WELL_USED or self.request.objective == "latency":
                     break
@@ -189,6 +192,17 @@ class Job:
                 nearest=nearest,
             )
         return min(met, key=lambda c: best([x.trial for x in met]).index(c.trial))
+
+    def _finalists(self) -> list[Trial]:
+        """The best few by what they score as they would be delivered."""
+        if not self.request.recovery:
+            return best(self.trials)
+        return self._search().finalists(self.trials, FINALISTS, lambda policy: self._finished(policy)[1])
+
+    def _finished(self, policy: Policy) -> tuple[TorchNetwork, Score]:
+        network = self.evaluation.finished(self.space.plan(policy), self.request.recovery)
+        self.journal.check()
+        return network, self.evaluation.score_of(network)
 
     def _next_best(self, measured: set[int]) -> Trial | None:
         """The best trial that was not measured, under corrected prices."""
@@ -218,9 +232,9 @@ class Job:
         raise InvalidRequest(f"There is no trial {number}; trials are 0 to {len(self.trials) - 1}.")
 
     def candidate(self, trial: Trial) -> Candidate:
-        network = self.evaluation.prune(self.space.plan(trial.policy), self.request.recovery)
+        network, score = self._finished(trial.policy)
         name = f"trial{trial.number}"
-        return Candidate(name, trial, network, self.verifier.judge(name, network))
+        return Candidate(name, self._search().rescored(trial, score), network, self.verifier.judge(name, network))
 
     def finetune(self, chosen: Candidate) -> Candidate:
         """Trains the chosen network, and measures what came out."""
