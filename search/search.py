@@ -92,7 +92,8 @@ class Search:
         """The best proposal whose structure is new. The seed of a proposal depends on its number alone."""
         points, scores = [t.direction for t in trials], [t.score for t in trials]
         seed = self.seed * 100003 + len(trials)
-        for direction in self.propose(points, scores, len(self.space.dimensions) + self.objective.extra, seed)[:TRIES]:
+        dimensions = len(self.space.dimensions) + self.objective.extra
+        for direction in self.propose(points, scores, dimensions, seed, self.space.canonical)[:TRIES]:
             policy = self.decoded(direction)
             if self.space.sketch(policy).key not in seen:
                 return direction, policy, False

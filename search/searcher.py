@@ -17,20 +17,31 @@ from search.ranking import Array
 
 CANDIDATES, NEAR = 1000, 200
 NEAR_SPREAD = 0.1
-Proposal = Callable[[Sequence[Sequence[float]], Sequence[float], int, int], list[list[float]]]
-"""(points tried, their scores, dimensions, seed) -> points to try, best first."""
+Canonical = Callable[[Array], Array]
+"""(n, d) -> (n, d): of the points that mean the same, the one that stands for all."""
+Proposal = Callable[[Sequence[Sequence[float]], Sequence[float], int, int, Canonical], list[list[float]]]
+"""(points tried, their scores, dimensions, seed, canonical) -> points to try, best first."""
+
+
+def as_it_is(points: Array) -> Array:
+    return points
 
 
 def by_expected_improvement(
-    points: Sequence[Sequence[float]], scores: Sequence[float], dimensions: int, seed: int
+    points: Sequence[Sequence[float]],
+    scores: Sequence[float],
+    dimensions: int,
+    seed: int,
+    canonical: Canonical = as_it_is,
 ) -> list[list[float]]:
     """Candidates in [0, 1]^d by falling expected improvement over the best score.
 
     Candidates are uniform, and near the best points: in many dimensions plain EI fades away from both.
     """
     random = np.random.default_rng(seed)
-    x, y = np.asarray(points, dtype=float), standardised(np.asarray(scores, dtype=float))
-    candidates = np.vstack([random.random((CANDIDATES, dimensions)), _near(x[np.argsort(-y)[:3]], random)])
+    x, y = canonical(np.asarray(points, dtype=float)), standardised(np.asarray(scores, dtype=float))
+    spread = np.vstack([random.random((CANDIDATES, dimensions)), _near(x[np.argsort(-y)[:3]], random)])
+    candidates = canonical(spread)
     with warnings.catch_warnings(), threadpool_limits(1):  # small matrices: more threads only get in the way
         warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound says "no influence"
         process = _process(dimensions, seed).fit(x, -y)  # scikit-optimize minimises
@@ -39,7 +50,11 @@ def by_expected_improvement(
 
 
 def at_random(
-    _points: Sequence[Sequence[float]], _scores: Sequence[float], dimensions: int, seed: int
+    _points: Sequence[Sequence[float]],
+    _scores: Sequence[float],
+    dimensions: int,
+    seed: int,
+    _canonical: Canonical = as_it_is,
 ) -> list[list[float]]:
     """The control: uniform points."""
     return [list(map(float, p)) for p in np.random.default_rng(seed).random((CANDIDATES, dimensions))]

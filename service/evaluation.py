@@ -111,7 +111,7 @@ class Evaluation:
         if not recovery or not can_realign(network):
             return network
         again = realigned(network, self.source, self.calibration.images)
-        return again if self.score_of(again).agreement > self.score_of(network).agreement else network
+        return again if _better(self.score_of(again), self.score_of(network)) else network
 
     def score(self, policy: Policy, recovery: bool) -> Score:
         """Prunes physically, recovers, and runs the selection images."""
@@ -149,6 +149,11 @@ def target_space(network: TorchNetwork, ranking: Ranking, target: str) -> Target
     """The space of a job with a target shape. Raises: InvalidRequest when it cannot be reached."""
     shape = target_structure(network, target)
     return TargetSpace(network.structure, regular_plan(network.structure, ranking.blocks, ranking.embed, shape))
+
+
+def _better(one: Score, other: Score) -> bool:
+    """Nearer to the dense network, and not at the price of right answers."""
+    return one.agreement > other.agreement and (one.accuracy or 0.0) >= (other.accuracy or 0.0)
 
 
 def check_gates(request: JobRequest, data: Dataset, classes: int) -> None:

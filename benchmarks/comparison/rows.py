@@ -12,7 +12,7 @@ from models.errors import ImpossibleBudget
 from models.plan import BlockPlan, Plan, identity
 from models.torch_network import TorchNetwork
 from search.decode import decode
-from search.searcher import at_random
+from search.searcher import Canonical, at_random
 from search.spaces.compact import CompactSpace
 from search.token_rule import TokenRule
 
@@ -54,7 +54,9 @@ def gp_sampler(bench: Bench, recovery: bool) -> Found:
     return network, len(found)
 
 
-def _by_optuna(points: list[list[float]], scores: list[float], dimensions: int, seed: int) -> list[list[float]]:
+def _by_optuna(
+    points: list[list[float]], scores: list[float], dimensions: int, seed: int, _canonical: Canonical
+) -> list[list[float]]:
     names = [f"x{i}" for i in range(dimensions)]
     space = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in names}
     sampler = optuna.samplers.GPSampler(seed=seed % 2**32, n_startup_trials=5)

@@ -14,7 +14,7 @@ from search.criteria.hsic import hsic
 from search.criteria.kl import kl, kl_exact
 from search.criteria.magnitude import magnitude
 from search.criteria.members import with_stream
-from search.criteria.reconstruction import reconstruction
+from search.criteria.reconstruction import reconstruction, with_width
 from search.criteria.taylor import taylor
 from search.criteria.variance import variance
 from search.methods import check_criterion
@@ -32,14 +32,14 @@ class Criterion:
     forward_passes: int
     across_blocks: bool
     needs: frozenset[Kind] = frozenset()
-    whole: Callable[[Ranking, Statistics | None], Ranking] | None = None
+    whole: Callable[[Ranking, Sequence[LayerWeights], Statistics | None], Ranking] | None = None
 
 
 CRITERIA = {
     "magnitude": Criterion(magnitude, 0, across_blocks=False),
     "variance": Criterion(variance, 1, across_blocks=True),
     "hsic": Criterion(hsic, 2, across_blocks=False, needs=frozenset({"dependence"})),
-    "reconstruction": Criterion(reconstruction, 1, across_blocks=True),
+    "reconstruction": Criterion(reconstruction, 1, across_blocks=True, whole=with_width),
     "cumulative": Criterion(cumulative, 2, across_blocks=False, needs=frozenset({"attention"}), whole=accumulate),
     "taylor": Criterion(taylor, 1, across_blocks=True, needs=frozenset({"taylor"}), whole=with_stream("taylor")),
     "kl": Criterion(kl, 1, across_blocks=True, needs=frozenset({"fisher"}), whole=with_stream("fisher")),
@@ -60,4 +60,4 @@ def rank(name: str, weights: Sequence[LayerWeights], statistics: Statistics | No
     blocks = tuple(criterion.rank_block(w, s) for w, s in zip(weights, seen, strict=True))
     ranking = Ranking(name, blocks, criterion.across_blocks, criterion.forward_passes)
     ranking = dataclasses.replace(ranking, seconds=time.perf_counter() - start)
-    return ranking if criterion.whole is None else criterion.whole(ranking, statistics)
+    return ranking if criterion.whole is None else criterion.whole(ranking, weights, statistics)

@@ -7,6 +7,7 @@ over all tokens, the least there is; one that picks a patch for each query score
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def cumulative(weights: LayerWeights, statistics: BlockStatistics | None) -> Blo
     return dataclasses.replace(variance(weights, statistics), heads=np.asarray(statistics.attention.heads.double()))
 
 
-def accumulate(ranking: Ranking, statistics: Statistics | None) -> Ranking:
+def accumulate(ranking: Ranking, _weights: Sequence[LayerWeights], statistics: Statistics | None) -> Ranking:
     """Each layer's heads by the sum up to it, and the attention range of each layer."""
     assert statistics is not None
     sums = np.cumsum([block.heads for block in ranking.blocks], axis=0)

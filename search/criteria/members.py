@@ -1,13 +1,14 @@
 """Criteria that read what the answers lose with a member: Taylor, and UP-ViTs' divergence in two ways."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from models.errors import InvalidRequest
 from models.member_scores import MemberScores, StreamScores
+from models.network import LayerWeights
 from models.statistics import Kind, Statistics
 from search.ranking import Array, BlockRanking, Ranking
 
@@ -26,10 +27,10 @@ def block_ranking(criterion: str, kind: Kind, scores: MemberScores | None) -> Bl
     )
 
 
-def with_stream(kind: Kind) -> Callable[[Ranking, Statistics | None], Ranking]:
+def with_stream(kind: Kind) -> Callable[[Ranking, Sequence[LayerWeights], Statistics | None], Ranking]:
     """Adds the scores of embedding dims, and what taking them cost."""
 
-    def whole(ranking: Ranking, statistics: Statistics | None) -> Ranking:
+    def whole(ranking: Ranking, _weights: Sequence[LayerWeights], statistics: Statistics | None) -> Ranking:
         found: StreamScores | None = getattr(statistics, kind)
         assert found is not None
         passes, seconds = found.cost.tolist()

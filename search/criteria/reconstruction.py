@@ -7,15 +7,18 @@ A duplicated member costs nothing once, then all: its twin stays. The score of a
 made monotone over the order of removal; losses are in units of the residual stream, so blocks compare.
 """
 
+import dataclasses
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from models.moments import InputStatistics
 from models.network import LayerWeights
-from models.statistics import BlockStatistics
+from models.statistics import BlockStatistics, Statistics
 from search.criteria.magnitude import qk_scores
-from search.ranking import Array, BlockRanking
+from search.ranking import Array, BlockRanking, Ranking
 
 Members = npt.NDArray[np.intp]
 RIDGE = 1e-3
@@ -30,9 +33,27 @@ def reconstruction(weights: LayerWeights, statistics: BlockStatistics | None) ->
     assert statistics is not None
     projection = _scaled(weights.projection.weight, weights.scale1)
     fc2 = _scaled(weights.fc2.weight, weights.scale2)
+    halves = np.array([written(projection, statistics.projection).sum(), written(fc2, statistics.neurons).sum()])
     v = eliminate(projection, statistics.projection).reshape(weights.heads, -1)
     heads = eliminate_groups(projection, statistics.projection, weights.heads)
-    return BlockRanking(heads, qk_scores(weights), v, eliminate(fc2, statistics.neurons))
+    return BlockRanking(heads, qk_scores(weights), v, eliminate(fc2, statistics.neurons), halves)
+
+
+def written(weight: Array, inputs: InputStatistics) -> Array:
+    """(O,): the variance that a layer writes into each dim of the residual stream. weight (O, D)."""
+    return np.asarray(((weight @ np.asarray(inputs.covariance)) * weight).sum(1))
+
+
+def with_width(ranking: Ranking, weights: Sequence[LayerWeights], statistics: Statistics | None) -> Ranking:
+    """Adds the embedding dims of a network of one width: what all blocks together write into a dim is what goes with it."""
+    assert statistics is not None
+    total = np.zeros(())
+    if len({block.fc2.weight.shape[0] for block in weights}) > 1:
+        return ranking
+    for block, seen in zip(weights, statistics.blocks, strict=True):
+        total = total + written(_scaled(block.projection.weight, block.scale1), seen.projection)
+        total = total + written(_scaled(block.fc2.weight, block.scale2), seen.neurons)
+    return dataclasses.replace(ranking, embed=np.asarray(total))
 
 
 def _scaled(weight: Tensor, scale: Tensor | None) -> Array:

@@ -21,7 +21,7 @@ from models.plan import BlockPlan, Plan, TokenPlan, identity
 from models.structure import Structure
 from search.policy import Policy
 from search.ranking import Array, Ranking
-from search.spaces.directions import amounts, analytic_starts
+from search.spaces.directions import amounts, analytic_starts, canonical
 from search.token_rule import TokenRule
 
 LEAST = {"heads": 0.15, "tokens": 0.25}
@@ -45,10 +45,13 @@ class CascadeSpace:
         return [f"tokens{i}" if axis == "tokens" else axis for i, axis in enumerate(self._axes)]
 
     def along(self, direction: Sequence[float], t: float) -> Policy:
-        gone = amounts(direction, t)
+        gone = amounts(direction, t, self._axes)
         keeps = [float(1 - a * (1 - LEAST[axis])) for axis, a in zip(self._axes, gone, strict=True)]
         heads = keeps[-1] if "heads" in self._axes else 1.0
         return Policy(heads=heads, tokens=tuple(keeps[: len(self._spans)]))
+
+    def canonical(self, points: Array) -> Array:
+        return canonical(points, self._axes)
 
     def starts(self) -> list[list[float]]:
         """All alike, tokens first, and early or late tokens alone."""

@@ -16,7 +16,7 @@ from models.plan import BlockPlan, HeadPlan, Plan, TokenPlan, identity
 from models.structure import Structure
 from search.policy import Policy
 from search.ranking import Array, Ranking
-from search.spaces.directions import amounts, analytic_starts
+from search.spaces.directions import amounts, analytic_starts, canonical
 from search.spaces.halves import Halves
 from search.spaces.pool import Pool
 from search.token_rule import TokenRule
@@ -54,7 +54,7 @@ class CompactSpace:
     def along(self, direction: Sequence[float], t: float) -> Policy:
         """The policy at t in [0, 2] along a direction (see above)."""
         values: dict[str, Any] = {}
-        for name, amount in zip(self.keeps, amounts(direction[: len(self.keeps)], t), strict=True):
+        for name, amount in zip(self.keeps, amounts(direction[: len(self.keeps)], t, self._kinds), strict=True):
             least = LEAST["tokens" if name.startswith("tokens") else name]
             values[name] = float(1 - amount * (1 - least))
         tokens = tuple(values.pop(name) for name in self.keeps if name.startswith("tokens"))
@@ -63,11 +63,17 @@ class CompactSpace:
             values[name] = fade * float(x)
         return Policy(tokens=tokens, **values)
 
+    @property
+    def _kinds(self) -> list[str]:
+        return ["tokens" if name.startswith("tokens") else name for name in self.keeps]
+
+    def canonical(self, points: Array) -> Array:
+        return canonical(points, self._kinds)
+
     def starts(self) -> list[list[float]]:
         """Analytic directions, those that touch an axis of this space."""
-        kinds = ["tokens" if name.startswith("tokens") else name for name in self.keeps]
-        mixes = [0.0 if name == "heads_mix" else 0.5 for name in self.mixes]  # heads differ most between blocks
-        return [start + mixes for start in analytic_starts(kinds)]
+        mixes = [0.0 if name == "heads_mix" else 1.0 for name in self.mixes]
+        return [start + mixes for start in analytic_starts(self._kinds)]
 
     def fuller(self, policy: Policy, steps: int) -> list[Policy]:
         """Heads and tokens come in lumps; neurons use up what the last lump left."""

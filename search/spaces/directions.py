@@ -3,28 +3,53 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from search.ranking import Array
 
+RELUCTANT = frozenset({"embed", "halves"})
+"""Axes that cost every layer or a whole one: up to one half of their dimension they give nothing at all."""
 STARTS: tuple[dict[str, float], ...] = (
-    {"heads": 1.0, "qk": 1.0, "v": 1.0, "neurons": 1.0, "tokens": 1.0, "embed": 1.0, "halves": 0.5},
+    {"heads": 1.0, "qk": 1.0, "v": 1.0, "neurons": 1.0, "tokens": 1.0},
     {"neurons": 1.0},
     {"neurons": 1.0, "qk": 0.5, "v": 0.5},
     {"tokens": 1.0, "neurons": 0.5},
     {"tokens": 1.0},
     {"heads": 1.0, "neurons": 0.5, "tokens": 0.5},
+    {"heads": 1.0, "qk": 1.0, "v": 1.0, "neurons": 1.0, "tokens": 1.0, "embed": 1.0, "halves": 0.75},
     {"embed": 1.0},
     {"halves": 1.0},
 )
 """How eagerly each axis gives at the start of a search: all alike, then what usually costs least by itself."""
 
 
-def amounts(direction: Sequence[float], t: float) -> Array:
-    """Shares in [0, 1] of what each dimension can give: none at t = 0, x over its largest at t = 1, all at t = 2:
-    a_i(t) = t x_i / max x for t <= 1, max(x_i / max x, t - 1) above."""
-    eager = np.asarray(direction, dtype=float)
-    eager = eager / max(eager.max(), 1e-9)
+def amounts(direction: Sequence[float], t: float, axes: Sequence[str]) -> Array:
+    """Shares in [0, 1] of what each dimension can give: none at t = 0, e over its largest at t = 1, all at t = 2:
+    a_i(t) = t e_i / max e for t <= 1, max(e_i / max e, t - 1) above, with e_i = x_i, or max(0, 2 x_i - 1) of `RELUCTANT`."""
+    eager = _eager(np.asarray(direction, dtype=float), axes)
     return np.asarray(eager * t if t <= 1 else np.maximum(eager, t - 1))
+
+
+def canonical(points: Array, axes: Sequence[str]) -> Array:
+    """The point (n, d) that stands for all that `amounts` takes alike; columns beyond `axes` stay as they are.
+
+    A Gaussian process then learns from a trial what it says about every multiple of its direction.
+    """
+    found = np.array(points, dtype=float)
+    eager = _eager(found[:, : len(axes)], axes)
+    reluctant = _reluctant(axes)
+    found[:, : len(axes)] = np.where(reluctant & (eager > 0), (eager + 1) / 2, eager)
+    return found
+
+
+def _eager(points: Array, axes: Sequence[str]) -> Array:
+    """e over its largest, (..., d)."""
+    eager = np.where(_reluctant(axes), np.maximum(0, 2 * points - 1), points)
+    return np.asarray(eager / np.maximum(eager.max(-1, keepdims=True), 1e-9))
+
+
+def _reluctant(axes: Sequence[str]) -> npt.NDArray[np.bool_]:
+    return np.array([axis in RELUCTANT for axis in axes])
 
 
 def analytic_starts(axes: Sequence[str]) -> list[list[float]]:

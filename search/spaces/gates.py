@@ -44,6 +44,9 @@ class GateSpace:
         """There is one direction: everything at t = 0, the least at t = 2."""
         return Policy(inputs=1 - (1 - LEAST) * t / 2)
 
+    def canonical(self, points: Array) -> Array:
+        return points
+
     def starts(self) -> list[list[float]]:
         return [[1.0]]
 

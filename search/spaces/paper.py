@@ -13,9 +13,9 @@ import numpy as np
 from models.plan import BlockPlan, HeadPlan, Plan, TokenPlan, identity
 from models.structure import Structure
 from search.policy import Policy
-from search.ranking import Ranking
+from search.ranking import Array, Ranking
 from search.spaces.compact import NEURON_MULTIPLE
-from search.spaces.directions import amounts, analytic_starts
+from search.spaces.directions import amounts, analytic_starts, canonical
 from search.spaces.pool import Pool
 from search.token_rule import TokenRule
 
@@ -39,13 +39,20 @@ class PaperSpace:
         return names + (["tokens"] if self._stages else [])
 
     def along(self, direction: Sequence[float], t: float) -> Policy:
-        keeps = [float(1 - a * (1 - LEAST)) for a in amounts(direction, t)]
+        keeps = [float(1 - a * (1 - LEAST)) for a in amounts(direction, t, self._axes)]
         depth = len(self.structure.blocks)
         neurons, heads, tokens = keeps[:depth], keeps[depth : 2 * depth], keeps[2 * depth :]
         return Policy(neurons_by_block=tuple(neurons), heads_by_block=tuple(heads), tokens=tuple(tokens))
 
+    @property
+    def _axes(self) -> list[str]:
+        return [name.rstrip("0123456789") for name in self.dimensions]
+
+    def canonical(self, points: Array) -> Array:
+        return canonical(points, self._axes)
+
     def starts(self) -> list[list[float]]:
-        return analytic_starts([name.rstrip("0123456789") for name in self.dimensions])
+        return analytic_starts(self._axes)
 
     def fuller(self, policy: Policy, steps: int) -> list[Policy]:
         """Neurons of all blocks grow together to use up what the last lump of heads or tokens left."""

@@ -6,6 +6,7 @@ from typing import Protocol
 from models.plan import Plan
 from models.structure import Structure
 from search.policy import Policy
+from search.ranking import Array
 
 
 class Space(Protocol):
@@ -19,6 +20,10 @@ class Space(Protocol):
     def dimensions(self) -> list[str]: ...
 
     def along(self, direction: Sequence[float], t: float) -> Policy: ...
+
+    def canonical(self, points: Array) -> Array:
+        """Of the directions that mean the same, the one that stands for all. points (n, d)."""
+        ...
 
     def starts(self) -> list[list[float]]:
         """Directions worth trying first."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from models.plan import Plan
 from models.structure import Structure
 from search.policy import Policy
+from search.ranking import Array
 
 
 class TargetSpace:
@@ -20,6 +21,9 @@ class TargetSpace:
 
     def along(self, _direction: Sequence[float], _t: float) -> Policy:
         return Policy()
+
+    def canonical(self, points: Array) -> Array:
+        return points
 
     def starts(self) -> list[list[float]]:
         return [[]]

@@ -90,7 +90,7 @@ def test_the_notes_set_prediction_beside_measurement(structure: Structure) -> No
         "at most 0.6: met",
         "measured latency over the original's: 0.500 (0.490 to 0.510), predicted 0.520",
         "fall of latency over fall of MACs, each axis alone: "
-        "heads 0.90, neurons (nothing removed), tokens (too little removed to tell), inputs (nothing removed)",
+        "heads 0.90, neurons (nothing removed), tokens (too little removed to tell)",
         "fall of latency over fall of MACs, all together: 0.95",
         "Few images.",
     ]
