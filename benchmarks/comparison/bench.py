@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from models.evaluate import correct
+from models.plan import Plan
 from models.torch_network import TorchNetwork
 from search.search import Evaluate, Search, best
 from search.searcher import Proposal, by_expected_improvement
@@ -16,6 +17,7 @@ from search.trial import Trial
 from service.budgeting import Pricing
 from service.evaluation import Evaluation
 from service.journal import JobFiles
+from service.pipeline import FINALISTS
 from service.profiling import profile
 from service.request import JobRequest
 from service.verification import Verifier
@@ -89,7 +91,14 @@ class Bench:
             space, self.pricing.budgets, self.pricing.price, evaluate, lambda _: None, self.case.seed, propose
         )  # fmt: skip
         found = search.run([], trials)
-        return self.evaluation.prune(plan(best(found)[0].policy), recovery), found
+        if not recovery:
+            return self.evaluation.prune(plan(best(found)[0].policy), recovery), found
+        last = search.finalists(found, FINALISTS, lambda p: self.evaluation.score_of(self.finished(plan(p), True)))
+        return self.finished(plan(last[0].policy), recovery), found
+
+    def finished(self, plan: Plan, recovery: bool) -> TorchNetwork:
+        """As a job delivers it."""
+        return self.evaluation.finished(plan, recovery)
 
     def test(self, network: TorchNetwork) -> tuple[int, int]:
         """Right answers of the test images, and their number."""

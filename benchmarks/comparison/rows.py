@@ -73,7 +73,7 @@ def uniform(bench: Bench, recovery: bool) -> Found:
     ranking = bench.evaluation.policy_space().ranking  # type: ignore[attr-defined]
     space = CompactSpace(bench.original.structure, ranking, ("heads", "neurons"))
     policy = decode(space, [1.0] * len(space.dimensions), bench.pricing.budgets, bench.pricing.price)
-    return bench.evaluation.prune(space.plan(policy), recovery), 1
+    return bench.finished(space.plan(policy), recovery), 1
 
 
 def merging(bench: Bench, recovery: bool) -> Found:
@@ -89,9 +89,9 @@ def merging(bench: Bench, recovery: bool) -> Found:
         for i, block in enumerate(whole.blocks):
             kept = max(1, patches - step * (i + 1))
             blocks.append(BlockPlan(block.source, block.heads, block.neurons, tokens=rule.plan(kept)))
-        network = bench.evaluation.prune(Plan(whole.embed, tuple(blocks)), recovery)
-        if bench.fits(network):
-            return network, 1
+        plan = Plan(whole.embed, tuple(blocks))
+        if bench.fits(bench.evaluation.prune(plan, False)):
+            return bench.finished(plan, recovery), 1
     raise ImpossibleBudget("Merging tokens alone does not reach this budget")
 
 
@@ -100,9 +100,8 @@ def torch_pruning(importance: Importance) -> Callable[[Bench, bool], Found]:
         """The largest keep that is predicted within the budget."""
         for keep in np.arange(0.98, 0.04, -0.02):
             plan = kept_by_torch_pruning(bench.original, importance, float(keep), bench.evaluation.calibration)
-            network = bench.evaluation.prune(plan, recovery)
-            if bench.fits(network):
-                return network, 1
+            if bench.fits(bench.evaluation.prune(plan, False)):
+                return bench.finished(plan, recovery), 1
         raise ImpossibleBudget("Torch-Pruning does not reach this budget with one head and few neurons in every block")
 
     return run
