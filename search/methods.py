@@ -46,7 +46,8 @@ METHODS = {
     method.name: method
     for method in (
         Method(
-            "joint", "heads, dims, neurons and tokens together", ("heads", "qk", "v", "neurons", "tokens"),
+            "joint", "heads, dims, neurons, embedding width, tokens and halves of blocks together",
+            ("heads", "qk", "v", "neurons", "tokens", "embed", "halves"),
             ("reconstruction", "variance", "hsic", "magnitude"), "none", "",
         ),
         Method(

@@ -17,6 +17,7 @@ from latency.meter import Effort, Meter
 from latency.sampling import ratio
 from latency.setting import Setting, runtime_version
 from models.errors import ImpossibleBudget
+from models.torch_network import TorchNetwork
 
 CLUTTER = Path(__file__).parents[1] / "clutter"
 TIMING = Effort(seconds=240.0, width=0.02, processes=3, rounds=6)
@@ -65,6 +66,7 @@ def run(name: str, row: Row, case: Case, recovery: bool, output: Path) -> None:
     else:
         seconds = time.perf_counter() - began
         network.export(output / f"{stem}.onnx", 1)
+        save(network, output / f"{stem}.pt")
         if not (output / "original.onnx").exists():
             bench.original.export(output / "original.onnx", 1)
         right, images = bench.test(network)
@@ -78,6 +80,12 @@ def run(name: str, row: Row, case: Case, recovery: bool, output: Path) -> None:
         }  # fmt: skip
     path.write_text(json.dumps(found, indent=1))
     print(stem, found.get("correct", "unreachable"), f"{found.get('predicted_keep', 0):.3f}", flush=True)
+
+
+def save(network: TorchNetwork, path: Path) -> None:
+    """What training goes on from."""
+    assert network.plan is not None
+    torch.save({"plan": network.plan.to_json(), "weights": network.module.state_dict()}, path)
 
 
 def time_all(rows: list[dict[str, Any]], output: Path) -> list[dict[str, Any]]:

@@ -110,6 +110,8 @@ def torch_pruning(importance: Importance) -> Callable[[Bench, bool], Found]:
 ROWS: dict[str, Row] = {
     "joint": Row(method, ours=True, bare=False),
     "mdc": Row(method, "mdc", ours=True, bare=False),
+    "cp-vit": Row(method, "cp-vit", ours=True, bare=False),
+    "up-vit": Row(method, "up-vit", ours=True, bare=False),
     "Torch-Pruning magnitude": Row(torch_pruning("magnitude")),
     "Torch-Pruning Taylor": Row(torch_pruning("taylor")),
     "uniform magnitude": Row(uniform, criterion="magnitude"),

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from models.plan import TokenPlan
 from models.structure import Structure
@@ -153,3 +154,47 @@ def test_a_moved_stage_is_a_stage_like_any_other() -> None:
     policy = dataclasses.replace(plan.along([1.0] * len(plan.dimensions), 0), tokens=(0.5, 1.0, 1.0), halves=15 / 16)
     (kept,) = [block.tokens for block in plan.plan(policy).blocks if block.tokens is not None]
     assert kept == TokenPlan(18)
+
+
+def test_reconstruction_finds_the_silent_half_and_the_dim_that_no_block_writes() -> None:
+    network = small_network(depth=3)
+    with torch.no_grad():
+        for block in network.module.blocks:
+            for layer in (block.attn.proj, block.mlp.fc2):
+                layer.weight[17] = 0  # a constant, which the bias carries, is no loss
+        network.module.blocks[1].attn.proj.weight.zero_()
+        network.module.blocks[2].mlp.fc2.weight.mul_(1e-3)
+    ranking = rank("reconstruction", network.weights(), network.statistics(images_for(network, 32)))
+    assert ranking.embed is not None and int(ranking.embed.argmin()) == 17 and ranking.embed[17] == 0
+    halves = np.stack([block.halves for block in ranking.blocks if block.halves is not None])
+    assert halves.shape == (3, 2)
+    assert [divmod(int(i), 2) for i in halves.ravel().argsort()[:2]] == [(1, 0), (2, 1)]
+
+
+def test_joint_may_narrow_the_width_and_drop_halves() -> None:
+    network = small_network(depth=3)
+    ranking = rank("reconstruction", network.weights(), network.statistics(images_for(network, 32)))
+    space = space_of(METHODS["joint"], network.structure, ranking)
+    names = space.dimensions
+    eager = [float(name in ("embed", "halves")) for name in names]
+    small = space.sketch(space.along(eager, 1.0))
+    assert small.width < network.structure.width
+    assert sum(block.attention is not None for block in small.blocks) < 3 or len(small.blocks) < 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_stands_for_a_direction_means_the_same(seed: int) -> None:
+    space = CompactSpace(structure(), full_ranking(structure()), ALL)
+    random = np.random.default_rng(seed)
+    points = random.random((20, len(space.dimensions)))
+    for point, one in zip(points, space.canonical(points), strict=True):
+        for t in (0.3, 1.0, 1.6):
+            same, given = (dataclasses.asdict(space.along(list(x), t)) for x in (one, point))
+            assert all(np.allclose(same[name], given[name]) for name in given)
+    keeps = [
+        i for i, name in enumerate(space.dimensions) if not name.endswith("mix") and name not in ("embed", "halves")
+    ]
+    halved = points.copy()
+    halved[:, keeps] *= 0.5
+    quiet = np.where([name in ("embed", "halves") for name in space.dimensions], 0.0, 1.0)
+    assert np.allclose(space.canonical(points * quiet), space.canonical(halved * quiet))
