@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import benchmarks.comparison as package
 from benchmarks.comparison.bench import Bench, Case
 from benchmarks.comparison.rows import ROWS, Row
 from benchmarks.comparison.table import markdown
+from benchmarks.comparison.trained import TRAINED, finetuned
 from benchmarks.machine import machine
 from latency.meter import Effort, Meter
 from latency.sampling import ratio
 from latency.setting import Setting, runtime_version
 from models.errors import ImpossibleBudget
+from models.plan import Plan
 from models.torch_network import TorchNetwork
+from search.methods import METHODS
 
 CLUTTER = Path(__file__).parents[1] / "clutter"
 TIMING = Effort(seconds=240.0, width=0.02, processes=3, rounds=6)
@@ -31,7 +35,9 @@ def main() -> None:
     parser.add_argument("--keeps", type=float, nargs="+", default=[0.8, 0.6, 0.4])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--trained-keeps", type=float, nargs="*", default=[0.6, 0.4])
+    parser.add_argument("--seconds", type=float, default=60.0, help="of processor time for each training")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -41,6 +47,9 @@ def main() -> None:
             for name in options.rows:
                 for recovery in (True, False) if ROWS[name].bare else (True,):
                     run(name, ROWS[name], case, recovery, options.output)
+            for name in TRAINED if keep in options.trained_keeps else ():
+                if name in options.rows or name in METHODS:
+                    train(name, case, options.seconds, options.output)
     rows = [json.loads(path.read_text()) for path in sorted(options.output.glob("*.json")) if path.stem != "table"]
     timed = time_all(rows, options.output)
     report = {"rows": timed, **machine()}
@@ -50,17 +59,59 @@ def main() -> None:
     print(text)
 
 
+def stem_of(name: str, case: Case, suffix: str) -> str:
+    return f"{name.replace(' ', '-').replace(',', '')}-{case.keep}-seed{case.seed}{suffix}"
+
+
 def run(name: str, row: Row, case: Case, recovery: bool, output: Path) -> None:
     """One row, unless it is there already."""
-    stem = f"{name.replace(' ', '-').replace(',', '')}-{case.keep}-seed{case.seed}{'' if recovery else '-bare'}"
+    stem = stem_of(name, case, "" if recovery else "-bare")
     path = output / f"{stem}.json"
     if path.exists():
         return
     bench = Bench(case, row.method, row.criterion)
+    found = {
+        "row": name,
+        "ours": row.ours,
+        "keep": case.keep,
+        "seed": case.seed,
+        "recovery": recovery,
+        "trained": False,
+    }
+    write(bench, stem, output, found, lambda: row.run(bench, recovery))
+
+
+def train(name: str, case: Case, seconds: float, output: Path) -> None:
+    """One row after training, unless it is there already or there is nothing to train."""
+    stem, untrained = stem_of(name, case, "-trained"), output / f"{stem_of(name, case, '')}.pt"
+    method = TRAINED[name]
+    if (output / f"{stem}.json").exists() or (method is None and not untrained.exists()):
+        return
+    bench = Bench(case, name if method is not None else "joint")
+    found = {
+        "row": name,
+        "ours": name in METHODS,
+        "keep": case.keep,
+        "seed": case.seed,
+        "recovery": True,
+        "trained": True,
+    }
+
+    def trained() -> tuple[TorchNetwork, int]:
+        if method is not None:
+            return method(bench, seconds), 1
+        return finetuned(bench, load(bench.original, untrained), seconds), 1
+
+    write(bench, stem, output, found, trained)
+
+
+def write(
+    bench: Bench, stem: str, output: Path, found: dict[str, Any], make: Callable[[], tuple[TorchNetwork, int]]
+) -> None:
+    """Makes a row's network; writes its files and figures."""
     began = time.perf_counter()
-    found: dict[str, Any] = {"row": name, "ours": row.ours, "keep": case.keep, "seed": case.seed, "recovery": recovery}
     try:
-        network, evaluations = row.run(bench, recovery)
+        network, evaluations = make()
     except ImpossibleBudget as error:
         found |= {"unreachable": error.detail}
     else:
@@ -78,7 +129,7 @@ def run(name: str, row: Row, case: Case, recovery: bool, output: Path) -> None:
             "file": f"{stem}.onnx",
             "tokens": [block.tokens_out for block in structure.blocks],
         }  # fmt: skip
-    path.write_text(json.dumps(found, indent=1))
+    (output / f"{stem}.json").write_text(json.dumps(found, indent=1))
     print(stem, found.get("correct", "unreachable"), f"{found.get('predicted_keep', 0):.3f}", flush=True)
 
 
@@ -86,6 +137,13 @@ def save(network: TorchNetwork, path: Path) -> None:
     """What training goes on from."""
     assert network.plan is not None
     torch.save({"plan": network.plan.to_json(), "weights": network.module.state_dict()}, path)
+
+
+def load(original: TorchNetwork, path: Path) -> TorchNetwork:
+    stored = torch.load(path, weights_only=True)
+    network = original.pruned(Plan.from_json(stored["plan"]), None)
+    network.module.load_state_dict(stored["weights"])
+    return network
 
 
 def time_all(rows: list[dict[str, Any]], output: Path) -> list[dict[str, Any]]:

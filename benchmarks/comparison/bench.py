@@ -3,14 +3,16 @@
 import json
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from models.data import Batch
 from models.evaluate import correct
 from models.plan import Plan
 from models.torch_network import TorchNetwork
-from search.search import Evaluate, Search, best
+from search.search import Evaluate, Search
 from search.searcher import Proposal, by_expected_improvement
 from search.spaces.space import Space
 from search.trial import Trial
@@ -22,8 +24,8 @@ from service.profiling import profile
 from service.request import JobRequest
 from service.verification import Verifier
 
-ASSESSED = 500
-"""Test images at once."""
+ASSESSED, MOST = 500, 20_000
+"""Test images at once; training images at most."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Case:
         return JobRequest.model_validate(
             {
                 "model": "model", "dataset": "data", "method": method, "criterion": criterion, "seed": self.seed,
+                "gates": {"epochs": int(method == "vtp")}, "finetune": {"epochs": int(method == "spvit")},
                 "budgets": [{"metric": "latency_keep", "limit": self.keep, "device": "cpu", "setting": {"threads": 1}}],
             }
         )  # fmt: skip
@@ -72,7 +75,12 @@ class Bench:
         profile(
             self.pricing, self.original, Verifier(self.original, self.pricing, files.work, 0), files.tables, files.work
         )
-        self.evaluation.rank(self.request, files.work)
+        if method != "vtp":  # ranks by gates, after training
+            self.evaluation.rank(self.request, files.work)
+
+    @cached_property
+    def train(self) -> Batch:
+        return self.evaluation.data.take("train", MOST, 0)
 
     def fits(self, network: TorchNetwork) -> bool:
         """Whether it is predicted within the budget."""
@@ -84,17 +92,21 @@ class Bench:
     def search(
         self, space: Space, recovery: bool, trials: int, propose: Proposal = by_expected_improvement
     ) -> tuple[TorchNetwork, list[Trial]]:
-        """The best of `trials` on the selection split."""
-        plan = space.plan
-        evaluate: Evaluate = lambda policy: self.evaluation.score_of(self.evaluation.prune(plan(policy), recovery))  # noqa: E731
-        search = Search(
-            space, self.pricing.budgets, self.pricing.price, evaluate, lambda _: None, self.case.seed, propose
-        )  # fmt: skip
+        """The best of `trials` on the selection split, as a job delivers it."""
+        search, plan = self.searching(space, recovery, propose), space.plan
         found = search.run([], trials)
-        if not recovery:
-            return self.evaluation.prune(plan(best(found)[0].policy), recovery), found
-        last = search.finalists(found, FINALISTS, lambda p: self.evaluation.score_of(self.finished(plan(p), True)))
+        last = search.finalists(
+            found, FINALISTS, lambda p: self.evaluation.score_of(self.evaluation.finished(plan(p), recovery))
+        )
         return self.finished(plan(last[0].policy), recovery), found
+
+    def searching(self, space: Space, recovery: bool, propose: Proposal = by_expected_improvement) -> Search:
+        evaluate: Evaluate = lambda policy: self.evaluation.score(policy, recovery)  # noqa: E731
+        if space is not self.evaluation.space:
+            evaluate = lambda policy: self.evaluation.score_of(self.evaluation.prune(space.plan(policy), recovery))  # noqa: E731
+        return Search(
+            space, self.pricing.budgets, self.pricing.price, evaluate, lambda _: None, self.case.seed, propose
+        )
 
     def finished(self, plan: Plan, recovery: bool) -> TorchNetwork:
         """As a job delivers it."""

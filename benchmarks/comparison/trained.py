@@ -1,0 +1,94 @@
+"""Rows after a short training that takes the same processor time for every row."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.comparison.bench import Bench
+from models.data import Batch
+from models.finetune import Recipe, distillation_loss, finetune
+from models.selector_plan import merge_stages
+from models.selector_training import train_selectors
+from models.torch_network import TorchNetwork
+from models.train_gates import GateRecipe, train_gates
+from search.search import best
+from service.training import SELECTOR_RATE
+
+BATCH, LEARNING_RATE, GATE_RATE, L1 = 64, 3e-4, 1e-2, 1e-4
+PROBE_STEPS = 4
+TRIALS = 40
+Network = TorchNetwork
+Train = Callable[[Bench, float], Network]
+"""(bench, processor seconds) -> the trained network, whatever the row does with its time."""
+
+
+def finetuned(bench: Bench, network: Network, seconds: float) -> Network:
+    """Distillation from the original and labels, as a job does it, for about so many processor seconds."""
+    epochs, data = affordable(bench, network, seconds)
+    recipe = Recipe(epochs, LEARNING_RATE, BATCH, distill=1.0, seed=bench.case.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        return finetune(network, bench.original, data, recipe, Path(folder) / "c.pt", _ignore)
+
+
+def gates(bench: Bench, seconds: float) -> Network:
+    """VTP: half of the time for the gates, a search over the one threshold, the rest for fine-tuning."""
+    epochs, data = affordable(bench, bench.original, seconds / 2)
+    recipe = GateRecipe(epochs, L1, LEARNING_RATE, GATE_RATE, BATCH, bench.case.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        bench.evaluation.trained = train_gates(bench.original, data, recipe, Path(folder) / "c.pt", _ignore)
+        bench.evaluation.rank(bench.request, Path(folder))
+    network, _ = bench.search(bench.evaluation.policy_space(), True, trials=1)
+    return finetuned(bench, network, seconds / 2)
+
+
+def selectors(bench: Bench, seconds: float) -> Network:
+    """SPViT: keeps by search with the class token's attention in the selectors' place, then two thirds of the time for the
+    selectors and the rest for the network with the best tokens of each image."""
+    space = bench.evaluation.policy_space()
+    found = bench.searching(space, recovery=True).run([], TRIALS)
+    plan = merge_stages(space.plan(best(found)[0].policy))
+    network = bench.evaluation.prune(plan, True)
+    epochs, data = affordable(bench, network, seconds * 2 / 3)
+    rate = SELECTOR_RATE * LEARNING_RATE
+    recipe = Recipe(epochs, rate, BATCH, distill=1.0, seed=bench.case.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        network = train_selectors(network, bench.original, data, recipe, Path(folder) / "c.pt", _ignore)
+    return finetuned(bench, network, seconds / 3)
+
+
+def affordable(bench: Bench, network: Network, seconds: float) -> tuple[int, Batch]:
+    """Epochs, and the images of each, that this network can be trained on in the time."""
+    module, count = network.module.train(), BATCH * PROBE_STEPS
+    probe = bench.evaluation.data.take("train", count, bench.case.seed)
+    assert probe.labels is not None
+    began = time.process_time()
+    targets = bench.original.outputs(probe.images)
+    for images, labels, wanted in zip(
+        probe.images.split(BATCH), probe.labels.split(BATCH), targets.split(BATCH), strict=True
+    ):
+        with torch.enable_grad():
+            distillation_loss(module(images), wanted, labels, 1.0).backward()
+    each = (time.process_time() - began) / count
+    module.eval().zero_grad()
+    total = max(BATCH, int(seconds / each))
+    there = len(bench.train.images)
+    epochs = math.ceil(total / there)
+    chosen = torch.randperm(there, generator=torch.Generator().manual_seed(bench.case.seed))[: total // epochs]
+    whole = bench.train
+    assert whole.labels is not None
+    return epochs, Batch(whole.images[chosen], whole.labels[chosen], whole.indices[chosen])
+
+
+TRAINED: dict[str, Train | None] = {
+    "joint": None, "mdc": None, "cp-vit": None, "up-vit": None, "vtp": gates, "spvit": selectors,
+    "Torch-Pruning magnitude": None, "Torch-Pruning Taylor": None, "uniform magnitude": None, "token merging": None,
+}  # fmt: skip
+"""None: what the row had without training is fine-tuned."""
+
+
+def _ignore(_epoch: int, _loss: float) -> None:
+    pass
