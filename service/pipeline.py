@@ -80,6 +80,7 @@ class Job:
         self.request, self.files, self.journal, self.allowed = request, files, journal, allowed
         self.trials = [Trial.from_json(row) for row in journal.trials()]
         self.started = time.monotonic()
+        self.best_finished: tuple[Policy, TorchNetwork, Score] | None = None
 
     def describe(self) -> None:
         self.journal.stage("validating")
@@ -200,9 +201,15 @@ class Job:
         return self._search().finalists(self.trials, FINALISTS, lambda policy: self._finished(policy)[1])
 
     def _finished(self, policy: Policy) -> tuple[TorchNetwork, Score]:
+        """The best so far is kept: it is what is measured first."""
+        if self.best_finished is not None and self.best_finished[0] == policy:
+            return self.best_finished[1:]
         network = self.evaluation.finished(self.space.plan(policy), self.request.recovery)
         self.journal.check()
-        return network, self.evaluation.score_of(network)
+        score = self.evaluation.score_of(network)
+        if self.best_finished is None or score.agreement > self.best_finished[2].agreement:
+            self.best_finished = (policy, network, score)
+        return network, score
 
     def _next_best(self, measured: set[int]) -> Trial | None:
         """The best trial that was not measured, under corrected prices."""

@@ -1,0 +1,53 @@
+"""What the papers published, and the request that asks for the same size."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """published: macs in 1e9, params in 1e6, top1 in percent on ImageNet-1K, and whether that was after fine-tuning."""
+
+    name: str
+    model: str
+    method: str
+    published: dict[str, float]
+    tuned: bool
+    request: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def budgets(self) -> list[dict[str, Any]]:
+        """At most the published sizes and half a unit of their last place: they are rounded."""
+        limits = {"macs": 1e9, "params": 1e6}
+        return [
+            {"metric": metric, "limit": (self.published[metric] + half_unit(self.published[metric])) * unit}
+            for metric, unit in limits.items()
+            if metric in self.published
+        ]
+
+
+def half_unit(value: float) -> float:
+    """2.66 -> 0.005."""
+    return 0.5 * 10.0 ** -len(str(value).partition(".")[2])
+
+
+SMALL, BASE = "deit_small_patch16_224", "deit_base_patch16_224"
+CASES = (
+    Case("CP-ViT, DeiT-S", SMALL, "cp-vit", {"macs": 2.66, "top1": 79.08}, True, source="arXiv 2310.07882, table 2"),
+    Case("VTP 20 %, DeiT-B", BASE, "vtp", {"macs": 13.8, "params": 67.3, "top1": 81.3}, True, source="arXiv 2104.08500"),
+    Case("VTP 40 %, DeiT-B", BASE, "vtp", {"macs": 10.0, "params": 48.0, "top1": 80.7}, True, source="arXiv 2104.08500"),
+    Case(
+        "UP-DeiT-T, from DeiT-B", BASE, "up-vit", {"macs": 1.3, "params": 5.7, "top1": 75.79}, True,
+        {"target": "deit_tiny_patch16_224"}, "arXiv 2111.15127",
+    ),
+    Case(
+        "UP-DeiT-S, from DeiT-B", BASE, "up-vit", {"macs": 4.6, "params": 22.1, "top1": 81.56}, True,
+        {"target": "deit_small_patch16_224"}, "arXiv 2111.15127",
+    ),
+    Case("MDC, DeiT-S", SMALL, "mdc", {"macs": 1.863, "top1": 60.69}, False, {"space": "paper"}, "arXiv 2201.00043"),
+    Case("MDC, DeiT-B", BASE, "mdc", {"macs": 6.938, "top1": 72.27}, False, {"space": "paper"}, "arXiv 2201.00043"),
+    Case("SPViT, DeiT-S", SMALL, "spvit", {"macs": 2.72, "top1": 79.07}, True, source="arXiv 2112.13890"),
+    Case("joint, DeiT-S at CP-ViT's MACs", SMALL, "joint", {"macs": 2.66}, False),
+    Case("joint, DeiT-B at MDC's MACs", BASE, "joint", {"macs": 6.938}, False),
+)  # fmt: skip
