@@ -15,8 +15,9 @@ from threadpoolctl import threadpool_limits
 
 from search.ranking import Array
 
-CANDIDATES, NEAR = 1000, 200
-NEAR_SPREAD = 0.1
+CANDIDATES, NEAR = 1000, 400
+NEAR_SPREADS = (0.2, 0.1, 0.05)
+REACH = 1.0
 Canonical = Callable[[Array], Array]
 """(n, d) -> (n, d): of the points that mean the same, the one that stands for all."""
 Proposal = Callable[[Sequence[Sequence[float]], Sequence[float], int, int, Canonical], list[list[float]]]
@@ -36,7 +37,8 @@ def by_expected_improvement(
 ) -> list[list[float]]:
     """Candidates in [0, 1]^d by falling expected improvement over the best score.
 
-    Candidates are uniform, and near the best points: in many dimensions plain EI fades away from both.
+    Candidates are uniform, and near the best points: in many dimensions plain EI fades away from both. Every other
+    proposal looks near the best points first, or all late ones would go where nothing is known because nothing is good.
     """
     random = np.random.default_rng(seed)
     x, y = canonical(np.asarray(points, dtype=float)), standardised(np.asarray(scores, dtype=float))
@@ -46,6 +48,8 @@ def by_expected_improvement(
         warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound says "no influence"
         process = _process(dimensions, seed).fit(x, -y)  # scikit-optimize minimises
     improvement = gaussian_ei(candidates, process, y_opt=float((-y).min()), xi=0.01)
+    if len(points) % 2:
+        improvement[CANDIDATES:] += improvement.max() + 1
     return [list(map(float, candidates[i])) for i in np.argsort(-improvement, kind="stable")]
 
 
@@ -61,16 +65,23 @@ def at_random(
 
 
 def standardised(scores: Array) -> Array:
-    """Mean 0, deviation 1, with collapses (far below the quartiles) pulled in: how bad they are teaches nothing."""
-    low, high = np.quantile(scores, [0.25, 0.75])
-    clipped = np.maximum(scores, low - 1.5 * (high - low) - 1e-9)
+    """Mean 0, deviation 1, with collapses pulled in to as far below the median as the best is above it.
+
+    Scores of policies have a long tail; how bad a collapse is teaches nothing, and the search decides among the good ones.
+    As they become more, the median rises, and small differences count.
+    """
+    median, top = np.median(scores), scores.max()
+    clipped = np.maximum(scores, median - REACH * (top - median))
     spread = clipped.std()
     return np.asarray((clipped - clipped.mean()) / (spread if spread > 0 else 1.0))
 
 
 def _near(best: Array, random: np.random.Generator) -> Array:
+    """A long or a short step away from one of the best points, in about half of the dimensions."""
     centres = best[random.integers(len(best), size=NEAR)]
-    return np.asarray(np.clip(centres + NEAR_SPREAD * random.standard_normal(centres.shape), 0, 1))
+    steps = random.choice(NEAR_SPREADS, size=(NEAR, 1)) * random.standard_normal(centres.shape)
+    steps *= random.random(centres.shape) < 0.5
+    return np.asarray(np.clip(centres + steps, 0, 1))
 
 
 def _process(dimensions: int, seed: int) -> GaussianProcessRegressor:
