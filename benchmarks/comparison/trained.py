@@ -18,7 +18,8 @@ from models.train_gates import GateRecipe, train_gates
 from search.search import best
 from service.training import SELECTOR_RATE
 
-BATCH, LEARNING_RATE, GATE_RATE, L1 = 64, 3e-4, 1e-2, 1e-4
+BATCH, LEARNING_RATE, GATE_RATE, L1 = 64, 1e-4, 1e-2, 1e-4
+"""The defaults of a job."""
 PROBE_STEPS = 4
 TRIALS = 40
 Network = TorchNetwork
