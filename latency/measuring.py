@@ -39,19 +39,23 @@ class Refused(Exception):
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """request: files, threads, batch, provider, seconds, rounds (at least), seed.
+    """request: files, threads, batch, provider, seconds, rounds (at least), seed, images (an .npy file, or None).
+
+    With images, round r feeds image r to every file, over and over: each process sees every image equally often.
 
     Answers {"samples_ms": [file][round][run of the burst]}: bursts of one round were taken one after the other.
     """
     _pin(request["threads"])
     sessions = [_open(file, request) for file in request["files"]]
-    feeds = [_feed(session, request["batch"], request["seed"]) for session in sessions]
-    runs = [lambda s=s, f=f: s.run(None, f) for s, f in zip(sessions, feeds, strict=True)]
+    feeds = [_feeds(session, request) for session in sessions]
+    place, images = [0], len(feeds[0])
+    runs = [lambda s=s, f=f: s.run(None, f[place[0]]) for s, f in zip(sessions, feeds, strict=True)]
     bursts = [_burst(_warm_up(run)) for run in runs]
     order, shuffle = list(range(len(runs))), random.Random(request["seed"])
     samples: list[list[list[float]]] = [[] for _ in runs]
     end = time.perf_counter() + request["seconds"]
-    while len(samples[0]) < request["rounds"] or time.perf_counter() < end:
+    while len(samples[0]) < request["rounds"] or len(samples[0]) % images or time.perf_counter() < end:
+        place[0] = len(samples[0]) % images
         shuffle.shuffle(order)
         for i in order:
             settle, keep = bursts[i]
@@ -82,12 +86,21 @@ def _open(file: str, request: dict[str, Any]) -> Any:
     return session
 
 
-def _feed(session: Any, batch: int, seed: int) -> dict[str, Any]:
+def _feeds(session: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the rounds feed in turn: noise, or the given images one by one."""
     (entry,) = session.get_inputs()
+    batch = request["batch"]
     shape = [batch if not isinstance(size, int) else size for size in entry.shape]
     if shape[0] != batch:
         raise Refused(f"The file has a fixed batch of {shape[0]}, {batch} was asked for")
-    return {entry.name: np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)}
+    if request.get("images") is None:
+        return [{entry.name: np.random.default_rng(request["seed"]).standard_normal(shape, dtype=np.float32)}]
+    if batch != 1:
+        raise Refused(f"images are measured one by one, a batch of {batch} was asked for")
+    images = np.load(request["images"], allow_pickle=False)
+    if list(images.shape[1:]) != shape[1:]:
+        raise Refused(f"the images have shape {list(images.shape[1:])}, the file takes {shape[1:]}")
+    return [{entry.name: image[None]} for image in images]
 
 
 def _burst(run_ms: float) -> tuple[int, int]:

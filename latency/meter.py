@@ -35,8 +35,12 @@ class Meter:
     def __init__(self, setting: Setting) -> None:
         self.device, self.setting = CPU, setting
 
-    def measure(self, files: Sequence[Path], effort: Effort, seed: int = 0) -> list[Measurement]:
+    def measure(
+        self, files: Sequence[Path], effort: Effort, seed: int = 0, images: Path | None = None
+    ) -> list[Measurement]:
         """One measurement per file, in order; the first file is the original that the others are compared with.
+
+        images: an .npy file of float32 (n, C, H, W) that the rounds feed in turn; otherwise noise.
 
         Raises: DeviceUnavailable when the runtime refuses (threads, provider, batch).
         """
@@ -44,7 +48,7 @@ class Meter:
         processes: list[list[list[list[float]]]] = []
         with measuring_lease():
             for number in range(2 * effort.processes):
-                processes.append(self._one_process(files, slice_s, effort.rounds, seed + number))
+                processes.append(self._one_process(files, slice_s, effort.rounds, seed + number, images))
                 found = [self._measurement([p[i] for p in processes]) for i in range(len(files))]
                 if number + 1 >= effort.processes and _narrow(found, effort.width):
                     break
@@ -54,7 +58,9 @@ class Meter:
         samples = tuple(tuple(tuple(burst) for burst in rounds) for rounds in processes)
         return Measurement(self.device, cpu_name(), self.setting, samples)
 
-    def _one_process(self, files: Sequence[Path], seconds: float, rounds: int, seed: int) -> list[list[list[float]]]:
+    def _one_process(
+        self, files: Sequence[Path], seconds: float, rounds: int, seed: int, images: Path | None
+    ) -> list[list[list[float]]]:
         request: dict[str, Any] = {
             "files": [str(file) for file in files],
             "threads": self.setting.threads,
@@ -63,6 +69,7 @@ class Meter:
             "seconds": seconds,
             "rounds": rounds,
             "seed": seed,
+            "images": None if images is None else str(images),
         }
         command = [sys.executable, "-m", "latency.measuring"]
         done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)

@@ -3,7 +3,9 @@
 A round is a short burst of runs; its median is what counts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,14 @@ from models.record import Record
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 Samples = tuple[tuple[tuple[float, ...], ...], ...]
+Statistic = Literal["p50", "mean", "p95"]
+Reduce = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+STATISTICS: dict[Statistic, Reduce] = {
+    "p50": lambda rounds: np.asarray(np.median(rounds, axis=1)),
+    "mean": lambda rounds: np.asarray(rounds.mean(axis=1)),
+    "p95": lambda rounds: np.asarray(np.quantile(rounds, 0.95, axis=1, method="inverted_cdf")),
+}
+"""(n, rounds) -> (n,). p95 is the nearest rank: the smallest value that at least 95 % of the rounds do not exceed."""
 
 
 @dataclass(frozen=True)
@@ -54,31 +64,31 @@ class Measurement(Record):
         return sum(len(burst) for rounds in self.samples_ms for burst in rounds)
 
 
-def ratio(candidate: Measurement, original: Measurement) -> Interval:
-    """Median over rounds of candidate / original: the two ran within milliseconds, so drift cancels.
+def ratio(candidate: Measurement, original: Measurement, statistic: Statistic = "p50") -> Interval:
+    """Median (or another statistic) over rounds of candidate / original: the two ran within milliseconds, so drift cancels.
 
     Raises: ValueError when the two were not measured in the same rounds.
     """
     if candidate.setting != original.setting or candidate.device != original.device:
         raise ValueError("Only measurements on one device in one setting can be compared")
     pairs = zip(candidate.round_medians, original.round_medians, strict=True)
-    return bootstrap([mine / other for mine, other in pairs])
+    return bootstrap([mine / other for mine, other in pairs], statistic)
 
 
-def bootstrap(processes: list[npt.NDArray[np.float64]]) -> Interval:
-    """Median of process medians; the interval resamples processes, then rounds inside each (two levels).
+def bootstrap(processes: list[npt.NDArray[np.float64]], statistic: Statistic = "p50") -> Interval:
+    """Median over processes of each one's median (or another statistic of its rounds); the interval resamples processes,
+    then rounds inside each (two levels).
 
     One level would call the spread between processes (memory layout) zero. Seeded: equal samples, equal interval.
     """
-    random = np.random.default_rng(0)
-    medians = np.stack([_resampled_medians(rounds, random) for rounds in processes])
+    random, reduce = np.random.default_rng(0), STATISTICS[statistic]
+    medians = np.stack([_resampled(rounds, random, reduce) for rounds in processes])
     chosen = random.integers(len(processes), size=(RESAMPLES, len(processes)))
     values = np.median(medians[chosen, np.arange(RESAMPLES)[:, None]], axis=1)
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(np.median([np.median(rounds) for rounds in processes])), float(low), float(high))
+    return Interval(float(np.median([reduce(rounds[None])[0] for rounds in processes])), float(low), float(high))
 
 
-def _resampled_medians(rounds: npt.NDArray[np.float64], random: np.random.Generator) -> npt.NDArray[np.float64]:
+def _resampled(rounds: npt.NDArray[np.float64], random: np.random.Generator, reduce: Reduce) -> npt.NDArray[np.float64]:
     picks = random.integers(len(rounds), size=(RESAMPLES, len(rounds)))
-    medians: npt.NDArray[np.float64] = np.median(rounds[picks], axis=1)
-    return medians
+    return reduce(rounds[picks])

@@ -1,4 +1,5 @@
-"""The dynamic form of a network with selectors: each image keeps the tokens whose T_keep is at least 1/2, however many.
+"""The dynamic form of a network with selectors: each image keeps the tokens whose T_keep is at least a threshold (1/2, as
+trained, or more where a budget asks for it), however many they are.
 
 One image per run: then a number of tokens is a length, and NonZero and Gather export it with standard operators. At least
 one token stays; while nothing has been removed there is no package. A dynamic number of tokens is a weighted set of static
@@ -29,7 +30,6 @@ from models.reduction import TokenReduction
 from models.structure import PACKAGING, Structure
 from models.torch_network import TorchNetwork
 
-THRESHOLD = 0.5
 KEPT = "kept_tokens"
 """Second output of the file, int64 (stages,)."""
 
@@ -37,9 +37,9 @@ KEPT = "kept_tokens"
 class DynamicBlocks(nn.Module):
     """Stands where the pruned blocks stand. Input and output are those of one image, (1, N, D)."""
 
-    def __init__(self, blocks: PrunedBlocks) -> None:
+    def __init__(self, blocks: PrunedBlocks, threshold: float) -> None:
         super().__init__()
-        self.blocks = blocks
+        self.blocks, self.threshold = blocks, threshold
         self.kept: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class DynamicBlocks(nn.Module):
         assert reduction.selector is not None
         scores = reduction.selector(body)[0]
         best = torch.arange(scores.shape[0], device=x.device) == scores.argmax()
-        keep = (scores >= THRESHOLD) | best
+        keep = (scores >= self.threshold) | best
         self.kept.append(keep.sum())
         if reduction.reducer not in PACKAGING:
             return torch.cat([x[:, :prefix], body[:, keep], package], dim=1), gone
@@ -100,7 +100,7 @@ class DynamicNetwork(nn.Module):
             raise InvalidRequest("Only networks whose token reductions all have selectors have a dynamic form")
         self.module = copy.deepcopy(network.module).eval()
         path, blocks = next((p, m) for p, m in self.module.named_modules() if isinstance(m, PrunedBlocks))
-        self._blocks = [DynamicBlocks(blocks)]
+        self._blocks = [DynamicBlocks(blocks, network.threshold)]
         replace_part(self.module, path, self._blocks[0])
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,8 @@ class TorchNetwork:
         self.class_names: tuple[str, ...] | None = None
         self.gates: tuple[Gates, ...] | None = None
         """As trained (models/train_gates.py), and folded into the weights."""
+        self.threshold = 0.5
+        """Tokens whose selector says at least this stay in the dynamic form (models/dynamic.py)."""
 
     @property
     def structure(self) -> Structure:

@@ -26,12 +26,14 @@ class Budget(Record):
     limit: float
     device: str = ""
     setting: str = ""
-    statistic: str = "p50"
+    statistic: Literal["p50", "mean", "p95"] = "p50"
+    """p50 of the runs on one input; mean, p95: over images, of a network whose number of tokens depends on the image."""
 
     @property
     def label(self) -> str:
         """Short and unique within a job: the key of costs."""
-        return f"{self.metric}@{self.device} ({self.setting})" if self.device else self.metric
+        name = self.metric if self.statistic == "p50" else f"{self.metric} {self.statistic}"
+        return f"{name}@{self.device} ({self.setting})" if self.device else name
 
     @property
     def is_latency(self) -> bool:
@@ -41,6 +43,7 @@ class Budget(Record):
         """`value` with this budget's unit, for people."""
         shown = f"{value:.4g}" if value < 1e5 else f"{value:,.0f}"
         where = f" on {self.device} ({self.setting})" if self.device else ""
+        where += "" if self.statistic == "p50" else f", {self.statistic} over images"
         return f"{shown} {UNITS[self.metric]}{where}"
 
 

@@ -17,7 +17,8 @@ Evaluate = Callable[[Policy], Score]
 START_SHARE = 4
 """At most one in so many trials is an analytic starting point."""
 START_DEPTH = 0.75
-TRIES = 50
+TRIES, STRIDE = 50, 20
+"""The best proposals are neighbours, which in a small network may all mean known structures: then some of the others."""
 
 
 @dataclass
@@ -93,7 +94,8 @@ class Search:
         points, scores = [t.direction for t in trials], [t.score for t in trials]
         seed = self.seed * 100003 + len(trials)
         dimensions = len(self.space.dimensions) + self.objective.extra
-        for direction in self.propose(points, scores, dimensions, seed, self.space.canonical)[:TRIES]:
+        proposals = self.propose(points, scores, dimensions, seed, self.space.canonical)
+        for direction in proposals[:TRIES] + proposals[TRIES::STRIDE]:
             policy = self.decoded(direction)
             if self.space.sketch(policy).key not in seen:
                 return direction, policy, False

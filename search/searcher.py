@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from search.ranking import Array
 
-CANDIDATES, NEAR = 1000, 400
+CANDIDATES, NEAR, NEAR_FIRST = 1000, 400, 20
 NEAR_SPREADS = (0.2, 0.1, 0.05)
 REACH = 1.0
 Canonical = Callable[[Array], Array]
@@ -48,9 +48,11 @@ def by_expected_improvement(
         warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound says "no influence"
         process = _process(dimensions, seed).fit(x, -y)  # scikit-optimize minimises
     improvement = gaussian_ei(candidates, process, y_opt=float((-y).min()), xi=0.01)
+    order = np.argsort(-improvement, kind="stable")
     if len(points) % 2:
-        improvement[CANDIDATES:] += improvement.max() + 1
-    return [list(map(float, candidates[i])) for i in np.argsort(-improvement, kind="stable")]
+        first = order[order >= CANDIDATES][:NEAR_FIRST]  # a few: in a small network they may all mean known structures
+        order = np.concatenate([first, order[~np.isin(order, first)]])
+    return [list(map(float, candidates[i])) for i in order]
 
 
 def at_random(

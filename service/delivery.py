@@ -74,7 +74,7 @@ def deliver_files(delivery: Delivery, files: JobFiles, journal: Journal) -> JobR
     parity = _export(delivery, folder)
     dynamic = deliver_dynamic(
         delivery.network, delivery.pricing, delivery.evaluation.calibration.images[:DYNAMIC_IMAGES],
-        delivery.evaluation.data.take("test", PARITY_IMAGES, 0).images, folder,
+        delivery.evaluation.data.take("test", PARITY_IMAGES, 0).images, folder, delivery.verdict.over_images,
     )  # fmt: skip
     journal.check()
     journal.stage("reporting")

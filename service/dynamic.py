@@ -1,5 +1,10 @@
-"""The dynamic form of a network with selectors: its file, and what its number of tokens costs over images."""
+"""The dynamic form of a network with selectors: its file, and what its number of tokens costs over images.
 
+Selectors are trained to keep a share of the tokens on average. Where a budget limits the mean or the 95th percentile over
+images, the threshold of the dynamic form is raised until it holds: first as predicted, then as measured.
+"""
+
+import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,15 +13,20 @@ from typing import Any
 
 from torch import Tensor
 
+from latency.sampling import Statistic, bootstrap, ratio
 from models.dynamic import check_dynamic, export_dynamic, kept_distribution, structure_of
 from models.errors import InvalidRequest, ParityFailure
 from models.masked_tokens import selectors_of
 from models.structure import Structure
 from models.torch_network import TorchNetwork
 from service.budgeting import Pricing
+from service.verification import Evidence
 
 FILE = "model.dynamic-tokens.onnx"
 
+THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 0.995, 0.999)
+"""0.5 is what the selectors were trained with."""
+OVER_IMAGES: tuple[Statistic, ...] = ("mean", "p95")
 PriceMs = Callable[[Sequence[Structure]], Sequence[float]]
 """Milliseconds of each structure, all in one batch."""
 
@@ -41,10 +51,39 @@ def dynamic_latency(structures: Sequence[Structure], price: PriceMs) -> tuple[fl
     raise AssertionError("the shares add up to all images")
 
 
+def predicted_shares(network: TorchNetwork, pricing: Pricing, images: Tensor) -> dict[str, float]:
+    """Predicted cost over the limit of each budget over images, by label."""
+    assert network.plan is not None
+    kept = kept_distribution(network, images).tolist()
+    structures = [structure_of(network.plan, pricing.original, row) for row in kept]
+    shares = {}
+    for request, budget, place in zip(pricing.requests, pricing.budgets.items, pricing.places, strict=True):
+        if request.over_images and place is not None:
+            mean, p95 = dynamic_latency(structures, lambda some, place=place: list(pricing.upper_ms(place, some)))  # type: ignore[misc]
+            whole = pricing.upper_ms(place, [pricing.original])[0] if budget.metric == "latency_keep" else 1.0
+            shares[budget.label] = float((mean if request.statistic == "mean" else p95) / whole / budget.limit)
+    return shares
+
+
+def with_threshold(network: TorchNetwork, pricing: Pricing, images: Tensor, above: float = 0.0) -> TorchNetwork:
+    """The network with the lowest threshold above `above` that is predicted within the budgets over images; the highest
+    there is when none is. images: of the calibration split."""
+    for threshold in THRESHOLDS:
+        if threshold > above:
+            found = copy.copy(network)
+            found.threshold = threshold
+            if max(predicted_shares(found, pricing, images).values(), default=0.0) <= 1 - pricing.safety:
+                break
+    return found
+
+
 def deliver_dynamic(
-    network: TorchNetwork, pricing: Pricing, images: Tensor, unseen: Tensor, folder: Path
-) -> dict[str, Any] | None:
+    network: TorchNetwork, pricing: Pricing, images: Tensor, unseen: Tensor, folder: Path,
+    evidence: Sequence[Evidence] = (),
+) -> dict[str, Any] | None:  # fmt: skip
     """Writes the dynamic form and describes it; None for a network without selectors.
+
+    evidence: what its latency over images was measured to be.
 
     images: for the distribution of tokens and the predicted latencies (calibration); unseen: for parity.
     Raises: ParityFailure when ONNX Runtime disagrees with PyTorch.
@@ -67,6 +106,7 @@ def deliver_dynamic(
         latencies.append({"device": place[0], "setting": str(place[1]), "mean_ms": mean, "p95_ms": p95})
     return {
         "file": FILE,
+        "threshold": network.threshold,
         "parity": parity.to_json(),
         "images": len(images),
         "kept_tokens": [
@@ -74,4 +114,14 @@ def deliver_dynamic(
         ],
         "macs_mean": sum(structure.macs for structure in structures) / len(structures),
         "predicted": latencies,
+        "measured": [_measured(found) for found in evidence],
     }
+
+
+def _measured(found: Evidence) -> dict[str, Any]:
+    """Mean and p95 over images, with the ratio to the original's latency on the same image."""
+    row: dict[str, Any] = {"device": found.place[0], "setting": str(found.place[1])}
+    for statistic in OVER_IMAGES:
+        row[f"{statistic}_ms"] = bootstrap(found.candidate.round_medians, statistic).to_json()
+        row[f"{statistic}_ratio"] = ratio(found.candidate, found.original, statistic).to_json()
+    return row

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from models.errors import ImpossibleBudget, InvalidRequest
+from models.masked_tokens import selectors_of
 from models.torch_network import TorchNetwork
 from models.train_gates import GateRecipe, train_gates
 from search.methods import method_named
@@ -19,6 +22,7 @@ from search.search import Search, best
 from search.trial import Score, Trial
 from service.budgeting import Pricing
 from service.delivery import Delivery, deliver_files
+from service.dynamic import with_threshold
 from service.evaluation import Evaluation
 from service.journal import JobFiles, JobResult, Journal
 from service.profiling import profile
@@ -34,6 +38,8 @@ VERIFICATIONS = 6
 WELL_USED = 0.97
 """A delivery that uses this share of its fullest budget is not corrected upwards any more."""
 FINETUNED_VERIFICATIONS = 3
+TIMED_IMAGES = 64
+"""Of which mean and p95 are taken."""
 FINETUNE_IMAGES, FINETUNE_BYTES = 50_000, 4 * 2**30
 """At most so many images, and no more than fit into so much memory."""
 
@@ -254,16 +260,25 @@ class Job:
         network = train(
             self.request, self.evaluation, chosen.network, data, checkpoint, lambda *_: self.journal.check()
         )
-        name = f"{chosen.name}-finetuned"
+        name, images = f"{chosen.name}-finetuned", self._images_to_time(network)
+        if images is not None:
+            network = with_threshold(network, self.pricing, images)
         for _ in range(FINETUNED_VERIFICATIONS):  # this structure has met the budgets: only noise speaks against it
-            verdict = self.verifier.judge(name, network)
+            verdict = self.verifier.judge(name, network, images)
             if verdict.met or not chosen.verdict.met:
                 return Candidate(name, chosen.trial, network, verdict)
+            if images is not None:
+                network = with_threshold(network, self.pricing, images, above=network.threshold)
         raise ImpossibleBudget(
             f"After fine-tuning the file was measured {FINETUNED_VERIFICATIONS} times, last at {verdict.fullest:.3f} of the "
             "fullest budget. Measure on a quieter machine.",
             nearest=verdict.fullest,
         )
+
+    def _images_to_time(self, network: TorchNetwork) -> Tensor | None:
+        """What the dynamic form is priced and measured on, where there is one and a budget limits it."""
+        limited = selectors_of(network.module) and any(budget.over_images for budget in self.request.budgets)
+        return self.evaluation.calibration.images[:TIMED_IMAGES] if limited else None
 
     def _finetune_images(self) -> int:
         channels, height, width = self.evaluation.network.structure.image

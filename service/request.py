@@ -28,7 +28,23 @@ class BudgetRequest(Strict):
     limit: float = Field(gt=0, allow_inf_nan=False, description="Upper limit in the metric's unit.")
     device: str = Field("cpu", description="For latency metrics: a name from GET /v1/devices.")
     setting: SettingRequest = Field(default_factory=lambda: SettingRequest())
-    statistic: Literal["p50"] = "p50"
+    statistic: Literal["p50", "mean", "p95"] = Field(
+        "p50",
+        description="p50 of the runs of model.onnx. mean, p95: over images, of model.dynamic-tokens.onnx (method spvit).",
+    )
+
+    @model_validator(mode="after")
+    def _over_images_one_by_one(self) -> "BudgetRequest":
+        if self.over_images and (not self.metric.startswith("latency") or self.setting.batch != 1):
+            raise ValueError(
+                f"statistic {self.statistic!r} is of latencies over single images: give it with latency_keep or latency_ms "
+                "and setting.batch 1"
+            )
+        return self
+
+    @property
+    def over_images(self) -> bool:
+        return self.statistic != "p50"
 
 
 class FinetuneRequest(Strict):
@@ -95,6 +111,15 @@ class JobRequest(Strict):
             )
         if self.target is not None and self.objective != "score":
             raise ValueError("target fixes the shape: there is no cost to lower. Leave objective and max_loss out")
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_depend_on_the_image(self) -> "JobRequest":
+        if self.method != "spvit" and any(budget.over_images for budget in self.budgets):
+            raise ValueError(
+                f"statistic mean or p95 limits a network whose number of tokens depends on the image, which method 'spvit' makes, "
+                f"not {self.method!r}: set method, or leave statistic out"
+            )
         return self
 
     @property

@@ -13,8 +13,8 @@ from search.methods import method_named
 from service.evaluation import Evaluation
 from service.request import FinetuneRequest, JobRequest
 
-SELECTOR_RATE = 10.0
-"""Learning rate of selectors, which are new, over the request's; the backbone then learns at a tenth of the request's."""
+SELECTOR_RATE = 60.0
+"""Learning rate of selectors, which are new, over the request's; the backbone then learns at a little more than half of the request's."""
 
 AfterEpoch = Callable[[int, float], None]
 

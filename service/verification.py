@@ -1,14 +1,19 @@
 """Exports candidates and measures them beside the original, which has had the same export and optimisation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from torch import Tensor
+
 from latency.meter import Effort, Meter
-from latency.sampling import Interval, Measurement, ratio
+from latency.sampling import Interval, Measurement, bootstrap, ratio
 from latency.table import Sample
+from models.dynamic import export_dynamic
 from models.structure import Structure
 from models.torch_network import TorchNetwork
+from search.budgets import Budget
 from service.budgeting import Place, Pricing
 
 VERIFY = Effort(seconds=10.0, width=0.02, processes=4, rounds=10)
@@ -27,13 +32,21 @@ class Evidence:
     def ratio(self) -> Interval:
         return ratio(self.candidate, self.original)
 
+    def upper(self, budget: Budget) -> float:
+        """The upper end of what a latency budget limits."""
+        if budget.metric == "latency_keep":
+            return ratio(self.candidate, self.original, budget.statistic).high
+        return bootstrap(self.candidate.round_medians, budget.statistic).high
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """`shares`: upper end of the measured interval over the limit, per budget; all at most 1: the budgets are met."""
+    """`shares`: upper end of the measured interval over the limit, per budget; all at most 1: the budgets are met.
+    over_images: evidence of the dynamic form."""
 
     evidence: tuple[Evidence, ...]
     shares: dict[str, float]
+    over_images: tuple[Evidence, ...] = ()
 
     @property
     def met(self) -> bool:
@@ -64,8 +77,12 @@ class Verifier:
         found = Meter(setting).measure(files, effort, self._seed)
         return [Evidence(place, found[0], candidate) for candidate in found[1:]]
 
-    def judge(self, name: str, network: TorchNetwork) -> Verdict:
-        """Measures wherever that is possible and compares with every budget; corrects the prices by what it saw."""
+    def judge(self, name: str, network: TorchNetwork, images: Tensor | None = None) -> Verdict:
+        """Measures wherever that is possible and compares with every budget; corrects the prices by what it saw.
+
+        images (n, C, H, W): also measure the dynamic form of the network over them. Without, budgets over images are
+        compared with what is predicted of the static form.
+        """
         evidence = []
         for place in self._pricing.measured_places:
             (found,) = self.measure([(name, network)], place, VERIFY)
@@ -73,7 +90,21 @@ class Verifier:
             self._pricing.correct(place, [sample], found.original.p50_ms.value)
             self._keep_table(place)
             evidence.append(found)
-        return Verdict(tuple(evidence), self._shares(network.structure, evidence))
+        over_images = () if images is None else tuple(self._over_images(name, network, images))
+        return Verdict(tuple(evidence), self._shares(network.structure, evidence, over_images), over_images)
+
+    def _over_images(self, name: str, network: TorchNetwork, images: Tensor) -> Iterator[Evidence]:
+        """The dynamic form beside the original, both on the same image in turn."""
+        file, inputs = self._work / f"{name}-{network.threshold:g}-dynamic.onnx", self._work / "images.npy"
+        if not file.exists():
+            export_dynamic(network, file)
+        np.save(inputs, images.numpy())
+        requests = zip(self._pricing.requests, self._pricing.places, strict=True)
+        for place in dict.fromkeys(place for request, place in requests if request.over_images):
+            if place in self._pricing.measured_places:
+                files = [self.file(self._original, "original", 1), file]
+                original, candidate = Meter(place[1]).measure(files, VERIFY, self._seed, inputs)
+                yield Evidence(place, original, candidate)
 
     def _keep_table(self, place: Place) -> None:
         """A resumed job goes on with what this one has learnt."""
@@ -81,14 +112,16 @@ class Verifier:
         if table is not None:
             table.save(self._work)
 
-    def _shares(self, structure: Structure, evidence: Sequence[Evidence]) -> dict[str, float]:
-        by_place = {found.place: found for found in evidence}
+    def _shares(
+        self, structure: Structure, evidence: Sequence[Evidence], over_images: Sequence[Evidence]
+    ) -> dict[str, float]:
+        static, dynamic = ({found.place: found for found in some} for some in (evidence, over_images))
         predicted = self._pricing.price([structure])[0]
         shares = {}
         for i, (budget, place) in enumerate(zip(self._pricing.budgets.items, self._pricing.places, strict=True)):
             cost = float(predicted[i])
-            if place in by_place:
-                found = by_place[place]
-                cost = found.ratio.high if budget.metric == "latency_keep" else found.candidate.p50_ms.high
+            measured = dynamic if budget.statistic != "p50" else static
+            if place in measured:
+                cost = measured[place].upper(budget)
             shares[budget.label] = cost / budget.limit
         return shares

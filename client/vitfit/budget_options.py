@@ -1,7 +1,7 @@
 """The options that say what a job must reach and how it searches: the same for `vitfit submit` and `vitfit compress`."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -40,6 +40,12 @@ class BudgetOptions:
     ] = "cpu"
     threads: Annotated[int, typer.Option(min=1, help="Threads on the device.", rich_help_panel=BUDGET_PANEL)] = 1
     batch: Annotated[int, typer.Option(min=1, help="Images per run.", rich_help_panel=BUDGET_PANEL)] = 1
+    statistic: Annotated[
+        Literal["p50", "mean", "p95"],
+        typer.Option(
+            help="Of the latency budgets. mean, p95: over images, with --method spvit.", rich_help_panel=BUDGET_PANEL
+        ),
+    ] = "p50"
 
     def budgets(self) -> tuple[Budget, ...]:
         """All limits that were given.
@@ -66,7 +72,7 @@ class BudgetOptions:
         if at and not device:
             raise typer.BadParameter(f"{flag} {text}: the name of the device is missing after '@'.")
         limit = parse_limit(number, flag)
-        return Budget(metric, limit, device or self.device, self.threads, self.batch)
+        return Budget(metric, limit, device or self.device, self.threads, self.batch, self.statistic)
 
 
 def parse_limit(text: str, flag: str) -> float:

@@ -65,7 +65,8 @@ class Progress(Result):
 class Budget:
     """One upper limit: `latency_ms`, `latency_keep`, `macs`, `macs_keep`, `params` or `params_keep`.
 
-    The `*_keep` are fractions of the original's value. Device, threads and batch belong to the two latency metrics.
+    The `*_keep` are fractions of the original's value. Device, threads, batch and statistic belong to the two latency
+    metrics; statistic: p50, or mean or p95 over images (method spvit).
     """
 
     metric: str
@@ -73,13 +74,15 @@ class Budget:
     device: str = "cpu"
     threads: int = 1
     batch: int = 1
+    statistic: str = "p50"
 
     def to_json(self) -> dict[str, Any]:
         """As `POST /v1/jobs` takes it."""
         if not self.metric.startswith("latency"):
             return {"metric": self.metric, "limit": self.limit}
         setting = {"threads": self.threads, "batch": self.batch}
-        return {"metric": self.metric, "limit": self.limit, "device": self.device, "setting": setting}
+        body = {"metric": self.metric, "limit": self.limit, "device": self.device, "setting": setting}
+        return body | ({} if self.statistic == "p50" else {"statistic": self.statistic})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from latency.meter import Effort, Meter, measuring_lease
@@ -65,3 +66,15 @@ def test_one_thing_measures_at_a_time(files: tuple[Path, Path]) -> None:
         assert not done.wait(1.5), "somebody else holds the lease"
     assert done.wait(60)
     thread.join()
+
+
+def test_every_image_is_fed_equally_often(files: tuple[Path, Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.zeros((7, 3, 48, 48), np.float32))
+    found = Meter(Setting()).measure(files, SHORT, images=tmp_path / "images.npy")
+    assert all(len(rounds) % 7 == 0 for rounds in found[0].samples_ms + found[1].samples_ms)
+
+
+def test_images_of_another_shape_are_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.zeros((4, 3, 32, 32), np.float32))
+    with pytest.raises(DeviceUnavailable, match="the file takes"):
+        Meter(Setting()).measure([files[0]], SHORT, images=tmp_path / "images.npy")

@@ -59,3 +59,13 @@ def test_a_measurement_keeps_every_sample_in_json() -> None:
     found = measurement([[1.0, 2.0], [3.0, 4.0]])
     assert Measurement.from_json(found.to_json()) == found and found.count == 4
     assert Interval.from_json(Interval(1, 0.9, 1.1).to_json()).width == pytest.approx(0.2)
+
+
+def test_mean_and_p95_over_rounds() -> None:
+    """Twenty rounds of which one is dear: the 95th of a hundred images is still a cheap one, of ten it is not."""
+    rounds = np.array([1.0] * 19 + [21.0])
+    assert bootstrap([rounds], "mean").value == pytest.approx(2.0)
+    assert bootstrap([rounds], "p95").value == 1.0
+    assert bootstrap([rounds[10:]], "p95").value == 21.0
+    original, candidate = measurement([[2.0] * 20]), measurement([(2 * rounds).tolist()])
+    assert ratio(candidate, original, "mean").value == pytest.approx(2.0)

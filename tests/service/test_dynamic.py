@@ -1,6 +1,8 @@
 """The latency of a dynamic number of tokens over images."""
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ import pytest
 from models.dynamic import kept_distribution, structure_of
 from models.errors import InvalidRequest
 from models.structure import Structure
-from service.dynamic import dynamic_latency
+from service.budgeting import Pricing
+from service.dynamic import THRESHOLDS, dynamic_latency, predicted_shares, with_threshold
+from service.request import JobRequest
 from tests.models.networks import images_for, small_network
 from tests.models.test_dynamic import dynamic
 from tests.models.test_selector import selecting
@@ -44,3 +48,58 @@ def test_from_a_network_and_images_to_latencies() -> None:
 def test_no_images_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="at least one image"):
         dynamic_latency([], by_macs)
+
+
+def limited(statistic: str, limit: float) -> Pricing:
+    budget = {"metric": "latency_keep", "limit": limit, "device": "generic-mobile", "statistic": statistic}
+    request = JobRequest.model_validate({"model": "m", "dataset": "d", "method": "spvit", "budgets": [budget]})
+    return Pricing(request, small_network().structure)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "p95"])
+def test_the_lowest_threshold_within_the_budget_is_taken(statistic: str) -> None:
+    network = dynamic()
+    images = images_for(network, 12)
+
+    def share(threshold: float, pricing: Pricing) -> float:
+        tried = copy.copy(network)
+        tried.threshold = threshold
+        (found,) = predicted_shares(tried, pricing, images).values()
+        return found
+
+    one = limited(statistic, 1.0)
+    costs = [share(threshold, one) for threshold in THRESHOLDS]
+    assert costs[0] > costs[-1], "a higher threshold keeps fewer tokens"
+    limit = (costs[0] + costs[-1]) / 2
+    pricing = limited(statistic, limit)
+    chosen = with_threshold(network, pricing, images).threshold
+    fits = [t for t, cost in zip(THRESHOLDS, costs, strict=True) if cost / limit <= 1 - pricing.safety]
+    assert chosen == min(fits) > 0.5
+    assert with_threshold(network, pricing, images, above=chosen).threshold > chosen
+    assert network.threshold == 0.5
+
+
+def test_p95_is_never_cheaper_than_the_mean_of_like_images() -> None:
+    network = dynamic()
+    images = images_for(network, 12)
+    mean, p95 = (next(iter(predicted_shares(network, limited(s, 0.9), images).values())) for s in ("mean", "p95"))
+    assert 0 < mean <= p95
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "joint"}, "method 'spvit'"),
+        ({"budgets": [{"metric": "macs", "limit": 1e6, "statistic": "mean"}]}, "single images"),
+        (
+            {"budgets": [{"metric": "latency_ms", "limit": 1, "statistic": "p95", "setting": {"batch": 2}}]},
+            "single images",
+        ),
+    ],
+)
+def test_a_statistic_over_images_is_refused_where_it_means_nothing(change: dict[str, Any], words: str) -> None:
+    fine = {"metric": "latency_keep", "limit": 0.7, "statistic": "mean"}
+    document = {"model": "m", "dataset": "d", "method": "spvit", "budgets": [fine]}
+    assert JobRequest.model_validate(document).budgets[0].over_images
+    with pytest.raises(ValueError, match=words):
+        JobRequest.model_validate(document | change)

@@ -89,6 +89,18 @@ def test_a_latency_budget_gives_the_dynamic_form_a_mean_and_a_p95(workshop: Work
 
 
 @pytest.mark.slow
+def test_a_budget_on_the_p95_over_images_is_met_by_measurement(workshop: Workshop) -> None:
+    """The budget is far above what so small a network needs: what counts is that the dynamic form was measured for it."""
+    limit = budget("latency_keep", 3.0) | {"statistic": "p95"}
+    ran = workshop.run(budget("macs_keep", 0.75), limit, **SPVIT)
+    (row,) = [row for row in ran.report["budgets"] if row["statistic"] == "p95"]
+    (found,) = ran.report["dynamic_tokens"]["measured"]
+    assert row["met"] and row["share"] == pytest.approx(found["p95_ratio"]["high"] / 3.0)
+    assert 0 < found["mean_ms"]["value"] <= found["p95_ms"]["value"]
+    assert "p95 over images" in row["text"] and ran.result.guarantee == "measured"
+
+
+@pytest.mark.slow
 def test_trials_are_scored_by_attention_and_priced_with_selectors(ran: Ran, workshop: Workshop) -> None:
     """Untrained selectors would choose at random; their cost counts from the first price on."""
     original, row = open_model(workshop.model), ran.journal.trials()[ran.result.delivered_trial or 0]
