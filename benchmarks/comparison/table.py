@@ -5,30 +5,31 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-Key = tuple[float, str, bool]
+Key = tuple[float, str, bool, bool]
+"""Keep, row, with recovery, trained."""
 
 
 def markdown(rows: Sequence[dict[str, Any]], machine: dict[str, str]) -> str:
     groups: dict[Key, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        groups[row["keep"], row["row"], row["recovery"]].append(row)
+        groups[row["keep"], row["row"], row["recovery"], row["trained"]].append(row)
     reached = [row for row in rows if "correct" in row]
     dense = reached[0]["dense"] / reached[0]["images"]
     lines = [f"Dense: {100 * dense:.2f} % of {reached[0]['images']} test images.", ""]
-    for keep in sorted({key[0] for key in groups}, reverse=True):
-        lines += _section(keep, groups)
+    for trained, keep in sorted({(key[3], -key[0]) for key in groups}):
+        lines += _section(-keep, trained, groups)
     return "\n".join([*lines, ", ".join(machine.values())])
 
 
-def _section(keep: float, groups: dict[Key, list[dict[str, Any]]]) -> list[str]:
+def _section(keep: float, trained: bool, groups: dict[Key, list[dict[str, Any]]]) -> list[str]:
     lines = [
-        f"### {keep} of the latency", "",
+        f"### {keep} of the latency, {'after a short training' if trained else 'without training'}", "",
         "| row | recovery | points lost (mean, sd) | joint leads by (mean, s.e.) | MACs kept | latency kept, measured | evaluations | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    joint = {row["seed"]: row for row in groups.get((keep, "joint", True), []) if "correct" in row}
-    mine = {key: value for key, value in groups.items() if key[0] == keep}
-    for (_, name, recovery), found in sorted(mine.items(), key=lambda item: _mean_loss(item[1])):
+    joint = {row["seed"]: row for row in groups.get((keep, "joint", True, trained), []) if "correct" in row}
+    mine = {key: value for key, value in groups.items() if (key[0], key[3]) == (keep, trained)}
+    for (_, name, recovery, _), found in sorted(mine.items(), key=lambda item: _mean_loss(item[1])):
         lines.append(f"| {name} | {'yes' if recovery else 'no'} | {_cells(found, joint)} |")
     return [*lines, ""]
 
