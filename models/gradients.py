@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from models.errors import InvalidRequest
-from models.family import Family, part
+from models.family import Family, blocks_of, part
 from models.member_scores import MemberScores, StreamScores
 from models.stream import Read, change_without, stream_reads
 from models.structure import Structure
@@ -80,6 +80,7 @@ def _scores(
     for first in range(0, len(images), BATCH):
         with taps, torch.enable_grad():
             chunk = images[first : first + BATCH].clone().requires_grad_()
+            taps.images = len(chunk)
             log_p = functional.log_softmax(taps.model(chunk), dim=1)
             weights = probes(slice(first, first + BATCH), log_p.detach())
             passes = 1 + len(weights)
@@ -98,20 +99,28 @@ class Taps:
 
     def __init__(self, model: nn.Module, family: Family, structure: Structure) -> None:
         self.model, self._family = model, family
-        self.blocks = list(part(model, family.blocks).children())
+        self.blocks = blocks_of(model, family)
         self._heads = [block.attention.heads if block.attention else 0 for block in structure.blocks]
-        self._reads = stream_reads(model, family)
+        self._reads = [] if "embed" in structure.fixed else stream_reads(model, family)
+        self.images = 0
+        """Of the batch in work: what windows and grids are divided by."""
         self._inputs: dict[nn.Module, Tensor] = {}
         self._outputs: dict[nn.Module, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> "Taps":
         family = self._family
-        paths = (family.q_norm, family.k_norm, family.projection, family.fc2)
+        paths = (*self._qk_paths, family.projection, family.fc2)
         modules = [part(block, path) for block in self.blocks for path in paths]
         for module in dict.fromkeys([*modules, *(read.module for read in self._reads)]):
             self._hooks.append(module.register_forward_hook(self._keep))
         return self
+
+    @property
+    def _qk_paths(self) -> tuple[str, ...]:
+        """Whose outputs are q and k: the norms of plain blocks (often identities), or the layers that make them."""
+        family = self._family
+        return (family.q_norm, family.k_norm) if family.q_norm else tuple(family.attention_layers)
 
     def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._inputs[module], self._outputs[module] = inputs[0], output
@@ -125,22 +134,36 @@ class Taps:
     def changes(self, value: Tensor, last: bool) -> list[Tensor]:
         """Per image, the change of `value` (a sum over images) as each member goes: for each block heads (B, H), qk and v
         and dims (B, H, d), neurons (B, K), halves (B, 2); at the end the embedding dims (B, D)."""
+        family = self._family
         places = [
-            (self._outputs[part(block, self._family.q_norm)], self._outputs[part(block, self._family.k_norm)],
-             self._inputs[part(block, self._family.projection)], self._outputs[part(block, self._family.projection)],
-             self._inputs[part(block, self._family.fc2)], self._outputs[part(block, self._family.fc2)])
+            (*(self._outputs[part(block, path)] for path in self._qk_paths),
+             self._inputs[part(block, family.projection)], self._outputs[part(block, family.projection)],
+             self._inputs[part(block, family.fc2)], self._outputs[part(block, family.fc2)])
             for block in self.blocks
         ]  # fmt: skip
-        tensors = [tensor for six in places for tensor in six] + [self._outputs[read.module] for read in self._reads]
+        tensors = [tensor for some in places for tensor in some] + [self._outputs[read.module] for read in self._reads]
         gradients = iter(torch.autograd.grad(value, tensors, retain_graph=not last))
         found = []
         with torch.no_grad():
-            for block, six, heads in zip(self.blocks, places, self._heads, strict=True):
-                slopes = [next(gradients) for _ in six]
-                renormed = self._renormed(block, slopes[:2])
-                found += _block_changes(list(zip(six, slopes, strict=True)), renormed, heads)
+            for block, some, heads in zip(self.blocks, places, self._heads, strict=True):
+                slopes = [next(gradients) for _ in some]
+                qk = self._qk_change(block, some, slopes, heads)
+                found += _block_changes(list(zip(some[-4:], slopes[-4:], strict=True)), qk, heads)
             embed = [self._stream_change(read, next(gradients)) for read in self._reads]
-            return [*found, torch.stack(embed).sum(0)]
+            return [*found, torch.stack(embed).sum(0) if embed else value.new_zeros(self.images, 0)]
+
+    def _qk_change(self, block: nn.Module, tensors: Sequence[Tensor], slopes: Sequence[Tensor], heads: int) -> Tensor:
+        """(B, H, q). q_j and k_j only meet in their product, and each alone removes it: their changes are the same, so the
+        mean."""
+        if self._family.q_norm:
+            q, k = (-(a * g).sum(2) for a, g in zip(tensors[:2], slopes[:2], strict=True))
+            return 0.5 * (q + k) + self._renormed(block, slopes[:2])
+        parts: dict[str, Tensor] = {}
+        for made, a, g in zip(self._family.attention_layers.values(), tensors, slopes, strict=False):
+            change = -(a * g).reshape(self.images, -1, a.shape[-1]).sum(1)
+            for name, chunk in zip(made, change.chunk(len(made), dim=-1), strict=True):
+                parts[name] = chunk.unflatten(-1, (heads, -1))
+        return 0.5 * (parts["q"] + parts["k"])
 
     def _renormed(self, block: nn.Module, gradients: Sequence[Tensor]) -> Tensor:
         """What the norms of q and k, where there are any, do to the other dims of a head when one goes. (B, H, q)."""
@@ -158,11 +181,11 @@ class Taps:
         return change_without(read.module, x.reshape(tokens), gradient.reshape(tokens), read.own)
 
 
-def _block_changes(places: Sequence[tuple[Tensor, Tensor]], renormed: Tensor, heads: int) -> list[Tensor]:
-    """places: (activation, gradient) of q and k (B, H, N, q), the projection's input and output, fc2's input and output
-    (B, N, .). q_j and k_j only meet in their product, and each alone removes it: their changes are the same, so the mean."""
-    q, k = (-(a * g).sum(2) for a, g in places[:2])
-    inputs, attention, neurons, mlp = (-torch.einsum("bnk,bnk->bk", a, g) for a, g in places[2:])
-    v, qk = inputs.unflatten(-1, (heads, -1)), 0.5 * (q + k) + renormed
+def _block_changes(places: Sequence[tuple[Tensor, Tensor]], qk: Tensor, heads: int) -> list[Tensor]:
+    """places: (activation, gradient) of the projection's input and output, fc2's input and output, (B, N, .) or by windows
+    or grids; qk (B, H, q)."""
+    images = len(qk)
+    inputs, attention, neurons, mlp = (-(a * g).reshape(images, -1, a.shape[-1]).sum(1) for a, g in places)
+    v = inputs.unflatten(-1, (heads, -1))
     halves = torch.stack([attention.sum(1), mlp.sum(1)], dim=1)
     return [v.sum(-1), qk, v, qk + v, neurons, halves]

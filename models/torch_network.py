@@ -32,7 +32,7 @@ from models.slice import readers
 from models.statistics import BlockStatistics, Inputs, Kind, Statistics
 from models.structure import Structure
 
-PLAIN_KINDS: frozenset[Kind] = frozenset({"attention", "gates", "inputs", "taylor", "fisher", "deletion"})
+PLAIN_KINDS: frozenset[Kind] = frozenset({"attention", "gates", "inputs", "deletion"})
 DEPENDENCE_IMAGES = 128
 """MDC uses one batch of 128 images."""
 ATTENTION_BATCH = 16
@@ -151,7 +151,7 @@ class TorchNetwork:
         if wanted and (self._family.sliced or len(self._structure.stages) > 1):
             raise InvalidRequest(
                 f"Statistics {', '.join(wanted)} are taken of plain vision transformers only, not of {self._family.title}. "
-                "Use method 'joint' or 'mdc', whose criteria work for all.",
+                "Use method 'joint', 'mdc' or 'up-vit', whose criteria work for all.",
                 family=self._family.name, kinds=wanted,
             )  # fmt: skip
 

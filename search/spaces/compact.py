@@ -136,7 +136,7 @@ class CompactSpace:
 
 
 def _halves(structure: Structure, ranking: Ranking) -> Halves | None:
-    scores = [block.halves for block in ranking.blocks if block.halves is not None]
+    scores = [block.halves for block in ranking.blocks if block.halves is not None and "halves" not in structure.fixed]
     return Halves(structure, scores) if len(scores) == len(structure.blocks) and ranking.across_blocks else None
 
 

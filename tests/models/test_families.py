@@ -215,9 +215,29 @@ def test_real_sizes_go_the_whole_way(name: str, tmp_path: Path) -> None:
 
 
 def test_statistics_of_plain_blocks_are_refused_by_name() -> None:
-    """Gradients, gates and attention are read through one fused q/k/v layer in one row of blocks."""
+    """Gates and attention are read through one fused q/k/v layer in one row of blocks."""
     network = small_family("pvt_v2")
     with pytest.raises(
-        InvalidRequest, match=r"Statistics fisher are taken of plain vision transformers only.*'joint' or 'mdc'"
+        InvalidRequest,
+        match=r"Statistics attention are taken of plain vision transformers only.*'joint', 'mdc' or 'up-vit'",
     ):
-        network.statistics(images_for(network, 2), {"fisher"})
+        network.statistics(images_for(network, 2), {"attention"})
+
+
+@pytest.mark.parametrize("variant", ["pvt_v2", "pit"])
+def test_up_vit_removes_dims_neurons_and_halves_by_divergence(variant: str, tmp_path: Path) -> None:
+    """UP-ViTs on a network with stages: its embedding width stays, everything else may go."""
+    network = small_family(variant)
+    images = images_for(network, 12)
+    statistics = network.statistics(images, CRITERIA["kl"].needs)
+    space = space_of(METHODS["up-vit"], network.structure, rank("kl", network.weights(), statistics))
+    assert {"qk", "v", "neurons", "halves"} <= set(space.dimensions) and "embed" not in space.dimensions
+    plan = space.plan(space.along([1.0] * len(space.dimensions), 1.0))
+    small = network.pruned(plan, statistics)
+    assert small.structure.macs < 0.6 * network.structure.macs
+    assert any(block.attention is None or block.mlp is None for block in small.structure.blocks) or len(
+        small.structure.blocks
+    ) < len(network.structure.blocks)
+    check_counts(small.module, small.structure)
+    small.export(tmp_path / "model.onnx", 1)
+    assert check_parity(small, tmp_path / "model.onnx", 1, images[:2]).passed

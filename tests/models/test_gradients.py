@@ -8,10 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.errors import InvalidRequest
+from models.family import part
 from models.gradients import fisher_scores, taylor_scores
 from models.member_scores import MemberScores
 from models.stream import change_without, norm_without, stream_reads
 from models.torch_network import TorchNetwork
+from tests.models.families import SMALL as FAMILIES
+from tests.models.families import small_family
 from tests.models.networks import VARIANTS, images_for, small_network
 
 SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3, "mlp_ratio": 2, "img_size": 32}
@@ -177,3 +180,40 @@ def test_features_have_no_divergence() -> None:
     for take in (lambda: taylor(network, None), lambda: fisher(network)):
         with pytest.raises(InvalidRequest, match="no classifier"):
             take()
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_families_with_stages_are_read_in_their_own_layers(variant: str) -> None:
+    """One image: the change of the loss as a member's weights shrink, from the gradient of these weights themselves."""
+    network = small_family(variant)
+    image, label, family = images_for(network, 1), torch.tensor([2]), network.family
+    blocks, stream = taylor_scores(network.module, family, network.structure, image, label)
+    assert stream.embed.shape == (0,)
+    functional.cross_entropy(network.module(image), label).backward()
+
+    def same(found: Tensor, expected: Tensor) -> None:
+        torch.testing.assert_close(found.float().ravel(), expected.abs().ravel(), rtol=1e-3, atol=1e-5)
+
+    for block, scores in zip(network.blocks(), blocks, strict=True):
+        same(scores.neurons, by_input(part(block, family.fc2)))
+        values = by_input(part(block, family.projection)).reshape(scores.v.shape)
+        same(scores.v, values)
+        same(scores.heads, values.sum(1))
+        parts: dict[str, Tensor] = {}
+        for path, made in family.attention_layers.items():
+            parts |= dict(zip(made, by_output(part(block, path)).chunk(len(made)), strict=True))
+        same(scores.qk, 0.5 * (parts["q"] + parts["k"]))
+
+
+def by_input(layer: nn.Module) -> Tensor:
+    """Of each input: minus the sum of weight times gradient."""
+    assert isinstance(layer, nn.Linear) and layer.weight.grad is not None
+    return -(layer.weight * layer.weight.grad).sum(0).detach()
+
+
+def by_output(layer: nn.Module) -> Tensor:
+    assert isinstance(layer, nn.Linear) and layer.weight.grad is not None
+    found = -(layer.weight * layer.weight.grad).sum(1)
+    if layer.bias is not None and layer.bias.grad is not None:
+        found = found - layer.bias * layer.bias.grad
+    return found.detach()
