@@ -243,6 +243,8 @@ def _remarks(delivery: Delivery) -> list[str]:
         remarks.append("The original meets the budgets: it is delivered unpruned.")
         if delivery.evaluation.trained is not None:
             remarks.append("Its weights are those that the training of its gates left.")
+    if delivery.request.finetune.epochs and not delivery.name.endswith("-finetuned"):
+        remarks.append("Fine-tuning made it worse on the selection split: the network before it is delivered.")
     if not delivery.evaluation.classes:
         remarks.append("The model has no classifier: scores are agreement of its features with the original's.")
     elif delivery.evaluation.data.assessed and delivery.evaluation.selection.labels is None:

@@ -250,7 +250,7 @@ class Job:
         return Candidate(name, self._search().rescored(trial, score), network, self.verifier.judge(name, network))
 
     def finetune(self, chosen: Candidate) -> Candidate:
-        """Trains the chosen network, and measures what came out."""
+        """Trains the chosen network, and measures what came out; the network as it was, where training made it worse."""
         wanted = self.request.finetune
         if not wanted.epochs:
             return chosen
@@ -260,6 +260,8 @@ class Job:
         network = train(
             self.request, self.evaluation, chosen.network, data, checkpoint, lambda *_: self.journal.check()
         )
+        if method_named(self.request.method).training != "selectors" and self._worse(network, chosen.network):
+            return chosen
         name, images = f"{chosen.name}-finetuned", self._images_to_time(network)
         if images is not None:
             network = with_threshold(network, self.pricing, images)
@@ -274,6 +276,11 @@ class Job:
             "fullest budget. Measure on a quieter machine.",
             nearest=verdict.fullest,
         )
+
+    def _worse(self, trained: TorchNetwork, before: TorchNetwork) -> bool:
+        """Less agreement on the selection split and, where there are labels, fewer right answers too."""
+        after, was = self.evaluation.score_of(trained), self.evaluation.score_of(before)
+        return after.agreement < was.agreement and (after.accuracy or 0.0) <= (was.accuracy or 0.0)
 
     def _images_to_time(self, network: TorchNetwork) -> Tensor | None:
         """What the dynamic form is priced and measured on, where there is one and a budget limits it."""

@@ -349,6 +349,16 @@ def test_what_is_reported_and_delivered_is_the_trained_network(workshop: Worksho
     assert "finetuning" in trained.journal.stages
 
 
+def test_a_training_that_made_it_worse_is_not_delivered(workshop: Workshop) -> None:
+    """A learning rate that destroys the network: what was there before is delivered, and the report says so."""
+    ruinous = TRAINING | {"epochs": 1, "learning_rate": 1.0}
+    ran = workshop.run(budget("macs_keep", 0.7), trials=2, finetune=ruinous)
+    dense, held_out = open_model(workshop.model), random_images()[TEST_ROWS]
+    answers = run_onnx(ran.path("model.onnx"), held_out, 1)
+    assert agreement(dense.outputs(held_out), answers) > -0.5
+    assert any("Fine-tuning made it worse" in warning for warning in ran.report["warnings"])
+
+
 class StopsBetweenEpochs(MemoryJournal):
     """Cancels once there is a checkpoint of an epoch."""
 
