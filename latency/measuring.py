@@ -45,8 +45,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 
     Answers {"samples_ms": [file][round][run of the burst]}: bursts of one round were taken one after the other.
     """
-    _pin(request["threads"])
-    sessions = [_open(file, request) for file in request["files"]]
+    pin(request["threads"])
+    sessions = [open_session(file, request) for file in request["files"]]
     feeds = [_feeds(session, request) for session in sessions]
     place, images = [0], len(feeds[0])
     runs = [lambda s=s, f=f: s.run(None, f[place[0]]) for s, f in zip(sessions, feeds, strict=True)]
@@ -64,7 +64,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     return {"samples_ms": samples}
 
 
-def _pin(threads: int) -> None:
+def pin(threads: int) -> None:
     """The last cores: the first ones serve most interrupts."""
     cores = sorted(os.sched_getaffinity(0))
     if threads > len(cores):
@@ -72,8 +72,11 @@ def _pin(threads: int) -> None:
     os.sched_setaffinity(0, cores[-threads:])
 
 
-def _open(file: str, request: dict[str, Any]) -> Any:
+def open_session(file: str, request: dict[str, Any], profile: str | None = None) -> Any:
+    """request: threads, provider. profile: where the runtime writes the times of operators. Raises: Refused."""
     options = onnxruntime.SessionOptions()
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     options.intra_op_num_threads = request["threads"]
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL

@@ -58,6 +58,13 @@ class Measurement(Record):
         """One array per process."""
         return [np.median(np.asarray(rounds), axis=1) for rounds in self.samples_ms]
 
+    def percentile_ms(self, share: float) -> float | None:
+        """Of single runs, in all processes together; None where there are too few to know: ten must lie beyond it."""
+        if self.count * (1 - share) < 10 - 1e-9:
+            return None
+        runs = [run for rounds in self.samples_ms for burst in rounds for run in burst]
+        return float(np.quantile(runs, share, method="inverted_cdf"))
+
     @property
     def count(self) -> int:
         """Counted runs."""

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latency.footprint import footprint
 from models.errors import ParityFailure
 from models.evaluate import same_answer
 from models.export import OnnxFile, compare_outputs, run_onnx
@@ -141,10 +142,12 @@ def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Jou
         "setting": f"{place[0]}, {place[1]}",
         "machine": first.original.machine,
         "original": story.side(
-            original.structure, (folder / "original.onnx").stat().st_size, before, len(dense), first.original.p50_ms
+            original.structure, (folder / "original.onnx").stat().st_size, before, len(dense), first.original,
+            footprint(folder / "original.onnx", place[1]),
         ),
         "delivered": story.side(
-            network.structure, (folder / "model.onnx").stat().st_size, after, len(dense), first.candidate.p50_ms
+            network.structure, (folder / "model.onnx").stat().st_size, after, len(dense), first.candidate,
+            footprint(folder / "model.onnx", place[1]),
         ),
         "agreement": {
             "score": delivery.evaluation.agreement(dense, pruned),

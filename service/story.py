@@ -1,9 +1,10 @@
 """What a job found out, in the words and numbers of its report. Plain JSON values; nothing is computed from tensors here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from latency.sampling import Interval
+from latency.footprint import Footprint
+from latency.sampling import Measurement
 from models.plan import Plan, PlanAxis
 from models.structure import Block, Structure
 from service.verification import Evidence
@@ -13,9 +14,17 @@ OTHER_AXES: tuple[PlanAxis, ...] = ("inputs", "embed", "blocks")
 """Reported only where something was removed: few methods touch them."""
 
 
+FOOTPRINT: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ("loading and first run", lambda f: f"{f['load_ms']:.0f} ms + {f['first_run_ms']:.1f} ms"),
+    ("memory, at its peak", lambda f: f"{f['peak_mib']:.0f} MiB"),
+    ("dearest operators", lambda f: ", ".join(f"{o['operator']} {100 * o['share']:.0f} %" for o in f["operators"][:3])),
+)
+
+
 def side(
-    structure: Structure, file_bytes: int, right: int | None, images: int, latency: Interval | None
-) -> dict[str, Any]:
+    structure: Structure, file_bytes: int, right: int | None, images: int, latency: Measurement | None,
+    footprint: Footprint | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """One of the two networks: `right` of `images` test images are classified correctly (None: not assessed)."""
     return {
         "macs": structure.macs,
@@ -25,11 +34,15 @@ def side(
         "correct": right,
         "images": images,
         "latency": None if latency is None else milliseconds(latency),
+        "footprint": None if footprint is None else footprint.to_json(),
     }
 
 
-def milliseconds(interval: Interval) -> dict[str, float]:
-    return {"p50_ms": interval.value, "low_ms": interval.low, "high_ms": interval.high}
+def milliseconds(measured: Measurement) -> dict[str, float | None]:
+    """The median with its interval; p90 and p99 of single runs, None from too few of them (p99: below 1,000)."""
+    p50 = measured.p50_ms
+    tails = {"p90_ms": measured.percentile_ms(0.9), "p99_ms": measured.percentile_ms(0.99)}
+    return {"p50_ms": p50.value, "low_ms": p50.low, "high_ms": p50.high, **tails}
 
 
 def removed(original: Structure, plan: Plan) -> list[dict[str, Any]]:
@@ -74,6 +87,8 @@ def headline(report: dict[str, Any]) -> list[list[str]]:
     rows = [["accuracy", _accuracy(before), _accuracy(after)]]
     if after["latency"]:
         rows.append([f"latency, {report['setting']}", _latency(before["latency"]), _latency(after["latency"])])
+    if after["footprint"]:
+        rows += [[label, *(show(side["footprint"]) for side in (before, after))] for label, show in FOOTPRINT]
     rows.append(["MACs", f"{before['macs'] / 1e6:,.1f} M", f"{after['macs'] / 1e6:,.1f} M"])
     rows.append(["parameters", f"{before['params'] / 1e6:,.2f} M", f"{after['params'] / 1e6:,.2f} M"])
     rows.append(["ONNX file", f"{before['bytes'] / 1e6:,.2f} MB", f"{after['bytes'] / 1e6:,.2f} MB"])

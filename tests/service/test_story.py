@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from latency.sampling import Interval
+from latency.footprint import Footprint, OperatorTime
+from latency.sampling import Measurement
+from latency.setting import Setting
 from models.plan import Plan, TokenPlan, identity
 from models.structure import Structure
 from service import story
@@ -30,12 +32,20 @@ def plan(structure: Structure) -> Plan:
     return dataclasses.replace(identity(structure), blocks=(first, last))
 
 
+def measured(ms: float) -> Measurement:
+    """Two processes of fifty rounds: one in ten takes twice as long."""
+    rounds = tuple((2 * ms if i % 10 == 9 else ms + ms * 0.001 * (i % 3),) for i in range(50))
+    return Measurement("cpu", "a machine", Setting(), (rounds, rounds))
+
+
+FOOTPRINT = Footprint(12.0, 5.25, 40.0, (OperatorTime("MatMul", 12, 1.5, 0.75), OperatorTime("Softmax", 3, 0.5, 0.25)))
+
+
 def report(structure: Structure, **changes: Any) -> dict[str, Any]:
-    measured = Interval(2.0, 1.95, 2.05)
     return {
         "model": "vit", "machine": "a machine", "setting": "cpu, 1 thread, batch 1, fp32",
-        "original": story.side(structure, 1_500_000, 95, 100, Interval(4.0, 3.9, 4.1)),
-        "delivered": story.side(structure, 750_000, 94, 100, measured),
+        "original": story.side(structure, 1_500_000, 95, 100, measured(4.0), FOOTPRINT),
+        "delivered": story.side(structure, 750_000, 94, 100, measured(2.0), FOOTPRINT),
         "ratio": {"measured": 0.5, "low": 0.49, "high": 0.51, "predicted": 0.52},
         "budgets": [{"text": "at most 0.6", "outcome": "met"}],
         "axes": [{"axis": "heads", "share": 0.9}, {"axis": "tokens", "share": None}],
@@ -71,10 +81,19 @@ def test_gathered_inputs_are_an_axis_of_their_own(structure: Structure) -> None:
 def test_the_table_has_counts_units_and_spread(structure: Structure) -> None:
     rows = {label: (before, after) for label, before, after in story.headline(report(structure))}
     assert rows["accuracy"] == ("95/100 = 95.0 %", "94/100 = 94.0 %")
-    assert rows["latency, cpu, 1 thread, batch 1, fp32"][1] == "2.000 ms (1.950 to 2.050)"
+    assert rows["latency, cpu, 1 thread, batch 1, fp32"][1].startswith("2.002 ms (")
+    assert rows["loading and first run"][1] == "12 ms + 5.2 ms" and rows["memory, at its peak"][1] == "40 MiB"
+    assert rows["dearest operators"][1] == "MatMul 75 %, Softmax 25 %"
     assert rows["MACs"][0] == f"{structure.macs / 1e6:,.1f} M"
     assert rows["parameters"][0] == f"{structure.params / 1e6:,.2f} M"
     assert rows["ONNX file"] == ("1.50 MB", "0.75 MB")
+
+
+def test_tails_are_told_only_from_enough_runs(structure: Structure) -> None:
+    latency = story.side(structure, 1, 1, 1, measured(2.0))["latency"]
+    assert latency["p90_ms"] == pytest.approx(2.004) and latency["p99_ms"] is None
+    many = Measurement("cpu", "m", Setting(), (tuple((float(i),) for i in range(1000)),))
+    assert story.milliseconds(many)["p99_ms"] == 989.0 and story.milliseconds(many)["p90_ms"] == 899.0
 
 
 def test_nothing_is_claimed_that_was_not_assessed_or_measured(structure: Structure) -> None:
