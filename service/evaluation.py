@@ -111,7 +111,7 @@ class Evaluation:
         if not recovery or not can_realign(network):
             return network
         again = realigned(network, self.source, self.calibration.images)
-        return again if _better(self.score_of(again), self.score_of(network)) else network
+        return again if better(self.score_of(again), self.score_of(network)) else network
 
     def score(self, policy: Policy, recovery: bool) -> Score:
         """Prunes physically, recovers, and runs the selection images."""
@@ -151,7 +151,7 @@ def target_space(network: TorchNetwork, ranking: Ranking, target: str) -> Target
     return TargetSpace(network.structure, regular_plan(network.structure, ranking.blocks, ranking.embed, shape))
 
 
-def _better(one: Score, other: Score) -> bool:
+def better(one: Score, other: Score) -> bool:
     """Nearer to the dense network, and not at the price of right answers."""
     return one.agreement > other.agreement and (one.accuracy or 0.0) >= (other.accuracy or 0.0)
 

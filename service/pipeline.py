@@ -23,7 +23,7 @@ from search.trial import Score, Trial
 from service.budgeting import Pricing
 from service.delivery import Delivery, deliver_files
 from service.dynamic import with_threshold
-from service.evaluation import Evaluation
+from service.evaluation import Evaluation, better
 from service.journal import JobFiles, JobResult, Journal
 from service.profiling import profile
 from service.request import JobRequest
@@ -260,7 +260,7 @@ class Job:
         network = train(
             self.request, self.evaluation, chosen.network, data, checkpoint, lambda *_: self.journal.check()
         )
-        if method_named(self.request.method).training != "selectors" and self._worse(network, chosen.network):
+        if method_named(self.request.method).training != "selectors" and self._made_worse(network, chosen.network):
             return chosen
         name, images = f"{chosen.name}-finetuned", self._images_to_time(network)
         if images is not None:
@@ -277,10 +277,8 @@ class Job:
             nearest=verdict.fullest,
         )
 
-    def _worse(self, trained: TorchNetwork, before: TorchNetwork) -> bool:
-        """Less agreement on the selection split and, where there are labels, fewer right answers too."""
-        after, was = self.evaluation.score_of(trained), self.evaluation.score_of(before)
-        return after.agreement < was.agreement and (after.accuracy or 0.0) <= (was.accuracy or 0.0)
+    def _made_worse(self, trained: TorchNetwork, before: TorchNetwork) -> bool:
+        return better(self.evaluation.score_of(before), self.evaluation.score_of(trained))
 
     def _images_to_time(self, network: TorchNetwork) -> Tensor | None:
         """What the dynamic form is priced and measured on, where there is one and a budget limits it."""

@@ -16,6 +16,7 @@ from models.selector_training import train_selectors
 from models.torch_network import TorchNetwork
 from models.train_gates import GateRecipe, train_gates
 from search.search import best
+from service.evaluation import better
 from service.training import SELECTOR_RATE
 
 BATCH, LEARNING_RATE, GATE_RATE, L1 = 64, 1e-4, 1e-2, 1e-4
@@ -28,11 +29,14 @@ Train = Callable[[Bench, float], Network]
 
 
 def finetuned(bench: Bench, network: Network, seconds: float) -> Network:
-    """Distillation from the original and labels, as a job does it, for about so many processor seconds."""
+    """Distillation from the original and labels, as a job does it, for about so many processor seconds. As in a job, what
+    made it worse on the selection split is not taken."""
     epochs, data = affordable(bench, network, seconds)
     recipe = Recipe(epochs, LEARNING_RATE, BATCH, distill=1.0, seed=bench.case.seed)
     with tempfile.TemporaryDirectory() as folder:
-        return finetune(network, bench.original, data, recipe, Path(folder) / "c.pt", _ignore)
+        trained = finetune(network, bench.original, data, recipe, Path(folder) / "c.pt", _ignore)
+    score = bench.evaluation.score_of
+    return network if better(score(network), score(trained)) else trained
 
 
 def gates(bench: Bench, seconds: float) -> Network:
