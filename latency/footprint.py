@@ -59,7 +59,7 @@ def footprint(file: Path, setting: Setting) -> Footprint:
 
 
 def main() -> None:
-    from latency.measuring import open_session, pin  # the light parent needs no runtime
+    from latency.measuring import feeds, open_session, pin  # the light parent needs no runtime
 
     request = json.load(sys.stdin)
     pin(request["threads"])
@@ -67,7 +67,7 @@ def main() -> None:
     began = time.perf_counter()
     session = open_session(request["file"], request)
     load_ms = 1000 * (time.perf_counter() - began)
-    feed = _feed(session, request["batch"])
+    feed = feeds(session, request | {"seed": 0})[0]
     began = time.perf_counter()
     session.run(None, feed)
     first_ms = 1000 * (time.perf_counter() - began)
@@ -81,14 +81,6 @@ def _memory_mib(name: str) -> float:
     """VmRSS: now, VmHWM: at most so far. Of this program: getrusage would count the parent's memory before exec."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
-
-
-def _feed(session: Any, batch: int) -> dict[str, Any]:
-    import numpy as np
-
-    (entry,) = session.get_inputs()
-    shape = [batch if not isinstance(size, int) else size for size in entry.shape]
-    return {entry.name: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
 
 
 def _operators(request: dict[str, Any], feed: dict[str, Any]) -> tuple[OperatorTime, ...]:

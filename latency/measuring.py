@@ -47,9 +47,9 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     """
     pin(request["threads"])
     sessions = [open_session(file, request) for file in request["files"]]
-    feeds = [_feeds(session, request) for session in sessions]
-    place, images = [0], len(feeds[0])
-    runs = [lambda s=s, f=f: s.run(None, f[place[0]]) for s, f in zip(sessions, feeds, strict=True)]
+    fed = [feeds(session, request) for session in sessions]
+    place, images = [0], len(fed[0])
+    runs = [lambda s=s, f=f: s.run(None, f[place[0]]) for s, f in zip(sessions, fed, strict=True)]
     bursts = [_burst(_warm_up(run)) for run in runs]
     order, shuffle = list(range(len(runs))), random.Random(request["seed"])
     samples: list[list[list[float]]] = [[] for _ in runs]
@@ -89,7 +89,7 @@ def open_session(file: str, request: dict[str, Any], profile: str | None = None)
     return session
 
 
-def _feeds(session: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
+def feeds(session: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
     """What the rounds feed in turn: noise, or the given images one by one."""
     (entry,) = session.get_inputs()
     batch = request["batch"]

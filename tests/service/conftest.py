@@ -14,6 +14,7 @@ from service.schema import upgrade
 from service.settings import Settings
 from service.store import ModelRow, Store
 from tests.service.running import Server
+from tests.service.small_jobs import Workshop, briefly, data_folder, model_folder
 
 
 @pytest.fixture
@@ -75,3 +76,18 @@ def web(tmp_path: Path) -> Iterator[TestClient]:
     settings = Settings(data=tmp_path / "data", engine="fake", upload_limit_bytes=300_000, allowed_roots=(allowed,))
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def brief() -> Iterator[None]:
+    """Measuring takes a moment: what is checked is behaviour."""
+    with briefly():
+        yield
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A small network and images that it labels itself."""
+    root = tmp_path_factory.mktemp("workshop")
+    model = model_folder(root / "model")
+    return Workshop(root, model, data_folder(root / "data", model))

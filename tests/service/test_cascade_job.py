@@ -1,6 +1,5 @@
 """Whole jobs in the papers' own spaces: CP-ViT's cascade, bare and fine-tuned, and MDC's number for every block and axis."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,22 +10,12 @@ from models.errors import InvalidRequest
 from models.export import run_onnx
 from models.open import open_model
 from models.plan import Plan
-from tests.service.small_jobs import Ran, Workshop, briefly, budget, data_folder, model_folder, random_images
+from tests.service.small_jobs import Ran, Workshop, budget, random_images
 
 LIMIT = budget("macs_keep", 0.65)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def brief() -> Iterator[None]:
-    with briefly():
-        yield
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    root = tmp_path_factory.mktemp("cascade")
-    model = model_folder(root / "model")
-    return Workshop(root, model, data_folder(root / "data", model))
+pytestmark = pytest.mark.usefixtures("brief")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Whole jobs on a small network: every kind of budget and data, and what a job leaves."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from tests.service.small_jobs import (
     SPLITS,
     Ran,
     Workshop,
-    briefly,
     budget,
     data_folder,
     model_folder,
@@ -32,17 +30,7 @@ TRIALS = 8
 TEST_ROWS, TRAIN_ROWS = (np.array(SPLITS) == name for name in ("test", "calibration"))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def brief() -> Iterator[None]:
-    with briefly():
-        yield
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    root = tmp_path_factory.mktemp("workshop")
-    model = model_folder(root / "model")
-    return Workshop(root, model, data_folder(root / "data", model))
+pytestmark = pytest.mark.usefixtures("brief")
 
 
 @pytest.fixture(scope="module")

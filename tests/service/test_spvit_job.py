@@ -1,6 +1,5 @@
 """A whole job of method "spvit": tokens found with a stand-in score, selectors trained, one ONNX file with parity."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from models.open import open_model
 from models.plan import Plan
 from service.journal import MemoryJournal
 from service.validate import describe_job
-from tests.service.small_jobs import Ran, Workshop, briefly, budget, data_folder, job_request, model_folder
+from tests.service.small_jobs import Ran, Workshop, budget, data_folder, job_request, model_folder
 
 SPVIT: dict[str, Any] = {
     "method": "spvit",
@@ -24,17 +23,7 @@ SPVIT: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def brief() -> Iterator[None]:
-    with briefly():
-        yield
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    root = tmp_path_factory.mktemp("workshop")
-    model = model_folder(root / "model")
-    return Workshop(root, model, data_folder(root / "data", model))
+pytestmark = pytest.mark.usefixtures("brief")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Jobs of UP-ViTs' method: every axis but tokens, and the exact shape of a smaller timm model."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from service.validate import describe
 from tests.service.small_jobs import (
     ARTIFACTS,
     Workshop,
-    briefly,
     budget,
     data_folder,
     job_request,
@@ -30,17 +28,7 @@ WIDER = {"patch_size": 16, "embed_dim": 256, "depth": 12, "num_heads": 4}
 """A third more of everything than DeiT-T, on images of four patches."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def brief() -> Iterator[None]:
-    with briefly():
-        yield
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    root = tmp_path_factory.mktemp("workshop")
-    model = model_folder(root / "model")
-    return Workshop(root, model, data_folder(root / "data", model))
+pytestmark = pytest.mark.usefixtures("brief")
 
 
 @pytest.fixture(scope="module")
