@@ -39,14 +39,16 @@ def wider(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.mark.slow
 def test_width_and_depth_are_pruned_and_delivered(workshop: Workshop) -> None:
-    ran = workshop.run(budget("macs_keep", 0.5), method="up-vit", trials=4)
+    """At a fifth of the MACs: neurons and dims alone would reach a half."""
+    ran = workshop.run(budget("macs_keep", 0.2), method="up-vit", trials=4)
     assert {path.name for path in ran.files.artifacts.iterdir()} == ARTIFACTS
     assert ran.report["parity"]["passed"]
     plans = [row["policy"] for row in ran.journal.trials()]
     assert any(policy["embed"] < 1 for policy in plans) and any(policy["halves"] < 1 for policy in plans)
     plan = Plan.from_json(ran.json("plan.json"))
     assert all(block.tokens is None for block in plan.blocks)
-    assert ran.report["delivered"]["macs"] <= 0.5 * ran.report["original"]["macs"]
+    assert len(plan.embed) < 48
+    assert ran.report["delivered"]["macs"] <= 0.2 * ran.report["original"]["macs"]
 
 
 @pytest.mark.slow
