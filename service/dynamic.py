@@ -19,7 +19,7 @@ from models.errors import InvalidRequest, ParityFailure
 from models.masked_tokens import selectors_of
 from models.structure import Structure
 from models.torch_network import TorchNetwork
-from service.budgeting import Pricing
+from service.budgeting import Place, Pricing
 from service.verification import Evidence
 
 FILE = "model.dynamic-tokens.onnx"
@@ -54,20 +54,25 @@ def dynamic_latency(structures: Sequence[Structure], price: PriceMs) -> tuple[fl
 def predicted_shares(network: TorchNetwork, pricing: Pricing, images: Tensor) -> dict[str, float]:
     """Predicted cost over the limit of each budget over images, by label."""
     assert network.plan is not None
-    kept = kept_distribution(network, images).tolist()
-    structures = [structure_of(network.plan, pricing.original, row) for row in kept]
+    kept = kept_distribution(network, images)
+    structures = [structure_of(network.plan, pricing.original, row) for row in kept.tolist()]
     shares = {}
     for request, budget, place in zip(pricing.requests, pricing.budgets.items, pricing.places, strict=True):
         if request.over_images and place is not None:
-            mean, p95 = dynamic_latency(structures, lambda some, place=place: list(pricing.upper_ms(place, some)))  # type: ignore[misc]
+            mean, p95 = _priced(structures, pricing, place)
             whole = pricing.upper_ms(place, [pricing.original])[0] if budget.metric == "latency_keep" else 1.0
             shares[budget.label] = float((mean if request.statistic == "mean" else p95) / whole / budget.limit)
     return shares
 
 
+def _priced(structures: Sequence[Structure], pricing: Pricing, place: Place) -> tuple[float, float]:
+    return dynamic_latency(structures, lambda some: list(pricing.upper_ms(place, some)))
+
+
 def with_threshold(network: TorchNetwork, pricing: Pricing, images: Tensor, above: float = 0.0) -> TorchNetwork:
     """The network with the lowest threshold above `above` that is predicted within the budgets over images; the highest
-    there is when none is. images: of the calibration split."""
+    there is when none is (the network itself, when it has that). images: of the calibration split."""
+    found = network
     for threshold in THRESHOLDS:
         if threshold > above:
             found = copy.copy(network)
@@ -83,9 +88,8 @@ def deliver_dynamic(
 ) -> dict[str, Any] | None:  # fmt: skip
     """Writes the dynamic form and describes it; None for a network without selectors.
 
-    evidence: what its latency over images was measured to be.
-
-    images: for the distribution of tokens and the predicted latencies (calibration); unseen: for parity.
+    images: for the distribution of tokens and the predicted latencies (calibration); unseen: for parity; evidence: what its
+    latency over images was measured to be.
     Raises: ParityFailure when ONNX Runtime disagrees with PyTorch.
     """
     if not selectors_of(network.module) or network.plan is None:
@@ -102,7 +106,7 @@ def deliver_dynamic(
     structures = [structure_of(network.plan, pricing.original, row) for row in kept.tolist()]
     latencies = []
     for place in dict.fromkeys(place for place in pricing.places if place is not None):
-        mean, p95 = dynamic_latency(structures, lambda some, place=place: list(pricing.upper_ms(place, some)))  # type: ignore[misc]
+        mean, p95 = _priced(structures, pricing, place)
         latencies.append({"device": place[0], "setting": str(place[1]), "mean_ms": mean, "p95_ms": p95})
     return {
         "file": FILE,

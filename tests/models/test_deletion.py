@@ -1,7 +1,7 @@
 """The exact score is what deleting one member at a time gives, and the estimate from gradients ranks members as it does."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import scipy.stats
@@ -22,12 +22,7 @@ IMAGES = 12
 BLOCK = 1
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(variant: str) -> TorchNetwork:

@@ -1,7 +1,6 @@
 """Fine-tuning learns from the teacher, leaves the network alone, and goes on after an interruption as if there was none."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +19,7 @@ from tests.models.networks import images_for, random_plan, small_network
 RECIPE = Recipe(epochs=3, learning_rate=1e-3, batch=8, distill=1.0, seed=5)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The networks are small: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Learned gates: what is useless closes, what is used stays open; folded they change nothing; training resumes."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,7 @@ PLANTED = {"qkv_inputs": 5, "proj_inputs": 7, "fc1_inputs": 9, "neurons": 11}
 """In each layer of the first block one input whose column is zero."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The networks are small: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

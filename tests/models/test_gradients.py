@@ -1,7 +1,5 @@
 """First-order scores against finite differences, and what the random signs of many classes expect."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,12 +25,7 @@ MEMBERS = [
 """Of a block: axis, member, and the layer and its columns that read it."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def precise(variant: str = "class token", **options: object) -> TorchNetwork:

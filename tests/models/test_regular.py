@@ -1,6 +1,5 @@
 """A larger network pruned to the very shape of a smaller one, and loaded by timm under its own names."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,12 +22,7 @@ SMALL = {"deit_small_patch16_224": {"patch_size": 8, "embed_dim": 48, "depth": 2
          "deit_tiny_patch16_224": {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}}  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def large(**options: Any) -> TorchNetwork:

@@ -1,7 +1,6 @@
 """Planted structure: a dead head, a duplicated neuron and a constant neuron rank where each criterion's definition says."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -21,13 +20,7 @@ ANSWERS = ("taylor", "kl", "kl-exact")
 """Criteria that ask what the answers lose."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The networks are small: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,9 @@ def test_the_lowest_threshold_within_the_budget_is_taken(statistic: str) -> None
     assert chosen == min(fits) > 0.5
     assert with_threshold(network, pricing, images, above=chosen).threshold > chosen
     assert network.threshold == 0.5
+    last = with_threshold(network, limited(statistic, 1e-6), images)
+    assert last.threshold == THRESHOLDS[-1], "nothing fits: as few tokens as there can be"
+    assert with_threshold(last, pricing, images, above=last.threshold).threshold == THRESHOLDS[-1]
 
 
 def test_p95_is_never_cheaper_than_the_mean_of_like_images() -> None:
