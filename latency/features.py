@@ -1,23 +1,28 @@
 """A structure as sums over its operations: what a fitted latency model multiplies with."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from latency.pricer import Array
 from models.structure import Block, Op, Structure
 
-FEATURES = (
-    "matmul_macs", "matmul_outputs", "weight_values", "attention_macs", "softmax_values",
-    "norm_values", "activation_values", "other_values", "operations",
-)  # fmt: skip
+PRIOR_NS = {
+    "matmul_macs": 0.0087, "matmul_outputs": 0.02, "weight_values": 0.02, "conv_macs": 0.055,
+    "attention_macs": 0.006, "heads": 500.0, "softmax_values": 1.0, "moved_values": 0.45,
+    "norm_values": 0.6, "activation_values": 0.8, "other_values": 0.15, "gathered_values": 3.2,
+    "operations": 900.0, "attentions": 2000.0, "reductions": 2000.0, "reduced_values": 0.7,
+    "packages": 2500.0, "weighings": 10_000.0, "merges": 42_000.0, "merge_macs": 0.02,
+}  # fmt: skip
+"""Nanoseconds per unit on a core of a current server: where a fit starts, and what decides where samples are silent.
 
-PRIOR_NS = (0.03, 0.3, 0.05, 0.04, 1.0, 0.5, 1.5, 0.5, 3000.0)
-"""Nanoseconds per unit on a core of a current server: where a fit starts, and what decides where samples are silent."""
+Columns of a product are computed in whole registers. A gather copies value by value, a reduction is a dozen small operations
+whose number depends on its reducer. `moved_values`: q, k, v and the heads' outputs change their order in memory."""
 
+FEATURES = tuple(PRIOR_NS)
 LANES = 16
-"""Values in a vector register: the columns of a product are computed in whole registers."""
+"""Values in a vector register."""
 
 
 def features(structures: Sequence[Structure]) -> Array:
@@ -26,27 +31,40 @@ def features(structures: Sequence[Structure]) -> Array:
 
 
 def _structure_features(structure: Structure) -> Array:
-    total = np.zeros(len(FEATURES))
-    total += _ops_features(structure.stem)
+    total = _sum(structure.stem) + _sum(structure.tail)
     for stage in structure.stages:
         for block in stage.blocks:
             total += _block_features(block)
-        if stage.entry or stage.branches:
-            total += sum(_op_features(op) for op in stage.ops()) - sum(_block_features(b) for b in stage.blocks)
-    return total + _ops_features(structure.tail)
+        total += _sum(stage.entry)
+        for branch in stage.branches:
+            total += _sum(branch.ops())
+    return total
 
 
 @functools.lru_cache(maxsize=65536)
 def _block_features(block: Block) -> Array:
     """Cached by value: policies share most of their blocks."""
-    return _ops_features(block.ops())
-
-
-def _ops_features(ops: tuple[Op, ...]) -> Array:
-    total = np.zeros(len(FEATURES))
-    for op in ops:
-        total += _op_features(op)
+    total = _sum(block.ops())
+    if block.reduction is not None:
+        values = dict.fromkeys(FEATURES, 0.0)
+        reducer, tokens = block.reduction.reducer, block.tokens
+        values["reductions"] = 1.0
+        values["reduced_values"] = (tokens + block.tokens_out) * block.width
+        values["packages"] = reducer in ("fuse", "weighted")
+        values["weighings"] = reducer == "weighted"
+        values["merges"] = reducer == "merge"
+        values["merge_macs"] = tokens**2 * block.width if reducer == "merge" else 0.0
+        total += _row(values)
     return total
+
+
+@functools.lru_cache(maxsize=4096)
+def _cached_sum(ops: tuple[Op, ...]) -> Array:
+    return np.sum([_op_features(op) for op in ops], axis=0) if ops else np.zeros(len(FEATURES))
+
+
+def _sum(ops: Iterable[Op]) -> Array:
+    return _cached_sum(tuple(ops)).copy()
 
 
 def _op_features(op: Op) -> Array:
@@ -55,19 +73,29 @@ def _op_features(op: Op) -> Array:
     if op.kind in ("matmul", "conv"):
         # channels of a grouped convolution share registers; products of a batch do not
         side_by_side, apart = (op.count, 1) if op.kind == "conv" else (1, op.count)
-        cols = -(-op.cols * side_by_side // LANES) * LANES
-        values["matmul_macs"] = apart * op.rows * op.inner * cols
+        macs = apart * op.rows * op.inner * _padded(op.cols * side_by_side)
+        values["conv_macs" if op.kind == "conv" and op.count > 1 else "matmul_macs"] = macs
         values["matmul_outputs"] = op.values
         values["weight_values"] = op.params
     elif op.kind == "attention":
-        values["attention_macs"] = op.macs
-        values["softmax_values"] = op.values
-        values["operations"] = 3.0
+        scores, values_out = op.inner * _padded(op.cols), op.cols * _padded(op.depth)
+        values["attention_macs"] = op.count * op.rows * (scores + values_out)
+        values["heads"] = op.count
+        values["softmax_values"] = op.count * op.rows * _padded(op.cols)
+        values["moved_values"] = op.count * (op.rows + op.cols) * (op.inner + op.depth)
+        values["attentions"] = 1.0
     elif op.kind in ("norm", "activation"):
         values[f"{op.kind}_values"] = op.values
-    elif op.kind == "reduce":
-        values["other_values"] = (op.rows + op.inner) * op.cols
-        values["operations"] = 6.0
-    else:
+    elif op.kind == "gather":
+        values["gathered_values"] = op.values
+    elif op.kind != "reduce":  # a reduction is counted with its block, which knows its reducer
         values["other_values"] = op.values
+    return _row(values)
+
+
+def _padded(cols: int) -> int:
+    return -(-cols // LANES) * LANES
+
+
+def _row(values: dict[str, float]) -> Array:
     return np.fromiter(values.values(), dtype=np.float64, count=len(FEATURES))

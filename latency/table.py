@@ -2,10 +2,10 @@
 
     ratio(s) = [sum_f c_f x_f(s)] * exp(g(s)),     ms(s) = original_ms * ratio(s)
 
-x_f are sums over operations (`latency.features`), c_f >= 0 are fitted to a handful of measured structures by ridge towards
-known costs of a server core (non-negative least squares on relative errors), and g is a Gaussian process on what remains,
-so that a structure near a measured one is predicted as that one was measured. Ratios to the original are what is fitted:
-they were measured interleaved, so the machine's drift is not in them.
+x_f are sums over operations (`latency.features`), c_f >= 0 are fitted to two dozen measured structures (`latency.probes`) by
+ridge towards known costs of a server core (non-negative least squares on relative errors), and g is a Gaussian process on what
+remains, over the costs c_f x_f, so that a structure near a measured one is predicted as that one was measured. Ratios to the
+original are what is fitted: they were measured interleaved, so the machine's drift is not in them.
 """
 
 import dataclasses
@@ -27,12 +27,18 @@ from latency.setting import Setting
 from models.record import Record
 from models.structure import Structure
 
-PRIOR_STRENGTH = 0.02
-"""Relative error that one measured structure must show to move a coefficient by its whole size."""
-RESIDUAL_SCALE, RESIDUAL_LENGTH = 0.05, 0.3
-"""g: how far the sum over operations may be off, and over which change of features that is shared."""
+PRIOR_STRENGTH, PRIOR_FLOOR = 0.05, 0.01
+"""Relative error that one measured structure must show to move a coefficient by its whole size, or by this share of the
+original's time: weights that no cache holds cost twenty times what they cost elsewhere."""
+RESIDUAL_SCALES, RESIDUAL_LENGTHS = (0.05, 0.03), (0.4, 0.06)
+"""g: how far the sum over operations may be off, and over which change of the features' costs that is common. Its short part
+is what lets a measurement overrule the probes around it."""
 SAMPLE_NOISE = 0.004
+UNEXPLAINED = 0.015
+"""What no sample tells of a structure: how its tensors lie in memory, and what the measurement it is compared with is off by."""
 Z90 = 1.645
+PROBES = "probes2"
+"""In the name of a stored table: which probes it was fitted to. A table of other probes is not found, and fitted anew."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Table(Record):
 
 def table_name(device: str, machine: str, setting_key: str, structure_key: str) -> str:
     plain = "".join(c if c.isalnum() else "-" for c in machine.lower())
-    return f"{device}-{plain}-{setting_key}-{structure_key}.json"
+    return f"{device}-{plain}-{setting_key}-{structure_key}-{PROBES}.json"
 
 
 def load_table(folder: Path, device: str, machine: str, setting: Setting, original: Structure) -> Table | None:
@@ -86,8 +92,9 @@ class TablePricer:
 
     def __init__(self, table: Table) -> None:
         self.table, self.device, self.setting = table, table.device, table.setting
-        self._scale = np.maximum(features([table.original])[0], 1.0)
-        x, y = self._normalised([s.structure for s in table.samples]), _ratios(table.samples)
+        raw, y = features([s.structure for s in table.samples]), _ratios(table.samples)
+        self._scale = np.maximum(raw.max(axis=0), 1.0)
+        x = raw / self._scale
         self._coefficients = _fit(x, y, self._scale)
         self._residual = self._fit_residual(x, y, [s.ratio.width for s in table.samples])
         self._anchor = 1.0
@@ -100,20 +107,25 @@ class TablePricer:
 
     def _ratios(self, structures: Sequence[Structure]) -> tuple[Array, Array]:
         """Ratios to the original (whose own is exactly 1), and relative standard deviations."""
-        x = self._normalised(structures)
-        shift, spread = self._residual.predict(x, return_std=True)
-        return np.asarray(x @ self._coefficients * np.exp(shift) / self._anchor), spread
+        costs = self._normalised(structures) * self._coefficients
+        shift, spread = self._residual.predict(costs, return_std=True)
+        return np.asarray(costs.sum(axis=1) * np.exp(shift) / self._anchor), np.hypot(spread, UNEXPLAINED)
 
     def _normalised(self, structures: Sequence[Structure]) -> Array:
         return np.asarray(features(structures) / self._scale)
 
     def _fit_residual(self, x: Array, y: Array, widths: list[float]) -> GaussianProcessRegressor:
-        """Fixed hyper-parameters: a handful of samples cannot choose them."""
-        kernel = ConstantKernel(RESIDUAL_SCALE**2, "fixed") * RBF(RESIDUAL_LENGTH, "fixed")
-        noise = SAMPLE_NOISE**2 + (np.asarray(widths) / 4) ** 2
-        return GaussianProcessRegressor(kernel, alpha=noise, optimizer=None).fit(
-            x, np.log(y / (x @ self._coefficients))
+        """Fixed hyper-parameters: two dozen samples cannot choose them. The original's own ratio is 1 by definition, and yet
+        as uncertain as the others: all of them share what its latency was off by."""
+        wide, narrow = (
+            ConstantKernel(scale**2, "fixed") * RBF(length, "fixed")
+            for scale, length in zip(RESIDUAL_SCALES, RESIDUAL_LENGTHS, strict=True)
         )
+        known = np.asarray([width or np.median(widths) for width in widths])
+        noise = SAMPLE_NOISE**2 + (known / 4) ** 2
+        costs = x * self._coefficients
+        process = GaussianProcessRegressor(wide + narrow, alpha=noise, optimizer=None)
+        return process.fit(costs, np.log(y / costs.sum(axis=1)))
 
 
 def _ratios(samples: Sequence[Sample]) -> Array:
@@ -121,10 +133,12 @@ def _ratios(samples: Sequence[Sample]) -> Array:
 
 
 def _fit(x: Array, y: Array, scale: Array) -> Array:
-    """min |(x c - y) / y|^2 + PRIOR_STRENGTH^2 |(c - c0) / c0|^2, c >= 0; c0 adds up to 1 on the original."""
-    prior = np.asarray(PRIOR_NS) * scale
-    prior = np.maximum(prior / prior.sum(), 1e-6)
-    rows = np.vstack([x / y[:, None], np.diag(PRIOR_STRENGTH / prior)])
-    target = np.concatenate([np.ones(len(y)), np.full(len(prior), PRIOR_STRENGTH)])
+    """min |(x c - y) / y|^2 + PRIOR_STRENGTH^2 |(c - c0) / max(c0, PRIOR_FLOOR)|^2, c >= 0; c0 are the known costs, as fast as
+    this device is."""
+    prior = np.asarray(list(PRIOR_NS.values())) * scale
+    prior *= np.median(y / (x @ prior))
+    pull = PRIOR_STRENGTH / np.maximum(prior, PRIOR_FLOOR)
+    rows = np.vstack([x / y[:, None], np.diag(pull)])
+    target = np.concatenate([np.ones(len(y)), pull * prior])
     coefficients: Array = nnls(rows, target)[0]
     return coefficients

@@ -243,11 +243,20 @@ def _check_scores(plan: Plan, firsts: tuple[int, ...] = (0,)) -> None:
             scored, stage = False, now  # other tokens: attention to the old ones says nothing
         if tokens is not None and tokens.score == "selector":
             continue  # it reads the tokens, not an attention
-        if tokens is not None and tokens.at == "start" and not scored:
-            raise InvalidRequest(f"Block {block.source} cannot choose tokens at its start: no attention before it")
+        at = None if tokens is None else tokens.at
+        spent = tokens is not None and tokens.score != "cumulative"  # only a sum over layers outlives a choice
+        if at == "start":
+            if not scored:
+                raise InvalidRequest(
+                    f"Block {block.source} cannot choose tokens at its start: no attention before it that was not used up by "
+                    "an earlier choice; choose in its middle, or by the cumulative score"
+                )
+            scored = not spent
         scored = scored or bool(block.heads)
-        if tokens is not None and tokens.at == "middle" and not block.heads:
-            raise InvalidRequest(f"Block {block.source} cannot choose tokens: its attention is removed")
+        if at == "middle":
+            if not block.heads:
+                raise InvalidRequest(f"Block {block.source} cannot choose tokens: its attention is removed")
+            scored = not spent
     if len({block.tokens.score for block in plan.blocks if block.tokens is not None}) > 1:
         raise InvalidRequest("All token reductions of a plan must use the same score")
     reducers = {block.tokens.reducer for block in plan.blocks if block.tokens is not None}

@@ -15,7 +15,7 @@ from typing import Literal
 from models.record import Record, later
 
 OpKind = Literal[
-    "matmul", "conv", "attention", "norm", "activation", "add", "scale", "gather", "reduce", "pool", "table"
+    "matmul", "conv", "attention", "norm", "activation", "add", "scale", "gather", "move", "reduce", "pool", "table"
 ]
 Axis = Literal["embed", "inputs", "qk", "v", "halves"]
 """Members that some architectures cannot lose: embedding dims, inputs of single layers, dims inside heads, and the
@@ -29,7 +29,8 @@ class Op(Record):
 
     matmul, conv: `count` products of (rows x inner) with (inner x cols); conv is written as its im2col product.
     attention:    `count` = heads x windows; rows queries, cols keys, inner = q/k dim, depth = v dim.
-    norm, activation, add, scale, gather, pool: rows x cols values.
+    norm, activation, add, scale, pool: rows x cols values.
+    gather, move: rows x cols values copied, one by one (some columns of each row) or by whole rows.
     reduce:       rows tokens in, inner tokens out, cols width.
     table:        a learned table of rows x cols values that is added to (positions) or joined to (tokens) the input.
     """
@@ -298,7 +299,7 @@ def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
     if shape.inputs < block.width:
         yield Op("gather", f"{name}.qkv_gather", tokens, shape.inputs)
     if shape.windows > 1:
-        yield Op("gather", f"{name}.windows", inside, block.width)
+        yield Op("move", f"{name}.windows", inside, block.width)
     yield from shape.reduction
     for layer in shape.layers:
         columns = heads * sum(shape.v_dim if part == "v" else shape.qk_dim for part in layer)
@@ -327,7 +328,7 @@ def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
         yield Op("gather", f"{name}.proj_gather", tokens, shape.proj_inputs)
     yield Op("matmul", f"{name}.proj", inside, block.width, inner=shape.proj_inputs, weights=True, bias=shape.proj_bias)
     if shape.windows > 1:
-        yield Op("gather", f"{name}.grid", tokens, block.width)
+        yield Op("move", f"{name}.grid", tokens, block.width)
     if block.layer_scale:
         yield Op("scale", f"{name}.scale1", tokens, block.width, weights=True)
     yield Op("add", f"{name}.residual1", tokens, block.width)

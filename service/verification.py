@@ -17,7 +17,8 @@ from search.budgets import Budget
 from service.budgeting import Place, Pricing
 
 VERIFY = Effort(seconds=10.0, width=0.02, processes=4, rounds=10)
-PROFILE = Effort(seconds=6.0, width=0.02, processes=2, rounds=4)
+PROFILE = Effort(seconds=12.0, width=0.02, processes=2, rounds=4)
+"""Of two dozen files at once, or of a few for the report."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,14 @@ class Verifier:
 
     def measure(self, networks: Sequence[tuple[str, TorchNetwork]], place: Place, effort: Effort) -> list[Evidence]:
         """One piece of evidence per (name, network), all interleaved with the original in the same processes."""
-        setting = place[1]
-        pairs = [("original", self._original), *networks]
-        files = [self.file(network, name, setting.batch) for name, network in pairs]
-        found = Meter(setting).measure(files, effort, self._seed)
+        return self.measure_files(
+            [self.file(network, name, place[1].batch) for name, network in networks], place, effort
+        )
+
+    def measure_files(self, files: Sequence[Path], place: Place, effort: Effort) -> list[Evidence]:
+        """The same of files that `file` has written."""
+        original = self.file(self._original, "original", place[1].batch)
+        found = Meter(place[1]).measure([original, *files], effort, self._seed)
         return [Evidence(place, found[0], candidate) for candidate in found[1:]]
 
     def judge(self, name: str, network: TorchNetwork, images: Tensor | None = None) -> Verdict:

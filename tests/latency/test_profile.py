@@ -34,7 +34,7 @@ def test_channels_of_a_depthwise_convolution_share_vectors() -> None:
     op = Op("conv", "dw", rows=10**6, cols=1, inner=9, count=64, weights=True)
     seconds = 10**6 * 9 * 64 / (p["peak_macs_per_s"] * 9 / (9 + p["half_inner"])) + p["overhead_s_per_operation"]
     assert ProfilePricer("generic-mobile", Setting()).price([only(op)]).ms[0] == pytest.approx(1e3 * seconds)
-    assert features([only(op)])[0][FEATURES.index("matmul_macs")] == op.macs
+    assert features([only(op)])[0][FEATURES.index("conv_macs")] == op.macs
 
 
 def test_a_thin_product_is_bound_by_memory() -> None:

@@ -1,5 +1,6 @@
 """Small models and data in the folders of real jobs, for tests of the pipeline in this process."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import service.delivery
 import service.profiling
 import service.verification
 from latency.meter import Effort
+from latency.probes import probe_plans
 from models.open import open_model
 from models.torch_network import TorchNetwork
 from service.journal import JobFiles, JobResult, MemoryJournal
@@ -27,6 +29,7 @@ from tests.models.networks import small_network
 DIGITS = Path(__file__).parents[2] / "benchmarks" / "digits"
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 5}
 SPLITS = ("calibration",) * 48 + ("selection",) * 32 + ("test",) * 40
+FEW_PROBES = 6
 BRIEF = Effort(seconds=0.2, width=1.0, processes=1, rounds=3)
 ARTIFACTS = {
     "model.onnx", "model.dynamic.onnx", "original.onnx", "report.html", "report.json", "plan.json",
@@ -44,6 +47,7 @@ def briefly(verify: Effort = BRIEF) -> Iterator[None]:
             patch.setattr(module, "VERIFY", verify)
         for module in (service.verification, service.delivery, service.profiling):
             patch.setattr(module, "PROFILE", BRIEF)
+        patch.setattr(service.profiling, "probe_plans", functools.partial(probe_plans, count=FEW_PROBES))
         yield
     torch.set_num_threads(threads)
 
