@@ -1,8 +1,9 @@
-"""The devices that can be named in a job: this machine's CPU, and profiles. Standard library only."""
+"""The devices that can be named in a job: this machine's CPU, profiles, and those that users added. Standard library only."""
 
 import json
 import os
 import platform
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,19 @@ from models.errors import UnknownName
 
 CPU = "cpu"
 PROFILES = Path(__file__).parent / "profiles"
+ADDED = "VITFIT_DEVICES"
+"""Environment variable: the folder of the profiles that users added, the same for a server and all of its processes."""
+
+
+def profile_files(added: Path | None = None) -> dict[str, Path]:
+    """By name; what ships cannot be replaced. added: the folder of users' profiles, unless the environment names it."""
+    folder = added or (Path(os.environ[ADDED]) if ADDED in os.environ else None)
+    users = sorted(folder.glob("*.json")) if folder else []
+    return {path.stem: path for path in [*users, *sorted(PROFILES.glob("*.json"))]}
 
 
 def device_names() -> list[str]:
-    return [CPU, *sorted(path.stem for path in PROFILES.glob("*.json"))]
+    return [CPU, *sorted(profile_files())]
 
 
 def check_device(name: str) -> None:
@@ -29,12 +39,13 @@ def is_reachable(name: str) -> bool:
 
 def read_profile(name: str) -> dict[str, Any]:
     check_device(name)
-    profile: dict[str, Any] = json.loads((PROFILES / f"{name}.json").read_text())
+    profile: dict[str, Any] = json.loads(profile_files()[name].read_text())
     return profile
 
 
-def describe_devices() -> list[dict[str, Any]]:
-    return [describe_device(name) for name in device_names()]
+def describe_devices(added: Path | None = None) -> list[dict[str, Any]]:
+    profiles = sorted(profile_files(added).items())
+    return [describe_device(CPU), *(describe_profile(json.loads(path.read_text())) for _, path in profiles)]
 
 
 def describe_device(name: str) -> dict[str, Any]:
@@ -50,16 +61,31 @@ def describe_device(name: str) -> dict[str, Any]:
             "description": f"this machine's CPU: {cpu_name()}, ONNX Runtime",
             "source": "measured by each job, original and candidate interleaved",
         }
-    profile = read_profile(name)
+    return describe_profile(read_profile(name))
+
+
+def describe_profile(profile: dict[str, Any]) -> dict[str, Any]:
     return {
-        "name": name,
+        "name": profile["name"],
         "kind": "profile",
         "reachable": False,
-        "threads": 1,
+        "threads": profile.get("threads", 1),
         "precision": profile["precision"],
         "description": profile["description"],
         "source": profile["source"],
+        "date": profile["date"],
+        "relative_uncertainty": profile["relative_uncertainty"],
+        "checks": profile.get("checks", []),
+        "error": _error_of(profile.get("checks", [])),
     }
+
+
+def _error_of(checks: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Of the published latencies that were not used to fit the profile; None: nothing to check it against."""
+    held = [c["predicted_ms"] / c["published_ms"] - 1 for c in checks if not c["fitted"]]
+    if not held:
+        return None
+    return {"checked": len(held), "median": statistics.median(map(abs, held)), "worst": max(held, key=abs)}
 
 
 def cpu_name() -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from fastapi import Depends, Request
 
+from service.device_shelf import DeviceShelf
 from service.engine import Catalog, catalog, validate_command
 from service.jobs import Jobs
 from service.leases import Leases
@@ -37,6 +38,7 @@ class Service:
     jobs: Jobs
     library: Library
     catalog: Catalog
+    devices: DeviceShelf
     validator: Validator
     submissions: Submissions
     runner: Runner
@@ -49,11 +51,13 @@ class Service:
         folder.sweep()
         store = Store(folder.database)
         upgrade(store)
-        jobs, library, offered = Jobs(store), Library(store, folder), catalog(settings.engine)
-        validator = Validator(validate_command(settings.engine))
+        jobs, library, engine = Jobs(store), Library(store, folder), catalog(settings.engine)
+        shelf = DeviceShelf(store, folder.devices, engine.devices)
+        offered = Catalog(shelf.all, engine.methods)
+        validator = Validator(validate_command(settings.engine), environment=settings.worker_environment())
         submissions = Submissions(settings, jobs, library, offered, validator)
         runner = Runner(settings, folder, Leases(store, settings.lease_s, settings.max_crashes))
-        return cls(settings, folder, store, jobs, library, offered, validator, submissions, runner)
+        return cls(settings, folder, store, jobs, library, offered, shelf, validator, submissions, runner)
 
     def start(self) -> None:
         """Begin to run jobs, unfinished ones of an earlier server included."""

@@ -64,6 +64,11 @@ class DataFolder:
         return self.root / "tables"
 
     @property
+    def devices(self) -> Path:
+        """Profiles that users added."""
+        return self.root / "devices"
+
+    @property
     def uploads(self) -> Path:
         """What is not finished yet: one folder for each server process."""
         return self.root / "uploads"
@@ -96,7 +101,7 @@ class DataFolder:
 
     def create(self) -> None:
         """Make the folders and prove that they can be written. Raises: OSError."""
-        for folder in (self.models, self.datasets, self.jobs, self.tables, self.uploads):
+        for folder in (self.models, self.datasets, self.jobs, self.tables, self.devices, self.uploads):
             folder.mkdir(parents=True, exist_ok=True)
         probe = self.root / f".probe-{secrets.token_hex(4)}"
         probe.write_bytes(b"vitfit")

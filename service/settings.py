@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.paths import DataFolder
+
 PREFIX = "VITFIT_"
 
 
@@ -61,4 +63,5 @@ class Settings(BaseSettings):
         """The variables that give a worker the settings of its server."""
         roots = os.pathsep.join(map(str, self.allowed_roots))
         values = {"ENGINE": self.engine, "LEASE_S": str(self.lease_s), "ALLOWED_ROOTS": roots}
+        values["DEVICES"] = str(DataFolder(self.data).devices)
         return {f"{PREFIX}{name}": value for name, value in values.items()}

@@ -19,8 +19,10 @@ log = logging.getLogger("vitfit.service")
 class Validator:
     """Runs at most `parallel` validating processes at a time; each holds a model in memory."""
 
-    def __init__(self, command: tuple[str, ...], parallel: int = 2) -> None:
-        self._command = command
+    def __init__(
+        self, command: tuple[str, ...], parallel: int = 2, environment: dict[str, str] | None = None
+    ) -> None:  # fmt: skip
+        self._command, self._environment = command, environment
         self._slots = asyncio.Semaphore(parallel)
 
     async def describe(self, document: dict[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -48,7 +50,7 @@ class Validator:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
-            env=child_environment(),
+            env=child_environment(self._environment),
         )
         try:
             output, complaints = await process.communicate(json.dumps(document).encode())

@@ -24,6 +24,8 @@ LIGHT = frozenset(
     ]
 )  # fmt: skip
 """Standard library and each other only: the web process, or the measuring agent, uses them."""
+SCHEMAS = frozenset(["latency.profile_schema"])
+"""Of what users send, so the web process reads them too: pydantic, and nothing heavy."""
 PIPELINE_SIDE = frozenset(
     f"service.{name}"
     for name in (
@@ -115,11 +117,13 @@ def _broken_rule(module: str, item: Import, known: dict[str, Path]) -> str | Non
         return f"{room} may import {', '.join(sorted(MAY_IMPORT[room]))} only"
     if module in LIGHT and not (ours and set(ours) <= LIGHT) and item.top not in sys.stdlib_module_names:
         return "it must stay with the standard library"
+    if module in SCHEMAS and item.top in HEAVY:
+        return "the web process must not need it"
     if room != "service" or module in PIPELINE_SIDE:
         return None
     if item.top in HEAVY:
         return "the web process must not need it"
-    if item.top in ("models", "search", "latency") and not set(ours) <= LIGHT:
+    if item.top in ("models", "search", "latency") and not set(ours) <= LIGHT | SCHEMAS:
         return "only the pipeline's files know the rooms; here: " + ", ".join(sorted(LIGHT))
     if set(ours) & (PIPELINE_SIDE - {"service.cli"}):
         return "it would bring the pipeline into the web process"

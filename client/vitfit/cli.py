@@ -1,5 +1,6 @@
 """The command `vitfit`: the verbs that need nothing but a server's address."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -238,6 +239,33 @@ def devices(target: ServerOptions) -> None:
                 print_json(device.to_json())
         else:
             render.console.print(render.device_table(found))
+
+
+@verb(app, "add-device")
+def add_device(
+    profile: Annotated[Path, typer.Argument(metavar="FILE", help="JSON, see docs/devices.md.", show_default=False)],
+    target: ServerOptions,
+) -> None:
+    """Add a device by its profile; its name begins with user-."""
+    try:
+        document = json.loads(profile.read_text())
+    except (OSError, ValueError) as error:
+        raise VitfitError.local("unreadable-file", f"{profile} cannot be read as JSON: {error}") from error
+    with target.client() as client:
+        device = client.add_device(document)
+        if target.as_json:
+            print_json(device.to_json())
+        else:
+            render.console.print(render.device_table([device]))
+
+
+@verb(app, "delete-device")
+def delete_device(
+    name: Annotated[str, typer.Argument(help="A device that was added.", show_default=False)], target: ServerOptions
+) -> None:
+    """Forget a device that was added."""
+    with target.client() as client:
+        client.delete_device(name)
 
 
 @verb(app)

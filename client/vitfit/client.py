@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack
+from urllib.parse import quote
 
 import httpx
 
@@ -244,6 +245,14 @@ class Client:
     def devices(self) -> list[Device]:
         """Where latency can be measured or predicted."""
         return list(self._paged("/v1/devices", "devices", Device))
+
+    def add_device(self, profile: dict[str, Any]) -> Device:
+        """Tell the server about a device: its profile, as docs/devices.md describes it."""
+        return Device.from_json(self._connection.json("POST", "/v1/devices", json=profile))
+
+    def delete_device(self, name: str) -> None:
+        """Forget a device that was added."""
+        self._connection.request("DELETE", f"/v1/devices/{quote(name, safe='')}")
 
     def methods(self) -> list[Method]:
         """The ways to compress."""

@@ -1,14 +1,19 @@
 """/v1/devices, /v1/methods and /healthz: what this server offers, and whether it works."""
 
-from typing import Any
+import json
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body, Response
 
+from latency.devices import PROFILES
 from service.context import ServiceOf, server_version
 from service.errors import NotFound, Unhealthy
 from service.schemas import DeviceList, Health, MethodList
 
 router = APIRouter(tags=["server"])
+EXAMPLES: dict[str, Any] = {
+    "a core": {"value": {**json.loads((PROFILES / "generic-mobile.json").read_text()), "name": "user-phone"}}
+}
 
 
 @router.get("/v1/devices")
@@ -24,6 +29,22 @@ def get_device(name: str, service: ServiceOf) -> dict[str, Any]:
     if name not in devices:
         raise NotFound("device", name, list(devices))
     return devices[name]
+
+
+@router.post("/v1/devices", status_code=201)
+def create_device(
+    profile: Annotated[dict[str, Any], Body(openapi_examples=EXAMPLES)], response: Response, service: ServiceOf
+) -> dict[str, Any]:
+    """Add a device: a profile as docs/devices.md describes it, with units, source and date. Its name begins with `user-`."""
+    found = service.devices.add(profile)
+    response.headers["Location"] = f"/v1/devices/{found['name']}"
+    return found
+
+
+@router.delete("/v1/devices/{name}", status_code=204)
+def delete_device(name: str, service: ServiceOf) -> None:
+    """Forget a device that was added; 409 for one that ships, and while an unfinished job uses it."""
+    service.devices.delete(name)
 
 
 @router.get("/v1/methods")

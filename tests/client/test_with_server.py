@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from vitfit import Budget, Client, Job, VitfitError
 
+from latency.devices import PROFILES
 from tests.client.served import served
 
 BUDGETS = [Budget("macs_keep", 0.5), Budget("latency_ms", 20, device="generic-mobile")]
@@ -131,6 +132,19 @@ def test_offers_and_health(client: Client) -> None:
     assert [device.name for device in client.devices()] == ["cpu", "generic-mobile"]
     assert client.methods()[0].criteria == ["magnitude", "hsic"]
     assert client.health()
+
+
+def test_a_device_is_added_named_and_deleted(client: Client, address: str, tmp_path: Path) -> None:
+    profile = {**json.loads((PROFILES / "generic-mobile.json").read_text()), "name": "user-phone"}
+    (tmp_path / "phone.json").write_text(json.dumps(profile))
+    base = [sys.executable, "-m", "vitfit.cli"]
+    for arguments in (["add-device", str(tmp_path / "phone.json")], ["delete-device", "user-phone"]):
+        done = subprocess.run([*base, *arguments, "--server", address], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        listed = "user-phone" in [device.name for device in client.devices()]
+        assert listed is (arguments[0] == "add-device")
+    with pytest.raises(VitfitError, match="peak_macs_per_s"):
+        client.add_device({**profile, "peak_macs_per_s": -1})
 
 
 def test_the_command_against_the_real_server(address: str, finished: Job, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_openapi_has_examples_for_all_bodies_and_problems_for_all_errors(web: Te
                 assert list(answer["content"]) == [PROBLEM], (path, method, status)
         assert operation["responses"].keys() & {"200", "201", "202", "204"}, (path, method)
         assert operation["summary"] and operation["description"], (path, method)
-    assert bodies == 6
+    assert bodies == 7
 
 
 def test_openapi_refers_only_to_schemas_that_it_has(web: TestClient) -> None:
@@ -43,5 +43,6 @@ def test_openapi_lists_the_whole_interface(web: TestClient) -> None:
         *("POST /v1/jobs", "GET /v1/jobs", "GET /v1/jobs/{job_id}", "DELETE /v1/jobs/{job_id}"),
         *("POST /v1/jobs/{job_id}/cancel", "GET /v1/jobs/{job_id}/trials", "POST /v1/jobs/{job_id}/deliver"),
         *("GET /v1/jobs/{job_id}/artifacts", "GET /v1/jobs/{job_id}/artifacts/{name}"),
-        *("GET /v1/devices", "GET /v1/devices/{name}", "GET /v1/methods", "GET /healthz"),
+        *("GET /v1/devices", "POST /v1/devices", "GET /v1/devices/{name}", "DELETE /v1/devices/{name}"),
+        *("GET /v1/methods", "GET /healthz"),
     }

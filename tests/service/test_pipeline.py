@@ -1,6 +1,7 @@
 """Whole jobs on a small network: every kind of budget and data, and what a job leaves."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from latency.devices import ADDED, read_profile
+from latency.profile import ProfilePricer
+from latency.setting import Setting
 from models.errors import Canceled, ImpossibleBudget, ParityFailure
 from models.evaluate import agreement
 from models.export import run_onnx
@@ -390,3 +394,19 @@ def test_nothing_is_delivered_when_the_runtimes_disagree(workshop: Workshop) -> 
         shop.run(budget("macs_keep", 0.9), trials=1, files=files)
     assert caught.value.facts["parity"]["free"]["max_relative"] > 1e-3
     assert list(files.artifacts.iterdir()) == []
+
+
+def test_a_device_that_a_user_added_prices_a_job(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """What the report says of the budget is what the user's profile says of the delivered network."""
+    generic = read_profile("generic-mobile")
+    slow = {**generic["ns_per_value"], "activation": 100 * generic["ns_per_value"]["activation"]}
+    (tmp_path / "user-slow.json").write_text(json.dumps({**generic, "name": "user-slow", "ns_per_value": slow}))
+    monkeypatch.setenv(ADDED, str(tmp_path))
+    ran = workshop.run(budget("latency_keep", 0.6, "user-slow"))
+    structures = [open_model(workshop.model).structure, delivered_network(ran).structure]
+    original, kept = ProfilePricer("user-slow", Setting()).price(structures).ms
+    (row,) = ran.report["budgets"]
+    assert row["met"] and row["share"] == pytest.approx(kept / original / 0.6)
+    assert ran.result.guarantee == "predicted"

@@ -1,0 +1,160 @@
+"""What a device profile says: a data file with units, source and date. Documented in docs/devices.md.
+
+Three models: `roofline` (a core with a cache), `tiled` (a matrix engine beside units for softmax, norms and activations, one
+operation after the other) and `pipeline` (a stage of hardware for each layer; as fast as its slowest stage).
+"""
+
+import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from models.errors import InvalidRequest
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Kind = Literal["softmax", "norm", "activation", "add", "scale", "gather", "move", "reduce", "pool", "table"]
+
+UNITS = {
+    "peak_macs_per_s": "multiply-accumulates per second",
+    "bandwidth_bytes_per_s": "bytes per second",
+    "half_inner": "summed dim at which half of the peak is reached",
+    "half_cols": "columns at which half of the peak is reached",
+    "lanes": "values per vector register",
+    "ns_per_value": "nanoseconds per value written",
+    "overhead_s_per_operation": "seconds",
+    "clock_hz": "cycles per second",
+    "tile": "one tile product per cycle: rows x inner x cols multipliers",
+    "values_per_cycle": "values per cycle",
+    "tokens_per_cycle": "rows that each stage takes at a time",
+    "stages": "multipliers of each stage: inner x cols",
+    "passes": "times that norm and softmax read each value",
+    "classifier_macs_per_cycle": "multiply-accumulates per cycle",
+    "relative_uncertainty": "half-width of the 90 % interval over the value",
+}
+"""The units that numbers have; a profile repeats those of its own, so that nobody mistakes them."""
+NAME = r"^[a-z0-9][a-z0-9.@_-]{0,63}$"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Check(_Strict):
+    """A published latency beside what the profile says. fitted: it was used to fit the profile, so it proves little."""
+
+    model: str
+    image_size: Count
+    published_ms: Positive
+    predicted_ms: Positive
+    fitted: bool
+    source: str = ""
+
+    @property
+    def error(self) -> float:
+        return self.predicted_ms / self.published_ms - 1
+
+
+class _Profile(_Strict):
+    name: str = Field(pattern=NAME)
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    description: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    date: datetime.date
+    units: dict[str, str]
+    relative_uncertainty: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    threads: Count = 1
+    checks: tuple[Check, ...] = ()
+
+    @model_validator(mode="after")
+    def _units_are_those_of_the_numbers(self) -> "_Profile":
+        wanted = {name: unit for name, unit in UNITS.items() if name in self.model_fields_set}
+        for name, unit in wanted.items():
+            if self.units.get(name) != unit:
+                raise ValueError(f"units.{name} is {self.units.get(name)!r}; it must be {unit!r}")
+        if unknown := sorted(set(self.units) - set(wanted)):
+            raise ValueError(f"units names {unknown[0]!r}, which this profile has not; allowed: {', '.join(wanted)}")
+        return self
+
+    @model_validator(mode="after")
+    def _unchecked_is_called_generic(self) -> "_Profile":
+        if not any(not check.fitted for check in self.checks) and not self.name.startswith(("generic-", "user-")):
+            raise ValueError(
+                f"{self.name}: no published latency is checked that was not used to fit it; "
+                "name it generic-... (a shape) or user-... (your own), or add checks"
+            )
+        return self
+
+
+class Roofline(_Profile):
+    model: Literal["roofline"]
+    peak_macs_per_s: Annotated[float, Field(ge=1e6, le=1e16)]
+    bandwidth_bytes_per_s: Annotated[float, Field(ge=1e5, le=1e14)]
+    half_inner: Cost
+    half_cols: Cost = 0.0
+    lanes: Annotated[int, Field(ge=1, le=1024)]
+    ns_per_value: dict[Kind, Cost]
+    overhead_s_per_operation: Annotated[float, Field(ge=0, le=1)]
+
+
+class Tile(_Strict):
+    rows: Count
+    inner: Count
+    cols: Count
+
+
+class Tiled(_Profile):
+    model: Literal["tiled"]
+    clock_hz: Annotated[float, Field(ge=1e5, le=1e11)]
+    tile: Tile
+    bandwidth_bytes_per_s: Annotated[float, Field(ge=1e5, le=1e14)]
+    values_per_cycle: dict[Kind, Positive]
+    overhead_s_per_operation: Annotated[float, Field(ge=0, le=1)]
+
+
+class Lanes(_Strict):
+    """Multipliers of one stage: so many summed values by so many columns per cycle."""
+
+    inner: Count
+    cols: Count
+
+
+class Stages(_Strict):
+    """qkv, scores and values are built once for each head."""
+
+    patch: Lanes
+    qkv: Lanes
+    scores: Lanes
+    values: Lanes
+    proj: Lanes
+    fc1: Lanes
+    fc2: Lanes
+
+
+class Pipeline(_Profile):
+    model: Literal["pipeline"]
+    clock_hz: Annotated[float, Field(ge=1e5, le=1e11)]
+    tokens_per_cycle: Count
+    stages: Stages
+    passes: Count
+    classifier_macs_per_cycle: Count
+
+
+Profile = Annotated[Roofline | Tiled | Pipeline, Field(discriminator="model")]
+_ADAPTER: TypeAdapter[Roofline | Tiled | Pipeline] = TypeAdapter(Profile)
+
+
+def parse_profile(document: Any) -> Roofline | Tiled | Pipeline:
+    """Raises: InvalidRequest naming the field, its value and what is allowed."""
+    try:
+        return _ADAPTER.validate_python(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the profile"
+        raise InvalidRequest(f"Device profile: {where}: {first['msg']}; got {_shown(first['input'])}") from error
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
