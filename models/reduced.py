@@ -13,12 +13,19 @@ ON_GRID = (nn.Conv2d, nn.AdaptiveAvgPool2d, nn.AvgPool2d)
 
 
 class KeyReduction(nn.Module):
-    """The modules between tokens and keys, in order: those on the grid first, then those on its tokens."""
+    """The modules between tokens and keys, in order: those on the grid first, then those on its tokens.
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    paths: where each stood in the architecture's own block, by its place here.
+    """
+
+    def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
         super().__init__()
-        self.on_grid = nn.Sequential(*(m for m in modules if isinstance(m, ON_GRID)))
-        self.on_tokens = nn.Sequential(*(m for m in modules if not isinstance(m, ON_GRID)))
+        on_grid = [(path, module) for path, module in modules if isinstance(module, ON_GRID)]
+        on_tokens = [(path, module) for path, module in modules if not isinstance(module, ON_GRID)]
+        self.on_grid = nn.Sequential(*(module for _, module in on_grid))
+        self.on_tokens = nn.Sequential(*(module for _, module in on_tokens))
+        self.paths = {f"on_grid.{i}": path for i, (path, _) in enumerate(on_grid)}
+        self.paths |= {f"on_tokens.{i}": path for i, (path, _) in enumerate(on_tokens)}
 
     def forward(self, x: Tensor, grid: Sequence[int]) -> Tensor:
         """x (B, N, D) -> (B, M, D)."""

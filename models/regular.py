@@ -2,7 +2,8 @@
 
 Embedding dims and, in each block, neurons go by score. The dims of neighbouring heads are pooled and the best stay, the
 same row of q, k and v, so that a target's heads x dims come out although the source has more heads of the same size.
-Whole blocks go by the score of their halves when the target has fewer.
+Whole blocks go by the score of their halves when the target has fewer, in each stage by itself (PVTv2-B2 to B1). Where the
+embedding width cannot be cut the target has the source's, stage by stage.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from models.errors import InvalidRequest
 from models.plan import BlockPlan, HeadPlan, Plan
-from models.structure import Attention, Op, Structure
+from models.structure import Attention, Op, Stage, Structure
 
 Array = npt.NDArray[np.float64]
 
@@ -45,19 +46,21 @@ def regular_plan(structure: Structure, blocks: Sequence[BlockScores], embed: Arr
     Raises: InvalidRequest when the target cannot be reached, or when a score that it needs is missing.
     """
     check_reachable(structure, target)
-    if embed is None or any(block.dims is None or block.halves is None for block in blocks):
+    no_embed = embed is None and "embed" not in structure.fixed
+    if no_embed or any(block.dims is None or block.halves is None for block in blocks):
         raise InvalidRequest(
             "A target shape needs scores of embedding dims, attention dims and halves; "
             "use criterion 'kl', 'kl-exact' or 'taylor'"
         )
-    return _plan(blocks, embed, target)
+    return _plan(structure, blocks, embed, target)
 
 
 def check_reachable(structure: Structure, target: Structure) -> None:
     """Raises: InvalidRequest with every reason why pruning `structure` cannot give exactly `target`."""
     problems = _beyond_pruning(structure, target) + _too_large(structure, target)
     if not problems:
-        left = _plan(_alike(structure), np.zeros(structure.width), target).apply_to(structure)
+        embed = None if "embed" in structure.fixed else np.zeros(structure.width)
+        left = _plan(structure, _alike(structure), embed, target).apply_to(structure)
         problems = _differences(left, target)
     if problems:
         raise InvalidRequest(
@@ -67,16 +70,18 @@ def check_reachable(structure: Structure, target: Structure) -> None:
         )  # fmt: skip
 
 
-def _plan(blocks: Sequence[BlockScores], embed: Array, target: Structure) -> Plan:
-    worth = [0.0 if block.halves is None else float(block.halves.sum()) for block in blocks]
-    sources = best(np.asarray(worth), len(target.blocks))
+def _plan(structure: Structure, blocks: Sequence[BlockScores], embed: Array | None, target: Structure) -> Plan:
+    worth = np.asarray([0.0 if block.halves is None else float(block.halves.sum()) for block in blocks])
+    sources: list[int] = []
+    for first, stage, wanted in zip(structure.first_blocks, structure.stages, target.stages, strict=True):
+        sources += [first + i for i in best(worth[first : first + len(stage.blocks)], len(wanted.blocks))]
     plans = []
     for source, shape in zip(sources, target.blocks, strict=True):
         scores = blocks[source]
         assert scores.dims is not None and shape.attention is not None and shape.mlp is not None
         heads = pooled_heads(scores.dims, shape.attention.heads, shape.attention.v_dim)
         plans.append(BlockPlan(source, heads, best(scores.neurons, shape.mlp.neurons)))
-    return Plan(best(embed, target.width), tuple(plans))
+    return Plan(() if embed is None else best(embed, target.width), tuple(plans))
 
 
 def best(scores: Array, count: int) -> tuple[int, ...]:
@@ -122,23 +127,38 @@ def _beyond_pruning(structure: Structure, target: Structure) -> list[str]:
 
 
 def _too_large(structure: Structure, target: Structure) -> list[str]:
+    """Stage by stage: a network without stages has one."""
     found: list[str] = []
-    mine, wanted = _attentions(structure), _attentions(target)
+    if len(structure.stages) == len(target.stages):
+        for number, pair in enumerate(zip(structure.stages, target.stages, strict=True)):
+            where = f"stage {number} " if len(structure.stages) > 1 else "it "
+            found += [where + problem for problem in _stage_too_large(*pair, "embed" in structure.fixed)]
+    return found
+
+
+def _stage_too_large(stage: Stage, target: Stage, fixed_width: bool) -> list[str]:
+    found: list[str] = []
+    mine, wanted = ([b.attention for b in s.blocks if b.attention] for s in (stage, target))
     if not mine or not wanted:
         return found
-    pooled = min(a.heads // max(b.heads, 1) * a.v_dim for a in mine for b in wanted)
+    widths = stage.blocks[0].width, target.blocks[0].width
+    if fixed_width and widths[0] != widths[1]:
+        found.append(
+            f"has {widths[0]} embedding dims, which cannot be cut in this architecture, the target {widths[1]}"
+        )
     for what, most, needed in (
-        ("embedding dims", structure.width, target.width),
-        ("blocks", len(structure.blocks), len(target.blocks)),
+        ("embedding dims", *widths),
+        ("blocks", len(stage.blocks), len(target.blocks)),
         ("heads", min(a.heads for a in mine), max(a.heads for a in wanted)),
-        ("neurons", min(b.mlp.neurons for b in structure.blocks if b.mlp),
+        ("neurons", min(b.mlp.neurons for b in stage.blocks if b.mlp),
          max(b.mlp.neurons for b in target.blocks if b.mlp)),
     ):  # fmt: skip
         if needed > most:
-            found.append(f"it has {most} {what}, the target {needed}")
+            found.append(f"has {most} {what}, the target {needed}")
+    pooled = min(a.heads // max(b.heads, 1) * a.v_dim for a in mine for b in wanted)
     dim = max(a.v_dim for a in wanted)
     if not found and dim > pooled:
-        found.append(f"neighbouring heads pool {pooled} dims, the target's heads have {dim}")
+        found.append(f"pools {pooled} dims of neighbouring heads, the target's heads have {dim}")
     return found
 
 

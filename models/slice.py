@@ -94,12 +94,12 @@ def _rebuilt(block: nn.Module, family: Family, plan: BlockPlan) -> ReducedAttent
         layers.append((family.attention_layers[path], narrow_linear(layer, rows, range(layer.in_features))))
     projection = _linear(block, family.projection)
     outputs = [i for head in plan.heads for i in head.v]
-    reduction = (optional_part(block, path) for path in family.key_reduction)
+    reduction = ((path, optional_part(block, path)) for path in family.key_reduction)
     owner, _, attribute = family.scale.rpartition(".")
     return ReducedAttention(
         layers,
         narrow_linear(projection, range(projection.out_features), outputs),
-        KeyReduction([module for module in reduction if module is not None]),
+        KeyReduction([(path, module) for path, module in reduction if module is not None]),
         (len(plan.heads), len(plan.heads[0].qk), len(plan.heads[0].v)),
         float(getattr(part(block, owner), attribute)),
     )

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from models.describe import describe
 from models.errors import InvalidRequest, ParityFailure
 from models.families import family_of
-from models.family import Family, part
+from models.family import Family, blocks_of, part
 from models.open import build
 from models.pruned import PrunedBlock, PrunedBlocks
+from models.reduced import ReducedAttention
 from models.regular import check_reachable
+from models.slice import MlpOnly, NoMlp
 from models.structure import Structure
 from models.torch_network import TorchNetwork
 
@@ -27,8 +29,10 @@ def target_module(network: TorchNetwork, name: str, **options: Any) -> nn.Module
     options: timm's, that change the named shape. Raises: UnknownName, InvalidRequest.
     """
     channels, height, width = network.structure.image
-    own = {"img_size": (height, width), "in_chans": channels, "num_classes": network.structure.classes}
-    return build(name, own | options, pretrained=False).eval()
+    own = {"in_chans": channels, "num_classes": network.structure.classes} | options
+    if network.family.image(network.module) is not None:  # others take images of any size
+        own = {"img_size": (height, width)} | own
+    return build(name, own, pretrained=False).eval()
 
 
 def target_structure(network: TorchNetwork, name: str, **options: Any) -> Structure:
@@ -37,7 +41,7 @@ def target_structure(network: TorchNetwork, name: str, **options: Any) -> Struct
     Raises: UnknownName; UnsupportedModel; InvalidRequest with each reason why it cannot be reached from `network`.
     """
     module = target_module(network, name, **options)
-    target = describe(module, family_of(module), name)
+    target = describe(module, family_of(module), name, network.structure.image[1:])
     check_reachable(network.structure, target)
     mine, wanted = (_details(m) for m in (network.module, module))
     if mine != wanted:
@@ -52,8 +56,8 @@ def target_structure(network: TorchNetwork, name: str, **options: Any) -> Struct
 def _details(module: nn.Module) -> str:
     """What a structure does not say and weights cannot change: activation, norms, pooling."""
     family = family_of(module)
-    block = next(part(module, family.blocks).children())
-    norms = (part(block, family.norm1), part(module, family.last_norm))
+    block = blocks_of(module, family)[0]
+    norms = [part(block, family.norm1), *([part(module, family.last_norm)] if family.last_norm else [])]
     eps = ", ".join(f"{norm.eps:g}" for norm in norms if isinstance(norm, NORMS))
     return f"activation {type(part(block, family.activation)).__name__}, norms' eps {eps}, pooling {family.pooling(module)}"
 
@@ -89,6 +93,8 @@ def _shape(weights: dict[str, Tensor], key: str) -> tuple[int, ...] | None:
 
 def timm_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
     """The state of a pruned network under the names of its family. Raises: InvalidRequest when it has no regular form."""
+    if family.sliced:
+        return _sliced_weights(network, family)
     blocks = part(network.module, family.blocks)
     if not isinstance(blocks, PrunedBlocks):
         return dict(network.module.state_dict())
@@ -97,6 +103,35 @@ def timm_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
     for place, block in enumerate(blocks.children()):
         assert isinstance(block, PrunedBlock)
         found |= {f"{prefix}{place}.{key}": value for key, value in _block_weights(block, family).items()}
+    return found
+
+
+def _sliced_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
+    """Blocks that were cut where they stand have timm's names already, but for an attention that was built anew."""
+    found = dict(network.module.state_dict())
+    for path, module in network.module.named_modules():
+        if isinstance(module, MlpOnly | NoMlp):
+            raise InvalidRequest("A block without attention or MLP has no regular form")
+        if isinstance(module, ReducedAttention):
+            block = path.removesuffix(f".{family.rebuilt_attention}")
+            for key in [key for key in found if key.startswith(f"{path}.")]:
+                del found[key]
+            found |= {f"{block}.{key}": value for key, value in _reduced_weights(module, family).items()}
+    return found
+
+
+def _reduced_weights(attention: ReducedAttention, family: Family) -> dict[str, Tensor]:
+    parts: dict[str, nn.Module] = {family.projection: attention.projection}
+    parts |= {path: attention.layers[made] for path, made in family.attention_layers.items()}
+    parts |= {path: attention.reduction.get_submodule(place) for place, path in attention.reduction.paths.items()}
+    found = {f"{path}.{key}": value for path, module in parts.items() for key, value in module.state_dict().items()}
+    if attention.qk_dim != attention.v_dim:
+        raise InvalidRequest("Heads with q/k dims unlike v dims have no regular form")
+    q, rows = family.layer_of("q"), attention.heads * attention.qk_dim
+    rescale = attention.scale * math.sqrt(attention.qk_dim)  # timm scales by the size of the heads that are left
+    for key in (f"{q}.weight", f"{q}.bias"):
+        if key in found and rescale != 1:
+            found[key] = torch.cat([found[key][:rows] * rescale, found[key][rows:]])
     return found
 
 

@@ -45,6 +45,10 @@ CASES = (
         "UP-DeiT-S, from DeiT-B", BASE, "up-vit", {"macs": 4.6, "params": 22.1, "top1": 81.56}, True,
         {"target": "deit_small_patch16_224"}, "arXiv 2111.15127",
     ),
+    Case(
+        "UP-PVTv2-B1, from PVTv2-B2", "pvt_v2_b2", "up-vit", {"params": 14.0, "top1": 79.48}, True,
+        {"target": "pvt_v2_b1"}, "arXiv 2111.15127",
+    ),
     Case("MDC, DeiT-S", SMALL, "mdc", {"macs": 1.863, "top1": 60.69}, False, {"space": "paper"}, "arXiv 2201.00043"),
     Case("MDC, DeiT-B", BASE, "mdc", {"macs": 6.938, "top1": 72.27}, False, {"space": "paper"}, "arXiv 2201.00043"),
     Case("SPViT, DeiT-S", SMALL, "spvit", {"macs": 2.72, "top1": 79.07}, True, source="arXiv 2112.13890"),

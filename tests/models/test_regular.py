@@ -1,5 +1,6 @@
 """A larger network pruned to the very shape of a smaller one, and loaded by timm under its own names."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from models.statistics import Statistics
 from models.structure import Structure
 from models.timm_weights import target_structure, timm_weights, to_timm
 from models.torch_network import TorchNetwork
+from tests.models.families import small_family
 from tests.models.networks import images_for, random_plan, small_network
 
 LARGE = {"img_size": 32, "embed_dim": 96, "depth": 3, "num_heads": 12, "num_classes": 5}
@@ -44,7 +46,8 @@ def random_scores(structure: Structure, seed: int = 0) -> tuple[list[NoScores], 
 
 def pruned(network: TorchNetwork, target: Structure, statistics: Statistics | None = None) -> TorchNetwork:
     blocks, embed = random_scores(network.structure)
-    return network.pruned(regular_plan(network.structure, blocks, embed, target), statistics)
+    stream = None if "embed" in network.structure.fixed else embed
+    return network.pruned(regular_plan(network.structure, blocks, stream, target), statistics)
 
 
 def shape(structure: Structure) -> list[tuple[Any, ...]]:
@@ -63,6 +66,20 @@ def test_timm_s_own_model_gives_the_pruned_network_s_outputs(name: str) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(module(images), small.outputs(images), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(small.outputs(images), network.outputs(images), rtol=0.1)
+
+
+@pytest.mark.slow
+def test_pvt_v2_b2_becomes_a_real_b1() -> None:
+    module = timm.create_model("pvt_v2_b2").eval()
+    network = TorchNetwork(module, "pvt_v2_b2", dataclasses.replace(small_network().preprocessing, size=(3, 224, 224)))
+    target = target_structure(network, "pvt_v2_b1")
+    small = pruned(network, target)
+    loaded = timm.create_model("pvt_v2_b1").eval()
+    loaded.load_state_dict(to_timm(small, network, "pvt_v2_b1").state_dict())
+    images = images_for(network, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(images), small.outputs(images), rtol=1e-3, atol=1e-4)
+    assert small.structure.params == pytest.approx(14.0e6, rel=0.005)  # arXiv 2111.15127, table 4
 
 
 @pytest.mark.slow
@@ -128,7 +145,7 @@ def test_the_worst_blocks_dims_and_neurons_go() -> None:
         ({"num_heads": 24, "embed_dim": 96}, "12 heads, the target 24"),
         ({"mlp_ratio": 16}, "384 neurons, the target 768"),
         ({"num_heads": 1, "embed_dim": 96, "patch_size": 16}, "patch"),
-        ({"num_heads": 5, "embed_dim": 90}, "pool 16 dims, the target's heads have 18"),
+        ({"num_heads": 5, "embed_dim": 90}, "pools 16 dims of neighbouring heads, the target's heads have 18"),
         ({"qk_norm": True}, "norms q and k"),
         ({"init_values": 0.1}, "designs differ"),
         ({"qkv_bias": False}, "with bias"),
@@ -171,3 +188,30 @@ def test_a_structure_reaches_itself() -> None:
     check_reachable(network.structure, network.structure)
     blocks, embed = random_scores(network.structure)
     assert regular_plan(network.structure, blocks, embed, network.structure) == identity(network.structure)
+
+
+PVT = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "mlp_ratios": (4, 4, 2, 2), "num_classes": 7}
+
+
+def test_stages_lose_blocks_each_by_itself_and_timm_loads_the_result() -> None:
+    """PVTv2-B2 to B1, small: the same widths, fewer blocks in some stages."""
+    network = small_family("pvt_v2", depths=(3, 4, 2, 2))
+    target = target_structure(network, "pvt_v2_b1", **PVT)
+    blocks, _ = random_scores(network.structure)
+    for number in (0, 3, 4):
+        blocks[number].halves[:] = -1
+    plan = regular_plan(network.structure, blocks, None, target)
+    assert [block.source for block in plan.blocks] == [1, 2, 5, 6, 7, 8, 9, 10]
+    small = network.pruned(plan, None)
+    assert shape(small.structure) == shape(target)
+    module = to_timm(small, network, "pvt_v2_b1", **PVT)
+    images = images_for(network, 3)
+    with torch.inference_mode():
+        torch.testing.assert_close(module(images), small.outputs(images), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(small.outputs(images), network.outputs(images), rtol=0.1)
+
+
+def test_a_width_that_cannot_be_cut_is_said_with_its_stage() -> None:
+    network, narrow = small_family("pvt_v2"), PVT | {"embed_dims": (8, 16, 24, 16), "depths": (1, 1, 1, 1)}
+    with pytest.raises(InvalidRequest, match="stage 3 has 32 embedding dims, which cannot be cut in this architecture"):
+        target_structure(network, "pvt_v2_b1", **narrow)
