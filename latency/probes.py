@@ -34,6 +34,8 @@ class _Probe:
         self._structure, self._whole = structure, identity(structure)
         self._draw = random.Random(number)
         self._kind = KINDS[number % len(KINDS)]
+        if self._kind == ("merge", "similarity") and any(b.attention and b.attention.table for b in structure.blocks):
+            self._kind = ("fuse", "attention")  # merged tokens have no place for relative positions
         self._keep = {a: self._draw.uniform(0.15, 1.0) for a in ("heads", "qk", "v", "neurons", "tokens")}
         self._embed = self._whole.embed
         if self._embed and number % 3 == 1:
