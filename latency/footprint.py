@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latency.meter import measuring_lease
+from latency.lease import measuring_lease
 from latency.setting import Setting
 from models.errors import DeviceUnavailable
 from models.record import Record

@@ -1,22 +1,18 @@
 """Measures ONNX files on this machine's CPU, original and candidates interleaved, one measurement at a time."""
 
-import fcntl
 import json
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latency.devices import CPU, cpu_name
+from latency.lease import measuring_lease
 from latency.sampling import Measurement, ratio
 from latency.setting import Setting
 from models.errors import DeviceUnavailable
-
-LEASE = Path(tempfile.gettempdir()) / "vitfit-measuring.lock"
 
 
 @dataclass(frozen=True)
@@ -91,11 +87,3 @@ def _narrow(found: list[Measurement], width: float) -> bool:
     if len(found) == 1:
         return found[0].p50_ms.width <= width
     return all(ratio(candidate, found[0]).width <= width for candidate in found[1:])
-
-
-@contextmanager
-def measuring_lease() -> Iterator[None]:
-    """One thing measures on a machine at a time, whoever started it."""
-    with LEASE.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models import pace
+
 WARMUP_SHARE = 0.05
 MAX_NORM = 1.0
 """Of the gradient of one step."""
@@ -58,11 +60,12 @@ def _train_epoch(
     for step, rows in enumerate(order.split(course.batch)):
         progress = (epoch + step / steps) / course.epochs
         _set_learning_rates(optimizer, rates, progress)
-        found = loss(rows, progress)
-        optimizer.zero_grad()
-        found.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), MAX_NORM)
-        optimizer.step()
+        with pace.step():
+            found = loss(rows, progress)
+            optimizer.zero_grad()
+            found.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), MAX_NORM)
+            optimizer.step()
         total += float(found.detach()) * len(rows)
     return total / images
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models import pace
 from models.data import Batch, Dataset, noise_data, open_data
 from models.errors import InvalidRequest
 from models.evaluate import agreement, correct, feature_agreement, same_answer
@@ -115,8 +116,9 @@ class Evaluation:
 
     def score(self, policy: Policy, recovery: bool) -> Score:
         """Prunes physically, recovers, and runs the selection images."""
-        plan = self.policy_space().plan(policy)
-        return self.score_of(self.prune(without_selectors(plan), recovery))
+        with pace.step():
+            plan = self.policy_space().plan(policy)
+            return self.score_of(self.prune(without_selectors(plan), recovery))
 
     def score_of(self, network: TorchNetwork) -> Score:
         assert self.dense is not None

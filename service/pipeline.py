@@ -11,8 +11,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from latency.lease import working
 from models.errors import ImpossibleBudget, InvalidRequest
 from models.masked_tokens import selectors_of
+from models.pace import paced
 from models.torch_network import TorchNetwork
 from models.train_gates import GateRecipe, train_gates
 from search.methods import method_named
@@ -68,6 +70,11 @@ def run(
     for folder in (files.work, files.artifacts):
         folder.mkdir(parents=True, exist_ok=True)
     job = Job(request, files, journal, Settings().allowed_roots if allowed is None else allowed)
+    with paced(working):  # other jobs of this machine measure undisturbed
+        return _stages(job, deliver)
+
+
+def _stages(job: "Job", deliver: int | None) -> JobResult:
     job.describe()
     job.rank()
     job.profile()

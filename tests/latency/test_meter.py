@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latency.meter import Effort, Meter, measuring_lease
+from latency.lease import measuring_lease
+from latency.meter import Effort, Meter
 from latency.sampling import ratio
 from latency.setting import Setting
 from models.errors import DeviceUnavailable

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from latency.devices import ADDED, read_profile
+from latency.lease import measuring_lease
 from latency.profile import ProfilePricer
 from latency.setting import Setting
 from models.errors import Canceled, ImpossibleBudget, ParityFailure
@@ -410,3 +413,16 @@ def test_a_device_that_a_user_added_prices_a_job(
     (row,) = ran.report["budgets"]
     assert row["met"] and row["share"] == pytest.approx((found.ms + found.half_width_ms)[1] / found.ms[0] / 0.6)
     assert ran.result.guarantee == "predicted"
+
+
+def test_trials_wait_while_another_job_measures(workshop: Workshop) -> None:
+    searching = threading.Event()
+    journal = MemoryJournal(on_change=lambda now: searching.set() if "searching" in now.stages else None)
+    job = threading.Thread(target=lambda: workshop.run(budget("macs_keep", 0.6), trials=2, journal=journal))
+    with measuring_lease():
+        job.start()
+        assert searching.wait(120)
+        time.sleep(0.5)
+        assert journal.rows == []
+    job.join()
+    assert len(journal.rows) >= 2
