@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     )
     upload_limit_bytes: int = Field(default=4 * 2**30, ge=1, description="Largest upload, all parts together.")
     workers: int = Field(
-        default=1, ge=1, le=64, description="Jobs at a time. More than one disturbs latency measurements."
+        default=1, ge=1, le=64, description="Jobs at a time. The others wait while one of them measures."
     )
     lease_s: float = Field(
         default=30.0, gt=0, description="A worker that has not been heard of for so long has lost its job."
