@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from latency.pricer import Array
-from models.structure import Block, Op, Structure
+from models.structure import PACKAGING, Attention, Block, Mlp, Op, Reduction, Structure
 
 PRIOR_NS = {
     "matmul_macs": 0.0087, "matmul_outputs": 0.02, "weight_values": 0.02, "conv_macs": 0.055,
@@ -41,56 +41,73 @@ def _structure_features(structure: Structure) -> Array:
     return total
 
 
-@functools.lru_cache(maxsize=65536)
 def _block_features(block: Block) -> Array:
-    """Cached by value: policies share most of their blocks."""
-    total = _sum(block.ops())
+    """The parts of a block by themselves and without its name: policies share most of them, and so do blocks of one policy."""
+    width, scaled, precision = block.width, block.layer_scale, block.precision
+    total = np.zeros(len(FEATURES))
+    if block.attention is not None:
+        total += _part_features(width, block.tokens_attended, block.attention, None, None, scaled, precision)
+    if block.mlp is not None:
+        total += _part_features(width, block.tokens_out, None, block.mlp, None, scaled, precision)
     if block.reduction is not None:
-        values = dict.fromkeys(FEATURES, 0.0)
-        reducer, tokens = block.reduction.reducer, block.tokens
-        values["reductions"] = 1.0
-        values["reduced_values"] = (tokens + block.tokens_out) * block.width
-        values["packages"] = reducer in ("fuse", "weighted")
-        values["weighings"] = reducer == "weighted"
-        values["merges"] = reducer == "merge"
-        values["merge_macs"] = tokens**2 * block.width if reducer == "merge" else 0.0
-        total += _row(values)
+        total += _part_features(width, block.tokens, None, None, block.reduction, scaled, precision)
     return total
+
+
+@functools.lru_cache(maxsize=262_144)
+def _part_features(
+    width: int, tokens: int, attention: Attention | None, mlp: Mlp | None, reduction: Reduction | None,
+    layer_scale: bool, precision: str,
+) -> Array:  # fmt: skip
+    block = Block("", width, tokens, attention, mlp, reduction, layer_scale, precision)
+    values = dict.fromkeys(FEATURES, 0.0)
+    for op in block.ops():
+        _count(op, values)
+    if reduction is not None:
+        values["reductions"] = 1.0
+        values["reduced_values"] = (tokens + block.tokens_out) * width
+        values["packages"] = reduction.reducer in PACKAGING
+        values["weighings"] = reduction.reducer == "weighted"
+        values["merges"] = reduction.reducer == "merge"
+        values["merge_macs"] = tokens**2 * width if reduction.reducer == "merge" else 0.0
+    return _row(values)
 
 
 @functools.lru_cache(maxsize=4096)
 def _cached_sum(ops: tuple[Op, ...]) -> Array:
-    return np.sum([_op_features(op) for op in ops], axis=0) if ops else np.zeros(len(FEATURES))
+    values = dict.fromkeys(FEATURES, 0.0)
+    for op in ops:
+        _count(op, values)
+    return _row(values)
 
 
 def _sum(ops: Iterable[Op]) -> Array:
     return _cached_sum(tuple(ops)).copy()
 
 
-def _op_features(op: Op) -> Array:
-    values = dict.fromkeys(FEATURES, 0.0)
-    values["operations"] = 1.0
+def _count(op: Op, values: dict[str, float]) -> None:
+    """Adds an operation to the features."""
+    values["operations"] += 1.0
     if op.kind in ("matmul", "conv"):
         # channels of a grouped convolution share registers; products of a batch do not
         side_by_side, apart = (op.count, 1) if op.kind == "conv" else (1, op.count)
         macs = apart * op.rows * op.inner * _padded(op.cols * side_by_side)
-        values["conv_macs" if op.kind == "conv" and op.count > 1 else "matmul_macs"] = macs
-        values["matmul_outputs"] = op.values
-        values["weight_values"] = op.params
+        values["conv_macs" if op.kind == "conv" and op.count > 1 else "matmul_macs"] += macs
+        values["matmul_outputs"] += op.values
+        values["weight_values"] += op.params
     elif op.kind == "attention":
-        scores, values_out = op.inner * _padded(op.cols), op.cols * _padded(op.depth)
-        values["attention_macs"] = op.count * op.rows * (scores + values_out)
-        values["heads"] = op.count
-        values["softmax_values"] = op.count * op.rows * _padded(op.cols)
-        values["moved_values"] = op.count * (op.rows + op.cols) * (op.inner + op.depth)
-        values["attentions"] = 1.0
+        scores, mixed = op.inner * _padded(op.cols), op.cols * _padded(op.depth)
+        values["attention_macs"] += op.count * op.rows * (scores + mixed)
+        values["heads"] += op.count
+        values["softmax_values"] += op.count * op.rows * _padded(op.cols)
+        values["moved_values"] += op.count * (op.rows + op.cols) * (op.inner + op.depth)
+        values["attentions"] += 1.0
     elif op.kind in ("norm", "activation"):
-        values[f"{op.kind}_values"] = op.values
+        values[f"{op.kind}_values"] += op.values
     elif op.kind == "gather":
-        values["gathered_values"] = op.values
+        values["gathered_values"] += op.values
     elif op.kind != "reduce":  # a reduction is counted with its block, which knows its reducer
-        values["other_values"] = op.values
-    return _row(values)
+        values["other_values"] += op.values
 
 
 def _padded(cols: int) -> int:

@@ -103,3 +103,14 @@ def test_columns_are_computed_in_whole_registers() -> None:
         return feature(dataclasses.replace(structure, stem=(op,), stages=(), tail=()), "matmul_macs")
 
     assert of(17) == of(32) == 2 * of(16)
+
+
+def test_a_block_is_the_sum_of_its_parts() -> None:
+    """Pricing takes blocks apart to remember more of them: nothing may be lost or counted twice."""
+    structure = plain()
+    for plan in probe_plans(structure, 12):
+        shape = plan.apply_to(structure)
+        for name, kinds in (("norm_values", ("norm",)), ("activation_values", ("activation",))):
+            assert feature(shape, name) == sum(op.values for op in shape.ops() if op.kind in kinds)
+        assert feature(shape, "operations") == len(list(shape.ops()))
+        assert feature(shape, "weight_values") == sum(op.params for op in shape.ops() if op.kind in ("matmul", "conv"))
