@@ -33,7 +33,7 @@ from service.journal import JobFiles, JobResult, Journal
 from service.model_card import model_card
 from service.report import write_html
 from service.request import JobRequest
-from service.verification import PROFILE, VERIFY, Evidence, Verdict, Verifier
+from service.verification import AXES, VERIFY, Evidence, Verdict, Verifier
 
 PARITY_IMAGES = 64
 DYNAMIC_IMAGES = 256
@@ -205,7 +205,7 @@ def _axes(delivery: Delivery) -> list[dict[str, Any]]:
     networks = [
         (f"{delivery.name}-{axis}", original.pruned(plan.only(axis, original.structure), None)) for axis in axes
     ]
-    found = delivery.verifier.measure(networks, delivery.pricing.report_place, PROFILE)
+    found = delivery.verifier.measure(networks, delivery.pricing.report_place, AXES)
     return [
         story.axis_share(axis, original.structure, network.structure, evidence)
         for axis, (_, network), evidence in zip(axes, networks, found, strict=True)

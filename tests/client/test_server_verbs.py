@@ -58,7 +58,11 @@ def test_compress_refuses_an_unknown_model_with_the_nearest_names(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("arguments", "hint"),
-    [(("--device", "cpx"), "Nearest: cpu"), (("--device", "generic-mobile"), "predicted"), (("--threads", "999"), "999")],
+    [
+        (("--device", "cpx"), "Nearest: cpu"),
+        (("--device", "generic-mobile"), "predicted"),
+        (("--threads", "999"), "999"),
+    ],
 )
 def test_measure_refuses_what_cannot_be_measured(tmp_path: Path, arguments: tuple[str, ...], hint: str) -> None:
     done = run("measure", str(small_file(tmp_path / "a.onnx")), *arguments, "--seconds", "1", status=1)

@@ -45,8 +45,8 @@ def briefly(verify: Effort = BRIEF) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (service.verification, service.delivery):
             patch.setattr(module, "VERIFY", verify)
-        for module in (service.verification, service.delivery, service.profiling):
-            patch.setattr(module, "PROFILE", BRIEF)
+        patch.setattr(service.profiling, "PROFILE", BRIEF)
+        patch.setattr(service.delivery, "AXES", BRIEF)
         patch.setattr(service.profiling, "probe_plans", functools.partial(probe_plans, count=FEW_PROBES))
         yield
     torch.set_num_threads(threads)
