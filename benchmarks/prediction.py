@@ -25,9 +25,8 @@ from latency.meter import Effort, Meter
 from latency.pricer import Prediction
 from latency.sampling import Interval, ratio
 from latency.table import Table, TablePricer
-from models.data import Preprocessing
 from models.errors import InvalidRequest
-from models.open import build, open_model
+from models.open import open_model, untrained
 from models.plan import Plan
 from models.structure import Structure
 from models.torch_network import TorchNetwork
@@ -62,7 +61,7 @@ def main() -> None:
 
 
 def one_model(name: str, policies: int, output: Path) -> dict[str, Any]:
-    network = open_model(DIGITS) if name == "digits" else _of_timm(name)
+    network = open_model(DIGITS) if name == "digits" else untrained(name)
     budget = {"metric": "latency_keep", "limit": 0.6, "device": "cpu", "setting": {"threads": 1}}
     pricing = Pricing(JobRequest.model_validate({"model": "x", "budgets": [budget]}), network.structure)
     (place,) = pricing.measured_places
@@ -84,11 +83,6 @@ def one_model(name: str, policies: int, output: Path) -> dict[str, Any]:
         for (method, _), k, h, m in zip(plans, keeps, halves, measured, strict=True)
     ]
     return {"model": name, "fit_s": fit_s, "pricing_per_s": pricing_rate(TablePricer(fitted), structures), "rows": rows}
-
-
-def _of_timm(name: str) -> TorchNetwork:
-    module = build(name, {}, pretrained=False)
-    return TorchNetwork(module, name, Preprocessing.of_model(module))
 
 
 def _write(path: Path, fitted: Table, predicted: Prediction) -> None:

@@ -15,10 +15,9 @@ ADDED = "VITFIT_DEVICES"
 """Environment variable: the folder of the profiles that users added, the same for a server and all of its processes."""
 
 
-def profile_files(added: Path | None = None) -> dict[str, Path]:
-    """By name; what ships cannot be replaced. added: the folder of users' profiles, unless the environment names it."""
-    folder = added or (Path(os.environ[ADDED]) if ADDED in os.environ else None)
-    users = sorted(folder.glob("*.json")) if folder else []
+def profile_files() -> dict[str, Path]:
+    """By name; what ships cannot be replaced."""
+    users = sorted(Path(os.environ[ADDED]).glob("*.json")) if ADDED in os.environ else []
     return {path.stem: path for path in [*users, *sorted(PROFILES.glob("*.json"))]}
 
 
@@ -43,8 +42,8 @@ def read_profile(name: str) -> dict[str, Any]:
     return profile
 
 
-def describe_devices(added: Path | None = None) -> list[dict[str, Any]]:
-    profiles = sorted(profile_files(added).items())
+def describe_devices() -> list[dict[str, Any]]:
+    profiles = sorted(profile_files().items())
     return [describe_device(CPU), *(describe_profile(json.loads(path.read_text())) for _, path in profiles)]
 
 

@@ -1,7 +1,7 @@
 """A structure as sums over its operations: what a fitted latency model multiplies with."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,13 +31,13 @@ def features(structures: Sequence[Structure]) -> Array:
 
 
 def _structure_features(structure: Structure) -> Array:
-    total = _sum(structure.stem) + _sum(structure.tail)
+    total = _ops_features(structure.stem) + _ops_features(structure.tail)
     for stage in structure.stages:
         for block in stage.blocks:
             total += _block_features(block)
-        total += _sum(stage.entry)
+        total += _ops_features(stage.entry)
         for branch in stage.branches:
-            total += _sum(branch.ops())
+            total += _ops_features(tuple(branch.ops()))
     return total
 
 
@@ -74,15 +74,11 @@ def _part_features(
 
 
 @functools.lru_cache(maxsize=4096)
-def _cached_sum(ops: tuple[Op, ...]) -> Array:
+def _ops_features(ops: tuple[Op, ...]) -> Array:
     values = dict.fromkeys(FEATURES, 0.0)
     for op in ops:
         _count(op, values)
     return _row(values)
-
-
-def _sum(ops: Iterable[Op]) -> Array:
-    return _cached_sum(tuple(ops)).copy()
 
 
 def _count(op: Op, values: dict[str, float]) -> None:

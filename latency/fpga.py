@@ -14,17 +14,11 @@ So a pruned network is faster only when its slowest stage is, and removing heads
 
 from typing import Any
 
-from latency.roofline import kind_of, memory_s, products
+from latency.roofline import InTurn, kind_of, memory_s, products
 from models.structure import Block, Op
 
 
-class Tiled:
-    def __init__(self, profile: dict[str, Any]) -> None:
-        self._p = profile
-
-    def block_s(self, block: Block, batch: int) -> float:
-        return sum(self.op_s(op, batch) for op in block.ops())
-
+class Tiled(InTurn):
     def op_s(self, op: Op, batch: int) -> float:
         p, cycles = self._p, 0
         tile = p["tile"]
@@ -35,9 +29,6 @@ class Tiled:
         if kind_of(op) in p["values_per_cycle"]:
             seconds += op.values * batch / (p["values_per_cycle"][kind_of(op)] * p["clock_hz"])
         return float(seconds + p["overhead_s_per_operation"])
-
-    def network_s(self, parts_s: list[float]) -> float:
-        return sum(parts_s)
 
 
 class Pipeline:

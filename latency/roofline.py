@@ -7,18 +7,29 @@ Products short in the summed dim never fill the pipeline; columns are computed i
 kernel's block half empty.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from models.structure import BYTES_PER_VALUE, Block, Op
 
 
-class Roofline:
+class InTurn(ABC):
+    """Hardware that runs one operation after the other: times add up."""
+
     def __init__(self, profile: dict[str, Any]) -> None:
         self._p = profile
+
+    @abstractmethod
+    def op_s(self, op: Op, batch: int) -> float: ...
 
     def block_s(self, block: Block, batch: int) -> float:
         return sum(self.op_s(op, batch) for op in block.ops())
 
+    def network_s(self, parts_s: list[float]) -> float:
+        return sum(parts_s)
+
+
+class Roofline(InTurn):
     def op_s(self, op: Op, batch: int) -> float:
         p, compute_s = self._p, 0.0
         for macs, inner, cols in products(op):
@@ -28,9 +39,6 @@ class Roofline:
             compute_s += macs * batch / (p["peak_macs_per_s"] * efficiency)
         elementwise_s = op.values * batch * p["ns_per_value"].get(kind_of(op), 0.0) * 1e-9
         return float(max(compute_s, memory_s(op, batch, p)) + elementwise_s + p["overhead_s_per_operation"])
-
-    def network_s(self, parts_s: list[float]) -> float:
-        return sum(parts_s)
 
 
 def memory_s(op: Op, batch: int, profile: dict[str, Any]) -> float:

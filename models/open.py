@@ -80,6 +80,12 @@ def open_model(folder: Path) -> TorchNetwork:
     return network
 
 
+def untrained(name: str, **options: Any) -> TorchNetwork:
+    """A timm model with random weights: enough for shapes, MACs and latencies. Raises: UnknownName, InvalidRequest."""
+    module = build(name, options, pretrained=False)
+    return TorchNetwork(module, name, Preprocessing.of_model(module))
+
+
 def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -> nn.Module:
     """A timm model; random weights are seeded, so that a job can be repeated.
 

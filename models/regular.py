@@ -138,7 +138,7 @@ def _too_large(structure: Structure, target: Structure) -> list[str]:
 
 def _stage_too_large(stage: Stage, target: Stage, fixed_width: bool) -> list[str]:
     found: list[str] = []
-    mine, wanted = ([b.attention for b in s.blocks if b.attention] for s in (stage, target))
+    mine, wanted = _attentions(stage), _attentions(target)
     if not mine or not wanted:
         return found
     widths = stage.blocks[0].width, target.blocks[0].width
@@ -162,8 +162,8 @@ def _stage_too_large(stage: Stage, target: Stage, fixed_width: bool) -> list[str
     return found
 
 
-def _attentions(structure: Structure) -> list[Attention]:
-    return [block.attention for block in structure.blocks if block.attention is not None]
+def _attentions(shape: Structure | Stage) -> list[Attention]:
+    return [block.attention for block in shape.blocks if block.attention is not None]
 
 
 def _differences(left: Structure, target: Structure) -> list[str]:

@@ -12,7 +12,7 @@ from models.errors import InvalidRequest, ParityFailure
 from models.families import family_of
 from models.family import Family, blocks_of, part
 from models.open import build
-from models.pruned import PrunedBlock, PrunedBlocks
+from models.pruned import PrunedAttention, PrunedBlock, PrunedBlocks
 from models.reduced import ReducedAttention
 from models.regular import check_reachable
 from models.slice import MlpOnly, NoMlp
@@ -127,12 +127,16 @@ def _reduced_weights(attention: ReducedAttention, family: Family) -> dict[str, T
     found = {f"{path}.{key}": value for path, module in parts.items() for key, value in module.state_dict().items()}
     if attention.qk_dim != attention.v_dim:
         raise InvalidRequest("Heads with q/k dims unlike v dims have no regular form")
-    q, rows = family.layer_of("q"), attention.heads * attention.qk_dim
-    rescale = attention.scale * math.sqrt(attention.qk_dim)  # timm scales by the size of the heads that are left
-    for key in (f"{q}.weight", f"{q}.bias"):
-        if key in found and rescale != 1:
-            found[key] = torch.cat([found[key][:rows] * rescale, found[key][rows:]])
-    return found
+    return found | _timm_s_q(found, family.layer_of("q"), attention)
+
+
+def _timm_s_q(
+    weights: dict[str, Tensor], layer: str, attention: ReducedAttention | PrunedAttention
+) -> dict[str, Tensor]:
+    """The layer that makes q, whose rows come first: timm scales by the size of the heads that are left, not the original's."""
+    rows, rescale = attention.heads * attention.qk_dim, attention.scale * math.sqrt(attention.qk_dim)
+    keys = [key for key in (f"{layer}.weight", f"{layer}.bias") if key in weights and rescale != 1]
+    return {key: torch.cat([weights[key][:rows] * rescale, weights[key][rows:]]) for key in keys}
 
 
 def _block_weights(block: PrunedBlock, family: Family) -> dict[str, Tensor]:
@@ -151,10 +155,4 @@ def _block_weights(block: PrunedBlock, family: Family) -> dict[str, Tensor]:
     found = {f"{path}.{key}": value for path, module in parts.items() for key, value in module.state_dict().items()}
     for path, after in ((family.layer_scale1, block.after1), (family.layer_scale2, block.after2)):
         found |= {f"{path}.gamma": value for key, value in after.state_dict().items() if key.endswith("gamma")}
-    rows = attention.heads * attention.qk_dim
-    rescale = attention.scale * math.sqrt(attention.qk_dim)  # timm scales by the size of the heads that are left
-    for kind in ("weight", "bias"):
-        key = f"{family.qkv}.{kind}"
-        if key in found and rescale != 1:
-            found[key] = torch.cat([found[key][:rows] * rescale, found[key][rows:]])
-    return found
+    return found | _timm_s_q(found, family.qkv, attention)

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from latency.devices import PROFILES, describe_profile
 from latency.profile_schema import parse_profile
 from models.errors import InvalidRequest
-from service.errors import Conflict, NotFound
+from service.errors import Conflict, NotFound, in_use
 from service.jobs import UNFINISHED
 from service.store import JobRow, Store
 
@@ -62,7 +62,5 @@ class DeviceShelf:
             jobs = session.execute(select(JobRow.id, JobRow.request).where(JobRow.status.in_(UNFINISHED)))
             users = [job for job, request in jobs if any(b["device"] == name for b in request["budgets"])]
         if users:
-            raise Conflict(
-                f"The device {name} is used by {', '.join(users[:5])}. Wait for it, or cancel it first.", jobs=users
-            )
+            raise in_use("device", name, users)
         path.unlink()

@@ -3,7 +3,7 @@
 No web framework here: workers use these classes too. The handlers are in service/problems.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from models import errors as ours
@@ -38,6 +38,13 @@ class Conflict(VitfitError):
     """The state of the thing does not allow it now."""
 
     code = "conflict"
+
+
+def in_use(noun: str, name: str, jobs: Sequence[str]) -> Conflict:
+    """Of a thing that jobs need which are not finished."""
+    return Conflict(
+        f"The {noun} {name} is used by {', '.join(jobs[:5])}. Wait for it, or cancel it first.", jobs=list(jobs)
+    )
 
 
 class KeyReused(VitfitError):

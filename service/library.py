@@ -10,7 +10,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from models.errors import UnknownName
-from service.errors import Conflict, NotFound
+from service.errors import NotFound, in_use
 from service.jobs import UNFINISHED
 from service.paths import DataFolder
 from service.store import DatasetRow, JobRow, ModelRow, Store
@@ -61,10 +61,7 @@ class Library:
             column = JobRow.model_id if kind is ModelRow else JobRow.dataset_id
             users = list(session.scalars(select(JobRow.id).where(column == item_id, JobRow.status.in_(UNFINISHED))))
             if users:
-                raise Conflict(
-                    f"The {NOUN[kind]} {item_id} is used by {', '.join(users[:5])}. Wait for it, or cancel it first.",
-                    jobs=users,
-                )
+                raise in_use(NOUN[kind], item_id, users)
             session.execute(delete(kind).where(kind.id == item_id))
         shutil.rmtree(self._place(kind, item_id), ignore_errors=True)
 

@@ -21,6 +21,8 @@ def profile(pricing: Pricing, network: TorchNetwork, verifier: Verifier, tables:
             table = fit(place, network, verifier)
             table.save(tables)
         pricing.set_table(place, table)
+    for file in work.glob("probe*.onnx"):  # places of one batch size share them
+        file.unlink()
 
 
 def fit(place: Place, network: TorchNetwork, verifier: Verifier) -> Table:
@@ -32,7 +34,5 @@ def fit(place: Place, network: TorchNetwork, verifier: Verifier) -> Table:
     evidence = verifier.measure_files([file for _, file in probes], place, PROFILE)
     samples = [Sample(network.structure, Interval(1.0, 1.0, 1.0))]
     samples += [Sample(structure, e.ratio) for (structure, _), e in zip(probes, evidence, strict=True)]
-    for _, file in probes:
-        file.unlink()
     original_ms = evidence[0].original.p50_ms.value
     return Table(place[0], cpu_name(), place[1], network.structure, original_ms, tuple(samples))

@@ -13,12 +13,10 @@ from scipy.optimize import least_squares
 
 import benchmarks.profiles as package
 from latency.profile import ProfilePricer
-from latency.profile_schema import UNITS, Roofline, parse_profile
+from latency.profile_schema import UNITS, Check, Roofline, parse_profile
 from latency.setting import Setting
-from models.data import Preprocessing
-from models.open import build
+from models.open import untrained
 from models.structure import Structure
-from models.torch_network import TorchNetwork
 
 Array = npt.NDArray[np.float64]
 HERE = Path(__file__).parent
@@ -47,26 +45,21 @@ def main() -> None:
     options = parser.parse_args()
     published = json.loads((HERE / "published.json").read_text())
     chosen = [core for core in published if not options.only or core["name"] in options.only]
-    structures = {name: structure_of(name) for name in sorted({n for core in chosen for n in core["latencies_ms"]})}
+    structures = {
+        name: untrained(name).structure for name in sorted({n for core in chosen for n in core["latencies_ms"]})
+    }
     options.output.mkdir(parents=True, exist_ok=True)
     print("| profile | checked models | median error | worst | of the fitted ones, worst |\n|---|---|---|---|---|")
     for core in chosen:
         document = calibrated(core, structures)
-        parse_profile(document)
+        checks = parse_profile(document).checks
         (options.output / f"{core['name']}.json").write_text(json.dumps(document, indent=1) + "\n")
-        errors = {
-            fitted: [abs(error_of(c)) for c in document["checks"] if c["fitted"] is fitted] for fitted in (True, False)
-        }
+        errors = {fitted: [abs(c.error) for c in checks if c.fitted is fitted] for fitted in (True, False)}
         held = errors[False]
         print(
             f"| {core['name']} | {len(held)} | {100 * np.median(held):.1f} % | {100 * max(held):.1f} % "
             f"| {100 * max(errors[True]):.1f} % |", flush=True,
         )  # fmt: skip
-
-
-def structure_of(name: str) -> Structure:
-    module = build(name, {}, pretrained=False)
-    return TorchNetwork(module, name, Preprocessing.of_model(module)).structure
 
 
 def calibrated(core: dict[str, Any], structures: dict[str, Structure]) -> dict[str, Any]:
@@ -83,14 +76,15 @@ def calibrated(core: dict[str, Any], structures: dict[str, Structure]) -> dict[s
     numbers = np.exp(least_squares(off, np.log(start)).x)
     profile = profile_of(core, np.asarray([float(f"{number:.5g}") for number in numbers]))
     predicted = prices(profile, [structures[name] for name in latencies])
-    profile["checks"] = [
-        {
-            "model": name, "image_size": structures[name].image[1], "published_ms": ms, "predicted_ms": round(float(p), 3),
-            "fitted": name in fitted, "source": "",
-        }
+    checks = [
+        Check(
+            model=name, image_size=structures[name].image[1], published_ms=ms, predicted_ms=round(float(p), 3),
+            fitted=name in fitted,
+        )
         for (name, ms), p in zip(latencies.items(), predicted, strict=True)
     ]  # fmt: skip
-    worst = max(abs(error_of(check)) for check in profile["checks"] if not check["fitted"])
+    profile["checks"] = [check.model_dump() for check in checks]
+    worst = max(abs(check.error) for check in checks if not check.fitted)
     profile["relative_uncertainty"] = math.ceil(1000 * max(worst, LEAST_UNCERTAINTY)) / 1000
     return profile
 
@@ -116,10 +110,6 @@ def profile_of(core: dict[str, Any], numbers: Array) -> dict[str, Any]:
 def prices(profile: dict[str, Any], structures: list[Structure]) -> Array:
     pricer = ProfilePricer(profile["name"], Setting(profile["threads"], precision=profile["precision"]), profile)
     return pricer.price(structures).ms
-
-
-def error_of(check: dict[str, Any]) -> float:
-    return float(check["predicted_ms"] / check["published_ms"] - 1)
 
 
 if __name__ == "__main__":

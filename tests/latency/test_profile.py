@@ -12,12 +12,10 @@ from latency.fpga import Pipeline
 from latency.profile import ProfilePricer
 from latency.profile_schema import parse_profile
 from latency.setting import Setting
-from models.data import Preprocessing
 from models.errors import InvalidRequest, UnknownName
-from models.open import build
+from models.open import untrained
 from models.plan import TokenPlan, identity
 from models.structure import Op, Structure
-from models.torch_network import TorchNetwork
 from tests.models.networks import random_plan, small_network
 
 PROFILES = [name for name in device_names() if name != "cpu"]
@@ -28,11 +26,6 @@ SUMS = [name for name in PROFILES if read_profile(name)["model"] != "pipeline"]
 def only(op: Op) -> Structure:
     """A structure of one operation."""
     return Structure("one", (3, 8, 8), 1, 1, True, (op,), (), ())
-
-
-def timm_structure(name: str, **options: Any) -> Structure:
-    module = build(name, options, pretrained=False)
-    return TorchNetwork(module, name, Preprocessing.of_model(module)).structure
 
 
 def test_a_product_on_the_roofline_by_hand() -> None:
@@ -109,13 +102,13 @@ def test_what_a_profile_says_it_predicts_is_what_it_predicts(name: str) -> None:
     profile = read_profile(name)
     for model in ("deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224"):
         (check,) = [check for check in profile["checks"] if check["model"] == model]
-        found = ProfilePricer(name, Setting()).price([timm_structure(model)]).ms[0]
+        found = ProfilePricer(name, Setting()).price([untrained(model).structure]).ms[0]
         assert found == pytest.approx(check["predicted_ms"], rel=1e-3)
 
 
 def test_hg_pipe_is_right_to_the_cycle() -> None:
     """arXiv 2407.17879: intervals of DeiT-Tiny's stages on 196 tokens, as published; softmax is the slowest."""
-    structure = timm_structure("deit_tiny_patch16_224", class_token=False, global_pool="avg")
+    structure = untrained("deit_tiny_patch16_224", class_token=False, global_pool="avg").structure
     pricer, clock_khz = ProfilePricer("hg-pipe@vck190", Setting()), 425e3
     assert pricer.price([structure]).ms[0] * clock_khz == pytest.approx(57_624)
     block = structure.blocks[0]
@@ -129,7 +122,7 @@ def test_hg_pipe_is_right_to_the_cycle() -> None:
 
 def test_a_pipeline_is_as_fast_as_its_slowest_stage() -> None:
     """Neurons are not that stage: removing them gains nothing. Tokens are in all of them."""
-    structure = timm_structure("deit_tiny_patch16_224", class_token=False, global_pool="avg")
+    structure = untrained("deit_tiny_patch16_224", class_token=False, global_pool="avg").structure
     whole = identity(structure)
     thin = [dataclasses.replace(block, neurons=block.neurons[:96]) for block in whole.blocks]
     few = [dataclasses.replace(b, tokens=TokenPlan(98, "drop") if i == 0 else None) for i, b in enumerate(whole.blocks)]

@@ -20,6 +20,7 @@ import service.verification
 from latency.meter import Effort
 from latency.probes import probe_plans
 from models.open import open_model
+from models.plan import Plan
 from models.torch_network import TorchNetwork
 from service.journal import JobFiles, JobResult, MemoryJournal
 from service.pipeline import run
@@ -145,3 +146,8 @@ class Workshop:
 def job_request(*budgets: dict[str, Any], dataset: bool = True, **options: Any) -> JobRequest:
     document = {"model": "m", "dataset": "d" if dataset else None, "budgets": list(budgets), "trials": 4, **options}
     return JobRequest.model_validate(document)
+
+
+def delivered_network(ran: Ran) -> TorchNetwork:
+    """The original, pruned by the plan that was delivered; without recovery."""
+    return open_model(ran.files.model).pruned(Plan.from_json(ran.json("plan.json")), None)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from service.journal import MemoryJournal
 from tests.service.small_jobs import (
     ARTIFACTS,
     OPTIONS,
-    briefly,
     budget,
     job_request,
     model_folder,
@@ -28,10 +26,7 @@ MODEL = {"name": "vit_tiny_patch16_224", "options": OPTIONS, "pretrained": False
 SHARED_MEMORY = Path("/dev/shm")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def brief() -> Iterator[None]:
-    with briefly():
-        yield
+pytestmark = pytest.mark.usefixtures("brief")
 
 
 def run(output: Path, data: Path | None = None, checkpoint: Path | None = None, **extra: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The digits model is no toy that survives anything: the control row of the pipeline's accuracy."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,13 @@ from search.decode import decode
 from service.budgeting import Pricing
 from service.evaluation import Evaluation
 from service.journal import JobFiles
-from tests.service.small_jobs import Workshop, briefly, budget, digits, job_request
+from tests.service.small_jobs import Workshop, budget, digits, job_request
 
 LIMIT = budget("macs_keep", 0.6)
 IMAGES = 500
 
 
-@pytest.fixture(autouse=True, scope="module")
-def brief() -> Iterator[None]:
-    with briefly():
-        yield
+pytestmark = pytest.mark.usefixtures("brief")
 
 
 def uniform_magnitude_correct(folder: Path) -> tuple[int, int]:

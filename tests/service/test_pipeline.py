@@ -1,9 +1,6 @@
 """Whole jobs on a small network: every kind of budget and data, and what a job leaves."""
 
 import hashlib
-import json
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from latency.devices import ADDED, read_profile
-from latency.lease import measuring_lease
-from latency.profile import ProfilePricer
-from latency.setting import Setting
 from models.errors import Canceled, ImpossibleBudget, ParityFailure
 from models.evaluate import agreement
 from models.export import run_onnx
@@ -29,6 +22,7 @@ from tests.service.small_jobs import (
     Workshop,
     budget,
     data_folder,
+    delivered_network,
     model_folder,
     random_images,
 )
@@ -44,11 +38,6 @@ pytestmark = pytest.mark.usefixtures("brief")
 def counted(workshop: Workshop) -> Ran:
     """An undisturbed job with a MACs budget."""
     return workshop.run(budget("macs_keep", 0.6), trials=TRIALS)
-
-
-def delivered_network(ran: Ran) -> TorchNetwork:
-    """The original, pruned by the plan that was delivered; without recovery."""
-    return open_model(ran.files.model).pruned(Plan.from_json(ran.json("plan.json")), None)
 
 
 def structure_key(ran: Ran) -> str:
@@ -397,32 +386,3 @@ def test_nothing_is_delivered_when_the_runtimes_disagree(workshop: Workshop) -> 
         shop.run(budget("macs_keep", 0.9), trials=1, files=files)
     assert caught.value.facts["parity"]["free"]["max_relative"] > 1e-3
     assert list(files.artifacts.iterdir()) == []
-
-
-def test_a_device_that_a_user_added_prices_a_job(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    """What the report says of the budget is what the user's profile says of the delivered network."""
-    generic = read_profile("generic-mobile")
-    slow = {**generic["ns_per_value"], "activation": 100 * generic["ns_per_value"]["activation"]}
-    (tmp_path / "user-slow.json").write_text(json.dumps({**generic, "name": "user-slow", "ns_per_value": slow}))
-    monkeypatch.setenv(ADDED, str(tmp_path))
-    ran = workshop.run(budget("latency_keep", 0.6, "user-slow"))
-    structures = [open_model(workshop.model).structure, delivered_network(ran).structure]
-    found = ProfilePricer("user-slow", Setting()).price(structures)
-    (row,) = ran.report["budgets"]
-    assert row["met"] and row["share"] == pytest.approx((found.ms + found.half_width_ms)[1] / found.ms[0] / 0.6)
-    assert ran.result.guarantee == "predicted"
-
-
-def test_trials_wait_while_another_job_measures(workshop: Workshop) -> None:
-    searching = threading.Event()
-    journal = MemoryJournal(on_change=lambda now: searching.set() if "searching" in now.stages else None)
-    job = threading.Thread(target=lambda: workshop.run(budget("macs_keep", 0.6), trials=2, journal=journal))
-    with measuring_lease():
-        job.start()
-        assert searching.wait(120)
-        time.sleep(0.5)
-        assert journal.rows == []
-    job.join()
-    assert len(journal.rows) >= 2

@@ -1,6 +1,5 @@
 """A whole job of method vtp: gates are trained, inputs and neurons go, and the file agrees with PyTorch."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from tests.service.small_jobs import (
     SPLITS,
     Ran,
     Workshop,
-    briefly,
     budget,
     data_folder,
     model_folder,
@@ -32,10 +30,7 @@ GATES = {"epochs": 3, "l1": 1e-3, "gate_learning_rate": 0.03, "batch": 8}
 OPTIONS: dict[str, Any] = {"method": "vtp", "trials": 1, "gates": GATES}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def brief() -> Iterator[None]:
-    with briefly():
-        yield
+pytestmark = pytest.mark.usefixtures("brief")
 
 
 @pytest.fixture(scope="module")
