@@ -143,7 +143,7 @@ def compress(address: str, trials: int, output: Path) -> Job:
 
 def present(job: Job, output: Path, seconds: float) -> list[str]:
     """Measures the files in `output`, prints the table and gives what is wrong."""
-    files = [output / "original.onnx", output / "model.onnx"]
+    files = [output / "original.onnx", output / "model.cpu.onnx"]
     if missing := [str(file) for file in files if not file.is_file()]:
         return [f"The job left no {', '.join(missing)}."]
     report = read_report(output / "report.json")

@@ -46,8 +46,8 @@ def measured(folder: Path, times: int) -> list[dict[str, Any]]:
     network = open_model(DIGITS)
     files = [folder / "original.onnx", folder / "pruned.onnx"]
     plan = next(itertools.islice(probe_plans(network.structure), 1, None))
-    network.export(files[0], 1)
-    network.pruned(plan, None).export(files[1], 1)
+    network.export(files[0], 1, "cpu")
+    network.pruned(plan, None).export(files[1], 1, "cpu")
     rows = []
     for number in range(times):
         for loaded in (False, True):

@@ -93,7 +93,7 @@ def _measured(network: TorchNetwork, plans: list[Plan], place: Place, folder: Pa
     original = folder / "original-b1.onnx"
     files = [folder / f"unseen{i}.onnx" for i in range(len(plans))]
     for plan, file in zip(plans, files, strict=True):
-        network.pruned(plan, None).export(file, 1)
+        network.pruned(plan, None).export(file, 1, "cpu")
     first, *others = Meter(place[1]).measure([original, *files], EFFORT, seed=1)
     return [ratio(other, first) for other in others]
 

@@ -63,7 +63,7 @@ def run(seed: int, keep: float, trials: int, output: Path) -> dict[str, Any]:
 
 
 def measured_again(row: dict[str, Any], keep: float) -> dict[str, Any]:
-    files = [Path(row["folder"]) / name for name in ("original.onnx", "model.onnx")]
+    files = [Path(row["folder"]) / name for name in ("original.onnx", "model.cpu.onnx")]
     original, delivered = Meter(Setting(runtime=runtime_version())).measure(files, AGAIN, seed=1000 + row["seed"])
     again = ratio(delivered, original)
     return row | {"again": again.value, "low": again.low, "high": again.high, "met": again.value <= keep}

@@ -24,9 +24,10 @@ from models.errors import InvalidRequest
 from models.export import INPUT, OPSET, OUTPUT, RELATIVE_TOLERANCE
 from models.family import replace_part
 from models.plan import Plan
-from models.pruned import PrunedAttention, PrunedBlock, PrunedBlocks
+from models.pruned import PrunedBlocks
 from models.record import Record
 from models.reduction import TokenReduction
+from models.rows import fold_scales
 from models.structure import PACKAGING, Structure
 from models.torch_network import TorchNetwork
 
@@ -46,9 +47,7 @@ class DynamicBlocks(nn.Module):
         self.kept = []
         prefix = self.blocks.prefix
         gone = x.new_zeros(())
-        for block in self.blocks.children():
-            if not isinstance(block, PrunedBlock):
-                continue
+        for block in self.blocks.blocks():
             reduction = block.reduction
             if reduction is not None and reduction.at == "start":
                 x, gone = self._reduced(reduction, x, gone)
@@ -111,9 +110,7 @@ class DynamicNetwork(nn.Module):
 def export_dynamic(network: TorchNetwork, path: Path) -> None:
     """Writes `model.dynamic-tokens.onnx` at once. Raises: InvalidRequest, see `DynamicNetwork`."""
     dynamic, beside = DynamicNetwork(network), path.with_suffix(f".{os.getpid()}.part")
-    for part in dynamic.modules():
-        if isinstance(part, PrunedAttention):
-            part.fold_scale()
+    fold_scales(dynamic)
     # an image that keeps some tokens and loses some: what is traced must not look like a constant
     example = torch.randn(1, *network.structure.image, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings(), torch.inference_mode():

@@ -75,7 +75,7 @@ class MaskedBlocks(nn.Module):
         super().__init__()
         self.blocks, self.choose, self.first = blocks, choose, 0
         self.masks: Masks | None = None
-        parts = [block for block in blocks.children() if isinstance(block, PrunedBlock)]
+        parts = blocks.blocks()
         self._places = {id(b): place for place, b in enumerate([b for b in parts if b.reduction is not None])}
         self._patches = next((b.reduction.patches for b in parts if b.reduction is not None), 0)
         if not self._places or any(b.reduction is not None and b.reduction.selector is None for b in parts):
@@ -87,9 +87,8 @@ class MaskedBlocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         masks = self.masks = Masks(x.new_ones(x.shape[0], self._patches))
-        for block in self.blocks.children():
-            if isinstance(block, PrunedBlock):
-                x = self._through(block, x, masks)
+        for block in self.blocks.blocks():
+            x = self._through(block, x, masks)
         masks.tokens = x
         return self.blocks.leave(x, masks.sizes())
 

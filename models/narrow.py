@@ -24,6 +24,13 @@ def narrow_linear(linear: nn.Linear, rows: Sequence[int], columns: Sequence[int]
     return small
 
 
+def split_linear(linear: nn.Linear, rows: Sequence[int]) -> list[nn.Linear]:
+    """One layer for each run of so many outputs, in their order."""
+    ends = [sum(rows[: i + 1]) for i in range(len(rows))]
+    inputs = range(linear.in_features)
+    return [narrow_linear(linear, range(end - n, end), inputs) for n, end in zip(rows, ends, strict=True)]
+
+
 def narrow_norm(norm: nn.Module, members: Sequence[int]) -> nn.Module:
     """The norm over the kept dims: its mean and variance are those of what is left."""
     if not is_present(norm):

@@ -8,6 +8,7 @@ from typing import Protocol, Self
 from torch import Tensor, nn
 
 from models.plan import Plan
+from models.rows import Form
 from models.statistics import Kind, Statistics
 from models.structure import Structure
 
@@ -42,6 +43,6 @@ class Network(Protocol):
         """The network that `plan` leaves; with statistics (of this network) recovered in closed form."""
         ...
 
-    def export(self, path: Path, batch: int | None) -> None:
-        """An ONNX file; batch None: any batch size."""
+    def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
+        """An ONNX file; batch None: any batch size. form: for whom."""
         ...

@@ -191,13 +191,19 @@ class PrunedBlocks(nn.Module):
         grid = x.dim() == 4
         x = x.flatten(1, 2) if grid else x
         state, tokens = TokenState(), x.shape[1]
-        for block in self.children():
-            if isinstance(block, PrunedBlock):
-                x = block(x, state)
-        x = self.leave(x, state.sizes)
+        x = self.leave(self.run(x, state), state.sizes)
         if self.filled:
             x = functional.pad(x, (0, 0, 0, tokens - x.shape[1]))
         return x.unsqueeze(1) if grid else x
+
+    def blocks(self) -> list[PrunedBlock]:
+        return [block for block in self.children() if isinstance(block, PrunedBlock)]
+
+    def run(self, x: Tensor, state: TokenState) -> Tensor:
+        """x (B, N, D) through all blocks."""
+        for block in self.blocks():
+            x = block(x, state)
+        return x
 
     def leave(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """What the rest of the network gets. sizes: (1 or B, N - P), how many tokens each one stands for."""

@@ -15,19 +15,19 @@ from models.describe import describe, head_count
 from models.errors import InvalidRequest
 from models.export import export_onnx
 from models.families import family_of
-from models.family import Family, blocks_of, optional_part, part
+from models.family import Family, block_lists, blocks_of, optional_part, part
 from models.gates import Gates
 from models.gradients import fisher_scores, taylor_scores
 from models.member_kinds import MemberKinds, add_member_scores
 from models.moments import Moments
 from models.network import LayerWeights
-from models.plan import Plan
+from models.plan import Plan, identity
 from models.preprocessing import Preprocessing
 from models.prune import prune
-from models.pruned import PrunedAttention, PrunedBlock
+from models.pruned import PrunedBlock
 from models.recover import Readers, recover
-from models.reduced import ReducedAttention
 from models.reduction import TokenReduction
+from models.rows import Form, as_rows, fold_scales
 from models.slice import readers
 from models.statistics import BlockStatistics, Inputs, Kind, Statistics
 from models.structure import Structure
@@ -219,11 +219,11 @@ class TorchNetwork:
             for handle in hooks:
                 handle.remove()
 
-    def export(self, path: Path, batch: int | None) -> None:
-        module = copy.deepcopy(self.module)
-        for part_of in module.modules():
-            if isinstance(part_of, PrunedAttention | ReducedAttention):
-                part_of.fold_scale()
+    def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
+        whole = self.plan is None and not self._family.sliced
+        module = self.pruned(identity(self._structure), None).module if whole else copy.deepcopy(self.module)
+        fold_scales(module)
+        as_rows(module, list(zip(block_lists(module, self._family), self._structure.stages, strict=True)), batch, form)
         export_onnx(module, self._structure.image, self.preprocessing, path, batch)
 
 

@@ -30,7 +30,7 @@ class BudgetRequest(Strict):
     setting: SettingRequest = Field(default_factory=lambda: SettingRequest())
     statistic: Literal["p50", "mean", "p95"] = Field(
         "p50",
-        description="p50 of the runs of model.onnx. mean, p95: over images, of model.dynamic-tokens.onnx (method spvit).",
+        description="p50 of the runs of model.cpu.onnx. mean, p95: over images, of model.dynamic-tokens.onnx (method spvit).",
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Exports candidates and measures them beside the original, which has had the same export and optimisation."""
+"""Exports candidates for the CPU and measures them beside the original, which has had the same export."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Verifier:
     def file(self, network: TorchNetwork, name: str, batch: int) -> Path:
         path = self._work / f"{name}-b{batch}.onnx"
         if not path.exists():
-            network.export(path, batch)
+            network.export(path, batch, "cpu")
         return path
 
     def measure(self, networks: Sequence[tuple[str, TorchNetwork]], place: Place, effort: Effort) -> list[Evidence]:

@@ -116,10 +116,10 @@ def write(
         found |= {"unreachable": error.detail}
     else:
         seconds = time.perf_counter() - began
-        network.export(output / f"{stem}.onnx", 1)
+        network.export(output / f"{stem}.onnx", 1, "cpu")
         save(network, output / f"{stem}.pt")
         if not (output / "original.onnx").exists():
-            bench.original.export(output / "original.onnx", 1)
+            bench.original.export(output / "original.onnx", 1, "cpu")
         right, images = bench.test(network)
         dense, _ = bench.test(bench.original)
         structure = network.structure

@@ -59,7 +59,7 @@ def test_the_table_shows_counts_spread_prediction_and_blocks() -> None:
 
 def test_missing_files_are_a_problem_and_not_a_traceback(tmp_path: Path) -> None:
     (problem,) = demo.present(MEASURED, tmp_path, 1.0)
-    assert "model.onnx" in problem
+    assert "model.cpu.onnx" in problem
 
 
 WAITING = """

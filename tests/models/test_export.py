@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -10,8 +11,10 @@ import torch
 
 from models.export import compare_outputs, run_onnx
 from models.parity import check_parity
+from models.plan import TokenPlan, identity
 from models.preprocessing import Preprocessing
 from models.program import save_program
+from models.rows import FORMS
 from tests.models.networks import VARIANTS, images_for, random_plan, small_network
 
 ALLOWED = set(
@@ -66,6 +69,45 @@ def test_parity_of_pruned_networks(variant: str, batch: int | None, tmp_path: Pa
     used = {node.op_type for node in onnx.load(path).graph.node}
     assert used <= ALLOWED, used - ALLOWED
     assert all(entry.domain in ("", "ai.onnx") for entry in onnx.load(path).opset_import)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("batch", [1, 3, None])
+def test_the_form_for_the_cpu_has_each_attention_as_one_operator(
+    variant: str, batch: int | None, tmp_path: Path
+) -> None:
+    network = small_network(**VARIANTS[variant])
+    small = network.pruned(random_plan(network.structure, 7, embed=True), None)
+    path, images = tmp_path / "model.onnx", images_for(network, 6)
+    small.export(path, batch, "cpu")
+    assert compare_outputs(small.outputs(images), run_onnx(path, images, batch or 2)).max_relative < 1e-4
+    nodes = onnx.load(path).graph.node
+    fused = [node for node in nodes if (node.domain, node.op_type) == ("com.microsoft", "Attention")]
+    watched = sum(block.watch is not None for block in small.pruned_blocks())
+    apart = len(small.pruned_blocks()) if variant.startswith("q/k norm") else watched
+    assert watched > 0 and len(fused) == len(small.pruned_blocks()) - apart
+    assert sum(node.op_type == "Softmax" for node in nodes) == apart
+
+
+def test_merged_tokens_keep_their_weight_in_the_form_for_the_cpu(tmp_path: Path) -> None:
+    network = small_network()
+    whole = identity(network.structure)
+    merging = TokenPlan(20, "merge", score="similarity")
+    plan = replace(whole, blocks=(replace(whole.blocks[0], tokens=merging), *whole.blocks[1:]))
+    small, images = network.pruned(plan, None), images_for(network, 4)
+    small.export(tmp_path / "model.onnx", 1, "cpu")
+    assert compare_outputs(small.outputs(images), run_onnx(tmp_path / "model.onnx", images, 1)).max_relative < 1e-4
+
+
+def test_exported_scales_stand_in_the_weights(tmp_path: Path) -> None:
+    """Layer scale and the attention's own cost nothing, and the network that was exported has kept them."""
+    network = small_network(init_values=0.3)
+    before = network.outputs(images_for(network, 2))
+    for form in FORMS:
+        network.export(tmp_path / "model.onnx", 1, form)
+        nodes = onnx.load(tmp_path / "model.onnx").graph.node
+        assert not [node.name for node in nodes if node.op_type == "Mul" and "blocks" in node.name]
+    assert torch.equal(network.outputs(images_for(network, 2)), before)
 
 
 def test_a_fixed_batch_is_fixed_and_a_free_one_is_free(tmp_path: Path) -> None:

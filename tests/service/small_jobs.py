@@ -33,7 +33,7 @@ SPLITS = ("calibration",) * 48 + ("selection",) * 32 + ("test",) * 40
 FEW_PROBES = 6
 BRIEF = Effort(seconds=0.2, width=1.0, processes=1, rounds=3)
 ARTIFACTS = {
-    "model.onnx", "model.dynamic.onnx", "original.onnx", "report.html", "report.json", "plan.json",
+    "model.onnx", "model.cpu.onnx", "model.dynamic.onnx", "original.onnx", "report.html", "report.json", "plan.json",
     "pruned.safetensors", "program.pt2", "model_card.md", "manifest.json",
 }  # fmt: skip
 

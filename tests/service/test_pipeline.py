@@ -98,7 +98,7 @@ def test_the_manifest_has_the_digest_of_every_other_file(counted: Ran) -> None:
     for name, entry in listed.items():
         content = counted.path(name).read_bytes()
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert counted.report["delivered"]["bytes"] == listed["model.onnx"]["bytes"]
+    assert counted.report["delivered"]["bytes"] == listed["model.cpu.onnx"]["bytes"]
     assert counted.report["original"]["bytes"] == listed["original.onnx"]["bytes"]
 
 

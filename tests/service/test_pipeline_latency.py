@@ -64,7 +64,7 @@ def row_label(ran: Ran) -> str:
 def test_the_delivered_file_is_the_measured_file(measured: Ran) -> None:
     """Byte for byte; of a fine-tuned network it could not be told from the timings."""
     file = measured.files.work / f"trial{measured.result.delivered_trial}-b1.onnx"
-    assert measured.path("model.onnx").read_bytes() == file.read_bytes()
+    assert measured.path("model.cpu.onnx").read_bytes() == file.read_bytes()
     assert measured.path("original.onnx").read_bytes() == (measured.files.work / "original-b1.onnx").read_bytes()
 
 
