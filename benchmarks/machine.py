@@ -4,7 +4,7 @@ import datetime
 import os
 from importlib.metadata import version
 
-from latency.devices import cpu_name
+from vitfit.machine import cpu_name
 
 PACKAGES = ("torch", "onnxruntime", "timm", "scikit-optimize")
 

@@ -1,28 +1,36 @@
-"""The devices that can be named in a job: this machine's CPU, profiles, and those that users added. Standard library only."""
+"""The devices that can be named in a job: this machine's CPU, profiles, those that users added, and those on which an agent
+stands. Standard library only."""
 
 import json
 import os
-import platform
 import statistics
 from pathlib import Path
 from typing import Any
 
+from vitfit.machine import cpu_name
+
+from latency.mailbox import Mailbox
+from latency.setting import runtime_version
 from models.errors import UnknownName
 
 CPU = "cpu"
 PROFILES = Path(__file__).parent / "profiles"
 ADDED = "VITFIT_DEVICES"
-"""Environment variable: the folder of the profiles that users added, the same for a server and all of its processes."""
+"""Environment variable: the folder of devices that users added, the same for a server and all of its processes."""
+AGENT = "agent"
+"""Kind of a device that is measured by an agent; its name begins so too."""
+AGENT_SILENT_S = 90.0
+"""An agent that has not been heard of for so long is not reachable now. It asks for work every half minute."""
 
 
-def profile_files() -> dict[str, Path]:
+def device_files() -> dict[str, Path]:
     """By name; what ships cannot be replaced."""
     users = sorted(Path(os.environ[ADDED]).glob("*.json")) if ADDED in os.environ else []
     return {path.stem: path for path in [*users, *sorted(PROFILES.glob("*.json"))]}
 
 
 def device_names() -> list[str]:
-    return [CPU, *sorted(profile_files())]
+    return [CPU, *sorted(device_files())]
 
 
 def check_device(name: str) -> None:
@@ -32,19 +40,34 @@ def check_device(name: str) -> None:
 
 
 def is_reachable(name: str) -> bool:
-    """Whether files can be measured on it from here."""
-    return name == CPU
+    """Whether files can be measured on it, not only priced."""
+    return name == CPU or read_device(name).get("kind") == AGENT
 
 
-def read_profile(name: str) -> dict[str, Any]:
+def read_device(name: str) -> dict[str, Any]:
+    """A profile, or what an agent told of its device. Raises: UnknownName."""
     check_device(name)
-    profile: dict[str, Any] = json.loads(profile_files()[name].read_text())
-    return profile
+    found: dict[str, Any] = json.loads(device_files()[name].read_text())
+    return found
+
+
+def mailbox_of(name: str) -> Mailbox:
+    """Of a device with an agent."""
+    return Mailbox(device_files()[name].with_suffix(""))
+
+
+def machine_of(name: str) -> str:
+    """The processor: part of the key of stored tables."""
+    return cpu_name() if name == CPU else str(read_device(name)["machine"])
+
+
+def runtime_of(name: str) -> str:
+    """Of a device that is measured."""
+    return runtime_version() if name == CPU else str(read_device(name)["runtime"])
 
 
 def describe_devices() -> list[dict[str, Any]]:
-    profiles = sorted(profile_files().items())
-    return [describe_device(CPU), *(describe_profile(json.loads(path.read_text())) for _, path in profiles)]
+    return [describe_device(name) for name in device_names()]
 
 
 def describe_device(name: str) -> dict[str, Any]:
@@ -60,7 +83,27 @@ def describe_device(name: str) -> dict[str, Any]:
             "description": f"this machine's CPU: {cpu_name()}, ONNX Runtime",
             "source": "measured by each job, original and candidate interleaved",
         }
-    return describe_profile(read_profile(name))
+    return describe_file(device_files()[name])
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Of a profile, or of a device with an agent."""
+    found = json.loads(path.read_text())
+    return (
+        describe_agent(found, Mailbox(path.with_suffix(""))) if found.get("kind") == AGENT else describe_profile(found)
+    )
+
+
+def describe_agent(device: dict[str, Any], mailbox: Mailbox) -> dict[str, Any]:
+    silent = mailbox.silent_s()
+    return {
+        **device,
+        "reachable": silent <= AGENT_SILENT_S,
+        "silent_s": None if silent == float("inf") else round(silent),
+        "precision": "fp32",
+        "description": f"{device['machine']}, {device['runtime']}, with an agent",
+        "source": "measured by each job on the device, original and candidate interleaved",
+    }
 
 
 def describe_profile(profile: dict[str, Any]) -> dict[str, Any]:
@@ -85,15 +128,3 @@ def _error_of(checks: list[dict[str, Any]]) -> dict[str, float] | None:
     if not held:
         return None
     return {"checked": len(held), "median": statistics.median(map(abs, held)), "worst": max(held, key=abs)}
-
-
-def cpu_name() -> str:
-    """The processor's name as the kernel gives it; part of the key of stored tables."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith(("model name", "Model")):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -59,7 +59,7 @@ def footprint(file: Path, setting: Setting) -> Footprint:
 
 
 def main() -> None:
-    from latency.measuring import feeds, open_session, pin  # the light parent needs no runtime
+    from vitfit.measuring import feeds, open_session, pin  # the light parent needs no runtime
 
     request = json.load(sys.stdin)
     pin(request["threads"])
@@ -85,7 +85,7 @@ def _memory_mib(name: str) -> float:
 
 def _operators(request: dict[str, Any], feed: dict[str, Any]) -> tuple[OperatorTime, ...]:
     """The dearest first."""
-    from latency.measuring import open_session
+    from vitfit.measuring import open_session
 
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(request["file"], request, profile=os.path.join(folder, "profile"))

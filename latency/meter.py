@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latency.devices import CPU, cpu_name
+from vitfit.machine import cpu_name
+
+from latency.devices import CPU
 from latency.lease import measuring_lease
 from latency.sampling import Measurement, ratio
 from latency.setting import Setting
@@ -27,9 +30,15 @@ class Effort:
     """At least so many rounds in each process."""
 
 
+Rounds = list[list[list[float]]]
+"""Of one process: [file][round][run of the burst], ms."""
+
+
 class Meter:
-    def __init__(self, setting: Setting) -> None:
-        self.device, self.setting = CPU, setting
+    """This machine's CPU."""
+
+    def __init__(self, setting: Setting, device: str = CPU, machine: str | None = None) -> None:
+        self.device, self.setting, self.machine = device, setting, machine or cpu_name()
 
     def measure(
         self, files: Sequence[Path], effort: Effort, seed: int = 0, images: Path | None = None
@@ -41,8 +50,8 @@ class Meter:
         Raises: DeviceUnavailable when the runtime refuses (threads, provider, batch).
         """
         slice_s = effort.seconds / (2 * effort.processes)
-        processes: list[list[list[list[float]]]] = []
-        with measuring_lease():
+        processes: list[Rounds] = []
+        with self._lease():
             for number in range(2 * effort.processes):
                 processes.append(self._one_process(files, slice_s, effort.rounds, seed + number, images))
                 found = [self._measurement([p[i] for p in processes]) for i in range(len(files))]
@@ -52,11 +61,14 @@ class Meter:
 
     def _measurement(self, processes: list[list[list[float]]]) -> Measurement:
         samples = tuple(tuple(tuple(burst) for burst in rounds) for rounds in processes)
-        return Measurement(self.device, cpu_name(), self.setting, samples)
+        return Measurement(self.device, self.machine, self.setting, samples)
+
+    def _lease(self) -> AbstractContextManager[None]:
+        return measuring_lease()
 
     def _one_process(
         self, files: Sequence[Path], seconds: float, rounds: int, seed: int, images: Path | None
-    ) -> list[list[list[float]]]:
+    ) -> Rounds:
         request: dict[str, Any] = {
             "files": [str(file) for file in files],
             "threads": self.setting.threads,
@@ -67,14 +79,18 @@ class Meter:
             "seed": seed,
             "images": None if images is None else str(images),
         }
-        command = [sys.executable, "-m", "latency.measuring"]
+        command = [sys.executable, "-m", "vitfit.measuring"]
         done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise DeviceUnavailable(f"The measuring process failed: {_last_line(done.stderr)}", files=request["files"])
-        answer = json.loads(done.stdout)
+        return self._samples(json.loads(done.stdout))
+
+    def _samples(self, answer: dict[str, Any]) -> Rounds:
         if "refused" in answer:
-            raise DeviceUnavailable(f"Measuring was refused: {answer['refused']}.", setting=self.setting.to_json())
-        samples: list[list[list[float]]] = answer["samples_ms"]
+            raise DeviceUnavailable(
+                f"Measuring on {self.device} was refused: {answer['refused']}.", setting=self.setting.to_json()
+            )
+        samples: Rounds = answer["samples_ms"]
         return samples
 
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from latency.devices import read_profile
+from latency.devices import read_device
 from latency.fpga import Pipeline, Tiled
 from latency.pricer import Prediction
 from latency.roofline import Roofline
@@ -32,7 +32,7 @@ class ProfilePricer:
     def __init__(self, name: str, setting: Setting, profile: dict[str, Any] | None = None) -> None:
         """profile: instead of the one of that name."""
         self.device, self.setting = name, setting
-        self._profile = read_profile(name) if profile is None else profile
+        self._profile = read_device(name) if profile is None else profile
         self._model = MODELS[self._profile["model"]](self._profile)
         self._blocks: dict[Block, float] = {}
 

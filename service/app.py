@@ -10,7 +10,7 @@ from service.body_limit import BodyLimit
 from service.context import Service, server_version
 from service.openapi import PROBLEMS, describe
 from service.problems import add_handlers
-from service.routes import artifacts, datasets, jobs, models, offers
+from service.routes import agents, artifacts, datasets, jobs, models, offers
 from service.settings import Settings
 
 
@@ -32,6 +32,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     app.add_middleware(BodyLimit)
     add_handlers(app)
-    for routes in (models, datasets, jobs, artifacts, offers):
+    for routes in (models, datasets, jobs, artifacts, offers, agents):
         app.include_router(routes.router)
     return app

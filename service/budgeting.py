@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latency.devices import CPU, check_device, describe_device, is_reachable
+from latency.devices import CPU, check_device, describe_device, is_reachable, runtime_of
 from latency.pricer import Pricer
 from latency.profile import ProfilePricer
 from latency.setting import Setting, runtime_version
@@ -27,7 +27,8 @@ def place_of(request: BudgetRequest) -> Place:
     """Raises: UnknownName; InvalidRequest for threads that a profile does not describe."""
     check_device(request.device)
     if is_reachable(request.device):
-        return request.device, Setting(request.setting.threads, request.setting.batch, runtime=runtime_version())
+        runtime = runtime_of(request.device)
+        return request.device, Setting(request.setting.threads, request.setting.batch, runtime=runtime)
     described = describe_device(request.device)
     if request.setting.threads != described["threads"]:
         raise InvalidRequest(

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 from vitfit.budget_options import BudgetOptions, SearchOptions
-from vitfit.errors import Problem
 from vitfit.errors import VitfitError as ClientError
 from vitfit.model_source import ModelSource, model_source
 from vitfit.render import JobBar, console, show_summary
 from vitfit.results import Job, Progress
 from vitfit.verbs import print_json, verb
 
-from models.errors import VitfitError
+from service.token_verbs import our_errors, token_verbs
 
 if TYPE_CHECKING:
     from service.journal import MemoryJournal
@@ -27,16 +26,7 @@ def register(app: typer.Typer) -> None:
     """Adds the verbs; called through the entry point group `vitfit.verbs`."""
     for function in (serve, compress, measure):
         verb(app)(function)
-
-
-@contextlib.contextmanager
-def our_errors() -> Iterator[None]:
-    """The rooms' errors as the one error type that the command line prints."""
-    try:
-        yield
-    except VitfitError as error:
-        title = error.code.replace("-", " ").capitalize()
-        raise ClientError(Problem(f"/problems/{error.code}", title, None, error.detail, error.facts)) from error
+    app.add_typer(token_verbs(), name="token")
 
 
 def serve(

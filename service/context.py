@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from fastapi import Depends, Request
 
+from service.agents import Agents
 from service.device_shelf import DeviceShelf
 from service.engine import Catalog, catalog, validate_command
 from service.jobs import Jobs
@@ -17,6 +18,7 @@ from service.schema import upgrade
 from service.settings import Settings
 from service.store import Store
 from service.submission import Submissions
+from service.tokens import Tokens
 from service.validation import Validator
 
 
@@ -39,6 +41,8 @@ class Service:
     library: Library
     catalog: Catalog
     devices: DeviceShelf
+    tokens: Tokens
+    agents: Agents
     validator: Validator
     submissions: Submissions
     runner: Runner
@@ -52,12 +56,15 @@ class Service:
         store = Store(folder.database)
         upgrade(store)
         jobs, library, engine = Jobs(store), Library(store, folder), catalog(settings.engine)
-        shelf = DeviceShelf(store, folder.devices, engine.devices)
+        shelf = DeviceShelf(store, folder.devices, folder.tables, engine.devices)
         offered = Catalog(shelf.all, engine.methods)
         validator = Validator(validate_command(settings.engine), environment=settings.worker_environment())
         submissions = Submissions(settings, jobs, library, offered, validator)
         runner = Runner(settings, folder, Leases(store, settings.lease_s, settings.max_crashes))
-        return cls(settings, folder, store, jobs, library, offered, shelf, validator, submissions, runner)
+        tokens, agents = Tokens(store), Agents(folder.devices)
+        return cls(
+            settings, folder, store, jobs, library, offered, shelf, tokens, agents, validator, submissions, runner
+        )
 
     def start(self) -> None:
         """Begin to run jobs, unfinished ones of an earlier server included."""

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latency.footprint import footprint
+from latency.devices import CPU
+from latency.footprint import Footprint, footprint
 from models.errors import ParityFailure
 from models.evaluate import same_answer
 from models.export import OnnxFile, compare_outputs, run_onnx
@@ -26,7 +27,7 @@ from models.timm_weights import to_timm
 from models.torch_network import TorchNetwork
 from search.trial import Trial
 from service import story
-from service.budgeting import Pricing
+from service.budgeting import Place, Pricing
 from service.dynamic import deliver_dynamic
 from service.evaluation import Evaluation
 from service.journal import JobFiles, JobResult, Journal
@@ -146,11 +147,11 @@ def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Jou
         "machine": first.original.machine,
         "original": story.side(
             original.structure, (folder / "original.onnx").stat().st_size, before, len(dense), first.original,
-            footprint(folder / "original.onnx", place[1]),
+            _footprint(folder / "original.onnx", place),
         ),
         "delivered": story.side(
             network.structure, (folder / MEASURED).stat().st_size, after, len(dense), first.candidate,
-            footprint(folder / MEASURED, place[1]),
+            _footprint(folder / MEASURED, place),
         ),
         "agreement": {
             "score": delivery.evaluation.agreement(dense, pruned),
@@ -196,6 +197,11 @@ def _evidence(delivery: Delivery) -> Evidence:
         return delivery.verdict.evidence[0]
     networks = [(delivery.name, delivery.network)]
     return delivery.verifier.measure(networks, delivery.pricing.report_place, VERIFY)[0]
+
+
+def _footprint(file: Path, place: Place) -> Footprint | None:
+    """Of this machine only: an agent measures nothing but latencies."""
+    return footprint(file, place[1]) if place[0] == CPU else None
 
 
 def _axes(delivery: Delivery) -> list[dict[str, Any]]:

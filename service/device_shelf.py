@@ -1,6 +1,6 @@
-"""The profiles that users add to a server: one file each, checked before it is kept, never changed after."""
+"""What users add to a server's devices: profiles, one file each, checked before it is kept, never changed after; and devices
+with an agent, which service/agents.py writes."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy import select
 
-from latency.devices import PROFILES, describe_profile
+from latency.devices import AGENT, PROFILES, describe_file, describe_profile
+from latency.mailbox import Mailbox
 from latency.profile_schema import parse_profile
 from models.errors import InvalidRequest
 from service.errors import Conflict, NotFound, in_use
@@ -20,14 +21,22 @@ PREFIX = "user-"
 
 
 class DeviceShelf:
-    def __init__(self, store: Store, folder: Path, offered: Callable[[], Sequence[dict[str, Any]]]) -> None:
-        """offered: the devices of the engine."""
-        self._store, self._folder, self._offered = store, folder, offered
+    def __init__(
+        self, store: Store, folder: Path, tables: Path, offered: Callable[[], Sequence[dict[str, Any]]]
+    ) -> None:
+        """tables: the fitted latency tables. offered: the devices of the engine."""
+        self._store, self._folder, self._tables, self._offered = store, folder, tables, offered
 
     def all(self) -> list[dict[str, Any]]:
         """What the engine has, and what users added."""
-        added = [describe_profile(json.loads(path.read_text())) for path in sorted(self._folder.glob("*.json"))]
-        return [*self._offered(), *added]
+        added = [describe_file(path) for path in sorted(self._folder.glob("*.json"))]
+        return [self._with_tables(device) for device in [*self._offered(), *added]]
+
+    def _with_tables(self, device: dict[str, Any]) -> dict[str, Any]:
+        """Measured devices with the names of what was fitted to them, one per network and setting."""
+        if device["kind"] == "profile":
+            return device
+        return {**device, "tables": sorted(path.stem for path in self._tables.glob(f"{device['name']}-*.json"))}
 
     def add(self, document: dict[str, Any]) -> dict[str, Any]:
         """Raises: InvalidRequest for what is missing or absurd; Conflict when the name is taken."""
@@ -64,3 +73,5 @@ class DeviceShelf:
         if users:
             raise in_use("device", name, users)
         path.unlink()
+        if name.startswith(f"{AGENT}-"):
+            Mailbox(path.with_suffix("")).delete()

@@ -47,6 +47,18 @@ def in_use(noun: str, name: str, jobs: Sequence[str]) -> Conflict:
     )
 
 
+class Unauthorized(VitfitError):
+    """No token, or one that is not known."""
+
+    code = "unauthorized"
+
+
+class Forbidden(VitfitError):
+    """A token that may not do this."""
+
+    code = "forbidden"
+
+
 class KeyReused(VitfitError):
     """An Idempotency-Key that belongs to another request."""
 
@@ -114,6 +126,8 @@ STATUS: Final[dict[type[VitfitError], int]] = {
     MalformedUpload: 400,
     WrongMediaType: 415,
     Conflict: 409,
+    Unauthorized: 401,
+    Forbidden: 403,
     KeyReused: 409,
     RangeUnsatisfiable: 416,
     ValidationBroken: 500,

@@ -17,6 +17,8 @@ Every error is `application/problem+json` (RFC 9457) with a stable `type` and a 
 """
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "Malformed: a page token, an upload, a range."},
+    401: {"model": Problem, "description": "A token is needed, or this one is not known."},
+    403: {"model": Problem, "description": "The token may not do this."},
     404: {"model": Problem, "description": "There is no such thing; the nearest names are given."},
     409: {"model": Problem, "description": "The state does not allow it now."},
     413: {"model": Problem, "description": "Larger than the server's limit."},
@@ -63,6 +65,8 @@ def _correct_problems(operation: dict[str, Any], method: str, path: str) -> None
 
 
 def _possible(status: int, method: str, path: str) -> bool:
+    if status in (401, 403):
+        return path.startswith("/v1/agents")
     if status == 404:
         return "{" in path
     if status == 416:

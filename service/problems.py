@@ -15,6 +15,7 @@ from models.errors import InvalidRequest, VitfitError
 from service.errors import InternalError, StorageFull, problem, status_of
 
 log = logging.getLogger("vitfit.service")
+HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}
 PROBLEM_TYPE: Final = "application/problem+json"
 
 
@@ -38,8 +39,7 @@ def add_handlers(app: FastAPI) -> None:
 
 async def _on_vitfit_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, VitfitError)
-    headers = {"Retry-After": "5"} if status_of(error) == 503 else None
-    return answer(error, headers)
+    return answer(error, HEADERS.get(status_of(error)))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from latency.devices import cpu_name
+from latency.devices import machine_of
 from latency.probes import probe_plans
 from latency.sampling import Interval
 from latency.table import Sample, Table, load_table
@@ -15,7 +15,7 @@ def profile(pricing: Pricing, network: TorchNetwork, verifier: Verifier, tables:
     """Every measured place gets its table: the job's own from an earlier attempt, the stored one, or one fitted now."""
     tables.mkdir(parents=True, exist_ok=True)
     for place in pricing.measured_places:
-        key = (place[0], cpu_name(), place[1], network.structure)
+        key = (place[0], machine_of(place[0]), place[1], network.structure)
         table = load_table(work, *key) or load_table(tables, *key)
         if table is None:
             table = fit(place, network, verifier)
@@ -35,4 +35,4 @@ def fit(place: Place, network: TorchNetwork, verifier: Verifier) -> Table:
     samples = [Sample(network.structure, Interval(1.0, 1.0, 1.0))]
     samples += [Sample(structure, e.ratio) for (structure, _), e in zip(probes, evidence, strict=True)]
     original_ms = evidence[0].original.p50_ms.value
-    return Table(place[0], cpu_name(), place[1], network.structure, original_ms, tuple(samples))
+    return Table(place[0], machine_of(place[0]), place[1], network.structure, original_ms, tuple(samples))

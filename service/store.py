@@ -1,4 +1,4 @@
-"""The rows: models, data sets, jobs, trials. SQLite by default; nothing here but `_tune_sqlite` is particular to it."""
+"""The rows: models, data sets, jobs, trials, tokens. SQLite by default; nothing here but `_tune_sqlite` is particular to it."""
 
 import sqlite3
 import time
@@ -119,6 +119,19 @@ class TrialRow(Row):
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     body: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class TokenRow(Row):
+    """A bearer token; `digest` is the SHA-256 of its secret, `scopes` stand between spaces."""
+
+    __tablename__ = "tokens"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    digest: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    revoked_at: Mapped[datetime | None]
 
 
 class Store:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from latency.meter import Effort, Meter
+from latency.meter import Effort
+from latency.remote import meter_of
 from latency.sampling import Interval, Measurement, bootstrap, ratio
 from latency.table import Sample
 from models.dynamic import export_dynamic
@@ -81,7 +82,7 @@ class Verifier:
     def measure_files(self, files: Sequence[Path], place: Place, effort: Effort) -> list[Evidence]:
         """The same of files that `file` has written."""
         original = self.file(self._original, "original", place[1].batch)
-        found = Meter(place[1]).measure([original, *files], effort, self._seed)
+        found = meter_of(*place).measure([original, *files], effort, self._seed)
         return [Evidence(place, found[0], candidate) for candidate in found[1:]]
 
     def judge(self, name: str, network: TorchNetwork, images: Tensor | None = None) -> Verdict:
@@ -110,7 +111,7 @@ class Verifier:
         for place in dict.fromkeys(place for request, place in requests if request.over_images):
             if place in self._pricing.measured_places:
                 files = [self.file(self._original, "original", 1), file]
-                original, candidate = Meter(place[1]).measure(files, VERIFY, self._seed, inputs)
+                original, candidate = meter_of(*place).measure(files, VERIFY, self._seed, inputs)
                 yield Evidence(place, original, candidate)
 
     def _keep_table(self, place: Place) -> None:

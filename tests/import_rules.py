@@ -13,14 +13,14 @@ MAY_IMPORT = {
     "vitfit": {"vitfit"},
     "models": {"models"},
     "search": {"models", "search"},
-    "latency": {"models", "latency"},
+    "latency": {"models", "latency", "vitfit"},
     "service": {"models", "search", "latency", "service", "vitfit"},
 }
 LIGHT = frozenset(
     [
         "models", "models.errors", "models.record", "models.structure", "models.plan",
         "search", "search.budgets", "search.methods", "search.policy", "search.token_rule",
-        "latency", "latency.devices", "latency.setting", "latency.profiles",
+        "vitfit.machine", "latency", "latency.devices", "latency.mailbox", "latency.setting", "latency.profiles",
     ]
 )  # fmt: skip
 """Standard library and each other only: the web process, or the measuring agent, uses them."""
@@ -30,7 +30,7 @@ PIPELINE_SIDE = frozenset(
     f"service.{name}"
     for name in (
         "pipeline", "budgeting", "evaluation", "profiling", "verification", "delivery", "story", "report", "model_card",
-        "compress", "validate", "cli", "training", "dynamic",
+        "compress", "validate", "cli", "token_verbs", "training", "dynamic",
     )
 )  # fmt: skip
 """The files of the service that run in processes of their own; the others serve requests and stay light."""
@@ -125,6 +125,6 @@ def _broken_rule(module: str, item: Import, known: dict[str, Path]) -> str | Non
         return "the web process must not need it"
     if item.top in ("models", "search", "latency") and not set(ours) <= LIGHT | SCHEMAS:
         return "only the pipeline's files know the rooms; here: " + ", ".join(sorted(LIGHT))
-    if set(ours) & (PIPELINE_SIDE - {"service.cli"}):
+    if set(ours) & (PIPELINE_SIDE - {"service.cli", "service.token_verbs"}):
         return "it would bring the pipeline into the web process"
     return None

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,10 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from vitfit import render
+from vitfit.agent import Agent
 from vitfit.budget_options import BudgetOptions, SearchOptions
-from vitfit.client import Client
+from vitfit.client import DEFAULT_SERVER, Client
+from vitfit.connection import Connection
 from vitfit.errors import VitfitError
 from vitfit.model_source import ModelSource, model_source
 from vitfit.results import Artifact, Job
@@ -25,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
 )
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.", show_default=False)]
+CACHE = Path.home() / ".cache" / "vitfit-agent"
 ID_PATTERN = re.compile(r"[a-z]{2,5}_[A-Za-z0-9]{6,}")
 MODEL_ID_PATTERN = re.compile(r"mdl_[A-Za-z0-9]+")
 
@@ -266,6 +270,25 @@ def delete_device(
     """Forget a device that was added."""
     with target.client() as client:
         client.delete_device(name)
+
+
+@verb(app)
+def agent(
+    name: Annotated[str, typer.Option(help="The device becomes agent-NAME.", show_default=False)],
+    token: Annotated[
+        str,
+        typer.Option(envvar="VITFIT_TOKEN", help="With the scope agent: `vitfit token create`.", show_default=False),
+    ],
+    server: Annotated[str, typer.Option(envvar="VITFIT_SERVER", help="Address of the vitfit server.")] = DEFAULT_SERVER,
+    cache: Annotated[Path, typer.Option(help="Folder for fetched files.", metavar="DIR")] = CACHE,
+    measuring: Annotated[
+        str, typer.Option(help="Python module that measures, by the protocol of vitfit.measuring.")
+    ] = "vitfit.measuring",
+) -> None:
+    """Measure on this device for a server's jobs, until stopped. Needs ONNX Runtime: vitfit[agent]."""
+    connection = Connection(server, retries=0, timeout_s=60.0, token=token)
+    command = (sys.executable, "-m", measuring)
+    Agent(connection, name, cache, command, lambda text: typer.echo(text, err=True)).run()
 
 
 @verb(app)

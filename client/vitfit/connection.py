@@ -20,7 +20,14 @@ LONGEST_PAUSE_S = 30.0
 class Connection:
     """One server. Every answer of status 400 or more becomes a `VitfitError`."""
 
-    def __init__(self, server: str, retries: int, timeout_s: float, transport: httpx.BaseTransport | None) -> None:
+    def __init__(
+        self,
+        server: str,
+        retries: int,
+        timeout_s: float,
+        transport: httpx.BaseTransport | None = None,
+        token: str | None = None,
+    ) -> None:
         self.server = server.rstrip("/")
         self.retries = retries
         if not self.server.startswith(("http://", "https://")):
@@ -28,7 +35,8 @@ class Connection:
                 "invalid-address", f"{server!r} is not an address of a server. Write it like http://127.0.0.1:8000."
             )
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0))
-        self._http = httpx.Client(base_url=self.server, timeout=timeout, transport=transport)
+        headers = {"Authorization": f"Bearer {token}"} if token else None
+        self._http = httpx.Client(base_url=self.server, timeout=timeout, transport=transport, headers=headers)
 
     def close(self) -> None:
         """Closes the sockets."""

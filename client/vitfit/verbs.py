@@ -16,7 +16,7 @@ from vitfit.errors import VitfitError
 from vitfit.flatten import flattened
 
 GROUP = "vitfit.verbs"
-SERVER_VERBS = ("serve", "compress", "measure")
+SERVER_VERBS = ("serve", "compress", "measure", "token")
 INTERRUPTED = 130
 
 

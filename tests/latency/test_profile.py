@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from latency.devices import describe_device, describe_devices, device_names, read_profile
+from latency.devices import describe_device, describe_devices, device_names, read_device
 from latency.features import FEATURES, features
 from latency.fpga import Pipeline
 from latency.profile import ProfilePricer
@@ -19,7 +19,7 @@ from models.structure import Op, Structure
 from tests.models.networks import random_plan, small_network
 
 PROFILES = [name for name in device_names() if name != "cpu"]
-SUMS = [name for name in PROFILES if read_profile(name)["model"] != "pipeline"]
+SUMS = [name for name in PROFILES if read_device(name)["model"] != "pipeline"]
 """Those whose operations come one after the other."""
 
 
@@ -29,7 +29,7 @@ def only(op: Op) -> Structure:
 
 
 def test_a_product_on_the_roofline_by_hand() -> None:
-    p = read_profile("generic-mobile")
+    p = read_device("generic-mobile")
     op = Op("matmul", "fc", rows=200, cols=30, inner=96, weights=True)
     efficiency = 96 / (96 + p["half_inner"]) * 30 / 32
     seconds = 200 * 96 * 30 / (p["peak_macs_per_s"] * efficiency) + p["overhead_s_per_operation"]
@@ -38,7 +38,7 @@ def test_a_product_on_the_roofline_by_hand() -> None:
 
 def test_channels_of_a_depthwise_convolution_share_vectors() -> None:
     """64 channels, one column each: priced as 64 columns, not as 64 vectors of which one lane works."""
-    p = read_profile("generic-mobile")
+    p = read_device("generic-mobile")
     op = Op("conv", "dw", rows=10**6, cols=1, inner=9, count=64, weights=True)
     seconds = 10**6 * 9 * 64 / (p["peak_macs_per_s"] * 9 / (9 + p["half_inner"])) + p["overhead_s_per_operation"]
     assert ProfilePricer("generic-mobile", Setting()).price([only(op)]).ms[0] == pytest.approx(1e3 * seconds)
@@ -46,7 +46,7 @@ def test_channels_of_a_depthwise_convolution_share_vectors() -> None:
 
 
 def test_a_thin_product_is_bound_by_memory() -> None:
-    p = read_profile("generic-mobile")
+    p = read_device("generic-mobile")
     op = Op("matmul", "fc", rows=1, cols=4096, inner=4096, weights=True)
     seconds = op.bytes / p["bandwidth_bytes_per_s"] + p["overhead_s_per_operation"]
     assert ProfilePricer("generic-mobile", Setting()).price([only(op)]).ms[0] == pytest.approx(1e3 * seconds)
@@ -54,7 +54,7 @@ def test_a_thin_product_is_bound_by_memory() -> None:
 
 def test_tiles_are_whole() -> None:
     """One row more than a tile costs a second tile of rows."""
-    p, pricer = read_profile("generic-fpga"), ProfilePricer("generic-fpga", Setting())
+    p, pricer = read_device("generic-fpga"), ProfilePricer("generic-fpga", Setting())
     op = Op("matmul", "fc", rows=160, cols=160, inner=800)
     costs = [pricer.price([only(dataclasses.replace(op, rows=rows))]).ms[0] for rows in (160, 161, 176)]
     assert costs[1] == pytest.approx(costs[2]) and costs[1] > costs[0]
@@ -82,7 +82,7 @@ def test_prices_are_deterministic_fall_with_pruning_and_rise_with_the_batch(name
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_that_ships_is_complete_and_checked_or_generic(name: str) -> None:
-    profile = parse_profile(read_profile(name))
+    profile = parse_profile(read_device(name))
     assert profile.name == name and profile.source
     described = describe_device(name)
     if name.startswith("generic-"):
@@ -99,7 +99,7 @@ def test_at_least_six_cores_are_checked_against_latencies_that_did_not_fit_them(
 
 @pytest.mark.parametrize("name", ["pixel-4-large-fp32", "iphone-xs-large-int8"])
 def test_what_a_profile_says_it_predicts_is_what_it_predicts(name: str) -> None:
-    profile = read_profile(name)
+    profile = read_device(name)
     for model in ("deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224"):
         (check,) = [check for check in profile["checks"] if check["model"] == model]
         found = ProfilePricer(name, Setting()).price([untrained(model).structure]).ms[0]
@@ -115,7 +115,7 @@ def test_hg_pipe_is_right_to_the_cycle() -> None:
     stages = {op.name.rpartition(".")[2]: op for op in block.ops()}
     expected = {"norm1": 56_448, "attention": 57_624, "fc1": 50_176, "fc2": 50_176, "proj": 50_176}
     for name, cycles in expected.items():
-        assert Pipeline(read_profile("hg-pipe@vck190"))._cycles(stages[name], block) == cycles
+        assert Pipeline(read_device("hg-pipe@vck190"))._cycles(stages[name], block) == cycles
     ends = {op.name: pricer.price([only(op)]).ms[0] * clock_khz for op in (*structure.stem, *structure.tail)}
     assert ends["patch"] == pytest.approx(56_448) and ends["head"] == pytest.approx(48_000)
 
@@ -142,7 +142,7 @@ def test_a_pipeline_is_as_fast_as_its_slowest_stage() -> None:
     assert cut < 0.51 * full
 
 
-GOOD = {**read_profile("generic-mobile"), "name": "user-phone"}
+GOOD = {**read_device("generic-mobile"), "name": "user-phone"}
 
 
 @pytest.mark.parametrize(

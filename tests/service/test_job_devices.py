@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from latency.devices import ADDED, read_profile
+from latency.devices import ADDED, read_device
 from latency.lease import measuring_lease
 from latency.profile import ProfilePricer
 from latency.setting import Setting
@@ -22,7 +22,7 @@ def test_a_device_that_a_user_added_prices_a_job(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     """What the report says of the budget is what the user's profile says of the delivered network."""
-    generic = read_profile("generic-mobile")
+    generic = read_device("generic-mobile")
     slow = {**generic["ns_per_value"], "activation": 100 * generic["ns_per_value"]["activation"]}
     (tmp_path / "user-slow.json").write_text(json.dumps({**generic, "name": "user-slow", "ns_per_value": slow}))
     monkeypatch.setenv(ADDED, str(tmp_path))

@@ -25,7 +25,7 @@ def test_openapi_has_examples_for_all_bodies_and_problems_for_all_errors(web: Te
                 assert list(answer["content"]) == [PROBLEM], (path, method, status)
         assert operation["responses"].keys() & {"200", "201", "202", "204"}, (path, method)
         assert operation["summary"] and operation["description"], (path, method)
-    assert bodies == 7
+    assert bodies == 9
 
 
 def test_openapi_refers_only_to_schemas_that_it_has(web: TestClient) -> None:
@@ -45,4 +45,6 @@ def test_openapi_lists_the_whole_interface(web: TestClient) -> None:
         *("GET /v1/jobs/{job_id}/artifacts", "GET /v1/jobs/{job_id}/artifacts/{name}"),
         *("GET /v1/devices", "POST /v1/devices", "GET /v1/devices/{name}", "DELETE /v1/devices/{name}"),
         *("GET /v1/methods", "GET /healthz"),
+        *("POST /v1/agents", "GET /v1/agents/{device}/task", "POST /v1/agents/{device}/tasks/{task}"),
+        "GET /v1/agents/{device}/tasks/{task}/files/{sha256}",
     }

@@ -1,4 +1,4 @@
-"""The measuring child: `python -m latency.measuring`. One JSON request on stdin, one JSON answer on stdout.
+"""The measuring child: `python -m vitfit.measuring`. One JSON request on stdin, one JSON answer on stdout.
 
 A process of its own, because thread count and affinity must be set before any session exists and because memory layout
 differs from process to process: several short processes are worth more than one long one.

@@ -1,0 +1,58 @@
+"""Measures on a device that an agent stands on: the same rounds, in the same processes, at the other end of a mailbox."""
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from latency.devices import CPU, mailbox_of, read_device
+from latency.mailbox import Mailbox
+from latency.meter import Meter, Rounds
+from latency.setting import Setting
+from models.errors import DeviceUnavailable
+
+POLL_S = 0.2
+PATIENCE = "VITFIT_DEVICE_PATIENCE_S"
+"""Environment variable: how long a job waits for a device that is not heard of. Agents ask for work every half minute."""
+PATIENCE_S = 600.0
+
+
+class RemoteMeter(Meter):
+    def __init__(self, device: str, setting: Setting) -> None:
+        """Raises: UnknownName."""
+        super().__init__(setting, device, str(read_device(device)["machine"]))
+        self._mailbox: Mailbox = mailbox_of(device)
+
+    def _lease(self) -> AbstractContextManager[None]:
+        """Nothing of this machine's. Tasks of several jobs stand in line at the device."""
+        return nullcontext()
+
+    def _one_process(
+        self, files: Sequence[Path], seconds: float, rounds: int, seed: int, images: Path | None
+    ) -> Rounds:  # fmt: skip
+        """Raises: DeviceUnavailable when the agent refuses, or is not heard of for too long."""
+        request = {**self.setting.to_json(), "seconds": seconds, "rounds": rounds, "seed": seed}
+        task = self._mailbox.post(request, files, images)
+        try:
+            answer = None
+            while answer is None:
+                self._require_life()
+                time.sleep(POLL_S)
+                answer = self._mailbox.answer(task)
+        finally:
+            self._mailbox.withdraw(task)
+        return self._samples(answer)
+
+    def _require_life(self) -> None:
+        silent, patience = self._mailbox.silent_s(), float(os.environ.get(PATIENCE, PATIENCE_S))
+        if silent > patience:
+            raise DeviceUnavailable(
+                f"The agent of {self.device} has not been heard of for {silent:.0f} s (waited: {patience:.0f} s). "
+                "Start it again with `vitfit agent`, and the job with POST /v1/jobs.",
+                device=self.device, silent_s=round(silent),
+            )  # fmt: skip
+
+
+def meter_of(device: str, setting: Setting) -> Meter:
+    return Meter(setting) if device == CPU else RemoteMeter(device, setting)

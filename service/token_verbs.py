@@ -1,0 +1,100 @@
+"""`vitfit token create|list|revoke`: tokens of a server, on its own machine. Every heavy import is lazy."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from vitfit.errors import Problem
+from vitfit.errors import VitfitError as ClientError
+from vitfit.render import console
+from vitfit.verbs import print_json, verb
+
+from models.errors import VitfitError
+
+if TYPE_CHECKING:
+    from service.tokens import Tokens
+
+
+def token_verbs() -> typer.Typer:
+    tokens = typer.Typer(help="Tokens of a server, on its own machine.", no_args_is_help=True)
+    verb(tokens, "create")(create_token)
+    verb(tokens, "list")(list_tokens)
+    verb(tokens, "revoke")(revoke_token)
+    return tokens
+
+
+@contextlib.contextmanager
+def our_errors() -> Iterator[None]:
+    """The rooms' errors as the one error type that the command line prints."""
+    try:
+        yield
+    except VitfitError as error:
+        title = error.code.replace("-", " ").capitalize()
+        raise ClientError(Problem(f"/problems/{error.code}", title, None, error.detail, error.facts)) from error
+
+
+DataOption = Annotated[Path | None, typer.Option(help="The server's folder. (default: VITFIT_DATA or vitfit-data)")]
+
+
+@contextlib.contextmanager
+def _tokens(data: Path | None) -> "Iterator[Tokens]":
+    """Of the server with this folder, which may be running."""
+    from service.paths import DataFolder
+    from service.schema import upgrade
+    from service.settings import Settings
+    from service.store import Store
+    from service.tokens import Tokens
+
+    folder = DataFolder((Settings(data=data) if data else Settings()).data)
+    folder.create()
+    store = Store(folder.database)
+    try:
+        with our_errors():
+            upgrade(store)
+            yield Tokens(store)
+    finally:
+        store.close()
+
+
+def create_token(
+    name: Annotated[str, typer.Argument(help="Whose it is.", show_default=False)],
+    scope: Annotated[
+        list[str], typer.Option(help="read, submit, agent or admin; may be repeated.", show_default=False)
+    ],
+    data: DataOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make a token. Its secret is shown now and never again."""
+    with _tokens(data) as tokens:
+        token, secret = tokens.create(name, tuple(scope))
+    print_json({**token.to_json(), "secret": secret}) if as_json else console.print(
+        secret, markup=False, soft_wrap=True
+    )
+
+
+def list_tokens(
+    data: DataOption = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """List tokens, without their secrets."""
+    with _tokens(data) as tokens:
+        found = tokens.all()
+    if as_json:
+        for token in found:
+            print_json(token.to_json())
+        return
+    table = Table("id", "name", "scopes", "created", "revoked", box=None, pad_edge=False)
+    for token in found:
+        revoked = f"{token.revoked_at:%Y-%m-%d %H:%M}" if token.revoked_at else ""
+        table.add_row(token.id, token.name, ", ".join(token.scopes), f"{token.created_at:%Y-%m-%d %H:%M}", revoked)
+    console.print(table)
+
+
+def revoke_token(
+    token: Annotated[str, typer.Argument(help="Id of a token.", show_default=False)], data: DataOption = None
+) -> None:
+    """Make a token useless, at once."""
+    with _tokens(data) as tokens:
+        tokens.revoke(token)

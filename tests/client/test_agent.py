@@ -1,0 +1,120 @@
+"""`vitfit agent` as a process beside a server: it measures what is offered, survives either side's restart, and is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from vitfit.agent import Agent
+from vitfit.connection import Connection
+from vitfit.errors import VitfitError
+
+from latency.mailbox import Mailbox
+from tests.client.served import served
+from tests.models.networks import small_network
+from tests.service.running import wait_until
+
+REQUEST: dict[str, Any] = {
+    "threads": 1, "batch": 1, "provider": "CPUExecutionProvider", "seconds": 0.1, "rounds": 3, "seed": 0,
+}  # fmt: skip
+
+
+def token(data: Path, *scopes: str) -> str:
+    options = [word for scope in scopes for word in ("--scope", scope)]
+    command = [sys.executable, "-m", "vitfit.cli", "token", "create", "pi", *options, "--data", str(data), "--json"]
+    return str(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["secret"])
+
+
+@contextmanager
+def agent(address: str, secret: str, folder: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "vitfit.cli", "agent", "--name", "pi-5", "--server", address]
+    with (folder / "agent.log").open("ab") as log:
+        process = subprocess.Popen(
+            [*command, "--cache", str(folder / "cache"), *options], env={**os.environ, "VITFIT_TOKEN": secret},
+            stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(timeout=20)
+
+
+def answered(mailbox: Mailbox, number: str) -> dict[str, Any]:
+    found: dict[str, Any] = wait_until(lambda: mailbox.answer(number), "an answer of the agent")
+    return found
+
+
+def test_an_agent_measures_and_either_side_may_start_again(tmp_path: Path) -> None:
+    data, files = tmp_path / "data", [tmp_path / "large.onnx", tmp_path / "small.onnx"]
+    for file, depth in zip(files, (4, 1), strict=True):
+        small_network(depth=depth).export(file, 1)
+    mailbox = Mailbox(data / "devices" / "agent-pi-5")
+    with served(tmp_path, "--data", str(data), "--port", "0") as address:
+        port, secret = address.rpartition(":")[2], token(data, "agent")
+        with agent(address, secret, tmp_path):
+            wait_until(lambda: mailbox.silent_s() < 60, "the agent")
+            number = mailbox.post(REQUEST, files, None)
+            samples = answered(mailbox, number)["samples_ms"]
+            assert [len(rounds) >= 3 for rounds in samples] == [True, True]
+            large, small = (min(map(min, of_file)) for of_file in samples)
+            assert large > small > 0
+            mailbox.withdraw(number)
+        second = mailbox.post(REQUEST, files, None)
+        with agent(address, secret, tmp_path):
+            assert "samples_ms" in answered(mailbox, second), "asked for while the agent was down"
+    with agent(address, secret, tmp_path):
+        third = mailbox.post(REQUEST, files[:1], None)
+        (tmp_path / "ready").unlink()
+        with served(tmp_path, "--data", str(data), "--port", port):
+            assert len(answered(mailbox, third)["samples_ms"]) == 1, "the agent waited for the server"
+
+
+def test_the_agent_ends_when_it_is_refused(tmp_path: Path) -> None:
+    with served(tmp_path, "--data", str(tmp_path / "data"), "--port", "0") as address:
+        with agent(address, token(tmp_path / "data", "read"), tmp_path) as process:
+            assert process.wait(timeout=40) == 1
+        assert "needs agent" in (tmp_path / "agent.log").read_text()
+
+
+class Server:
+    """Offers one task and keeps what it hears."""
+
+    def __init__(self, entry: dict[str, Any], content: bytes) -> None:
+        self.task, self.content = {**REQUEST, "id": "1", "files": [entry], "images": None}, content
+        self.heard: list[dict[str, Any]] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "GET" and "/files/" in request.url.path:
+            return httpx.Response(200, content=self.content)
+        if request.method == "GET":
+            return httpx.Response(200, json=self.task)
+        self.heard.append(json.loads(request.content))
+        return httpx.Response(201, json={"device": "agent-a", "session": "s"})
+
+
+def test_a_file_with_another_digest_is_never_opened(tmp_path: Path) -> None:
+    server = Server({"sha256": "0" * 64, "bytes": 3}, b"abc")
+    connection = Connection("http://127.0.0.1:1", 0, 5.0, httpx.MockTransport(server))
+    Agent(connection, "a", tmp_path, ("false",)).run(tasks=1)
+    assert "other SHA-256" in server.heard[-1]["refused"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_measuring_process_that_dies_is_a_reason_and_not_the_agents_end(tmp_path: Path) -> None:
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    server = Server({"sha256": digest, "bytes": 3}, b"abc")
+    connection = Connection("http://127.0.0.1:1", 0, 5.0, httpx.MockTransport(server))
+    Agent(connection, "a", tmp_path, (sys.executable, "-m", "vitfit.measuring")).run(tasks=1)
+    assert "the measuring process failed" in server.heard[-1]["refused"]
+
+
+def test_an_address_without_a_scheme_is_refused() -> None:
+    with pytest.raises(VitfitError, match="is not an address"):
+        Connection("localhost:8000", 0, 5.0)
