@@ -1,0 +1,74 @@
+"""Jobs whose budgets hold on a device with an agent: a slow one that is really measured, and the fake one with dear MLPs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from latency.devices import ADDED
+from service.paths import DataFolder
+from service.schema import upgrade
+from service.store import Store
+from service.tokens import Tokens
+from tests.client.served import served
+from tests.service.running import wait_until
+from tests.service.small_jobs import Ran, Workshop, briefly, budget, digits
+
+pytestmark = pytest.mark.slow
+LOW = ("nice", "-n", "10", "taskset", "-c", "0")
+"""One core at lower priority: not the device that the job runs on."""
+
+
+@contextmanager
+def device(data: Path, folder: Path, *options: str) -> Iterator[str]:
+    """A server that only passes tasks on, and the agent of a device at it."""
+    with served(folder, "--data", str(data), "--port", "0") as address:
+        store = Store(DataFolder(data).database)
+        upgrade(store)
+        secret = Tokens(store).create("pi", ("agent",))[1]
+        store.close()
+        command = [*LOW, sys.executable, "-m", "vitfit.cli", "agent", "--name", "pi", "--server", address]
+        with (folder / "agent.log").open("wb") as log:
+            process = subprocess.Popen(
+                [*command, "--cache", str(folder / "cache"), *options], env={**os.environ, "VITFIT_TOKEN": secret},
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        try:
+            wait_until(lambda: (data / "devices" / "agent-pi" / "seen").exists(), "the agent")
+            yield "agent-pi"
+        finally:
+            process.kill()
+            process.wait(timeout=20)
+
+
+def test_a_job_meets_its_budget_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ADDED, str(tmp_path / "data" / "devices"))
+    workshop = Workshop(tmp_path, *digits(tmp_path))
+    with device(tmp_path / "data", tmp_path) as name:
+        ran = workshop.run(budget("latency_keep", 0.7, name), trials=4)
+        assert ran.result.guarantee == "measured" and ran.report["setting"].startswith("agent-pi, 1 thread")
+        assert ran.report["ratio"]["high"] <= 0.7
+        assert [path.name for path in (tmp_path / "tables").glob("agent-pi-*")]
+
+
+def kept(ran: Ran) -> tuple[float, float]:
+    """Shares of the heads' dims and of the neurons."""
+    blocks = ran.report["blocks"]
+    dims = [[b["heads"][i] * b["v"][i] for b in blocks] for i in (0, 1)]
+    neurons = [[b["neurons"][i] for b in blocks] for i in (0, 1)]
+    return sum(dims[0]) / sum(dims[1]), sum(neurons[0]) / sum(neurons[1])
+
+
+def test_where_mlps_are_dear_neurons_fall_and_heads_rise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ADDED, str(tmp_path / "data" / "devices"))
+    workshop = Workshop(tmp_path, *digits(tmp_path))
+    with device(tmp_path / "data", tmp_path, "--measuring", "latency.fake_measuring") as name:
+        dear = workshop.run(budget("latency_keep", 0.35, name), trials=8, method="up-vit")
+    with briefly():
+        plain = workshop.run(budget("macs_keep", 0.35), trials=8, method="up-vit")
+    assert dear.result.guarantee == "measured"
+    assert kept(dear)[0] > kept(plain)[0] and kept(dear)[1] < kept(plain)[1]
