@@ -7,7 +7,10 @@ from typing import Literal
 from models.errors import ImpossibleBudget, InvalidRequest
 from models.record import Record
 
-Metric = Literal["latency_ms", "latency_keep", "macs", "macs_keep", "params", "params_keep"]
+Metric = Literal[
+    "latency_ms", "latency_keep", "macs", "macs_keep", "params", "params_keep", "file_bytes", "file_keep", "memory_bytes",
+    "memory_keep",
+]  # fmt: skip
 UNITS = {
     "latency_ms": "ms",
     "latency_keep": "of the original's latency",
@@ -15,12 +18,16 @@ UNITS = {
     "macs_keep": "of the original's MACs",
     "params": "parameters",
     "params_keep": "of the original's parameters",
+    "file_bytes": "bytes of the file",
+    "file_keep": "of the original's file",
+    "memory_bytes": "bytes of memory",
+    "memory_keep": "of the original's memory",
 }
 
 
 @dataclass(frozen=True)
 class Budget(Record):
-    """One upper limit in the metric's unit. device and setting (as text) belong to latencies only."""
+    """One upper limit in the metric's unit. device and setting (as text) belong to latencies and memory only."""
 
     metric: Metric
     limit: float
@@ -36,8 +43,13 @@ class Budget(Record):
         return f"{name}@{self.device} ({self.setting})" if self.device else name
 
     @property
-    def is_latency(self) -> bool:
-        return self.metric in ("latency_ms", "latency_keep")
+    def quantity(self) -> str:
+        """latency, macs, params, file or memory."""
+        return self.metric.partition("_")[0]
+
+    @property
+    def is_keep(self) -> bool:
+        return self.metric.endswith("_keep")
 
     def describe(self, value: float) -> str:
         """`value` with this budget's unit, for people."""

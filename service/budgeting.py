@@ -8,6 +8,7 @@ from latency.devices import CPU, check_device, describe_device, is_reachable, ru
 from latency.pricer import Pricer
 from latency.profile import ProfilePricer
 from latency.setting import Setting, runtime_version
+from latency.sizes import QUANTITIES, Quantity, SizeLine
 from latency.table import Sample, Table, TablePricer
 from models.errors import ImpossibleBudget, InvalidRequest
 from models.structure import Structure
@@ -21,6 +22,7 @@ MOST_SAFETY = 0.1
 """However wide the intervals: a noisier measurement calls for another one, not for a smaller network."""
 Place = tuple[str, Setting]
 """Where a latency holds: device and setting."""
+SizeKey = tuple[Quantity, Setting]
 
 
 def place_of(request: BudgetRequest) -> Place:
@@ -38,14 +40,32 @@ def place_of(request: BudgetRequest) -> Place:
     return request.device, Setting(request.setting.threads, request.setting.batch, described["precision"])
 
 
+def _where(request: BudgetRequest) -> Place | None:
+    """Raises: UnknownName; InvalidRequest for memory on another device than this machine's CPU."""
+    quantity = request.metric.partition("_")[0]
+    if quantity == "memory" and request.device != CPU:
+        raise InvalidRequest(
+            f"Memory is measured on {CPU} only, not on {request.device}: leave device out.",
+            device=request.device,
+            allowed=[CPU],
+        )
+    return place_of(request) if quantity in ("latency", "memory") else None
+
+
 class Pricing:
     """Prices structures under all budgets of a job. Grows by corrections, which replace the pricer of a place."""
 
     def __init__(self, request: JobRequest, original: Structure) -> None:
         self.original = original
         self.requests = request.budgets
-        self.places = [place_of(b) if b.metric.startswith("latency") else None for b in request.budgets]
-        self.budgets = Budgets(tuple(map(_budget, request.budgets, self.places)))
+        wheres = [_where(budget) for budget in request.budgets]
+        self.budgets = Budgets(tuple(map(_budget, request.budgets, wheres)))
+        quantities = [budget.quantity for budget in self.budgets.items]
+        self.places = [where if q == "latency" else None for where, q in zip(wheres, quantities, strict=True)]
+        self.memory_settings = {
+            where[1] for where, q in zip(wheres, quantities, strict=True) if where and q == "memory"
+        }
+        self._lines: dict[SizeKey, SizeLine] = {}
         self._pricers: dict[Place, Pricer] = {}
         self.safety = SAFETY
         for place in self.places:
@@ -61,6 +81,26 @@ class Pricing:
     def report_place(self) -> Place:
         """Where the report's latencies are taken, also when no budget asks for any."""
         return (*self.measured_places, (CPU, Setting(runtime=runtime_version())))[0]
+
+    @property
+    def size_keys(self) -> list[SizeKey]:
+        """What has to be weighed, in which setting."""
+        files: list[SizeKey] = [("file", self.report_place[1])]
+        wanted = files if any(b.quantity == "file" for b in self.budgets.items) else []
+        return wanted + [("memory", setting) for setting in sorted(self.memory_settings, key=str)]
+
+    def set_line(self, key: SizeKey, line: SizeLine) -> None:
+        self._lines[key] = line
+
+    def line(self, key: SizeKey) -> SizeLine | None:
+        return self._lines.get(key)
+
+    def size_key(self, number: int) -> SizeKey | None:
+        """Of a budget, by its place in the list."""
+        quantity, request = self.budgets.items[number].quantity, self.requests[number]
+        if quantity == "file":
+            return "file", self.report_place[1]
+        return ("memory", place_of(request)[1]) if quantity == "memory" else None
 
     def set_table(self, place: Place, table: Table) -> None:
         self._pricers[place] = TablePricer(table)
@@ -93,23 +133,25 @@ class Pricing:
         """The budgets that the search decodes onto: a little below those that measurement must confirm."""
         aims = []
         for budget, place in zip(self.budgets.items, self.places, strict=True):
-            share = 1 - self.safety if place is not None and is_reachable(place[0]) else 1.0
+            weighed = budget.quantity in QUANTITIES
+            share = 1 - self.safety if weighed or (place is not None and is_reachable(place[0])) else 1.0
             aims.append(Budget(budget.metric, budget.limit * share, budget.device, budget.setting, budget.statistic))
         return Budgets(tuple(aims))
 
     def price(self, structures: Sequence[Structure]) -> Array:
         """Costs (S, B) in the budgets' units. A profile counts with the upper end of its interval."""
-        columns = [self._column(b, p, structures) for b, p in zip(self.requests, self.places, strict=True)]
-        return np.stack(columns, axis=1)
+        return np.stack([self._column(i, structures) for i in range(len(self.requests))], axis=1)
 
-    def _column(self, request: BudgetRequest, place: Place | None, structures: Sequence[Structure]) -> Array:
-        metric, _, keep = request.metric.partition("_")
+    def _column(self, number: int, structures: Sequence[Structure]) -> Array:
+        budget, place, key = self.budgets.items[number], self.places[number], self.size_key(number)
         if place is not None:
-            ms = self.upper_ms(place, structures)
-            whole = self._pricers[place].price([self.original]).ms[0]
-            return ms / whole if keep == "keep" else ms
-        counts = np.asarray([getattr(structure, metric) for structure in structures], dtype=np.float64)
-        return counts / getattr(self.original, metric) if keep == "keep" else counts
+            costs, whole = self.upper_ms(place, structures), float(self._pricers[place].price([self.original]).ms[0])
+        elif key is not None:
+            costs, whole = self._lines[key].price(structures), self._lines[key].original_bytes
+        else:
+            costs = np.asarray([getattr(structure, budget.quantity) for structure in structures], dtype=np.float64)
+            whole = getattr(self.original, budget.quantity)
+        return costs / whole if budget.is_keep else costs
 
     def upper_ms(self, place: Place, structures: Sequence[Structure]) -> Array:
         """Predicted ms; for a device that cannot be measured, the upper end."""

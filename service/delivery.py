@@ -60,13 +60,13 @@ class Delivery:
 
     @property
     def guarantee(self) -> str:
-        """measured: every latency was measured within its limit. predicted: a profile's upper end is within it.
+        """measured: every latency (and memory) was measured within its limit. predicted: a profile's upper end is within it.
         counted: only MACs and parameters were limited. none: delivered on request though a budget is not met."""
         if not self.verdict.met:
             return "none"
         places = [place for place in self.pricing.places if place is not None]
         if not places:
-            return "counted"
+            return "measured" if self.pricing.memory_settings else "counted"
         return "measured" if all(p in self.pricing.measured_places for p in places) else "predicted"
 
 

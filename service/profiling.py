@@ -1,13 +1,16 @@
 """Fits the latency table of a job's network: two dozen random plans of it, exported and measured in one interleaved run."""
 
+import json
+import os
 from pathlib import Path
 
 from latency.devices import machine_of
 from latency.probes import probe_plans
 from latency.sampling import Interval
+from latency.sizes import SizeLine, Weighed, known_bytes
 from latency.table import Sample, Table, load_table
 from models.torch_network import TorchNetwork
-from service.budgeting import Place, Pricing
+from service.budgeting import Place, Pricing, SizeKey
 from service.verification import PROFILE, Verifier
 
 
@@ -21,8 +24,29 @@ def profile(pricing: Pricing, network: TorchNetwork, verifier: Verifier, tables:
             table = fit(place, network, verifier)
             table.save(tables)
         pricing.set_table(place, table)
+    for size_key in pricing.size_keys:
+        pricing.set_line(size_key, weigh(size_key, network, verifier, work))
     for file in work.glob("probe*.onnx"):  # places of one batch size share them
         file.unlink()
+
+
+def weigh(key: SizeKey, network: TorchNetwork, verifier: Verifier, work: Path) -> SizeLine:
+    """The original and one small probe; an earlier attempt's, where there was one."""
+    quantity, setting = key
+    stored = work / f"{quantity}-{setting.key}.json"
+    if stored.exists():
+        return SizeLine.from_json(json.loads(stored.read_text()))
+    small = network.pruned(next(iter(probe_plans(network.structure))), None)
+    original = Weighed(
+        known_bytes(quantity, network.structure, setting.batch), verifier.weigh(key, "original", network)
+    )
+    line = SizeLine(quantity, setting.batch, (original,)).with_sample(
+        small.structure, verifier.weigh(key, "probe0", small)
+    )
+    beside = stored.with_suffix(".part")
+    beside.write_text(json.dumps(line.to_json()))
+    os.replace(beside, stored)
+    return line
 
 
 def fit(place: Place, network: TorchNetwork, verifier: Verifier) -> Table:

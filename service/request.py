@@ -4,8 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Metric = Literal["latency_ms", "latency_keep", "macs", "macs_keep", "params", "params_keep"]
-LATENCY_METRICS = ("latency_ms", "latency_keep")
+Metric = Literal[
+    "latency_ms", "latency_keep", "macs", "macs_keep", "params", "params_keep", "file_bytes", "file_keep", "memory_bytes",
+    "memory_keep",
+]  # fmt: skip
 
 
 class Strict(BaseModel):
@@ -22,11 +24,14 @@ class SettingRequest(Strict):
 
 
 class BudgetRequest(Strict):
-    """One upper limit. `*_keep` are fractions of the original's value; `latency_ms` are milliseconds per run."""
+    """One upper limit. `*_keep` are fractions of the original's value; `latency_ms` are milliseconds per run; `file_*` is the size
+    of model.cpu.onnx; `memory_*` is what a process that loads and runs it grows by, at its peak."""
 
     metric: Metric
     limit: float = Field(gt=0, allow_inf_nan=False, description="Upper limit in the metric's unit.")
-    device: str = Field("cpu", description="For latency metrics: a name from GET /v1/devices.")
+    device: str = Field(
+        "cpu", description="For latency metrics: a name from GET /v1/devices. Memory is measured on cpu."
+    )
     setting: SettingRequest = Field(default_factory=lambda: SettingRequest())
     statistic: Literal["p50", "mean", "p95"] = Field(
         "p50",

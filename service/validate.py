@@ -114,7 +114,7 @@ def check_importance(criterion: str, structure: Structure, images: int) -> None:
 def check_budgets(request: JobRequest, structure: Structure) -> None:
     """Raises: UnknownName; DeviceUnavailable for more threads than there are; InvalidRequest for a budget given twice."""
     for budget in request.budgets:
-        if budget.metric.startswith("latency") and is_reachable(budget.device):
+        if budget.metric.startswith(("latency", "memory")) and is_reachable(budget.device):
             threads = int(describe_device(budget.device)["threads"])
             if budget.setting.threads > threads:
                 raise DeviceUnavailable(

@@ -7,16 +7,19 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from latency.footprint import footprint
 from latency.meter import Effort
 from latency.remote import meter_of
 from latency.sampling import Interval, Measurement, bootstrap, ratio
+from latency.sizes import SizeLine
 from latency.table import Sample
 from models.dynamic import export_dynamic
 from models.structure import Structure
 from models.torch_network import TorchNetwork
 from search.budgets import Budget
-from service.budgeting import Place, Pricing
+from service.budgeting import Place, Pricing, SizeKey
 
+FOOTPRINTS = 3
 VERIFY = Effort(seconds=10.0, width=0.02, processes=4, rounds=10)
 PROFILE = Effort(seconds=12.0, width=0.06, processes=3, rounds=4)
 """Of two dozen files at once: what one of them is off by, the others' fit evens out."""
@@ -98,6 +101,8 @@ class Verifier:
             self._pricing.correct(place, [sample], found.original.p50_ms.value)
             self._keep_table(place)
             evidence.append(found)
+        for key in self._pricing.size_keys:
+            self._pricing.set_line(key, self._line(key).with_sample(network.structure, self.weigh(key, name, network)))
         over_images = () if images is None else tuple(self._over_images(name, network, images))
         return Verdict(tuple(evidence), self._shares(network.structure, evidence, over_images), over_images)
 
@@ -114,6 +119,19 @@ class Verifier:
                 original, candidate = meter_of(*place).measure(files, VERIFY, self._seed, inputs)
                 yield Evidence(place, original, candidate)
 
+    def weigh(self, key: SizeKey, name: str, network: TorchNetwork) -> float:
+        """Bytes of the exported file, or of memory: the most of a few processes."""
+        quantity, setting = key
+        file = self.file(network, name, setting.batch)
+        if quantity == "file":
+            return float(file.stat().st_size)
+        return max(footprint(file, setting).peak_mib for _ in range(FOOTPRINTS)) * 2**20
+
+    def _line(self, key: SizeKey) -> SizeLine:
+        line = self._pricing.line(key)
+        assert line is not None, "profiling comes first"
+        return line
+
     def _keep_table(self, place: Place) -> None:
         """A resumed job goes on with what this one has learnt."""
         table = self._pricing.table(place)
@@ -124,7 +142,7 @@ class Verifier:
         self, structure: Structure, evidence: Sequence[Evidence], over_images: Sequence[Evidence]
     ) -> dict[str, float]:
         static, dynamic = ({found.place: found for found in some} for some in (evidence, over_images))
-        predicted = self._pricing.price([structure])[0]
+        predicted = self._pricing.price([structure])[0]  # after what was measured
         shares = {}
         for i, (budget, place) in enumerate(zip(self._pricing.budgets.items, self._pricing.places, strict=True)):
             cost = float(predicted[i])

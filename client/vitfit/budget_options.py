@@ -10,6 +10,10 @@ from vitfit.results import Budget
 
 BUDGET_PANEL = "Budgets: upper limits, all of them hold"
 SEARCH_PANEL = "Search"
+METRICS = (
+    "latency_keep", "latency_ms", "macs", "macs_keep", "params", "params_keep", "file_bytes", "file_keep", "memory_bytes",
+    "memory_keep",
+)  # fmt: skip
 SUFFIXES = {"K": 1e3, "M": 1e6, "G": 1e9}
 Limits = list[str] | None
 
@@ -35,6 +39,14 @@ class BudgetOptions:
     params_keep: Annotated[Limits, _limit_option("--budget-params-keep", "Fraction of the original's parameters.")] = (
         None
     )
+    file_bytes: Annotated[Limits, _limit_option("--budget-file-bytes", "Size of the ONNX file, for example 10M.")] = (
+        None
+    )
+    file_keep: Annotated[Limits, _limit_option("--budget-file-keep", "Fraction of the original's file.")] = None
+    memory_bytes: Annotated[
+        Limits, _limit_option("--budget-memory-bytes", "What a process grows by, at its peak, for example 200M.")
+    ] = None
+    memory_keep: Annotated[Limits, _limit_option("--budget-memory-keep", "Fraction of the original's memory.")] = None
     device: Annotated[
         str, typer.Option(help="Device of the latency budgets: see `vitfit devices`.", rich_help_panel=BUDGET_PANEL)
     ] = "cpu"
@@ -52,11 +64,7 @@ class BudgetOptions:
 
         Raises: typer.BadParameter for none at all, and for a limit that is not a number above 0.
         """
-        found = [
-            self._budget(metric, text)
-            for metric in ("latency_keep", "latency_ms", "macs", "macs_keep", "params", "params_keep")
-            for text in getattr(self, metric) or ()
-        ]
+        found = [self._budget(metric, text) for metric in METRICS for text in getattr(self, metric) or ()]
         if not found:
             raise typer.BadParameter(
                 "Say what must be reached: give at least one budget, for example --budget-latency-keep 0.6, "
@@ -72,7 +80,8 @@ class BudgetOptions:
         if at and not device:
             raise typer.BadParameter(f"{flag} {text}: the name of the device is missing after '@'.")
         limit = parse_limit(number, flag)
-        return Budget(metric, limit, device or self.device, self.threads, self.batch, self.statistic)
+        where = self.device if metric.startswith("latency") else "cpu"
+        return Budget(metric, limit, device or where, self.threads, self.batch, self.statistic)
 
 
 def parse_limit(text: str, flag: str) -> float:

@@ -63,10 +63,11 @@ class Progress(Result):
 
 @dataclass(frozen=True)
 class Budget:
-    """One upper limit: `latency_ms`, `latency_keep`, `macs`, `macs_keep`, `params` or `params_keep`.
+    """One upper limit: `latency_ms`, `latency_keep`, `macs`, `macs_keep`, `params`, `params_keep`, `file_bytes`, `file_keep`,
+    `memory_bytes` or `memory_keep`.
 
-    The `*_keep` are fractions of the original's value. Device, threads, batch and statistic belong to the two latency
-    metrics; statistic: p50, or mean or p95 over images (method spvit).
+    The `*_keep` are fractions of the original's value. Device, threads, batch and statistic belong to the latencies, threads
+    and batch to memory too; statistic: p50, or mean or p95 over images (method spvit).
     """
 
     metric: str
@@ -78,7 +79,7 @@ class Budget:
 
     def to_json(self) -> dict[str, Any]:
         """As `POST /v1/jobs` takes it."""
-        if not self.metric.startswith("latency"):
+        if not self.metric.startswith(("latency", "memory")):
             return {"metric": self.metric, "limit": self.limit}
         setting = {"threads": self.threads, "batch": self.batch}
         body = {"metric": self.metric, "limit": self.limit, "device": self.device, "setting": setting}
