@@ -1,12 +1,14 @@
 """A structure as sums over its operations: what a fitted latency model multiplies with."""
 
-import functools
-from collections.abc import Sequence
+import dataclasses
+import operator
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 
 from latency.pricer import Array
-from models.structure import PACKAGING, Attention, Block, Mlp, Op, Reduction, Structure
+from models.structure import PACKAGING, Attention, Block, Mlp, Op, Reduction, Structure, block_ops
 
 PRIOR_NS = {
     "matmul_macs": 0.0087, "matmul_outputs": 0.02, "weight_values": 0.02, "conv_macs": 0.055,
@@ -25,63 +27,133 @@ LANES = 16
 """Values in a vector register."""
 
 
+Part = tuple[int, int, Attention | Mlp | Reduction, bool, str] | tuple[Op, ...]
+"""Of a block: width, tokens, which part of it, layer scale, precision; or operations outside the blocks. Without names: policies
+share most parts, and so do blocks of one policy."""
+KNOWN = 262_144
+"""So many parts are remembered."""
+_known: dict[Part, Array] = {}
+
+
 def features(structures: Sequence[Structure]) -> Array:
     """(S, F) for S structures, per image."""
-    return np.stack([_structure_features(structure) for structure in structures])
+    parts = [list(_parts(structure)) for structure in structures]
+    _learn({part for of_one in parts for part in of_one if part not in _known})
+    return np.stack([np.sum([_known[part] for part in of_one], axis=0) for of_one in parts])
 
 
-def _structure_features(structure: Structure) -> Array:
-    total = _ops_features(structure.stem) + _ops_features(structure.tail)
+def _parts(structure: Structure) -> Iterator[Part]:
+    yield structure.stem
+    yield structure.tail
     for stage in structure.stages:
         for block in stage.blocks:
-            total += _block_features(block)
-        total += _ops_features(stage.entry)
+            rest = block.layer_scale, block.precision
+            if block.attention is not None:
+                yield (block.width, block.tokens_attended, block.attention, *rest)
+            if block.mlp is not None:
+                yield (block.width, block.tokens_out, block.mlp, *rest)
+            if block.reduction is not None:
+                yield (block.width, block.tokens, block.reduction, *rest)
+        if stage.entry:
+            yield stage.entry
         for branch in stage.branches:
-            total += _ops_features(tuple(branch.ops()))
-    return total
+            yield tuple(branch.ops())
 
 
-def _block_features(block: Block) -> Array:
-    """The parts of a block by themselves and without its name: policies share most of them, and so do blocks of one policy."""
-    width, scaled, precision = block.width, block.layer_scale, block.precision
-    total = np.zeros(len(FEATURES))
-    if block.attention is not None:
-        total += _part_features(width, block.tokens_attended, block.attention, None, None, scaled, precision)
-    if block.mlp is not None:
-        total += _part_features(width, block.tokens_out, None, block.mlp, None, scaled, precision)
-    if block.reduction is not None:
-        total += _part_features(width, block.tokens, None, None, block.reduction, scaled, precision)
-    return total
+def _learn(parts: set[Part]) -> None:
+    """Parts that differ in sizes alone are counted at once, with arrays in the place of sizes."""
+    if len(_known) + len(parts) > KNOWN:
+        _known.clear()
+    alike: dict[Hashable, list[Part]] = {}
+    for part in parts:
+        alike.setdefault(_kind(part), []).append(part)
+    for group in alike.values():
+        _known.update(zip(group, _rows(group), strict=True))
 
 
-@functools.lru_cache(maxsize=262_144)
-def _part_features(
-    width: int, tokens: int, attention: Attention | None, mlp: Mlp | None, reduction: Reduction | None,
-    layer_scale: bool, precision: str,
-) -> Array:  # fmt: skip
-    block = Block("", width, tokens, attention, mlp, reduction, layer_scale, precision)
-    values = dict.fromkeys(FEATURES, 0.0)
-    for op in block.ops():
-        _count(op, values)
-    if reduction is not None:
-        values["reductions"] = 1.0
-        values["reduced_values"] = (tokens + block.tokens_out) * width
-        values["packages"] = reduction.reducer in PACKAGING
-        values["weighings"] = reduction.reducer == "weighted"
-        values["merges"] = reduction.reducer == "merge"
-        values["merge_macs"] = tokens**2 * width if reduction.reducer == "merge" else 0.0
-    return _row(values)
+def _kind(part: Part) -> Hashable:
+    """Equal for parts whose operations are the same but for their sizes."""
+    if not _is_block(part):
+        return part
+    width, _, shape, *rest = part
+    fixed = FIXED[type(shape)](shape)
+    questions: tuple[int, ...] = ()
+    if isinstance(shape, Attention):
+        questions = shape.inputs < width, shape.proj_inputs < shape.heads * shape.v_dim
+    elif isinstance(shape, Mlp):
+        questions = (shape.inputs < width,)
+    elif shape.selector is not None:
+        questions = (width,)  # what a selector's sizes are is not arithmetic
+    return type(shape), fixed, questions, *rest
 
 
-@functools.lru_cache(maxsize=4096)
-def _ops_features(ops: tuple[Op, ...]) -> Array:
-    values = dict.fromkeys(FEATURES, 0.0)
+SIZES: dict[type[Any], tuple[str, ...]] = {
+    Attention: ("heads", "qk_dim", "v_dim", "inputs", "proj_inputs"),
+    Mlp: ("inputs", "neurons"),
+    Reduction: ("kept", "prefix"),
+}
+
+
+FIXED = {
+    kind: operator.attrgetter(*(field.name for field in dataclasses.fields(kind) if field.name not in sizes))
+    for kind, sizes in SIZES.items()
+}
+
+
+class Column(np.ndarray[Any, Any]):
+    """A size of many parts alike: whatever is asked of it has one answer."""
+
+    def __bool__(self) -> bool:
+        return bool(np.asarray(self).all())
+
+
+def _rows(group: list[Part]) -> Array:
+    """(parts, F) of parts alike."""
+    first, values = group[0], dict.fromkeys(FEATURES, cast(Any, 0.0))
+    if not _is_block(first):
+        ops = cast(tuple[Op, ...], first)
+    else:
+        names = SIZES[type(first[2])]
+        width, tokens, *columns = _columns(group, names)
+        shape = dataclasses.replace(first[2], **dict(zip(names, columns, strict=True)))
+        ops = block_ops(_block_of(width, tokens, shape, *first[3:]))
+        if isinstance(shape, Reduction):
+            _count_reduction(shape, width, tokens, values)
     for op in ops:
         _count(op, values)
-    return _row(values)
+    rows = np.empty((len(group), len(FEATURES)))
+    for column, value in enumerate(values.values()):
+        rows[:, column] = value
+    return rows
 
 
-def _count(op: Op, values: dict[str, float]) -> None:
+def _columns(group: list[Part], names: tuple[str, ...]) -> list[Any]:
+    """Width, tokens and the sizes of the names; of a few parts numbers are quicker than arrays."""
+    sizes = [(part[0], part[1], *(getattr(part[2], name) for name in names)) for part in group]
+    return list(sizes[0]) if len(sizes) == 1 else list(np.asarray(sizes, dtype=np.int64).T.view(Column))
+
+
+def _is_block(part: Part) -> TypeGuard[tuple[int, int, Attention | Mlp | Reduction, bool, str]]:
+    return len(part) == 5 and isinstance(part[0], int)
+
+
+def _block_of(width: Any, tokens: Any, shape: Any, layer_scale: bool, precision: str) -> Block:
+    names = {Attention: "attention", Mlp: "mlp", Reduction: "reduction"}
+    parts: dict[str, Any] = {"attention": None, "mlp": None, names[type(shape)]: shape}
+    return Block("", width, tokens, **parts, layer_scale=layer_scale, precision=precision)
+
+
+def _count_reduction(shape: Reduction, width: Any, tokens: Any, values: dict[str, Any]) -> None:
+    merges = shape.reducer == "merge"
+    values["reductions"] = 1.0
+    values["reduced_values"] = (tokens + shape.tokens_out) * width
+    values["packages"] = float(shape.reducer in PACKAGING)
+    values["weighings"] = float(shape.reducer == "weighted")
+    values["merges"] = float(merges)
+    values["merge_macs"] = tokens**2 * width if merges else 0.0
+
+
+def _count(op: Op, values: dict[str, Any]) -> None:
     """Adds an operation to the features."""
     values["operations"] += 1.0
     if op.kind in ("matmul", "conv"):
@@ -106,9 +178,5 @@ def _count(op: Op, values: dict[str, float]) -> None:
         values["other_values"] += op.values
 
 
-def _padded(cols: int) -> int:
+def _padded(cols: Any) -> Any:
     return -(-cols // LANES) * LANES
-
-
-def _row(values: dict[str, float]) -> Array:
-    return np.fromiter(values.values(), dtype=np.float64, count=len(FEATURES))

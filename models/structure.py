@@ -276,6 +276,11 @@ def _block_total(block: Block, quantity: Literal["macs", "params"]) -> int:
 @functools.lru_cache(maxsize=65536)
 def _block_ops(block: Block) -> tuple[Op, ...]:
     """Blocks repeat across policies: caching by value makes pricing cheap."""
+    return block_ops(block)
+
+
+def block_ops(block: Block) -> tuple[Op, ...]:
+    """Its operations in order. Sizes may be arrays, of many blocks alike (latency/features.py)."""
     ops: list[Op] = []
     if block.attention:
         ops += _attention_ops(block, block.attention)
