@@ -116,7 +116,8 @@ def describe_profile(profile: dict[str, Any]) -> dict[str, Any]:
         "description": profile["description"],
         "source": profile["source"],
         "date": profile["date"],
-        "relative_uncertainty": profile["relative_uncertainty"],
+        "relative_uncertainty": profile.get("relative_uncertainty"),
+        "network": profile["original"]["name"] if profile["model"] == "table" else None,
         "checks": profile.get("checks", []),
         "error": _error_of(profile.get("checks", [])),
     }

@@ -7,9 +7,12 @@ import numpy as np
 
 from latency.devices import read_device
 from latency.fpga import Pipeline, Tiled
-from latency.pricer import Prediction
+from latency.pricer import Prediction, Pricer
 from latency.roofline import Roofline
+from latency.sampling import Interval
 from latency.setting import Setting
+from latency.table import Sample, Table, TablePricer
+from models.errors import InvalidRequest
 from models.structure import Block, Op, Structure
 
 
@@ -24,6 +27,23 @@ class Model(Protocol):
 
 
 MODELS: dict[str, Callable[[dict[str, Any]], Model]] = {"roofline": Roofline, "tiled": Tiled, "pipeline": Pipeline}
+
+
+def pricer_of(device: str, setting: Setting, original: Structure) -> Pricer:
+    """Of a device that cannot be reached. Raises: InvalidRequest when it was measured for another network or batch."""
+    profile = read_device(device)
+    if profile["model"] != "table":
+        return ProfilePricer(device, setting, profile)
+    known = Structure.from_json(profile["original"])
+    if known.key != original.key or setting.batch != profile["batch"]:
+        raise InvalidRequest(
+            f"Device {device!r} was measured for {known.name} with batch {profile['batch']}, not for {original.name} with batch "
+            f"{setting.batch}. Measure that one there: vitfit measure MODEL --table FILE.",
+            device=device, measured=known.name, batch=profile["batch"],
+        )  # fmt: skip
+    samples = (Sample(known, Interval(1.0, 1.0, 1.0)), *map(Sample.from_json, profile["samples"]))
+    exact = Setting(setting.threads, setting.batch, runtime=profile["runtime"])
+    return TablePricer(Table(device, profile["machine"], exact, known, profile["original_ms"], samples))
 
 
 class ProfilePricer:

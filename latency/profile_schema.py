@@ -1,6 +1,6 @@
 """What a device profile says: a data file with units, source and date. Documented in docs/devices.md.
 
-Three models: `roofline` (a core with a cache), `tiled` (a matrix engine beside units for softmax, norms and activations, one
+A measured table of one network, or one of three models: `roofline` (a core with a cache), `tiled` (a matrix engine beside units for softmax, norms and activations, one
 operation after the other) and `pipeline` (a stage of hardware for each layer; as fast as its slowest stage).
 """
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from models.errors import InvalidRequest
+from models.structure import Structure
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -34,6 +35,9 @@ UNITS = {
     "relative_uncertainty": "half-width of the 90 % interval over the value",
 }
 """The units that numbers have; a profile repeats those of its own, so that nobody mistakes them."""
+TABLE_UNITS = {"original_ms": "milliseconds per run"}
+LEAST_SAMPLES = 6
+"""Measured structures that a table needs: fewer say nothing about twenty features."""
 NAME = r"^[a-z0-9][a-z0-9.@_-]{0,63}$"
 
 
@@ -141,11 +145,62 @@ class Pipeline(_Profile):
     classifier_macs_per_cycle: Count
 
 
-Profile = Annotated[Roofline | Tiled | Pipeline, Field(discriminator="model")]
-_ADAPTER: TypeAdapter[Roofline | Tiled | Pipeline] = TypeAdapter(Profile)
+class Ratio(_Strict):
+    """Latency over the original's, measured in turn with it, and the ends of its 95 % interval."""
+
+    value: Positive
+    low: Positive
+    high: Positive
+
+    @model_validator(mode="after")
+    def _ends_in_order(self) -> "Ratio":
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"low <= value <= high does not hold: {self.low} {self.value} {self.high}")
+        return self
 
 
-def parse_profile(document: Any) -> Roofline | Tiled | Pipeline:
+class MeasuredStructure(_Strict):
+    structure: dict[str, Any]
+    ratio: Ratio
+
+
+class MeasuredTable(_Strict):
+    """Latencies of one network and of smaller ones made of it, as `vitfit measure MODEL --table FILE` writes them on a device.
+    Prices that network only. Larger ones that took less time are normal."""
+
+    name: str = Field(pattern=NAME)
+    model: Literal["table"]
+    precision: Literal["fp32"]
+    description: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    date: datetime.date
+    units: Annotated[dict[str, str], Field(description="original_ms: milliseconds per run")]
+    threads: Count
+    batch: Count
+    machine: str = Field(min_length=1)
+    runtime: str = Field(min_length=1)
+    original: dict[str, Any]
+    original_ms: Positive
+    samples: Annotated[tuple[MeasuredStructure, ...], Field(min_length=LEAST_SAMPLES, max_length=1000)]
+
+    @model_validator(mode="after")
+    def _units_and_structures(self) -> "MeasuredTable":
+        if self.units != TABLE_UNITS:
+            raise ValueError(f"units is {self.units!r}; it must be {TABLE_UNITS!r}")
+        for number, document in enumerate([self.original, *(sample.structure for sample in self.samples)]):
+            try:
+                Structure.from_json(document)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                where = f"samples.{number - 1}.structure" if number else "original"
+                raise ValueError(f"{where} is no structure of a network ({error})") from error
+        return self
+
+
+AnyProfile = Roofline | Tiled | Pipeline | MeasuredTable
+_ADAPTER: TypeAdapter[AnyProfile] = TypeAdapter(Annotated[AnyProfile, Field(discriminator="model")])
+
+
+def parse_profile(document: Any) -> AnyProfile:
     """Raises: InvalidRequest naming the field, its value and what is allowed."""
     try:
         return _ADAPTER.validate_python(document)

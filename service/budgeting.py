@@ -6,7 +6,7 @@ import numpy as np
 
 from latency.devices import CPU, check_device, describe_device, is_reachable, runtime_of
 from latency.pricer import Pricer
-from latency.profile import ProfilePricer
+from latency.profile import pricer_of
 from latency.setting import Setting, runtime_version
 from latency.sizes import QUANTITIES, Quantity, SizeLine
 from latency.table import Sample, Table, TablePricer
@@ -70,7 +70,7 @@ class Pricing:
         self.safety = SAFETY
         for place in self.places:
             if place is not None and not is_reachable(place[0]):
-                self._pricers[place] = ProfilePricer(*place)
+                self._pricers[place] = pricer_of(*place, original)
 
     @property
     def measured_places(self) -> list[Place]:

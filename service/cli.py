@@ -1,6 +1,7 @@
 """The verbs that `vitfit` gains where the server is installed: serve, compress, measure. Every heavy import is lazy."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -122,7 +123,9 @@ def _readable_fields() -> Iterator[None]:
 
 
 def measure(
-    file: Annotated[Path, typer.Argument(help="The ONNX file.", metavar="FILE.onnx", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="The ONNX file; with --table a model.", metavar="FILE.onnx|MODEL", show_default=False)
+    ],
     against: Annotated[
         Path | None, typer.Option(help="Compare with this one, interleaved.", metavar="ORIGINAL.onnx")
     ] = None,
@@ -130,9 +133,17 @@ def measure(
     threads: Annotated[int, typer.Option(min=1, help="Threads, each pinned to a core.")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Images per run.")] = 1,
     seconds: Annotated[float, typer.Option(min=1, help="Time that may be spent.")] = 20.0,
+    table: Annotated[
+        Path | None, typer.Option(help="Measure smaller forms of MODEL, for `vitfit add-device`.", metavar="FILE.json")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of the device in the table.")] = "user-device",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure the latency of ONNX files in fresh processes, with the spread."""
+    """Measure the latency of ONNX files in fresh processes, with the spread; or a model's table for a server elsewhere."""
+    if table is not None:
+        with our_errors():
+            _write_table(model_source(str(file), None, None, False), table, name, threads, batch)
+        return
     files = [file] if against is None else [against, file]
     for path in files:
         if not path.is_file():
@@ -143,6 +154,15 @@ def measure(
         print_json(found)
     else:
         _show_measurements(found)
+
+
+def _write_table(source: ModelSource, table: Path, name: str, threads: int, batch: int) -> None:
+    from service.measured_table import measured_table
+
+    document = measured_table(source.to_json(), source.checkpoint, name, threads, batch)
+    table.write_text(json.dumps(document, indent=1))
+    text = f"{table}: {len(document['samples'])} structures of {document['original']['name']}. Next: vitfit add-device {table}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _measure(files: list[Path], device: str, threads: int, batch: int, seconds: float) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="vitfit-") as folder:
         root = Path(folder)
         files = JobFiles(
-            _model_folder(root / "model", model, checkpoint),
+            model_folder(root / "model", model, checkpoint),
             None if data is None else _data_folder(root / "data", data),
             output, root / "work", root / "tables",
         )  # fmt: skip
@@ -36,7 +36,8 @@ def compress(
     return {**result.summary, "report": str(output / "report.html")}
 
 
-def _model_folder(folder: Path, model: dict[str, Any], checkpoint: Path | None) -> Path:
+def model_folder(folder: Path, model: dict[str, Any], checkpoint: Path | None) -> Path:
+    """A model's folder, as an upload leaves it."""
     folder.mkdir()
     (folder / "model.json").write_text(json.dumps(model))
     if checkpoint is not None:

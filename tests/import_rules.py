@@ -30,7 +30,7 @@ PIPELINE_SIDE = frozenset(
     f"service.{name}"
     for name in (
         "pipeline", "budgeting", "evaluation", "profiling", "verification", "delivery", "story", "report", "model_card",
-        "compress", "validate", "cli", "token_verbs", "training", "dynamic",
+        "compress", "measured_table", "validate", "cli", "token_verbs", "training", "dynamic",
     )
 )  # fmt: skip
 """The files of the service that run in processes of their own; the others serve requests and stay light."""
