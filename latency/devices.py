@@ -7,13 +7,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from vitfit.machine import cpu_name
+from vitfit.machine import cpu_name, gpu_names
 
 from latency.mailbox import Mailbox
-from latency.setting import runtime_version
+from latency.setting import has_cuda, runtime_version
 from models.errors import UnknownName
 
-CPU = "cpu"
+CPU, CUDA = "cpu", "cuda:"
 PROFILES = Path(__file__).parent / "profiles"
 ADDED = "VITFIT_DEVICES"
 """Environment variable: the folder of devices that users added, the same for a server and all of its processes."""
@@ -30,7 +30,17 @@ def device_files() -> dict[str, Path]:
 
 
 def device_names() -> list[str]:
-    return [CPU, *sorted(device_files())]
+    return [CPU, *gpus(), *sorted(device_files())]
+
+
+def gpus() -> dict[str, str]:
+    """This machine's by the names that jobs use, cuda:0 and so on, where the runtime for them is installed."""
+    return {f"{CUDA}{number}": name for number, name in enumerate(gpu_names())} if has_cuda() else {}
+
+
+def is_here(name: str) -> bool:
+    """Whether this machine measures it itself."""
+    return name == CPU or name.startswith(CUDA)
 
 
 def check_device(name: str) -> None:
@@ -41,7 +51,7 @@ def check_device(name: str) -> None:
 
 def is_reachable(name: str) -> bool:
     """Whether files can be measured on it, not only priced."""
-    return name == CPU or read_device(name).get("kind") == AGENT
+    return is_here(name) or read_device(name).get("kind") == AGENT
 
 
 def read_device(name: str) -> dict[str, Any]:
@@ -58,12 +68,12 @@ def mailbox_of(name: str) -> Mailbox:
 
 def machine_of(name: str) -> str:
     """The processor: part of the key of stored tables."""
-    return cpu_name() if name == CPU else str(read_device(name)["machine"])
+    return cpu_name() if name == CPU else gpus().get(name) or str(read_device(name)["machine"])
 
 
 def runtime_of(name: str) -> str:
     """Of a device that is measured."""
-    return runtime_version() if name == CPU else str(read_device(name)["runtime"])
+    return runtime_version() if is_here(name) else str(read_device(name)["runtime"])
 
 
 def describe_devices() -> list[dict[str, Any]]:
@@ -81,6 +91,16 @@ def describe_device(name: str) -> dict[str, Any]:
             "threads": len(os.sched_getaffinity(0)),
             "precision": "fp32",
             "description": f"this machine's CPU: {cpu_name()}, ONNX Runtime",
+            "source": "measured by each job, original and candidate interleaved",
+        }
+    if name in gpus():
+        return {
+            "name": name,
+            "kind": "measured",
+            "reachable": True,
+            "threads": 1,
+            "precision": "fp32",
+            "description": f"{gpus()[name]}, ONNX Runtime with CUDA, inputs and outputs on the GPU",
             "source": "measured by each job, original and candidate interleaved",
         }
     return describe_file(device_files()[name])

@@ -11,7 +11,7 @@ from typing import Any
 
 from vitfit.machine import cpu_name
 
-from latency.devices import CPU
+from latency.devices import CPU, CUDA
 from latency.lease import measuring_lease
 from latency.sampling import Measurement, ratio
 from latency.setting import Setting
@@ -35,7 +35,7 @@ Rounds = list[list[list[float]]]
 
 
 class Meter:
-    """This machine's CPU."""
+    """This machine's CPU, or one of its GPUs."""
 
     def __init__(self, setting: Setting, device: str = CPU, machine: str | None = None) -> None:
         self.device, self.setting, self.machine = device, setting, machine or cpu_name()
@@ -74,6 +74,7 @@ class Meter:
             "threads": self.setting.threads,
             "batch": self.setting.batch,
             "provider": self.setting.provider,
+            "gpu": int(self.device.removeprefix(CUDA)) if self.device.startswith(CUDA) else None,
             "seconds": seconds,
             "rounds": rounds,
             "seed": seed,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from latency.devices import CPU, mailbox_of, read_device
+from latency.devices import is_here, machine_of, mailbox_of, read_device
 from latency.mailbox import Mailbox
 from latency.meter import Meter, Rounds
 from latency.setting import Setting
@@ -55,4 +55,4 @@ class RemoteMeter(Meter):
 
 
 def meter_of(device: str, setting: Setting) -> Meter:
-    return Meter(setting) if device == CPU else RemoteMeter(device, setting)
+    return Meter(setting, device, machine_of(device)) if is_here(device) else RemoteMeter(device, setting)

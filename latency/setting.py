@@ -5,9 +5,21 @@ from dataclasses import dataclass
 
 from models.record import Record
 
+CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+
 
 def runtime_version() -> str:
-    return f"onnxruntime {importlib.metadata.version('onnxruntime')}"
+    """Of whichever distribution is installed: the one for GPUs has both."""
+    for name in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            return f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "no onnxruntime"
+
+
+def has_cuda() -> bool:
+    return runtime_version().startswith("onnxruntime-gpu ")
 
 
 @dataclass(frozen=True)
@@ -17,9 +29,11 @@ class Setting(Record):
     threads: int = 1
     batch: int = 1
     precision: str = "fp32"
-    provider: str = "CPUExecutionProvider"
+    provider: str = CPU_PROVIDER
     runtime: str = ""
     """Left empty for profiles, whose runtime is part of the profile."""
 
     def __str__(self) -> str:
+        if self.provider == CUDA_PROVIDER:
+            return f"batch {self.batch}, {self.precision}"
         return f"{self.threads} thread{'s' if self.threads > 1 else ''}, batch {self.batch}, {self.precision}"

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latency.devices import CPU, check_device, describe_device, is_reachable, runtime_of
+from latency.devices import CPU, CUDA, check_device, describe_device, is_reachable, runtime_of
 from latency.pricer import Pricer
 from latency.profile import pricer_of
-from latency.setting import Setting, runtime_version
+from latency.setting import CPU_PROVIDER, CUDA_PROVIDER, Setting, runtime_version
 from latency.sizes import QUANTITIES, Quantity, SizeLine
 from latency.table import Sample, Table, TablePricer
 from models.errors import ImpossibleBudget, InvalidRequest
@@ -29,8 +29,10 @@ def place_of(request: BudgetRequest) -> Place:
     """Raises: UnknownName; InvalidRequest for threads that a profile does not describe."""
     check_device(request.device)
     if is_reachable(request.device):
+        provider = CUDA_PROVIDER if request.device.startswith(CUDA) else CPU_PROVIDER
         runtime = runtime_of(request.device)
-        return request.device, Setting(request.setting.threads, request.setting.batch, runtime=runtime)
+        setting = Setting(request.setting.threads, request.setting.batch, provider=provider, runtime=runtime)
+        return request.device, setting
     described = describe_device(request.device)
     if request.setting.threads != described["threads"]:
         raise InvalidRequest(

@@ -10,6 +10,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class Refused(Exception):
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """request: files, threads, batch, provider, seconds, rounds (at least), seed, images (an .npy file, or None).
+    """request: files, threads, batch, provider, gpu (its number, or None), seconds, rounds (at least), seed, images (an .npy file, or None).
 
     With images, round r feeds image r to every file, over and over: each process sees every image equally often.
 
@@ -49,7 +50,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     sessions = [open_session(file, request) for file in request["files"]]
     fed = [feeds(session, request) for session in sessions]
     place, images = [0], len(fed[0])
-    runs = [lambda s=s, f=f: s.run(None, f[place[0]]) for s, f in zip(sessions, fed, strict=True)]
+    runs = [_runner(session, feed, place, request.get("gpu")) for session, feed in zip(sessions, fed, strict=True)]
     bursts = [_burst(_warm_up(run)) for run in runs]
     order, shuffle = list(range(len(runs))), random.Random(request["seed"])
     samples: list[list[list[float]]] = [[] for _ in runs]
@@ -83,7 +84,9 @@ def open_session(file: str, request: dict[str, Any], profile: str | None = None)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     if request["provider"] not in onnxruntime.get_available_providers():
         raise Refused(f"ONNX Runtime here has no {request['provider']}; it has {onnxruntime.get_available_providers()}")
-    session = onnxruntime.InferenceSession(file, options, providers=[request["provider"]])
+    gpu = request.get("gpu")
+    wanted = [request["provider"] if gpu is None else (request["provider"], {"device_id": gpu})]
+    session = onnxruntime.InferenceSession(file, options, providers=wanted)
     if session.get_providers()[0] != request["provider"]:
         raise Refused(f"ONNX Runtime fell back from {request['provider']} to {session.get_providers()}")
     return session
@@ -104,6 +107,30 @@ def feeds(session: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
     if list(images.shape[1:]) != shape[1:]:
         raise Refused(f"the images have shape {list(images.shape[1:])}, the file takes {shape[1:]}")
     return [{entry.name: image[None]} for image in images]
+
+
+def _runner(session: Any, feed: list[dict[str, Any]], place: list[int], gpu: int | None) -> Callable[[], Any]:
+    """Runs on feed[place[0]]. On a GPU inputs and outputs stay there, and a run ends when its outputs are ready."""
+    if gpu is None:
+        return lambda: session.run(None, feed[place[0]])
+    bound = [bind(session, inputs, "cuda", gpu) for inputs in feed]
+
+    def run() -> None:
+        binding = bound[place[0]]
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return run
+
+
+def bind(session: Any, inputs: dict[str, Any], device: str, number: int) -> Any:
+    """Inputs copied to the device once, outputs made there."""
+    binding = session.io_binding()
+    for name, value in inputs.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, device, number))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device, number)
+    return binding
 
 
 def _burst(run_ms: float) -> tuple[int, int]:

@@ -5,12 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import vitfit.machine
+from vitfit.measuring import bind, feeds, open_session
 
+import latency.devices
+from latency.devices import describe_device, device_names, machine_of
 from latency.lease import measuring_lease
 from latency.meter import Effort, Meter
 from latency.sampling import ratio
 from latency.setting import Setting
 from models.errors import DeviceUnavailable
+from service.budgeting import place_of
+from service.request import BudgetRequest
 from tests.models.networks import small_network
 
 SHORT = Effort(seconds=0.4, processes=2, rounds=15, width=10.0)
@@ -79,3 +85,26 @@ def test_images_of_another_shape_are_refused(files: tuple[Path, Path], tmp_path:
     np.save(tmp_path / "images.npy", np.zeros((4, 3, 32, 32), np.float32))
     with pytest.raises(DeviceUnavailable, match="the file takes"):
         Meter(Setting()).measure([files[0]], SHORT, images=tmp_path / "images.npy")
+
+
+def test_inputs_and_outputs_that_stay_on_the_device_give_the_same_answer(files: tuple[Path, Path]) -> None:
+    """What a GPU is measured with, on the device that every machine has."""
+    request = {"threads": 1, "batch": 1, "provider": "CPUExecutionProvider", "seed": 0}
+    session = open_session(str(files[0]), request)
+    inputs = feeds(session, request)[0]
+    binding = bind(session, inputs, "cpu", 0)
+    session.run_with_iobinding(binding)
+    binding.synchronize_outputs()
+    assert np.array_equal(binding.copy_outputs_to_cpu()[0], session.run(None, inputs)[0])
+
+
+def test_gpus_are_devices_where_their_runtime_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate(("NVIDIA H100", "NVIDIA L4")):
+        (tmp_path / f"0000:0{number}").mkdir()
+        (tmp_path / f"0000:0{number}" / "information").write_text(f"Model: \t\t {name}\nIRQ: 1\n")
+    monkeypatch.setattr(vitfit.machine, "NVIDIA", tmp_path)
+    assert not any(name.startswith("cuda:") for name in device_names())
+    monkeypatch.setattr(latency.devices, "has_cuda", lambda: True)
+    assert {"cuda:0", "cuda:1"} <= set(device_names()) and "NVIDIA L4" in describe_device("cuda:1")["description"]
+    device, setting = place_of(BudgetRequest(metric="latency_keep", limit=0.5, device="cuda:1"))
+    assert setting.provider == "CUDAExecutionProvider" and machine_of(device) == "NVIDIA L4"
