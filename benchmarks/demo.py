@@ -93,7 +93,17 @@ def server(folder: Path) -> Iterator[str]:
     Raises: VitfitError with the end of its log when it does not start.
     """
     ready, log = folder / "address", folder / "server.log"
-    command = [sys.executable, "-m", "vitfit.cli", "serve", "--data", str(folder / "data"), "--host", "127.0.0.1"]
+    command = [
+        sys.executable,
+        "-m",
+        "vitfit.cli",
+        "serve",
+        "--data",
+        str(folder / "data"),
+        "--host",
+        "127.0.0.1",
+        "--anonymous",
+    ]
     with log.open("wb") as sink:
         process = subprocess.Popen(
             [*command, "--port", "0", "--ready-file", str(ready)],

@@ -8,9 +8,12 @@ from starlette.concurrency import run_in_threadpool
 
 from service.body_limit import BodyLimit
 from service.context import Service, server_version
+from service.metrics import Measured, Metrics
 from service.openapi import PROBLEMS, describe
 from service.problems import add_handlers
+from service.rate_limit import RateLimit
 from service.routes import agents, artifacts, datasets, jobs, models, offers
+from service.security_headers import SecurityHeaders
 from service.settings import Settings
 
 
@@ -30,7 +33,11 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="vitfit", version=server_version(), lifespan=lifespan, responses=PROBLEMS)
     app.state.service = service
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    app.state.metrics = Metrics(service.jobs, settings.data)
     app.add_middleware(BodyLimit)
+    app.add_middleware(RateLimit, per_minute=settings.requests_per_minute)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(Measured, metrics=app.state.metrics)
     add_handlers(app)
     for routes in (models, datasets, jobs, artifacts, offers, agents):
         app.include_router(routes.router)

@@ -37,6 +37,9 @@ def serve(
     allow: Annotated[
         list[Path] | None, typer.Option(help="A folder below which users may name data sets; may be repeated.")
     ] = None,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="Ask nobody on this machine for a token. Loopback only.")
+    ] = False,
     ready_file: Annotated[Path | None, typer.Option(help="Receives the server's address when it answers.")] = None,
 ) -> None:
     """Run the server. Further settings: environment variables VITFIT_..., see docs/."""
@@ -44,6 +47,7 @@ def serve(
     from service.settings import Settings
 
     asked = {"data": data, "host": host, "port": port, "allowed_roots": tuple(allow) if allow else None}
+    asked["anonymous"] = anonymous or None
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     with our_errors(), _readable_fields():
         run(Settings(**given), ready_file=ready_file)

@@ -55,12 +55,12 @@ class Service:
         folder.sweep()
         store = Store(folder.database)
         upgrade(store)
-        jobs, library, engine = Jobs(store), Library(store, folder), catalog(settings.engine)
+        jobs, library, engine = Jobs(store, settings.most_unfinished), Library(store, folder), catalog(settings.engine)
         shelf = DeviceShelf(store, folder.devices, folder.tables, engine.devices)
         offered = Catalog(shelf.all, engine.methods)
         validator = Validator(validate_command(settings.engine), environment=settings.worker_environment())
         submissions = Submissions(settings, jobs, library, offered, validator)
-        runner = Runner(settings, folder, Leases(store, settings.lease_s, settings.max_crashes))
+        runner = Runner(settings, folder, Leases(store, settings.lease_s, settings.max_crashes, settings.most_running))
         tokens, agents = Tokens(store), Agents(folder.devices)
         return cls(
             settings, folder, store, jobs, library, offered, shelf, tokens, agents, validator, submissions, runner

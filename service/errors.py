@@ -59,6 +59,18 @@ class Forbidden(VitfitError):
     code = "forbidden"
 
 
+class TooMany(VitfitError):
+    """More than one person may have, or ask for, at a time."""
+
+    code = "too-many"
+
+
+class TimeLimitReached(VitfitError):
+    """A job that took longer than it was allowed."""
+
+    code = "time-limit-reached"
+
+
 class KeyReused(VitfitError):
     """An Idempotency-Key that belongs to another request."""
 
@@ -126,6 +138,8 @@ STATUS: Final[dict[type[VitfitError], int]] = {
     MalformedUpload: 400,
     WrongMediaType: 415,
     Conflict: 409,
+    TooMany: 429,
+    TimeLimitReached: 422,
     Unauthorized: 401,
     Forbidden: 403,
     KeyReused: 409,

@@ -17,7 +17,7 @@ from sqlalchemy import delete, func, insert, literal, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.errors import Conflict, NotFound
+from service.errors import Conflict, NotFound, TooMany
 from service.store import JobRow, Store, TrialRow, now
 
 Status = Literal["queued", "running", "canceling", "succeeded", "failed", "canceled"]
@@ -32,6 +32,7 @@ TRANSITIONS: Final[dict[str, tuple[str, ...]]] = {
 }
 FINISHED: Final = tuple(status for status, nexts in TRANSITIONS.items() if not nexts)
 UNFINISHED: Final = tuple(status for status, nexts in TRANSITIONS.items() if nexts)
+MOST_UNFINISHED: Final = 10_000
 LEASED: Final = ("running", "canceling")
 
 
@@ -85,6 +86,8 @@ class NewJob:
             request_digest=self.request_digest,
             progress=no_progress(int(self.request.get("trials", 0))),
             status="queued",
+            priority=int(self.request.get("priority", 0)),
+            time_limit_s=self.request.get("time_limit_s"),
             attempt=0,
             fence=0,
             created_at=self.created_at,
@@ -94,15 +97,20 @@ class NewJob:
 class Jobs:
     """The users' half of the jobs table."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, most_unfinished: int = MOST_UNFINISHED) -> None:
+        """most_unfinished: of one owner."""
+        self._store, self._most_unfinished = store, most_unfinished
 
     def create(self, new: NewJob, first_answer: dict[str, Any] | None = None) -> JobRow:
-        """Queue a job. Raises: Conflict when its model or data set is gone or its Idempotency-Key is taken."""
+        """Queue a job.
+
+        Raises: Conflict when its model or data set is gone or its Idempotency-Key is taken; TooMany.
+        """
         row = new.row()
         row.first_answer = first_answer
         try:
             with self._store.write() as session:
+                self._check_room(session, new.owner)
                 session.add(row)
                 session.flush()
                 if new.trials_of:
@@ -111,15 +119,24 @@ class Jobs:
             raise _why_not_created(self._store, new) from error
         return row
 
+    def _check_room(self, session: Session, owner: str) -> None:
+        unfinished = select(func.count()).where(JobRow.owner == owner, JobRow.status.in_(UNFINISHED))
+        waiting = session.scalar(unfinished) or 0
+        if waiting >= self._most_unfinished:
+            raise TooMany(
+                f"You have {waiting} unfinished jobs; this server takes {self._most_unfinished} of one person. Wait for some, or "
+                "cancel some.", unfinished=waiting, allowed=self._most_unfinished,
+            )  # fmt: skip
+
     def with_key(self, owner: str, key: str) -> JobRow | None:
         """The job that was created with this Idempotency-Key."""
         with self._store.read() as session:
             return session.scalar(select(JobRow).where(JobRow.owner == owner, JobRow.idempotency_key == key))
 
-    def get(self, job_id: str) -> JobRow:
-        """Raises: NotFound."""
+    def get(self, job_id: str, owner: str | None = None) -> JobRow:
+        """owner: who asks; None may see all. Raises: NotFound, also for what is another's."""
         with self._store.read() as session:
-            return _require(session, job_id)
+            return _require(session, job_id, owner)
 
     def trial_numbers(self, job_id: str) -> list[int]:
         """Numbers of the finished trials, ascending."""
@@ -134,20 +151,28 @@ class Jobs:
             found = {status: count for status, count in session.execute(query)}
         return {status: found.get(status, 0) for status in UNFINISHED}
 
-    def cancel(self, job_id: str) -> JobRow:
+    def totals(self) -> tuple[dict[str, int], int]:
+        """How many jobs are in each state, and how many trials there are."""
+        with self._store.read() as session:
+            found = session.execute(select(JobRow.status, func.count()).group_by(JobRow.status))
+            counts = {status: count for status, count in found}
+            trials = session.scalar(select(func.count()).select_from(TrialRow)) or 0
+        return {status: counts.get(status, 0) for status in TRANSITIONS}, trials
+
+    def cancel(self, job_id: str, owner: str | None = None) -> JobRow:
         """Ask for the end of a job; in any state, any number of times. Raises: NotFound."""
         with self._store.write() as session:
-            job = _require(session, job_id)
+            job = _require(session, job_id, owner)
             if job.status == "queued":
                 move(job, "canceled")
             elif job.status == "running":
                 move(job, "canceling")
             return job
 
-    def delete(self, job_id: str) -> None:
+    def delete(self, job_id: str, owner: str | None = None) -> None:
         """Forget a finished job and its trials. Raises: NotFound; Conflict when it is not finished."""
         with self._store.write() as session:
-            job = _require(session, job_id)
+            job = _require(session, job_id, owner)
             if job.status not in FINISHED:
                 raise Conflict(
                     f"Job {job_id} is {job.status}. Only finished jobs can be deleted: cancel it first.",
@@ -157,9 +182,9 @@ class Jobs:
             session.execute(delete(JobRow).where(JobRow.id == job_id))
 
 
-def _require(session: Session, job_id: str) -> JobRow:
+def _require(session: Session, job_id: str, owner: str | None) -> JobRow:
     job = session.get(JobRow, job_id)
-    if job is None:
+    if job is None or owner not in (None, job.owner):
         raise NotFound("job", job_id)
     return job
 

@@ -17,11 +17,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from models.errors import Canceled, VitfitError
-from service.errors import WorkerCrashed
+from service.errors import TimeLimitReached, WorkerCrashed
 from service.jobs import LEASED, move
 from service.journal import Fenced, JobResult
 from service.store import JobRow, Store, TrialRow, now
 
+MOST_RUNNING = 1_000
 START_S = 60.0  # a worker on a busy machine may need long before its first heartbeat
 
 
@@ -36,14 +37,19 @@ class Lease:
 class Leases:
     """The workers' half of the jobs table."""
 
-    def __init__(self, store: Store, lease_s: float, max_crashes: int = 3) -> None:
-        self._store = store
+    def __init__(self, store: Store, lease_s: float, max_crashes: int = 3, most_running: int = MOST_RUNNING) -> None:
+        """most_running: of one owner at a time."""
+        self._store, self._most_running = store, most_running
         self._lease = timedelta(seconds=lease_s)
         self._max_crashes = max_crashes
 
     def claim(self, owner: str) -> Lease | None:
-        """Take the oldest queued job; None when there is none."""
-        query = select(JobRow).where(JobRow.status == "queued").order_by(JobRow.created_at, JobRow.id).limit(1)
+        """Take the oldest queued job of the highest priority, of owners who have not enough running; None when there is none."""
+        busy = select(JobRow.owner).where(JobRow.status.in_(LEASED)).group_by(JobRow.owner)
+        queued = select(JobRow).where(
+            JobRow.status == "queued", JobRow.owner.not_in(busy.having(func.count() >= self._most_running))
+        )
+        query = queued.order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id).limit(1)
         with self._store.write() as session:
             job = session.scalar(query.with_for_update())
             if job is None:
@@ -134,6 +140,18 @@ class Leases:
                 self._after_crash(session, job, "was not heard of for longer than its lease")
             return [Lease(job.id, job.fence) for job in jobs]
 
+    def fail_overdue(self) -> list[str]:
+        """End jobs that have taken longer than their limit; their workers lose their leases. The answer names the jobs."""
+        with self._store.write() as session:
+            query = select(JobRow).where(JobRow.status == "running", JobRow.time_limit_s.is_not(None))
+            overdue = [job for job in session.scalars(query.with_for_update()) if _is_overdue(job)]
+            for job in overdue:
+                _fail(job, TimeLimitReached(
+                    f"The job was not finished {job.time_limit_s:g} s after its first start. Give it a larger time_limit_s, fewer "
+                    "trials or less data; its finished trials can be delivered.", time_limit_s=job.time_limit_s,
+                ))  # fmt: skip
+            return [job.id for job in overdue]
+
     def take_back(self, is_gone: Callable[[str], bool]) -> list[str]:
         """Requeue the jobs of servers that are gone, without waiting for their leases; the answer names the jobs."""
         with self._store.write() as session:
@@ -163,6 +181,11 @@ def _held(session: Session, lease: Lease) -> JobRow:
     if job is None or job.fence != lease.fence or job.status not in LEASED:
         raise Fenced(f"Job {lease.job_id} is no longer this worker's (its token {lease.fence} is out of date).")
     return job
+
+
+def _is_overdue(job: JobRow) -> bool:
+    assert job.time_limit_s is not None
+    return job.started_at is not None and (now() - job.started_at).total_seconds() > job.time_limit_s
 
 
 def _requeue(job: JobRow) -> None:

@@ -27,9 +27,9 @@ class Library:
         self._store = store
         self._folder = folder
 
-    def add(self, kind: type[R], uploaded: Path, name: str, description: dict[str, Any]) -> R:
+    def add(self, kind: type[R], uploaded: Path, name: str, description: dict[str, Any], owner: str = "") -> R:
         """Move a validated folder to its place and remember it."""
-        row = kind(id=f"{PREFIX[kind]}_{secrets.token_hex(10)}", owner="", name=name, description=description)
+        row = kind(id=f"{PREFIX[kind]}_{secrets.token_hex(10)}", owner=owner, name=name, description=description)
         place = self._place(kind, row.id)
         try:
             with self._store.write() as session:
@@ -41,23 +41,25 @@ class Library:
             raise
         return row
 
-    def get(self, kind: type[R], item_id: str) -> R:
-        """Raises: NotFound."""
+    def get(self, kind: type[R], item_id: str, owner: str | None = None) -> R:
+        """owner: who asks; None may see all. Raises: NotFound, also for what is another's."""
         with self._store.read() as session:
-            return _require(session, kind, item_id)
+            return _require(session, kind, item_id, owner)
 
-    def path(self, kind: type[R], item_id: str) -> Path:
-        """The folder of an item that a request names. Raises: UnknownName."""
+    def path(self, kind: type[R], item_id: str, owner: str | None = None) -> Path:
+        """The folder of an item that a request names. Raises: UnknownName with the asker's own."""
         with self._store.read() as session:
-            if session.get(kind, item_id) is None:
-                newest = session.scalars(select(kind.id).order_by(kind.created_at.desc()).limit(100))
+            row = session.get(kind, item_id)
+            if row is None or owner not in (None, row.owner):
+                mine = select(kind.id) if owner is None else select(kind.id).where(kind.owner == owner)
+                newest = session.scalars(mine.order_by(kind.created_at.desc()).limit(100))
                 raise UnknownName(f"{NOUN[kind]} id", item_id, list(newest))
         return self._place(kind, item_id)
 
-    def delete(self, kind: type[R], item_id: str) -> None:
+    def delete(self, kind: type[R], item_id: str, owner: str | None = None) -> None:
         """Raises: NotFound; Conflict while a job that is not finished uses it."""
         with self._store.write() as session:
-            _require(session, kind, item_id)
+            _require(session, kind, item_id, owner)
             column = JobRow.model_id if kind is ModelRow else JobRow.dataset_id
             users = list(session.scalars(select(JobRow.id).where(column == item_id, JobRow.status.in_(UNFINISHED))))
             if users:
@@ -69,8 +71,8 @@ class Library:
         return self._folder.model(item_id) if kind is ModelRow else self._folder.dataset(item_id)
 
 
-def _require(session: Session, kind: type[R], item_id: str) -> R:
+def _require(session: Session, kind: type[R], item_id: str, owner: str | None) -> R:
     row = session.get(kind, item_id)
-    if row is None:
+    if row is None or owner not in (None, row.owner):
         raise NotFound(NOUN[kind], item_id)
     return row

@@ -25,6 +25,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     415: {"model": Problem, "description": "A media type that is not taken here."},
     416: {"model": Problem, "description": "The range is outside the file."},
     422: {"model": Problem, "description": "Refused, with the reason: a value, a model, a file, a budget."},
+    429: {"model": Problem, "description": "Too many requests, or too many unfinished jobs; see Retry-After."},
     500: {"model": Problem, "description": "A mistake of the server."},
     503: {"model": Problem, "description": "Not now; see Retry-After."},
     507: {"model": Problem, "description": "The server's disk is full."},
@@ -66,7 +67,7 @@ def _correct_problems(operation: dict[str, Any], method: str, path: str) -> None
 
 def _possible(status: int, method: str, path: str) -> bool:
     if status in (401, 403):
-        return path.startswith("/v1/agents")
+        return path.startswith("/v1/")
     if status == 404:
         return "{" in path
     if status == 416:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Query
 from sqlalchemy import ColumnElement, select, tuple_
 
+from service.caller import Caller
 from service.errors import BadPageToken
 from service.store import DatasetRow, JobRow, ModelRow, Store, TrialRow
 
@@ -45,6 +46,11 @@ def _bad_token() -> BadPageToken:
         "This page_token does not belong to this list. Take next_page_token from the page before, with the same filter, "
         "or leave it out to start again."
     )
+
+
+def mine(kind: type[R], caller: Caller) -> list[ColumnElement[bool]]:
+    """The condition that keeps other people's rows out of a list."""
+    return [] if caller.sees is None else [kind.owner == caller.sees]
 
 
 def _token(listing: str, *after: Any) -> str:

@@ -15,7 +15,7 @@ from models.errors import InvalidRequest, VitfitError
 from service.errors import InternalError, StorageFull, problem, status_of
 
 log = logging.getLogger("vitfit.service")
-HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "5"}}
+HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "5"}, 503: {"Retry-After": "5"}}
 PROBLEM_TYPE: Final = "application/problem+json"
 
 

@@ -99,6 +99,10 @@ class JobRequest(Strict):
     finetune: FinetuneRequest = Field(default_factory=lambda: FinetuneRequest())
     gates: GatesRequest = Field(default_factory=lambda: GatesRequest())
     name: str | None = Field(None, max_length=100)
+    priority: int = Field(0, ge=-100, le=100, description="Higher ones start first, among equals the oldest.")
+    time_limit_s: float | None = Field(
+        None, gt=0, le=30 * 86_400, description="A job that has not ended so long after its first start fails."
+    )
 
     @model_validator(mode="after")
     def _objective_has_its_limit(self) -> "JobRequest":

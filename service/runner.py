@@ -97,6 +97,8 @@ class Runner:
             self._expiry_checked_at = time.monotonic()
             for lease in self._leases.expire():
                 log.warning("%s: its worker was not heard of for %g s", lease.job_id, self._settings.lease_s)
+            for job_id in self._leases.fail_overdue():
+                log.warning("%s: its time is over", job_id)
         while len(self._workers) < self._settings.workers and not self._stopping.is_set():
             claimed = self._leases.claim(whoami())
             if claimed is None:

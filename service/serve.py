@@ -17,6 +17,7 @@ from models.errors import VitfitError
 from service.app import create_app
 from service.settings import Settings
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CANNOT_START = 2  # exit status
 GOODBYE_S = 5  # downloads that are under way have so long to finish
 
@@ -36,8 +37,8 @@ def serve(settings: Settings, ready_file: Path | None = None) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # before uvicorn has its own, and after
     try:
+        _check_door(settings)
         with _listen(settings) as listener:
-            _warn_about_open_door(settings)
             _serve_on(listener, settings, ready_file)
     except StartError as error:
         print(f"vitfit: {error}", file=sys.stderr)
@@ -79,10 +80,12 @@ def _serve_on(listener: socket.socket, settings: Settings, ready_file: Path | No
     _Server(config, settings, ready_file).run(sockets=[listener])
 
 
-def _warn_about_open_door(settings: Settings) -> None:
-    if settings.host not in ("127.0.0.1", "::1", "localhost"):
-        logging.getLogger("vitfit.service").warning(
-            "listening on %s: there is no authentication, whoever reaches this address can use it", settings.host
+def _check_door(settings: Settings) -> None:
+    """Raises: StartError when strangers could come in."""
+    if settings.anonymous and settings.host not in LOOPBACK:
+        raise StartError(
+            f"Without tokens the server listens on {', '.join(LOOPBACK)} only, not on {settings.host}. "
+            "Leave --anonymous out, and give everybody a token: vitfit token create NAME --scope submit."
         )
 
 

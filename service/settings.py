@@ -27,9 +27,17 @@ class Settings(BaseSettings):
         description="Folders below which users may name data sets by path; in the environment separated by ':'.",
     )
     upload_limit_bytes: int = Field(default=4 * 2**30, ge=1, description="Largest upload, all parts together.")
+    anonymous: bool = Field(
+        default=False, description="Who sends no token may do everything. On loopback only: for one person's machine."
+    )
     workers: int = Field(
         default=1, ge=1, le=64, description="Jobs at a time. The others wait while one of them measures."
     )
+    most_running: int = Field(default=1_000, ge=1, description="Jobs of one person at a time.")
+    most_unfinished: int = Field(
+        default=10_000, ge=1, description="Queued and running jobs of one person; more are refused."
+    )
+    requests_per_minute: int = Field(default=6_000, ge=1, description="Of one token, or of one address without token.")
     lease_s: float = Field(
         default=30.0, gt=0, description="A worker that has not been heard of for so long has lost its job."
     )

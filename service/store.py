@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Engine, ForeignKey, Index, String, UniqueConstraint, create_engine, event
+from sqlalchemy import JSON, DateTime, Engine, Float, ForeignKey, Index, String, UniqueConstraint, create_engine, event
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -75,6 +75,7 @@ class JobRow(Row):
     __table_args__ = (
         UniqueConstraint("owner", "idempotency_key", name="uq_jobs_idempotency"),
         Index("ix_jobs_status", "status", "created_at"),
+        Index("ix_jobs_queue", "status", "priority", "created_at"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -90,6 +91,8 @@ class JobRow(Row):
     request_digest: Mapped[str | None]
     first_answer: Mapped[dict[str, Any] | None]
 
+    priority: Mapped[int] = mapped_column(default=0)
+    time_limit_s: Mapped[float | None] = mapped_column(Float)
     status: Mapped[str] = mapped_column(default="queued")
     stage: Mapped[str | None]
     progress: Mapped[dict[str, Any]]

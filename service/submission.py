@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 from starlette.concurrency import run_in_threadpool
 
 from models.errors import InvalidRequest
+from service.caller import Caller
 from service.engine import Catalog
 from service.errors import Conflict, KeyReused, ValidationSlow
 from service.jobs import Jobs, KeyTaken, NewJob
@@ -47,30 +48,30 @@ class Submissions:
         self._validator = validator
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def validate(self, request: JobRequest) -> Validated:
+    async def validate(self, request: JobRequest, caller: Caller) -> Validated:
         """What the engine says of a request; nothing is created. Raises: VitfitError when it is refused."""
         try:
-            return Validated(valid=True, description=await self._describe(request))
+            return Validated(valid=True, description=await self._describe(request, caller))
         except ValidationSlow:
             return Validated(valid=None, description=None)
 
-    async def submit(self, request: JobRequest, key: str | None) -> Submitted:
+    async def submit(self, request: JobRequest, key: str | None, caller: Caller) -> Submitted:
         """Queue a job. A validation that takes too long is left to the job, whose first stage it is.
 
         Raises: VitfitError when it is refused; KeyReused.
         """
         body = request.model_dump(mode="json")
-        new = NewJob(body, idempotency_key=key, request_digest=_digest(body))
+        new = NewJob(body, caller.owner, idempotency_key=key, request_digest=_digest(body))
         async with self._one_at_a_time(key):
             if earlier := await self._replay(new):
                 return earlier
             with suppress(ValidationSlow):
-                await self._describe(request)
+                await self._describe(request, caller)
             return await self._create(new)
 
-    async def deliver(self, job_id: str, trial: int, key: str | None) -> Submitted:
+    async def deliver(self, job_id: str, trial: int, key: str | None, caller: Caller) -> Submitted:
         """Queue the delivery of another trial. Raises: NotFound, InvalidRequest, Conflict, KeyReused."""
-        parent = await run_in_threadpool(self._jobs.get, job_id)
+        parent = await run_in_threadpool(self._jobs.get, job_id, caller.sees)
         known = await run_in_threadpool(self._jobs.trial_numbers, job_id)
         if trial not in known:
             raise InvalidRequest(
@@ -81,16 +82,16 @@ class Submissions:
         if parent.model_id is None or (parent.request.get("dataset") and parent.dataset_id is None):
             raise Conflict("The job's model or data set was deleted; without it nothing more can be delivered.")
         digest = _digest([parent.request, job_id, trial])
-        new = NewJob(parent.request, "", key, digest, trials_of=job_id, deliver_trial=trial)
+        new = NewJob(parent.request, caller.owner, key, digest, trials_of=job_id, deliver_trial=trial)
         async with self._one_at_a_time(key):
             return await self._replay(new) or await self._create(new)
 
-    async def _describe(self, request: JobRequest) -> dict[str, Any]:
+    async def _describe(self, request: JobRequest, caller: Caller) -> dict[str, Any]:
         await run_in_threadpool(self._catalog.check, request)
-        model = await run_in_threadpool(self._library.path, ModelRow, request.model)
+        model = await run_in_threadpool(self._library.path, ModelRow, request.model, caller.sees)
         dataset = None
         if request.dataset is not None:
-            dataset = str(await run_in_threadpool(self._library.path, DatasetRow, request.dataset))
+            dataset = str(await run_in_threadpool(self._library.path, DatasetRow, request.dataset, caller.sees))
         document = {"job": request.model_dump(mode="json"), "model": str(model), "dataset": dataset}
         allowed = [str(root) for root in self._settings.allowed_roots]
         return await self._validator.describe({**document, "allowed": allowed}, self._settings.validate_timeout_s)

@@ -14,6 +14,13 @@ from service.store import Store, TokenRow, now
 
 Scope = Literal["read", "submit", "agent", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+IMPLIED: dict[str, tuple[Scope, ...]] = {
+    "read": ("read",),
+    "submit": ("read", "submit"),
+    "agent": ("agent",),
+    "admin": ("read", "submit", "agent", "admin"),
+}
+"""What a scope allows."""
 PREFIX = "vft_"
 """So that leaked tokens can be found by those who look for them."""
 
@@ -27,6 +34,10 @@ class Token:
     scopes: tuple[str, ...]
     created_at: datetime
     revoked_at: datetime | None
+
+    @property
+    def allows(self) -> frozenset[Scope]:
+        return frozenset(allowed for given in self.scopes for allowed in IMPLIED[given])
 
     def to_json(self) -> dict[str, Any]:
         times = {
@@ -70,7 +81,7 @@ class Tokens:
             return _shown(row)
 
     def require(self, authorization: str | None, scope: Scope) -> Token:
-        """Of an Authorization header. Raises: Unauthorized, Forbidden. admin may everything."""
+        """Of an Authorization header. Raises: Unauthorized, Forbidden."""
         kind, _, secret = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not secret:
             raise Unauthorized(
@@ -83,7 +94,7 @@ class Tokens:
                 "The token is not known here, or was revoked. `vitfit token list` shows those that are in use."
             )
         found = _shown(row)
-        if not {scope, "admin"} & set(found.scopes):
+        if scope not in found.allows:
             raise Forbidden(
                 f"Token {found.id} may {', '.join(found.scopes)}; this address needs {scope}.",
                 scopes=list(found.scopes),

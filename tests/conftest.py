@@ -1,8 +1,11 @@
 """Fixtures of all tests."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+os.environ["VITFIT_ANONYMOUS"] = "1"  # tests of tokens say otherwise
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,10 @@ class Client:
         *,
         retries: int = 4,
         timeout_s: float = 60.0,
+        token: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._connection = Connection(server, retries, timeout_s, transport)
+        self._connection = Connection(server, retries, timeout_s, transport, token)
 
     @property
     def server(self) -> str:

@@ -25,11 +25,14 @@ class ServerOptions:
     """Where the server is and who reads the answer."""
 
     server: Annotated[str, typer.Option(envvar="VITFIT_SERVER", help="Address of the vitfit server.")] = DEFAULT_SERVER
+    token: Annotated[
+        str | None, typer.Option(envvar="VITFIT_TOKEN", help="Of `vitfit token create`, where the server asks for one.")
+    ] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one document per line.")] = False
 
     def client(self) -> Client:
         """A client of this server."""
-        return Client(self.server)
+        return Client(self.server, token=self.token)
 
 
 def verb(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -7,13 +7,9 @@ from fastapi.responses import FileResponse
 
 from latency.mailbox import Mailbox
 from service.agents import AgentRequest, MeasuringAnswer, Registered
+from service.callers import require
 from service.context import ServiceOf
 from service.errors import NotFound
-
-
-def require_agent(service: ServiceOf, authorization: Annotated[str | None, Header()] = None) -> None:
-    """Raises: Unauthorized, Forbidden."""
-    service.tokens.require(authorization, "agent")
 
 
 def mailbox_of(
@@ -22,7 +18,7 @@ def mailbox_of(
     return service.agents.mailbox(device, session)
 
 
-router = APIRouter(prefix="/v1/agents", tags=["agents"], dependencies=[Depends(require_agent)])
+router = APIRouter(prefix="/v1/agents", tags=["agents"], dependencies=[Depends(require("agent"))])
 MailboxOf = Annotated[Mailbox, Depends(mailbox_of)]
 
 

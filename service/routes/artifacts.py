@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service.artifacts import ArtifactResponse, artifact_named, artifacts_of
+from service.callers import Reader
 from service.context import ServiceOf
 from service.schemas import ArtifactList, ArtifactView
 
@@ -23,17 +24,17 @@ FILE: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("")
-def list_artifacts(job_id: str, service: ServiceOf) -> ArtifactList:
+def list_artifacts(job_id: str, service: ServiceOf, caller: Reader) -> ArtifactList:
     """Names, sizes and digests of the finished files."""
-    service.jobs.get(job_id)
+    service.jobs.get(job_id, caller.sees)
     found = artifacts_of(service.folder.job(job_id))
     return ArtifactList(artifacts=[ArtifactView.of(artifact, job_id) for artifact in found])
 
 
 @router.get("/{name}", response_class=Response, responses=FILE)
-def get_artifact(job_id: str, name: str, request: Request, service: ServiceOf) -> Response:
+def get_artifact(job_id: str, name: str, request: Request, service: ServiceOf, caller: Reader) -> Response:
     """A file. `Range` and `If-Range` resume a download; `Repr-Digest` checks it."""
-    service.jobs.get(job_id)
+    service.jobs.get(job_id, caller.sees)
     artifact = artifact_named(service.folder.job(job_id), name)
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if artifact.etag in known or known == ["*"]:
@@ -42,6 +43,6 @@ def get_artifact(job_id: str, name: str, request: Request, service: ServiceOf) -
 
 
 @router.head("/{name}", include_in_schema=False)
-def head_artifact(job_id: str, name: str, request: Request, service: ServiceOf) -> Response:
+def head_artifact(job_id: str, name: str, request: Request, service: ServiceOf, caller: Reader) -> Response:
     """The headers of a file."""
-    return get_artifact(job_id, name, request, service)
+    return get_artifact(job_id, name, request, service, caller)

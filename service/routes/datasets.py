@@ -8,8 +8,9 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from models.errors import InvalidRequest
+from service.callers import Reader, Submitter
 from service.context import Service, ServiceOf
-from service.paging import PageQuery, newest_first
+from service.paging import PageQuery, mine, newest_first
 from service.routes.bodies import MULTIPART_TYPE, body_of, media_type, parse
 from service.schemas import DatasetPage, DatasetRequest, DatasetView
 from service.settings import Settings
@@ -30,7 +31,7 @@ PARTS = {
 
 
 @router.post("", status_code=201, openapi_extra=body_of(DatasetRequest, PARTS, ["file"]))
-async def create_dataset(request: Request, response: Response, service: ServiceOf) -> DatasetView:
+async def create_dataset(request: Request, response: Response, service: ServiceOf, caller: Submitter) -> DatasetView:
     """Register a data set. It is opened and checked before the answer."""
     with service.folder.uploading() as folder:
         config = await _receive(request, folder, service)
@@ -38,7 +39,9 @@ async def create_dataset(request: Request, response: Response, service: ServiceO
         allowed = [str(root) for root in service.settings.allowed_roots]
         question = {"dataset": str(folder), "allowed": allowed}
         description = await service.validator.describe(question, service.settings.register_timeout_s)
-        row = await run_in_threadpool(service.library.add, DatasetRow, folder, str(config["filename"]), description)
+        row = await run_in_threadpool(
+            service.library.add, DatasetRow, folder, str(config["filename"]), description, caller.owner
+        )
     response.headers["Location"] = f"/v1/datasets/{row.id}"
     return DatasetView.of(row)
 
@@ -92,19 +95,19 @@ def _allowed_path(text: str, settings: Settings) -> Path:
 
 
 @router.get("")
-def list_datasets(service: ServiceOf, page: PageQuery) -> DatasetPage:
+def list_datasets(service: ServiceOf, caller: Reader, page: PageQuery) -> DatasetPage:
     """All data sets, newest first."""
-    rows, token = newest_first(service.store, DatasetRow, page, "datasets")
+    rows, token = newest_first(service.store, DatasetRow, page, "datasets", *mine(DatasetRow, caller))
     return DatasetPage(datasets=[DatasetView.of(row) for row in rows], next_page_token=token)
 
 
 @router.get("/{dataset_id}")
-def get_dataset(dataset_id: str, service: ServiceOf) -> DatasetView:
+def get_dataset(dataset_id: str, service: ServiceOf, caller: Reader) -> DatasetView:
     """A data set and its description."""
-    return DatasetView.of(service.library.get(DatasetRow, dataset_id))
+    return DatasetView.of(service.library.get(DatasetRow, dataset_id, caller.sees))
 
 
 @router.delete("/{dataset_id}", status_code=204)
-def delete_dataset(dataset_id: str, service: ServiceOf) -> None:
+def delete_dataset(dataset_id: str, service: ServiceOf, caller: Submitter) -> None:
     """Delete a data set (a folder named by its path is left alone); 409 while an unfinished job uses it."""
-    service.library.delete(DatasetRow, dataset_id)
+    service.library.delete(DatasetRow, dataset_id, caller.sees)

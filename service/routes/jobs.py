@@ -5,10 +5,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi.responses import JSONResponse
+from sse_starlette import EventSourceResponse
+from starlette.concurrency import run_in_threadpool
 
+from service.callers import Reader, Submitter
 from service.context import ServiceOf
+from service.events import events
 from service.jobs import UNFINISHED, Status
-from service.paging import PageQuery, newest_first, trials_in_order
+from service.paging import PageQuery, mine, newest_first, trials_in_order
 from service.request import JobRequest
 from service.schemas import JOB_EXAMPLE, DeliverRequest, JobPage, JobView, TrialPage, Validated
 from service.store import JobRow
@@ -47,13 +51,14 @@ ACCEPTED: dict[int | str, dict[str, Any]] = {
 async def create_job(
     body: Annotated[JobRequest, Body(openapi_examples={"latency": {"value": JOB_EXAMPLE}})],
     service: ServiceOf,
+    caller: Submitter,
     validate_only: Annotated[bool, Query(description="Check the request and create nothing.")] = False,
     idempotency_key: KeyHeader = None,
 ) -> Response:
     """Queue a compression. Names, budget and data are checked first, for at most a few seconds."""
     if validate_only:
-        return JSONResponse((await service.submissions.validate(body)).model_dump(mode="json"))
-    submitted = await service.submissions.submit(body, idempotency_key)
+        return JSONResponse((await service.submissions.validate(body, caller)).model_dump(mode="json"))
+    submitted = await service.submissions.submit(body, idempotency_key, caller)
     service.runner.wake()
     return _accepted(submitted)
 
@@ -61,55 +66,69 @@ async def create_job(
 @router.get("")
 def list_jobs(
     service: ServiceOf,
+    caller: Reader,
     page: PageQuery,
     status: Annotated[Status | None, Query(description="Only jobs in this state.")] = None,
 ) -> JobPage:
-    """Jobs, newest first."""
-    where = [JobRow.status == status] if status else []
+    """Your jobs, newest first."""
+    where = [*mine(JobRow, caller), *([JobRow.status == status] if status else [])]
     rows, token = newest_first(service.store, JobRow, page, f"jobs {status or ''}", *where)
     return JobPage(jobs=[JobView.of(row) for row in rows], next_page_token=token)
 
 
 @router.get("/{job_id}")
-def get_job(job_id: str, response: Response, service: ServiceOf) -> JobView:
+def get_job(job_id: str, response: Response, service: ServiceOf, caller: Reader) -> JobView:
     """A job as it is now. While it is not finished, Retry-After says when to ask again."""
-    job = service.jobs.get(job_id)
+    job = service.jobs.get(job_id, caller.sees)
     if job.status in UNFINISHED:
         response.headers["Retry-After"] = str(POLL_S)
     return JobView.of(job)
 
 
 @router.delete("/{job_id}", status_code=204)
-def delete_job(job_id: str, service: ServiceOf) -> None:
+def delete_job(job_id: str, service: ServiceOf, caller: Submitter) -> None:
     """Delete a finished job, its trials and its files; 409 while it is not finished."""
-    service.jobs.delete(job_id)
+    service.jobs.delete(job_id, caller.sees)
     shutil.rmtree(service.folder.job(job_id).root, ignore_errors=True)
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, service: ServiceOf) -> JobView:
+def cancel_job(job_id: str, service: ServiceOf, caller: Submitter) -> JobView:
     """Stop a job. It may be repeated and works in any state; a finished job is given back as it is."""
-    job = service.jobs.cancel(job_id)
+    job = service.jobs.cancel(job_id, caller.sees)
     service.runner.wake()
     return JobView.of(job)
 
 
 @router.get("/{job_id}/trials")
-def list_trials(job_id: str, service: ServiceOf, page: PageQuery) -> TrialPage:
+def list_trials(job_id: str, service: ServiceOf, caller: Reader, page: PageQuery) -> TrialPage:
     """The finished trials in the order of their numbers."""
-    service.jobs.get(job_id)
+    service.jobs.get(job_id, caller.sees)
     trials, token = trials_in_order(service.store, job_id, page)
     return TrialPage(trials=trials, next_page_token=token)
 
 
 @router.post("/{job_id}/deliver", status_code=202, response_model=JobView, responses=ACCEPTED)
 async def deliver_trial(
-    job_id: str, body: DeliverRequest, service: ServiceOf, idempotency_key: KeyHeader = None
+    job_id: str, body: DeliverRequest, service: ServiceOf, caller: Submitter, idempotency_key: KeyHeader = None
 ) -> Response:
     """Deliver another trial of the same search: a child job, without a new search."""
-    submitted = await service.submissions.deliver(job_id, body.trial, idempotency_key)
+    submitted = await service.submissions.deliver(job_id, body.trial, idempotency_key, caller)
     service.runner.wake()
     return _accepted(submitted)
+
+
+@router.get("/{job_id}/events", response_class=EventSourceResponse)
+async def job_events(
+    job_id: str,
+    service: ServiceOf,
+    caller: Reader,
+    last_event_id: Annotated[int, Header(alias="Last-Event-ID", ge=0, description="Continue after this event.")] = 0,
+) -> EventSourceResponse:
+    """Server-sent events: `trial` for each finished trial, `job` whenever the job has changed; the stream ends with the job."""
+    await run_in_threadpool(service.jobs.get, job_id, caller.sees)  # 404 before the stream begins
+    stream = events(service.store, service.jobs, job_id, caller.sees, last_event_id)
+    return EventSourceResponse(stream, ping=15)
 
 
 def _accepted(submitted: Submitted) -> Response:

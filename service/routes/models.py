@@ -7,8 +7,9 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from models.errors import InvalidRequest
+from service.callers import Reader, Submitter
 from service.context import Service, ServiceOf
-from service.paging import PageQuery, newest_first
+from service.paging import PageQuery, mine, newest_first
 from service.routes.bodies import MULTIPART_TYPE, body_of, media_type, parse
 from service.schemas import ModelPage, ModelRequest, ModelView
 from service.store import ModelRow
@@ -35,13 +36,13 @@ PARTS = {
 
 
 @router.post("", status_code=201, openapi_extra=body_of(ModelRequest, PARTS, ["config", "checkpoint"]))
-async def create_model(request: Request, response: Response, service: ServiceOf) -> ModelView:
+async def create_model(request: Request, response: Response, service: ServiceOf, caller: Submitter) -> ModelView:
     """Register a model. It is built and described before the answer; what cannot be pruned is refused here."""
     with service.folder.uploading() as folder:
         config = await _receive(request, folder, service)
         (folder / "model.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1))
         description = await service.validator.describe({"model": str(folder)}, service.settings.register_timeout_s)
-        row = await run_in_threadpool(service.library.add, ModelRow, folder, config.name, description)
+        row = await run_in_threadpool(service.library.add, ModelRow, folder, config.name, description, caller.owner)
     response.headers["Location"] = f"/v1/models/{row.id}"
     return ModelView.of(row)
 
@@ -73,19 +74,19 @@ def _weights_name(filename: str) -> str:
 
 
 @router.get("")
-def list_models(service: ServiceOf, page: PageQuery) -> ModelPage:
+def list_models(service: ServiceOf, caller: Reader, page: PageQuery) -> ModelPage:
     """All models, newest first."""
-    rows, token = newest_first(service.store, ModelRow, page, "models")
+    rows, token = newest_first(service.store, ModelRow, page, "models", *mine(ModelRow, caller))
     return ModelPage(models=[ModelView.of(row) for row in rows], next_page_token=token)
 
 
 @router.get("/{model_id}")
-def get_model(model_id: str, service: ServiceOf) -> ModelView:
+def get_model(model_id: str, service: ServiceOf, caller: Reader) -> ModelView:
     """A model and its description."""
-    return ModelView.of(service.library.get(ModelRow, model_id))
+    return ModelView.of(service.library.get(ModelRow, model_id, caller.sees))
 
 
 @router.delete("/{model_id}", status_code=204)
-def delete_model(model_id: str, service: ServiceOf) -> None:
+def delete_model(model_id: str, service: ServiceOf, caller: Submitter) -> None:
     """Delete a model and its weights; 409 while an unfinished job uses it."""
-    service.library.delete(ModelRow, model_id)
+    service.library.delete(ModelRow, model_id, caller.sees)

@@ -3,9 +3,12 @@
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from latency.devices import PROFILES
+from service.callers import Admin, Reader
 from service.context import ServiceOf, server_version
 from service.errors import NotFound, Unhealthy
 from service.schemas import DeviceList, Health, MethodList
@@ -17,13 +20,13 @@ EXAMPLES: dict[str, Any] = {
 
 
 @router.get("/v1/devices")
-def list_devices(service: ServiceOf) -> DeviceList:
+def list_devices(service: ServiceOf, _caller: Reader) -> DeviceList:
     """Where latency is measured (this machine) or predicted (profiles)."""
     return DeviceList(devices=list(service.catalog.devices()))
 
 
 @router.get("/v1/devices/{name}")
-def get_device(name: str, service: ServiceOf) -> dict[str, Any]:
+def get_device(name: str, service: ServiceOf, _caller: Reader) -> dict[str, Any]:
     """One device."""
     devices = {str(device["name"]): device for device in service.catalog.devices()}
     if name not in devices:
@@ -33,7 +36,10 @@ def get_device(name: str, service: ServiceOf) -> dict[str, Any]:
 
 @router.post("/v1/devices", status_code=201)
 def create_device(
-    profile: Annotated[dict[str, Any], Body(openapi_examples=EXAMPLES)], response: Response, service: ServiceOf
+    profile: Annotated[dict[str, Any], Body(openapi_examples=EXAMPLES)],
+    response: Response,
+    service: ServiceOf,
+    _caller: Admin,
 ) -> dict[str, Any]:
     """Add a device: a profile as docs/devices.md describes it, with units, source and date. Its name begins with `user-`."""
     found = service.devices.add(profile)
@@ -42,15 +48,21 @@ def create_device(
 
 
 @router.delete("/v1/devices/{name}", status_code=204)
-def delete_device(name: str, service: ServiceOf) -> None:
+def delete_device(name: str, service: ServiceOf, _caller: Admin) -> None:
     """Forget a device that was added; 409 for one that ships, and while an unfinished job uses it."""
     service.devices.delete(name)
 
 
 @router.get("/v1/methods")
-def list_methods(service: ServiceOf) -> MethodList:
+def list_methods(service: ServiceOf, _caller: Reader) -> MethodList:
     """The ways to compress, and the criteria that each can rank by."""
     return MethodList(methods=list(service.catalog.methods()))
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def metrics(request: Request, _caller: Reader) -> Response:
+    """For Prometheus: requests, jobs by status, trials, free space."""
+    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/healthz")

@@ -148,7 +148,7 @@ def test_its_command_serves_and_is_healthy(instructions: list[Instruction], tmp_
     assert texts(instructions, "VOLUME") == ["/data"]
     options[options.index("8000")] = "0"
     options[options.index("/data")] = str(tmp_path / "data")
-    with served(tmp_path, *options) as url:
+    with served(tmp_path, *options, VITFIT_ANONYMOUS="0") as url:
         port = url.rsplit(":", 1)[1]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/openapi.json", timeout=10) as answer:
             assert answer.status == 200

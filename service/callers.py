@@ -1,0 +1,27 @@
+"""Dependencies of the routes: who asks, by bearer token, or, where the operator has said so, anybody on this machine."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import Depends, Header
+
+from service.caller import ANYBODY, Caller
+from service.context import ServiceOf
+from service.tokens import Scope
+
+
+def require(scope: Scope) -> Callable[..., Caller]:
+    """A dependency of routes. Raises: Unauthorized, Forbidden."""
+
+    def caller(service: ServiceOf, authorization: Annotated[str | None, Header()] = None) -> Caller:
+        if authorization is None and service.settings.anonymous and scope != "agent":
+            return ANYBODY
+        token = service.tokens.require(authorization, scope)
+        return Caller(token.name, token.allows)
+
+    return caller
+
+
+Reader = Annotated[Caller, Depends(require("read"))]
+Submitter = Annotated[Caller, Depends(require("submit"))]
+Admin = Annotated[Caller, Depends(require("admin"))]

@@ -1,0 +1,37 @@
+"""At most so many requests per minute of one token, or of one address without a token. Counted in this process."""
+
+import hashlib
+
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import TooMany
+from service.problems import HEADERS, answer
+
+FREE = ("/healthz",)
+
+
+class RateLimit:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, per_minute: int) -> None:
+        self._app, self._limit = app, RateLimitItemPerMinute(per_minute)
+        self._window = MovingWindowRateLimiter(MemoryStorage())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and scope["path"] not in FREE and not self._window.hit(self._limit, _who(scope)):
+            error = TooMany(f"More than {self._limit.amount} requests in a minute. Wait, or poll less often.")
+            app = answer(error, HEADERS[429])
+        await app(scope, receive, send)
+
+
+def _who(scope: Scope) -> str:
+    headers = dict(scope["headers"])
+    token = headers.get(b"authorization")
+    if token:
+        return hashlib.sha256(token).hexdigest()
+    client = scope.get("client")
+    return str(client[0]) if client else ""
