@@ -112,3 +112,16 @@ class DataFolder:
         for folder in self.uploads.iterdir():
             if is_gone(folder.name.replace("_", "/")):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def tail(path: Path, count: int) -> str:
+    """At most so many of the last bytes of a text file, from the start of a line; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - count))
+            found = file.read()
+    except FileNotFoundError:
+        return ""
+    lines = found if size <= count else found.partition(b"\n")[2]
+    return lines.decode(errors="replace")

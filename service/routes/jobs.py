@@ -4,7 +4,7 @@ import shutil
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -13,6 +13,7 @@ from service.context import ServiceOf
 from service.events import events
 from service.jobs import UNFINISHED, Status
 from service.paging import PageQuery, mine, newest_first, trials_in_order
+from service.paths import tail
 from service.request import JobRequest
 from service.schemas import JOB_EXAMPLE, DeliverRequest, JobPage, JobView, TrialPage, Validated
 from service.store import JobRow
@@ -20,6 +21,7 @@ from service.submission import Submitted
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
+LOG_BYTES = 100_000
 POLL_S = 1  # what Retry-After says to those who wait for a job
 KeyHeader = Annotated[
     str | None,
@@ -129,6 +131,13 @@ async def job_events(
     await run_in_threadpool(service.jobs.get, job_id, caller.sees)  # 404 before the stream begins
     stream = events(service.store, service.jobs, job_id, caller.sees, last_event_id)
     return EventSourceResponse(stream, ping=15)
+
+
+@router.get("/{job_id}/log", response_class=PlainTextResponse)
+def job_log(job_id: str, service: ServiceOf, caller: Reader) -> PlainTextResponse:
+    """The end of what the job's processes have written."""
+    service.jobs.get(job_id, caller.sees)
+    return PlainTextResponse(tail(service.folder.job(job_id).log, LOG_BYTES))
 
 
 def _accepted(submitted: Submitted) -> Response:

@@ -44,7 +44,13 @@ def test_openapi_lists_the_whole_interface(web: TestClient) -> None:
         *("POST /v1/jobs/{job_id}/cancel", "GET /v1/jobs/{job_id}/trials", "POST /v1/jobs/{job_id}/deliver"),
         *("GET /v1/jobs/{job_id}/artifacts", "GET /v1/jobs/{job_id}/artifacts/{name}"),
         *("GET /v1/devices", "POST /v1/devices", "GET /v1/devices/{name}", "DELETE /v1/devices/{name}"),
-        *("GET /v1/methods", "GET /metrics", "GET /healthz", "GET /v1/jobs/{job_id}/events"),
+        *(
+            "GET /v1/methods",
+            "GET /metrics",
+            "GET /healthz",
+            "GET /v1/jobs/{job_id}/events",
+            "GET /v1/jobs/{job_id}/log",
+        ),
         *("POST /v1/agents", "GET /v1/agents/{device}/task", "POST /v1/agents/{device}/tasks/{task}"),
         "GET /v1/agents/{device}/tasks/{task}/files/{sha256}",
     }
