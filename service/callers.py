@@ -13,7 +13,9 @@ from service.tokens import Scope
 def require(scope: Scope) -> Callable[..., Caller]:
     """A dependency of routes. Raises: Unauthorized, Forbidden."""
 
-    def caller(service: ServiceOf, authorization: Annotated[str | None, Header()] = None) -> Caller:
+    def caller(
+        service: ServiceOf, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
+    ) -> Caller:
         if authorization is None and service.settings.anonymous and scope != "agent":
             return ANYBODY
         token = service.tokens.require(authorization, scope)

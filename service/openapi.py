@@ -41,6 +41,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for path, operations in schema["paths"].items():
             for method, operation in operations.items():
                 _correct_problems(operation, method, path)
+        schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"token": []}]
+        schema["paths"]["/healthz"]["get"]["security"] = []
         schema["components"]["schemas"].pop("HTTPValidationError", None)
         schema["components"]["schemas"].pop("ValidationError", None)
         app.openapi_schema = schema
@@ -67,9 +70,11 @@ def _correct_problems(operation: dict[str, Any], method: str, path: str) -> None
 
 def _possible(status: int, method: str, path: str) -> bool:
     if status in (401, 403):
-        return path.startswith("/v1/")
+        return path != "/healthz"
     if status == 404:
         return "{" in path
+    if status == 409 and path.startswith("/v1/agents/"):
+        return True  # another agent has taken the place
     if status == 416:
         return path.endswith("/artifacts/{name}")
     return method in NEEDS.get(status, (method,))

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from models.errors import InvalidRequest, VitfitError
 from service.errors import InternalError, StorageFull, problem, status_of
@@ -46,7 +47,17 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-").replace("'", "")
     detail = f"{request.method} {request.url.path}: {error.detail}. GET /openapi.json lists what there is."
-    return _response(problem(code, error.status_code, detail), error.headers)
+    headers = {"Allow": _methods_at(request)} if error.status_code == 405 else error.headers
+    return _response(problem(code, error.status_code, detail), headers)
+
+
+def _methods_at(request: Request) -> str:
+    """Of all routes of the address: the router knows only the one that it found first."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE:
+            found |= route.methods or set()
+    return ", ".join(sorted(found - {"HEAD"}))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
