@@ -21,7 +21,19 @@ def test_no_failure(tmp_path: Path, phases: str) -> None:
     runner = str(Path(sys.executable).with_name("st"))
     with served(tmp_path, "--data", str(tmp_path / "data"), "--port", "0", **QUICK) as address:
         header = f"Authorization: Bearer {token(tmp_path / 'data', 'admin')}"
-        command = [runner, "run", f"{address}/openapi.json", "--phases", phases, "--max-examples", "20", "--seed", "1", "-H", header]
+        command = [
+            runner,
+            "run",
+            f"{address}/openapi.json",
+            "--phases",
+            phases,
+            "--max-examples",
+            "20",
+            "--seed",
+            "1",
+            "-H",
+            header,
+        ]
         command += [
             "--exclude-checks",
             NOT_CHECKED,
