@@ -13,6 +13,7 @@ from service.jobs import Jobs
 from service.leases import Leases
 from service.library import Library
 from service.paths import DataFolder
+from service.retention import Retention
 from service.runner import Runner
 from service.schema import upgrade
 from service.settings import Settings
@@ -45,6 +46,7 @@ class Service:
     agents: Agents
     validator: Validator
     submissions: Submissions
+    retention: Retention
     runner: Runner
 
     @classmethod
@@ -60,10 +62,25 @@ class Service:
         offered = Catalog(shelf.all, engine.methods)
         validator = Validator(validate_command(settings.engine), environment=settings.worker_environment())
         submissions = Submissions(settings, jobs, library, offered, validator)
-        runner = Runner(settings, folder, Leases(store, settings.lease_s, settings.max_crashes, settings.most_running))
+        retention = Retention(store, folder, settings.keep_days, settings.quota_bytes)
+        runner = Runner(
+            settings, folder, retention, Leases(store, settings.lease_s, settings.max_crashes, settings.most_running)
+        )
         tokens, agents = Tokens(store), Agents(folder.devices)
         return cls(
-            settings, folder, store, jobs, library, offered, shelf, tokens, agents, validator, submissions, runner
+            settings,
+            folder,
+            store,
+            jobs,
+            library,
+            offered,
+            shelf,
+            tokens,
+            agents,
+            validator,
+            submissions,
+            retention,
+            runner,
         )
 
     def start(self) -> None:

@@ -17,12 +17,14 @@ from service.journal import Fenced
 from service.leases import Lease, Leases
 from service.paths import DataFolder
 from service.processes import child_environment, end_group, is_gone, signal_group, whoami
+from service.retention import Retention
 from service.settings import Settings
 
 log = logging.getLogger("vitfit.runner")
 
 POLL_S = 0.2
 EXPIRY_POLL_S = 1.0
+SWEEP_S = 600.0
 LEAVE_S = 2.0  # a worker whose job is over has so long to end by itself
 TERM_AFTER_S = 1.0  # a canceled engine has so long to notice `journal.check()`,
 KILL_AFTER_S = 1.5  # and then so long (both since the cancel) before its whole process group is killed
@@ -48,15 +50,15 @@ class Worker:
 class Runner:
     """Runs queued jobs until `stop`."""
 
-    def __init__(self, settings: Settings, folder: DataFolder, leases: Leases) -> None:
+    def __init__(self, settings: Settings, folder: DataFolder, retention: Retention, leases: Leases) -> None:
         self._settings = settings
         self._folder = folder
-        self._leases = leases
+        self._leases, self._retention = leases, retention
         self._workers: list[Worker] = []
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="runner", daemon=True)
-        self._expiry_checked_at = float("-inf")
+        self._expiry_checked_at = self._swept_at = float("-inf")
 
     def start(self) -> None:
         """Take back the jobs of servers of this machine that are gone, and begin."""
@@ -99,6 +101,9 @@ class Runner:
                 log.warning("%s: its worker was not heard of for %g s", lease.job_id, self._settings.lease_s)
             for job_id in self._leases.fail_overdue():
                 log.warning("%s: its time is over", job_id)
+        if time.monotonic() - self._swept_at > SWEEP_S:
+            self._swept_at = time.monotonic()
+            self._retention.sweep()
         while len(self._workers) < self._settings.workers and not self._stopping.is_set():
             claimed = self._leases.claim(whoami())
             if claimed is None:

@@ -37,6 +37,12 @@ class Settings(BaseSettings):
     most_unfinished: int = Field(
         default=10_000, ge=1, description="Queued and running jobs of one person; more are refused."
     )
+    keep_days: float | None = Field(
+        default=None, gt=0, description="Finished jobs are deleted after so long; unset: never."
+    )
+    quota_bytes: int | None = Field(
+        default=None, ge=1, description="The data folder takes nothing new beyond this; unset: as much as the disk has."
+    )
     requests_per_minute: int = Field(default=6_000, ge=1, description="Of one token, or of one address without token.")
     lease_s: float = Field(
         default=30.0, gt=0, description="A worker that has not been heard of for so long has lost its job."

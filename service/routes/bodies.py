@@ -24,6 +24,12 @@ def media_type(request: Request) -> str:
     return found
 
 
+def content_length(request: Request) -> int:
+    """What the client says that it will send; 0 when it does not say."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isdigit() else 0
+
+
 def parse(kind: type[B], text: str | bytes) -> B:
     """A JSON text as `kind`. Raises: InvalidRequest that names the field."""
     try:

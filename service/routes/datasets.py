@@ -11,7 +11,7 @@ from models.errors import InvalidRequest
 from service.callers import Reader, Submitter
 from service.context import Service, ServiceOf
 from service.paging import PageQuery, mine, newest_first
-from service.routes.bodies import MULTIPART_TYPE, body_of, media_type, parse
+from service.routes.bodies import MULTIPART_TYPE, body_of, content_length, media_type, parse
 from service.schemas import DatasetPage, DatasetRequest, DatasetView
 from service.settings import Settings
 from service.store import DatasetRow
@@ -33,6 +33,7 @@ PARTS = {
 @router.post("", status_code=201, openapi_extra=body_of(DatasetRequest, PARTS, ["file"]))
 async def create_dataset(request: Request, response: Response, service: ServiceOf, caller: Submitter) -> DatasetView:
     """Register a data set. It is opened and checked before the answer."""
+    await run_in_threadpool(service.retention.check_room, content_length(request))
     with service.folder.uploading() as folder:
         config = await _receive(request, folder, service)
         (folder / "dataset.json").write_text(json.dumps(config, indent=1))

@@ -60,6 +60,7 @@ async def create_job(
     """Queue a compression. Names, budget and data are checked first, for at most a few seconds."""
     if validate_only:
         return JSONResponse((await service.submissions.validate(body, caller)).model_dump(mode="json"))
+    await run_in_threadpool(service.retention.check_room)
     submitted = await service.submissions.submit(body, idempotency_key, caller)
     service.runner.wake()
     return _accepted(submitted)

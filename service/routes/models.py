@@ -10,7 +10,7 @@ from models.errors import InvalidRequest
 from service.callers import Reader, Submitter
 from service.context import Service, ServiceOf
 from service.paging import PageQuery, mine, newest_first
-from service.routes.bodies import MULTIPART_TYPE, body_of, media_type, parse
+from service.routes.bodies import MULTIPART_TYPE, body_of, content_length, media_type, parse
 from service.schemas import ModelPage, ModelRequest, ModelView
 from service.store import ModelRow
 from service.uploads import receive
@@ -38,6 +38,7 @@ PARTS = {
 @router.post("", status_code=201, openapi_extra=body_of(ModelRequest, PARTS, ["config", "checkpoint"]))
 async def create_model(request: Request, response: Response, service: ServiceOf, caller: Submitter) -> ModelView:
     """Register a model. It is built and described before the answer; what cannot be pruned is refused here."""
+    await run_in_threadpool(service.retention.check_room, content_length(request))
     with service.folder.uploading() as folder:
         config = await _receive(request, folder, service)
         (folder / "model.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1))
