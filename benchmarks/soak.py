@@ -99,14 +99,14 @@ class Soak:
             return False
         if way == "kill a worker":
             self._remember()
-            os.kill(self._draw.choice(workers), signal.SIGKILL)
+            return _signalled(self._draw.choice(workers), signal.SIGKILL)
         elif way == "a worker sleeps":
             pid = self._draw.choice(workers)
-            os.kill(pid, signal.SIGSTOP)
+            if not _signalled(pid, signal.SIGSTOP):
+                return False
             time.sleep(LEASE_S + 2)
             self._remember()
-            if pid in self._processes():  # unless its server has killed it already
-                os.kill(pid, signal.SIGCONT)
+            _signalled(pid, signal.SIGCONT)  # unless its server has killed it already
         elif way == "cut the power":
             self._cut()
         else:
@@ -117,7 +117,7 @@ class Soak:
 
     def _cut(self) -> None:
         for pid in self._processes():
-            os.kill(pid, signal.SIGKILL)
+            _signalled(pid, signal.SIGKILL)
         assert self._server is not None
         self._server.wait(timeout=30)
         self._copies += 1
@@ -195,6 +195,15 @@ class Soak:
         assert self._server is not None
         self._server.send_signal(number)
         self._server.wait(timeout=60)
+
+
+def _signalled(pid: int, number: signal.Signals) -> bool:
+    """False: it has ended by itself meanwhile."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 if __name__ == "__main__":
