@@ -11,11 +11,11 @@ from latency.pricer import Array
 from models.structure import PACKAGING, Attention, Block, Mlp, Op, Reduction, Structure, block_ops
 
 PRIOR_NS = {
-    "matmul_macs": 0.0087, "matmul_outputs": 0.02, "weight_values": 0.02, "conv_macs": 0.055,
-    "attention_macs": 0.006, "heads": 500.0, "softmax_values": 1.0, "moved_values": 0.45,
-    "norm_values": 0.6, "activation_values": 0.8, "other_values": 0.15, "gathered_values": 3.2,
-    "operations": 900.0, "attentions": 2000.0, "reductions": 2000.0, "reduced_values": 0.7,
-    "packages": 2500.0, "weighings": 10_000.0, "merges": 42_000.0, "merge_macs": 0.02,
+    "matmul_macs": 0.0087, "matmul_outputs": 0.015, "weight_values": 0.015, "rare_weights": 0.03, "conv_macs": 0.05,
+    "attention_macs": 0.004, "heads": 500.0, "softmax_values": 0.7, "moved_values": 0.45,
+    "norm_values": 0.3, "activation_values": 0.4, "other_values": 0.1, "gathered_values": 2.4,
+    "operations": 700.0, "attentions": 1600.0, "reductions": 2500.0, "reduced_values": 0.6,
+    "packages": 2500.0, "weighings": 10_000.0, "merges": 35_000.0, "merge_macs": 0.017,
 }  # fmt: skip
 """Nanoseconds per unit on a core of a current server: where a fit starts, and what decides where samples are silent.
 
@@ -23,8 +23,10 @@ Columns of a product are computed in whole registers. A gather copies value by v
 whose number depends on its reducer. `moved_values`: q, k, v and the heads' outputs change their order in memory."""
 
 FEATURES = tuple(PRIOR_NS)
-LANES = 16
-"""Values in a vector register."""
+LANES, ROWS = 16, 6
+"""Values in a vector register; rows that a product's kernel takes at a time."""
+FEW_ROWS = 64
+"""Weights that fewer rows share are waited for."""
 
 
 Part = tuple[int, int, Attention | Mlp | Reduction, bool, str] | tuple[Op, ...]
@@ -119,6 +121,8 @@ def _rows(group: list[Part]) -> Array:
         ops = block_ops(_block_of(width, tokens, shape, *first[3:]))
         if isinstance(shape, Reduction):
             _count_reduction(shape, width, tokens, values)
+        elif isinstance(shape, Attention):
+            values["matmul_macs"] += _padding_of_heads(shape, tokens)
     for op in ops:
         _count(op, values)
     rows = np.empty((len(group), len(FEATURES)))
@@ -143,6 +147,15 @@ def _block_of(width: Any, tokens: Any, shape: Any, layer_scale: bool, precision:
     return Block("", width, tokens, **parts, layer_scale=layer_scale, precision=precision)
 
 
+def _padding_of_heads(shape: Attention, tokens: Any) -> Any:
+    """Where q, k and v are made by the runtime's attention operator each head is a product of its own (models/rows.py)."""
+    if shape.layers != ("qkv",) or shape.qk_norm != "none":
+        return 0
+    joined = _padded(shape.heads * (2 * shape.qk_dim + shape.v_dim))
+    apart = shape.heads * (2 * _padded(shape.qk_dim) + _padded(shape.v_dim))
+    return _padded(tokens, ROWS) * shape.inputs * (apart - joined)
+
+
 def _count_reduction(shape: Reduction, width: Any, tokens: Any, values: dict[str, Any]) -> None:
     merges = shape.reducer == "merge"
     values["reductions"] = 1.0
@@ -159,10 +172,11 @@ def _count(op: Op, values: dict[str, Any]) -> None:
     if op.kind in ("matmul", "conv"):
         # channels of a grouped convolution share registers; products of a batch do not
         side_by_side, apart = (op.count, 1) if op.kind == "conv" else (1, op.count)
-        macs = apart * op.rows * op.inner * _padded(op.cols * side_by_side)
+        macs = apart * _padded(op.rows, ROWS) * op.inner * _padded(op.cols * side_by_side)
         values["conv_macs" if op.kind == "conv" and op.count > 1 else "matmul_macs"] += macs
         values["matmul_outputs"] += op.values
         values["weight_values"] += op.params
+        values["rare_weights"] += op.params * FEW_ROWS / (op.rows + FEW_ROWS)
     elif op.kind == "attention":
         scores, mixed = op.inner * _padded(op.cols), op.cols * _padded(op.depth)
         values["attention_macs"] += op.count * op.rows * (scores + mixed)
@@ -178,5 +192,5 @@ def _count(op: Op, values: dict[str, Any]) -> None:
         values["other_values"] += op.values
 
 
-def _padded(cols: Any) -> Any:
-    return -(-cols // LANES) * LANES
+def _padded(size: Any, multiple: int = LANES) -> Any:
+    return -(-size // multiple) * multiple

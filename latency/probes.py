@@ -11,14 +11,21 @@ from collections.abc import Iterator
 from models.plan import BlockPlan, HeadPlan, Plan, TokenPlan, TokenScore, identity
 from models.structure import Block, Reducer, Structure
 
-COUNT = 24
+COUNT = 28
 KINDS: tuple[tuple[Reducer, TokenScore] | None, ...] = (
     ("fuse", "attention"), None, ("drop", "attention"), ("fuse", "attention"), ("merge", "similarity"), None,
     ("weighted", "attention"), ("fuse", "attention"), ("weighted", "selector"), ("drop", "attention"),
 )  # fmt: skip
 """How a probe removes tokens, in turn."""
+WAYS: tuple[tuple[Reducer, TokenScore], ...] = (
+    ("weighted", "selector"), ("drop", "attention"), ("fuse", "attention"), ("merge", "similarity"),
+)  # fmt: skip
+"""How those that lose nothing else do."""
 LEAST, SPREAD = 0.1, 0.25
 """Smallest fraction kept, and how far a block may be from its probe's own."""
+CYCLE, TOKENS_ALONE, LITTLE = 6, 3, 1
+"""Of six probes one loses nothing but tokens, and one nearly everything: what weights cost that few tokens share, and what
+every operation costs, are in none of the others."""
 DIM_MULTIPLE, NEURON_MULTIPLE, EMBED_MULTIPLE = 4, 16, 8
 WITHOUT_HALF = 0.08
 """Share of blocks without attention, and without MLP."""
@@ -34,15 +41,23 @@ class _Probe:
         self._structure, self._whole = structure, identity(structure)
         self._draw = random.Random(number)
         self._kind = KINDS[number % len(KINDS)]
+        self._keep = {a: self._draw.uniform(0.15, 1.0) for a in ("heads", "qk", "v", "neurons", "tokens")}
+        self._spread, earliest = SPREAD, 1.0
+        free = [stage.free_tokens for stage in structure.stages for _ in stage.blocks]
+        if number % CYCLE == TOKENS_ALONE and any(free):
+            self._kind = WAYS[number // CYCLE % len(WAYS)]
+            self._keep = dict.fromkeys(self._keep, 1.0) | {"tokens": self._draw.uniform(LEAST, 0.4)}
+            self._spread, earliest = 0.0, 0.5
+        elif number % CYCLE == LITTLE:
+            self._keep, self._spread = dict.fromkeys(self._keep, LEAST), 0.15
         if self._kind == ("merge", "similarity") and any(b.attention and b.attention.table for b in structure.blocks):
             self._kind = ("fuse", "attention")  # merged tokens have no place for relative positions
-        self._keep = {a: self._draw.uniform(0.15, 1.0) for a in ("heads", "qk", "v", "neurons", "tokens")}
         self._embed = self._whole.embed
         if self._embed and number % 3 == 1:
             self._embed = self._some(self._embed, self._draw.uniform(0.3, 0.9), EMBED_MULTIPLE)
         self._gathers = "inputs" not in structure.fixed and number % 5 == 2
-        free = [stage.free_tokens for stage in structure.stages for _ in stage.blocks]
         places = [i for i in range(1, len(free)) if free[i]] if self._kind else []
+        places = places[: max(1, round(earliest * len(places)))]
         self._places = set(self._draw.sample(places, min(len(places), self._draw.randint(1, 3))))
 
     def plan(self) -> Plan:
@@ -85,7 +100,7 @@ class _Probe:
         )
 
     def _near(self, axis: str) -> float:
-        return min(1.0, max(LEAST, self._keep[axis] + self._draw.uniform(-SPREAD, SPREAD)))
+        return min(1.0, max(LEAST, self._keep[axis] + self._draw.uniform(-self._spread, self._spread)))
 
     def _some(self, members: tuple[int, ...], keep: float, multiple: int = 1) -> tuple[int, ...]:
         return tuple(sorted(self._draw.sample(members, _count(len(members), keep, multiple))))

@@ -33,11 +33,11 @@ original's time: weights that no cache holds cost twenty times what they cost el
 RESIDUAL_SCALES, RESIDUAL_LENGTHS = (0.05, 0.03), (0.4, 0.06)
 """g: how far the sum over operations may be off, and over which change of the features' costs that is common. Its short part
 is what lets a measurement overrule the probes around it."""
-SAMPLE_NOISE = 0.004
+SAMPLE_NOISE, EXACT = 0.004, 1e-4
 UNEXPLAINED = 0.015
 """What no sample tells of a structure: how its tensors lie in memory, and what the measurement it is compared with is off by."""
 Z90 = 1.645
-PROBES = "probes3"
+PROBES = "probes4"
 """In the name of a stored table: which probes it was fitted to. A table of other probes is not found, and fitted anew."""
 
 
@@ -97,8 +97,6 @@ class TablePricer:
         x = raw / self._scale
         self._coefficients = _fit(x, y, self._scale)
         self._residual = self._fit_residual(x, y, [s.ratio.width for s in table.samples])
-        self._anchor = 1.0
-        self._anchor = float(self._ratios([table.original])[0][0])
 
     def price(self, structures: Sequence[Structure]) -> Prediction:
         ratios, spread = self._ratios(structures)
@@ -109,20 +107,19 @@ class TablePricer:
         """Ratios to the original (whose own is exactly 1), and relative standard deviations."""
         costs = self._normalised(structures) * self._coefficients
         shift, spread = self._residual.predict(costs, return_std=True)
-        return np.asarray(costs.sum(axis=1) * np.exp(shift) / self._anchor), np.hypot(spread, UNEXPLAINED)
+        return np.asarray(costs.sum(axis=1) * np.exp(shift)), np.hypot(spread, UNEXPLAINED)
 
     def _normalised(self, structures: Sequence[Structure]) -> Array:
         return np.asarray(features(structures) / self._scale)
 
     def _fit_residual(self, x: Array, y: Array, widths: list[float]) -> GaussianProcessRegressor:
-        """Fixed hyper-parameters: two dozen samples cannot choose them. The original's own ratio is 1 by definition, and yet
-        as uncertain as the others: all of them share what its latency was off by."""
+        """Fixed hyper-parameters: two dozen samples cannot choose them. The original's own ratio is 1 by definition; that the
+        sum is off there, at the end of the range, says nothing of the others, so they are not scaled by it."""
         wide, narrow = (
             ConstantKernel(scale**2, "fixed") * RBF(length, "fixed")
             for scale, length in zip(RESIDUAL_SCALES, RESIDUAL_LENGTHS, strict=True)
         )
-        known = np.asarray([width or np.median(widths) for width in widths])
-        noise = SAMPLE_NOISE**2 + (known / 4) ** 2
+        noise = np.asarray([SAMPLE_NOISE**2 + (width / 4) ** 2 if width else EXACT**2 for width in widths])
         costs = x * self._coefficients
         process = GaussianProcessRegressor(wide + narrow, alpha=noise, optimizer=None)
         return process.fit(costs, np.log(y / costs.sum(axis=1)))

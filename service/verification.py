@@ -21,7 +21,7 @@ from service.budgeting import Place, Pricing, SizeKey
 
 FOOTPRINTS = 3
 VERIFY = Effort(seconds=10.0, width=0.02, processes=4, rounds=10)
-PROFILE = Effort(seconds=12.0, width=0.06, processes=3, rounds=4)
+PROFILE = Effort(seconds=16.0, width=0.04, processes=4, rounds=4)
 """Of two dozen files at once: what one of them is off by, the others' fit evens out."""
 AXES = Effort(seconds=6.0, width=0.02, processes=2, rounds=4)
 """Of a few files that a report compares."""
