@@ -157,6 +157,13 @@ class SearchOptions:
         float | None, typer.Option(help="Accuracy that may be lost, 0.01 = 1 point.", rich_help_panel=SEARCH_PANEL)
     ] = None
 
+    priority: Annotated[
+        int | None, typer.Option(help="Higher ones start first. (default: 0)", rich_help_panel=SEARCH_PANEL)
+    ] = None
+    time_limit_s: Annotated[
+        float | None, typer.Option("--time-limit-s", help="Fail when it takes longer.", rich_help_panel=SEARCH_PANEL)
+    ] = None
+
     def options(self) -> JobOptions:
         """As `Client.submit` takes them.
 
@@ -165,7 +172,17 @@ class SearchOptions:
         if (self.objective == "latency") != (self.max_loss is not None):
             raise typer.BadParameter("--max-loss and --objective latency belong together: give both or neither.")
         given: JobOptions = {}
-        for name in ("method", "criterion", "space", "trials", "seed", "objective", "max_loss"):
+        for name in (
+            "method",
+            "criterion",
+            "space",
+            "trials",
+            "seed",
+            "objective",
+            "max_loss",
+            "priority",
+            "time_limit_s",
+        ):
             if getattr(self, name) is not None:
                 given[name] = getattr(self, name)
         if self.target_shape is not None:

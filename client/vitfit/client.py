@@ -38,6 +38,8 @@ class JobOptions(TypedDict, total=False):
     objective: str
     max_loss: float
     name: str
+    priority: int
+    time_limit_s: float
 
 
 class Client:
