@@ -6,13 +6,15 @@ cannot keep a measurement out.
 """
 
 import fcntl
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-GATE = Path(tempfile.gettempdir()) / "vitfit-measuring.gate"
-FLOOR = Path(tempfile.gettempdir()) / "vitfit-measuring.lock"
+FOLDER = Path(os.environ.get("VITFIT_LOCKS", tempfile.gettempdir()))
+"""The same for everybody on a machine. Tests that run side by side have one each."""
+GATE, FLOOR = FOLDER / "vitfit-measuring.gate", FOLDER / "vitfit-measuring.lock"
 
 
 @contextmanager

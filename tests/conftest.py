@@ -1,11 +1,15 @@
 """Fixtures of all tests."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 os.environ["VITFIT_ANONYMOUS"] = "1"  # tests of tokens say otherwise
+os.environ["VITFIT_LOCKS"] = tempfile.mkdtemp(
+    prefix="vitfit-locks-"
+)  # processes that test side by side do not wait for each other
 
 
 @pytest.fixture(scope="module")
