@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from models.plan import BlockPlan, HeadPlan, Plan, TokenPlan, TokenScore, identity
 from models.structure import Block, Reducer, Structure
 
-COUNT = 28
+COUNT = 24
 KINDS: tuple[tuple[Reducer, TokenScore] | None, ...] = (
     ("fuse", "attention"), None, ("drop", "attention"), ("fuse", "attention"), ("merge", "similarity"), None,
     ("weighted", "attention"), ("fuse", "attention"), ("weighted", "selector"), ("drop", "attention"),

@@ -37,7 +37,7 @@ SAMPLE_NOISE, EXACT = 0.004, 1e-4
 UNEXPLAINED = 0.015
 """What no sample tells of a structure: how its tensors lie in memory, and what the measurement it is compared with is off by."""
 Z90 = 1.645
-PROBES = "probes4"
+PROBES = "probes5"
 """In the name of a stored table: which probes it was fitted to. A table of other probes is not found, and fitted anew."""
 
 

@@ -113,7 +113,8 @@ def space_for(method: Method, wanted: str | None) -> str:
 
 def check_suits(method: Method, structure: Structure) -> None:
     """Raises: InvalidRequest when the method has nothing to remove from such a network."""
-    if method.space == "cascade" and not any(s.free_tokens and len(s.blocks) > 1 for s in structure.stages):
+    needs_tokens = method.space == "cascade" or method.axes == ("tokens",)
+    if needs_tokens and not any(s.free_tokens and len(s.blocks) > 1 for s in structure.stages):
         raise InvalidRequest(
             f"Method {method.name!r} removes tokens from the second block of a stage on, but {structure.name} has no stage "
             "of two blocks whose token grid may shrink. Take method 'joint', which removes heads, dims and neurons too."

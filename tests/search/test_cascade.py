@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.cpvit_schedule import deit_structure, space_with
 from models.errors import InvalidRequest
+from models.open import untrained
 from models.plan import HeadPlan
 from models.structure import Structure
 from search.methods import METHODS, check_suits
@@ -142,6 +143,13 @@ def test_a_network_without_room_for_a_cascade_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="second block"):
         space_of(METHOD, structure, unranked(structure))
     check_suits(METHODS["joint"], structure)
+
+
+def test_a_method_of_tokens_alone_needs_a_grid_that_may_shrink() -> None:
+    structure = untrained("pvt_v2_b0").structure
+    with pytest.raises(InvalidRequest, match="token grid may shrink"):
+        check_suits(METHODS["spvit"], structure)
+    check_suits(METHODS["mdc"], structure)
 
 
 def test_the_last_span_of_a_short_network_takes_all_tokens() -> None:
