@@ -17,7 +17,7 @@ from models.masked_tokens import selectors_of
 from models.pace import paced
 from models.torch_network import TorchNetwork
 from models.train_gates import GateRecipe, train_gates
-from search.methods import method_named
+from search.methods import check_suits, method_named
 from search.objective import BestScore, LowestCost, Objective
 from search.policy import Policy
 from search.search import Search, best
@@ -98,6 +98,7 @@ class Job:
     def describe(self) -> None:
         self.journal.stage("validating")
         self.evaluation = Evaluation.open(self.request, self.files, self.allowed)
+        check_suits(method_named(self.request.method), self.evaluation.network.structure)
         check_training(self.request, self.evaluation)
         network = self.evaluation.network
         self.pricing = Pricing(self.request, network.structure)

@@ -32,11 +32,6 @@ def check_training(request: JobRequest, evaluation: Evaluation) -> None:
             f"Method {method.name!r} trains its token selectors: set finetune.epochs to at least 1, not 0.",
             field="finetune.epochs", value=0,
         )  # fmt: skip
-    if selectors and not method.tokens.stages(evaluation.network.structure):
-        raise InvalidRequest(
-            f"Method {method.name!r} removes tokens only, and this model has no block before which tokens may go. "
-            "Use another method, such as 'joint'."
-        )
     if epochs and not evaluation.data.assessed:
         raise InvalidRequest("Fine-tuning needs a data set; this job has none. Add one, or set finetune.epochs to 0.")
     if epochs and not evaluation.classes:

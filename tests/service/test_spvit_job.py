@@ -122,7 +122,7 @@ def test_an_interrupted_training_of_selectors_goes_on(ran: Ran, workshop: Worksh
         ({"finetune": {"epochs": 0}}, {}, True, "finetune.epochs to at least 1"),
         ({}, {}, False, "give the job a data set"),
         ({}, {"num_classes": 0}, True, "needs a classifier"),
-        ({}, {"depth": 1}, True, "no block before which tokens may go"),
+        ({}, {"depth": 1}, True, "whose token grid may shrink"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_work(
