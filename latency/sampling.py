@@ -15,6 +15,9 @@ from models.record import Record
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+DISTURBED, LEAST_ROUNDS, LEAST_PROCESSES = 1.2, 3, 2
+"""A round that took so much longer than the quickest tenth had a neighbour; the others count where so many are left of so many
+processes."""
 Samples = tuple[tuple[tuple[float, ...], ...], ...]
 Statistic = Literal["p50", "mean", "p95"]
 Reduce = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
@@ -73,13 +76,24 @@ class Measurement(Record):
 
 def ratio(candidate: Measurement, original: Measurement, statistic: Statistic = "p50") -> Interval:
     """Median (or another statistic) over rounds of candidate / original: the two ran within milliseconds, so drift cancels.
+    The median is taken over undisturbed rounds, where there are enough: a busy neighbour slows a large network more than a small one.
 
     Raises: ValueError when the two were not measured in the same rounds.
     """
     if candidate.setting != original.setting or candidate.device != original.device:
         raise ValueError("Only measurements on one device in one setting can be compared")
-    pairs = zip(candidate.round_medians, original.round_medians, strict=True)
-    return bootstrap([mine / other for mine, other in pairs], statistic)
+    mine, other = candidate.round_medians, original.round_medians
+    ratios = [a / b for a, b in zip(mine, other, strict=True)]
+    calm = [a & b for a, b in zip(_undisturbed(mine), _undisturbed(other), strict=True)]
+    kept = [values[rounds] for values, rounds in zip(ratios, calm, strict=True) if rounds.sum() >= LEAST_ROUNDS]
+    enough = statistic == "p50" and len(kept) >= LEAST_PROCESSES
+    return bootstrap(kept if enough else ratios, statistic)
+
+
+def _undisturbed(processes: list[npt.NDArray[np.float64]]) -> list[npt.NDArray[np.bool_]]:
+    """Which rounds took not much longer than the quickest tenth of all."""
+    limit = DISTURBED * np.quantile(np.concatenate(processes), 0.1)
+    return [rounds <= limit for rounds in processes]
 
 
 def bootstrap(processes: list[npt.NDArray[np.float64]], statistic: Statistic = "p50") -> Interval:

@@ -1,5 +1,7 @@
 """Intervals from samples: values by hand, and what the spread between processes does to them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from latency.sampling import Interval, Measurement, bootstrap, ratio
 from latency.setting import Setting
 
 
-def measurement(samples: list[list[float]], threads: int = 1) -> Measurement:
+def measurement(samples: Any, threads: int = 1) -> Measurement:
     return Measurement(
         "cpu", "test", Setting(threads), tuple(tuple((value,) for value in rounds) for rounds in samples)
     )
@@ -69,3 +71,17 @@ def test_mean_and_p95_over_rounds() -> None:
     assert bootstrap([rounds[10:]], "p95").value == 21.0
     original, candidate = measurement([[2.0] * 20]), measurement([(2 * rounds).tolist()])
     assert ratio(candidate, original, "mean").value == pytest.approx(2.0)
+
+
+def test_rounds_with_a_busy_neighbour_do_not_count_where_there_are_others() -> None:
+    """It slows the large network twofold and the small one by half."""
+    random = np.random.default_rng(3)
+    busy = random.random((6, 40)) < 0.45
+    noise = random.normal(1, 0.01, (2, 6, 40))
+    large, small = 2.0 * np.where(busy, 2.0, 1.0) * noise[0], 1.0 * np.where(busy, 1.5, 1.0) * noise[1]
+    found = ratio(measurement(small), measurement(large))
+    assert found.value == pytest.approx(0.5, rel=0.01) and found.width < 0.02
+    always = ratio(
+        measurement(1.5 * small[:, :1] * np.ones((6, 40))), measurement(2.0 * large[:, :1] * np.ones((6, 40)))
+    )
+    assert 0.2 < always.value < 0.6, "where all rounds are disturbed, all count"
