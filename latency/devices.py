@@ -77,33 +77,31 @@ def runtime_of(name: str) -> str:
 
 
 def describe_devices() -> list[dict[str, Any]]:
-    return [describe_device(name) for name in device_names()]
+    here = [_describe_here(name) for name in (CPU, *gpus())]
+    return [*here, *(describe_file(path) for _, path in sorted(device_files().items()))]
 
 
 def describe_device(name: str) -> dict[str, Any]:
     """JSON for `GET /v1/devices/{name}`. Raises: UnknownName."""
     check_device(name)
+    return _describe_here(name) if is_here(name) else describe_file(device_files()[name])
+
+
+def _describe_here(name: str) -> dict[str, Any]:
+    """This machine's CPU, or one of its GPUs."""
     if name == CPU:
-        return {
-            "name": CPU,
-            "kind": "measured",
-            "reachable": True,
-            "threads": len(os.sched_getaffinity(0)),
-            "precision": "fp32",
-            "description": f"this machine's CPU: {cpu_name()}, ONNX Runtime",
-            "source": "measured by each job, original and candidate interleaved",
-        }
-    if name in gpus():
-        return {
-            "name": name,
-            "kind": "measured",
-            "reachable": True,
-            "threads": 1,
-            "precision": "fp32",
-            "description": f"{gpus()[name]}, ONNX Runtime with CUDA, inputs and outputs on the GPU",
-            "source": "measured by each job, original and candidate interleaved",
-        }
-    return describe_file(device_files()[name])
+        threads, what = len(os.sched_getaffinity(0)), f"this machine's CPU: {cpu_name()}, ONNX Runtime"
+    else:
+        threads, what = 1, f"{gpus()[name]}, ONNX Runtime with CUDA, inputs and outputs on the GPU"
+    return {
+        "name": name,
+        "kind": "measured",
+        "reachable": True,
+        "threads": threads,
+        "precision": "fp32",
+        "description": what,
+        "source": "measured by each job, original and candidate interleaved",
+    }
 
 
 def describe_file(path: Path) -> dict[str, Any]:

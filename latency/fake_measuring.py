@@ -16,6 +16,8 @@ from typing import Any
 import onnxruntime
 from vitfit.measuring import feeds
 
+from latency.footprint import node_events
+
 NS_PER_MAC, MLP_FACTOR, NS_PER_NODE = 0.02, 4.0, 100.0
 NOISE = 0.002
 RUNS = 4
@@ -49,8 +51,7 @@ def _events(file: Path, batch: int) -> list[dict[str, Any]]:
         options.profile_file_prefix = os.path.join(folder, "profile")
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         session.run(None, feeds(session, {"batch": batch, "seed": 0})[0])
-        events = json.loads(Path(session.end_profiling()).read_text())
-    return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+        return node_events(session)
 
 
 def _macs(node: dict[str, Any]) -> float:

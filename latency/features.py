@@ -33,13 +33,15 @@ Part = tuple[int, int, Attention | Mlp | Reduction, bool, str] | tuple[Op, ...]
 """Of a block: width, tokens, which part of it, layer scale, precision; or operations outside the blocks. Without names: policies
 share most parts, and so do blocks of one policy."""
 KNOWN = 262_144
-"""So many parts are remembered."""
+"""When so many parts are remembered all are forgotten."""
 _known: dict[Part, Array] = {}
 
 
 def features(structures: Sequence[Structure]) -> Array:
     """(S, F) for S structures, per image."""
     parts = [list(_parts(structure)) for structure in structures]
+    if len(_known) > KNOWN:
+        _known.clear()
     _learn({part for of_one in parts for part in of_one if part not in _known})
     return np.stack([np.sum([_known[part] for part in of_one], axis=0) for of_one in parts])
 
@@ -64,8 +66,6 @@ def _parts(structure: Structure) -> Iterator[Part]:
 
 def _learn(parts: set[Part]) -> None:
     """Parts that differ in sizes alone are counted at once, with arrays in the place of sizes."""
-    if len(_known) + len(parts) > KNOWN:
-        _known.clear()
     alike: dict[Hashable, list[Part]] = {}
     for part in parts:
         alike.setdefault(_kind(part), []).append(part)

@@ -7,7 +7,6 @@ A process of its own for each file: only a fresh process knows what the first ru
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +14,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vitfit.child import ChildFailed, ask
 
 from latency.lease import measuring_lease
 from latency.setting import Setting
@@ -47,15 +48,11 @@ class Footprint(Record):
 def footprint(file: Path, setting: Setting) -> Footprint:
     """Raises: DeviceUnavailable when the runtime refuses."""
     request = {"file": str(file), "threads": setting.threads, "batch": setting.batch, "provider": setting.provider}
-    with measuring_lease():
-        done = subprocess.run(
-            [sys.executable, "-m", "latency.footprint"], input=json.dumps(request), capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise DeviceUnavailable(f"The footprint of {file.name} could not be taken: {last}", file=str(file))
-    return Footprint.from_json(json.loads(done.stdout))
+    try:
+        with measuring_lease():
+            return Footprint.from_json(ask([sys.executable, "-m", "latency.footprint"], request))
+    except ChildFailed as error:
+        raise DeviceUnavailable(f"The footprint of {file.name} could not be taken: {error}", file=str(file)) from error
 
 
 def main() -> None:
@@ -83,6 +80,12 @@ def _memory_mib(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
 
 
+def node_events(session: Any) -> list[dict[str, Any]]:
+    """Of a session that profiles, and stops: each operator of each run, with its time and shapes."""
+    events = json.loads(Path(session.end_profiling()).read_text())
+    return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+
+
 def _operators(request: dict[str, Any], feed: dict[str, Any]) -> tuple[OperatorTime, ...]:
     """The dearest first."""
     from vitfit.measuring import open_session
@@ -91,14 +94,13 @@ def _operators(request: dict[str, Any], feed: dict[str, Any]) -> tuple[OperatorT
         session = open_session(request["file"], request, profile=os.path.join(folder, "profile"))
         for _ in range(PROFILED_RUNS):
             session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = node_events(session)
     times: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            kind = event["args"]["op_name"]
-            times[kind] += event["dur"] / 1000 / PROFILED_RUNS
-            counts[kind] += 1
+        kind = event["args"]["op_name"]
+        times[kind] += event["dur"] / 1000 / PROFILED_RUNS
+        counts[kind] += 1
     whole = sum(times.values()) or 1.0
     ordered = sorted(times, key=lambda kind: -times[kind])
     return tuple(OperatorTime(k, counts[k] // PROFILED_RUNS, times[k], times[k] / whole) for k in ordered)

@@ -1,7 +1,5 @@
 """Measures ONNX files on this machine's CPU, original and candidates interleaved, one measurement at a time."""
 
-import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -9,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitfit.child import ChildFailed, ask
 from vitfit.machine import cpu_name
 
 from latency.devices import CPU, CUDA
@@ -80,11 +79,10 @@ class Meter:
             "seed": seed,
             "images": None if images is None else str(images),
         }
-        command = [sys.executable, "-m", "vitfit.measuring"]
-        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise DeviceUnavailable(f"The measuring process failed: {_last_line(done.stderr)}", files=request["files"])
-        return self._samples(json.loads(done.stdout))
+        try:
+            return self._samples(ask([sys.executable, "-m", "vitfit.measuring"], request))
+        except ChildFailed as error:
+            raise DeviceUnavailable(f"The measuring process failed: {error}", files=request["files"]) from error
 
     def _samples(self, answer: dict[str, Any]) -> Rounds:
         if "refused" in answer:
@@ -93,11 +91,6 @@ class Meter:
             )
         samples: Rounds = answer["samples_ms"]
         return samples
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
 
 
 def _narrow(found: list[Measurement], width: float) -> bool:

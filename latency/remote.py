@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from latency.devices import is_here, machine_of, mailbox_of, read_device
+from latency.devices import is_here, machine_of, mailbox_of
 from latency.mailbox import Mailbox
 from latency.meter import Meter, Rounds
 from latency.setting import Setting
@@ -21,7 +21,7 @@ PATIENCE_S = 600.0
 class RemoteMeter(Meter):
     def __init__(self, device: str, setting: Setting) -> None:
         """Raises: UnknownName."""
-        super().__init__(setting, device, str(read_device(device)["machine"]))
+        super().__init__(setting, device, machine_of(device))
         self._mailbox: Mailbox = mailbox_of(device)
 
     def _lease(self) -> AbstractContextManager[None]:

@@ -25,6 +25,11 @@ UNITS = {
 }
 
 
+def quantity_of(metric: Metric) -> str:
+    """latency, macs, params, file or memory."""
+    return metric.partition("_")[0]
+
+
 @dataclass(frozen=True)
 class Budget(Record):
     """One upper limit in the metric's unit. device and setting (as text) belong to latencies and memory only."""
@@ -44,8 +49,7 @@ class Budget(Record):
 
     @property
     def quantity(self) -> str:
-        """latency, macs, params, file or memory."""
-        return self.metric.partition("_")[0]
+        return quantity_of(self.metric)
 
     @property
     def is_keep(self) -> bool:

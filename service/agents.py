@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from vitfit.agent import PROTOCOL
 
 from latency.devices import AGENT
 from latency.mailbox import Mailbox, Task
 from models.errors import InvalidRequest
 from service.errors import Conflict, NotFound
 
-PROTOCOL = 1
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 LOOK_S = 0.1
 """How often a waiting request looks for work."""

@@ -12,7 +12,7 @@ from latency.sizes import QUANTITIES, Quantity, SizeLine
 from latency.table import Sample, Table, TablePricer
 from models.errors import ImpossibleBudget, InvalidRequest
 from models.structure import Structure
-from search.budgets import Budget, Budgets
+from search.budgets import Budget, Budgets, quantity_of
 from search.ranking import Array
 from service.request import BudgetRequest, JobRequest
 
@@ -44,7 +44,7 @@ def place_of(request: BudgetRequest) -> Place:
 
 def _where(request: BudgetRequest) -> Place | None:
     """Raises: UnknownName; InvalidRequest for memory on another device than this machine's CPU."""
-    quantity = request.metric.partition("_")[0]
+    quantity = quantity_of(request.metric)
     if quantity == "memory" and request.device != CPU:
         raise InvalidRequest(
             f"Memory is measured on {CPU} only, not on {request.device}: leave device out.",
@@ -64,20 +64,15 @@ class Pricing:
         self.budgets = Budgets(tuple(map(_budget, request.budgets, wheres)))
         quantities = [budget.quantity for budget in self.budgets.items]
         self.places = [where if q == "latency" else None for where, q in zip(wheres, quantities, strict=True)]
-        self.memory_settings = {
-            where[1] for where, q in zip(wheres, quantities, strict=True) if where and q == "memory"
-        }
+        self.measured_places = list(dict.fromkeys(p for p in self.places if p is not None and is_reachable(p[0])))
+        """Where files can be measured; the first is where the report measures too."""
+        self._size_keys = [self._size_key(q, where) for q, where in zip(quantities, wheres, strict=True)]
         self._lines: dict[SizeKey, SizeLine] = {}
         self._pricers: dict[Place, Pricer] = {}
         self.safety = SAFETY
         for place in self.places:
-            if place is not None and not is_reachable(place[0]):
+            if place is not None and place not in self.measured_places:
                 self._pricers[place] = pricer_of(*place, original)
-
-    @property
-    def measured_places(self) -> list[Place]:
-        """Where files can be measured; the first is where the report measures too."""
-        return list(dict.fromkeys(p for p in self.places if p is not None and is_reachable(p[0])))
 
     @property
     def report_place(self) -> Place:
@@ -87,9 +82,7 @@ class Pricing:
     @property
     def size_keys(self) -> list[SizeKey]:
         """What has to be weighed, in which setting."""
-        files: list[SizeKey] = [("file", self.report_place[1])]
-        wanted = files if any(b.quantity == "file" for b in self.budgets.items) else []
-        return wanted + [("memory", setting) for setting in sorted(self.memory_settings, key=str)]
+        return list(dict.fromkeys(key for key in self._size_keys if key is not None))
 
     def set_line(self, key: SizeKey, line: SizeLine) -> None:
         self._lines[key] = line
@@ -97,12 +90,10 @@ class Pricing:
     def line(self, key: SizeKey) -> SizeLine | None:
         return self._lines.get(key)
 
-    def size_key(self, number: int) -> SizeKey | None:
-        """Of a budget, by its place in the list."""
-        quantity, request = self.budgets.items[number].quantity, self.requests[number]
+    def _size_key(self, quantity: str, where: Place | None) -> SizeKey | None:
         if quantity == "file":
             return "file", self.report_place[1]
-        return ("memory", place_of(request)[1]) if quantity == "memory" else None
+        return ("memory", where[1]) if quantity == "memory" and where is not None else None
 
     def set_table(self, place: Place, table: Table) -> None:
         self._pricers[place] = TablePricer(table)
@@ -135,8 +126,8 @@ class Pricing:
         """The budgets that the search decodes onto: a little below those that measurement must confirm."""
         aims = []
         for budget, place in zip(self.budgets.items, self.places, strict=True):
-            weighed = budget.quantity in QUANTITIES
-            share = 1 - self.safety if weighed or (place is not None and is_reachable(place[0])) else 1.0
+            measured = budget.quantity in QUANTITIES or place in self.measured_places
+            share = 1 - self.safety if measured else 1.0
             aims.append(Budget(budget.metric, budget.limit * share, budget.device, budget.setting, budget.statistic))
         return Budgets(tuple(aims))
 
@@ -145,7 +136,7 @@ class Pricing:
         return np.stack([self._column(i, structures) for i in range(len(self.requests))], axis=1)
 
     def _column(self, number: int, structures: Sequence[Structure]) -> Array:
-        budget, place, key = self.budgets.items[number], self.places[number], self.size_key(number)
+        budget, place, key = self.budgets.items[number], self.places[number], self._size_keys[number]
         if place is not None:
             costs, whole = self.upper_ms(place, structures), float(self._pricers[place].price([self.original]).ms[0])
         elif key is not None:
@@ -158,7 +149,7 @@ class Pricing:
     def upper_ms(self, place: Place, structures: Sequence[Structure]) -> Array:
         """Predicted ms; for a device that cannot be measured, the upper end."""
         prediction = self._pricers[place].price(structures)
-        return prediction.ms if is_reachable(place[0]) else prediction.ms + prediction.half_width_ms
+        return prediction.ms if place in self.measured_places else prediction.ms + prediction.half_width_ms
 
     def predicted_keep(self, place: Place, structure: Structure) -> float | None:
         """Predicted latency over the original's; None where nothing prices."""

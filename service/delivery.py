@@ -66,7 +66,7 @@ class Delivery:
             return "none"
         places = [place for place in self.pricing.places if place is not None]
         if not places:
-            return "measured" if self.pricing.memory_settings else "counted"
+            return "measured" if any(key[0] == "memory" for key in self.pricing.size_keys) else "counted"
         return "measured" if all(p in self.pricing.measured_places for p in places) else "predicted"
 
 

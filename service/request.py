@@ -4,10 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Metric = Literal[
-    "latency_ms", "latency_keep", "macs", "macs_keep", "params", "params_keep", "file_bytes", "file_keep", "memory_bytes",
-    "memory_keep",
-]  # fmt: skip
+from search.budgets import Metric, quantity_of
 
 
 class Strict(BaseModel):
@@ -40,7 +37,7 @@ class BudgetRequest(Strict):
 
     @model_validator(mode="after")
     def _over_images_one_by_one(self) -> "BudgetRequest":
-        if self.over_images and (not self.metric.startswith("latency") or self.setting.batch != 1):
+        if self.over_images and (quantity_of(self.metric) != "latency" or self.setting.batch != 1):
             raise ValueError(
                 f"statistic {self.statistic!r} is of latencies over single images: give it with latency_keep or latency_ms "
                 "and setting.batch 1"

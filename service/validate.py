@@ -23,6 +23,7 @@ from models.open import open_model
 from models.structure import Structure
 from models.timm_weights import target_structure
 from models.torch_network import TorchNetwork
+from search.budgets import quantity_of
 from search.criteria import CRITERIA
 from search.methods import check_suits, criterion_of, method_named, space_for
 from service.budgeting import Pricing
@@ -114,7 +115,7 @@ def check_importance(criterion: str, structure: Structure, images: int) -> None:
 def check_budgets(request: JobRequest, structure: Structure) -> None:
     """Raises: UnknownName; DeviceUnavailable for more threads than there are; InvalidRequest for a budget given twice."""
     for budget in request.budgets:
-        if budget.metric.startswith(("latency", "memory")) and is_reachable(budget.device):
+        if quantity_of(budget.metric) in ("latency", "memory") and is_reachable(budget.device):
             threads = int(describe_device(budget.device)["threads"])
             if budget.setting.threads > threads:
                 raise DeviceUnavailable(

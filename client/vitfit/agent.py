@@ -7,10 +7,8 @@ the server offers a task until it is answered.
 
 import hashlib
 import importlib.metadata
-import json
 import logging
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vitfit.child import ChildFailed, ask
 from vitfit.connection import Connection, pause_s
 from vitfit.errors import VitfitError
 from vitfit.machine import cpu_name
@@ -160,16 +159,9 @@ class Agent:
 def measured(command: Sequence[str], request: dict[str, Any]) -> dict[str, Any]:
     """{"samples_ms": ...} or {"refused": why}."""
     try:
-        done = subprocess.run(
-            list(command), input=json.dumps(request), capture_output=True, text=True, check=False, timeout=MEASURE_S
-        )
-    except subprocess.TimeoutExpired:
-        return {"refused": f"measuring took longer than {MEASURE_S:g} s"}
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return {"refused": f"the measuring process failed: {last}"[:1000]}
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+        return ask(command, request, MEASURE_S)
+    except ChildFailed as error:
+        return {"refused": f"the measuring process failed: {error}"[:1000]}
 
 
 def _runtime() -> tuple[str, list[str]]:

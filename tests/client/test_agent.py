@@ -1,11 +1,7 @@
 """`vitfit agent` as a process beside a server: it measures what is offered, survives either side's restart, and is refused."""
 
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ from vitfit.connection import Connection
 from vitfit.errors import VitfitError
 
 from latency.mailbox import Mailbox
+from tests.client.agents import agent, token
 from tests.client.served import served
 from tests.models.networks import small_network
 from tests.service.running import wait_until
@@ -23,27 +20,6 @@ from tests.service.running import wait_until
 REQUEST: dict[str, Any] = {
     "threads": 1, "batch": 1, "provider": "CPUExecutionProvider", "seconds": 0.1, "rounds": 3, "seed": 0,
 }  # fmt: skip
-
-
-def token(data: Path, *scopes: str) -> str:
-    options = [word for scope in scopes for word in ("--scope", scope)]
-    command = [sys.executable, "-m", "vitfit.cli", "token", "create", "pi", *options, "--data", str(data), "--json"]
-    return str(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["secret"])
-
-
-@contextmanager
-def agent(address: str, secret: str, folder: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "vitfit.cli", "agent", "--name", "pi-5", "--server", address]
-    with (folder / "agent.log").open("ab") as log:
-        process = subprocess.Popen(
-            [*command, "--cache", str(folder / "cache"), *options], env={**os.environ, "VITFIT_TOKEN": secret},
-            stdout=log, stderr=log,
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(timeout=20)
 
 
 def answered(mailbox: Mailbox, number: str) -> dict[str, Any]:

@@ -21,6 +21,15 @@ def test_many_at_once_are_counted_as_one_by_one(name: str, monkeypatch: pytest.M
     assert len({tuple(row) for row in together}) == len(structures)
 
 
+def test_forgetting_parts_loses_none_of_those_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = untrained("deit_tiny_patch16_224").structure
+    structures = [whole, *(plan.apply_to(whole) for plan in probe_plans(whole, 4))]
+    monkeypatch.setattr(latency.features, "_known", {})
+    before = features(structures)
+    monkeypatch.setattr(latency.features, "KNOWN", 1)
+    assert np.array_equal(features([*structures, structures[0]])[:-1], before)
+
+
 def test_macs_and_norms_are_those_of_the_operations() -> None:
     whole = untrained("deit_tiny_patch16_224").structure
     row = dict(zip(latency.features.FEATURES, features([whole])[0], strict=True))

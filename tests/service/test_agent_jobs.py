@@ -1,8 +1,5 @@
 """Jobs whose budgets hold on a device with an agent: a slow one that is really measured, and the fake one with dear MLPs."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from latency.devices import ADDED
-from service.paths import DataFolder
-from service.schema import upgrade
-from service.store import Store
-from service.tokens import Tokens
+from tests.client.agents import agent, token
 from tests.client.served import served
 from tests.service.running import wait_until
 from tests.service.small_jobs import Ran, Workshop, briefly, budget, digits
@@ -26,23 +20,12 @@ LOW = ("nice", "-n", "10", "taskset", "-c", "0")
 @contextmanager
 def device(data: Path, folder: Path, *options: str) -> Iterator[str]:
     """A server that only passes tasks on, and the agent of a device at it."""
-    with served(folder, "--data", str(data), "--port", "0") as address:
-        store = Store(DataFolder(data).database)
-        upgrade(store)
-        secret = Tokens(store).create("pi", ("agent",))[1]
-        store.close()
-        command = [*LOW, sys.executable, "-m", "vitfit.cli", "agent", "--name", "pi", "--server", address]
-        with (folder / "agent.log").open("wb") as log:
-            process = subprocess.Popen(
-                [*command, "--cache", str(folder / "cache"), *options], env={**os.environ, "VITFIT_TOKEN": secret},
-                stdout=log, stderr=log,
-            )  # fmt: skip
-        try:
-            wait_until(lambda: (data / "devices" / "agent-pi" / "seen").exists(), "the agent")
-            yield "agent-pi"
-        finally:
-            process.kill()
-            process.wait(timeout=20)
+    with (
+        served(folder, "--data", str(data), "--port", "0") as address,
+        agent(address, token(data, "agent"), folder, *options, under=LOW),
+    ):
+        wait_until(lambda: (data / "devices" / "agent-pi-5" / "seen").exists(), "the agent")
+        yield "agent-pi-5"
 
 
 def test_a_job_meets_its_budget_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,9 +33,9 @@ def test_a_job_meets_its_budget_on_the_device(tmp_path: Path, monkeypatch: pytes
     workshop = Workshop(tmp_path, *digits(tmp_path))
     with device(tmp_path / "data", tmp_path) as name:
         ran = workshop.run(budget("latency_keep", 0.7, name), trials=4)
-        assert ran.result.guarantee == "measured" and ran.report["setting"].startswith("agent-pi, 1 thread")
+        assert ran.result.guarantee == "measured" and ran.report["setting"].startswith("agent-pi-5, 1 thread")
         assert ran.report["ratio"]["high"] <= 0.7
-        assert [path.name for path in (tmp_path / "tables").glob("agent-pi-*")]
+        assert [path.name for path in (tmp_path / "tables").glob("agent-pi-5-*")]
 
 
 def kept(ran: Ran) -> tuple[float, float]:

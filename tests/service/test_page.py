@@ -9,6 +9,7 @@ import onnx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.client.agents import token
 from tests.client.served import served
 from tests.service.running import Server
 from tests.service.small_jobs import DIGITS
@@ -118,8 +119,6 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, s
 
 
 def test_a_server_with_tokens_asks_for_one(browser: Browser, tmp_path: Path) -> None:
-    from tests.client.test_agent import token
-
     with served(tmp_path, "--data", str(tmp_path / "data"), "--port", "0", VITFIT_ANONYMOUS="0") as address:
         secret = token(tmp_path / "data", "submit")
         context = browser.new_context(base_url=address)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.client.agents import token
 from tests.client.served import served
-from tests.client.test_agent import token
 
 pytestmark = pytest.mark.slow
 QUICK = {"VITFIT_ANONYMOUS": "0", "VITFIT_FAKE_TRIAL_S": "0.01", "VITFIT_REQUESTS_PER_MINUTE": "1000000"}
