@@ -37,7 +37,7 @@ def describe_stages(model: nn.Module, family: Family, name: str, size: tuple[int
         last = stages[-1].blocks[-1].tokens
         tail = tuple(dataclasses.replace(op, rows_are_tokens=op.rows == last) for op in tail)
     structure = Structure(
-        name, image, _classes(model), prefix, prefix > 0, tables + _ops(sections[0]), tuple(stages),
+        name, image, classes_of(model), prefix, prefix > 0, tables + _ops(sections[0]), tuple(stages),
         tail, family.fixed,
     )  # fmt: skip
     _check_accounted(model, structure)
@@ -57,7 +57,8 @@ def _image(model: nn.Module, family: Family, size: tuple[int, int] | None) -> tu
     return found
 
 
-def _classes(model: nn.Module) -> int:
+def classes_of(model: nn.Module) -> int:
+    """Of a timm model; 0 without a classifier."""
     classifier = model.get_classifier()  # type: ignore[operator]
     first = classifier[0] if isinstance(classifier, tuple) else classifier
     return int(model.num_classes) if is_present(first) else 0  # type: ignore[arg-type]

@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.errors import CheckpointMismatch, DamagedFile, InvalidRequest, UnknownName, UnsafeFile
+from models.describe_stages import classes_of
+from models.errors import CheckpointMismatch, DamagedFile, InvalidRequest, UnknownName, UnsafeFile, UnsupportedModel
+from models.graph.network import GraphNetwork
 from models.preprocessing import Preprocessing
 from models.torch_network import TorchNetwork
 
@@ -65,7 +67,7 @@ def open_model(folder: Path) -> TorchNetwork:
         load_checkpoint(module, checkpoint)
     wanted = description.get("preprocessing")
     preprocessing = Preprocessing.from_json(wanted) if wanted else Preprocessing.of_model(module)
-    network = TorchNetwork(module, name, preprocessing)
+    network = network_of(module, name, preprocessing)
     if network.structure.image != tuple(preprocessing.size):
         raise InvalidRequest(
             f"Preprocessing makes images of {preprocessing.size}, the model takes {network.structure.image}; "
@@ -83,7 +85,22 @@ def open_model(folder: Path) -> TorchNetwork:
 def untrained(name: str, **options: Any) -> TorchNetwork:
     """A timm model with random weights: enough for shapes, MACs and latencies. Raises: UnknownName, InvalidRequest."""
     module = build(name, options, pretrained=False)
-    return TorchNetwork(module, name, Preprocessing.of_model(module))
+    return network_of(module, name, Preprocessing.of_model(module))
+
+
+def network_of(module: nn.Module, name: str, preprocessing: Preprocessing) -> TorchNetwork:
+    """By its family where there is one, so that everything can be cut; any other model by its graph.
+
+    Raises: UnsupportedModel with the reasons of both.
+    """
+    try:
+        return TorchNetwork(module, name, preprocessing)
+    except UnsupportedModel as unknown:
+        try:
+            return GraphNetwork(module, name, preprocessing, classes_of(module))
+        except UnsupportedModel as error:
+            reasons = [*unknown.facts.get("reasons", ()), *error.facts.get("reasons", ())]
+            raise UnsupportedModel(f"{unknown.detail} {error.detail}", reasons=reasons) from error
 
 
 def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -> nn.Module:

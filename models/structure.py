@@ -49,6 +49,15 @@ class Op(Record):
     width_field: Literal["", "inner", "cols"] = ""
     """Which size is the embedding width, so that cutting the width is arithmetic."""
     rows_are_tokens: bool = False
+    members: Literal["", "rows", "cols", "inner", "count"] = later("")
+    """Which size counts the heads (or neurons) of a half that is given by its `parts`."""
+
+    def of_members(self, members: int) -> "Op":
+        """The operation of one member, for so many."""
+        if not self.members:
+            return self
+        sizes: dict[str, int] = {self.members: getattr(self, self.members) * members}
+        return dataclasses.replace(self, **sizes)  # type: ignore[arg-type]
 
     @property
     def macs(self) -> int:
@@ -113,6 +122,8 @@ class Attention(Record):
     """Learned values per head that are added to the logits (relative positions)."""
     reduction: tuple[Op, ...] = later(())
     """Operations between the block's tokens and its keys (PVT's strided convolution and norm)."""
+    parts: tuple[Op, ...] = later(())
+    """Of an attention that was found in a graph (models/graph): all operations that its heads take part in, for one head."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,8 @@ class Mlp(Record):
     between: tuple[Op, ...] = later(())
     """Operations between fc1 and the activation that belong to the neurons, written for one neuron (depthwise
     convolution)."""
+    parts: tuple[Op, ...] = later(())
+    """Of an MLP that was found in a graph: all operations that its neurons take part in, for one neuron."""
 
 
 Reducer = Literal["drop", "fuse", "weighted", "merge"]
@@ -296,6 +309,9 @@ def block_ops(block: Block) -> tuple[Op, ...]:
 
 
 def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
+    if shape.parts:
+        yield from (part.of_members(shape.heads) for part in shape.parts)
+        return
     name, tokens, heads = block.name, block.tokens_attended, shape.heads
     window = shape.window or tokens // shape.windows
     keys = shape.keys or window
@@ -340,6 +356,9 @@ def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
 
 
 def _mlp_ops(block: Block, shape: Mlp) -> Iterator[Op]:
+    if shape.parts:
+        yield from (part.of_members(shape.neurons) for part in shape.parts)
+        return
     name, tokens = block.name, block.tokens_out
     yield Op("norm", f"{name}.norm2", tokens, block.width, weights=True, bias=True)
     if shape.inputs < block.width:

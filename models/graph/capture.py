@@ -1,0 +1,74 @@
+"""A module as a graph of PyTorch's operators whose batch is free, with the size of every tensor in it."""
+
+import operator
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Interpreter, Node
+
+from models.errors import UnsupportedModel
+
+BATCH = 11
+"""Of the captured images; a number that is no size of a network, so that it is told apart."""
+aten = torch.ops.aten
+NOTHING = (aten._assert_tensor_metadata, aten.sym_constrain_range_for_size, aten._assert_scalar)
+
+
+def capture(module: nn.Module, image: tuple[int, int, int]) -> GraphModule:
+    """In inference mode: dropout does nothing, batch norms keep their statistics. Raises: UnsupportedModel."""
+    example = torch.zeros(BATCH, *image)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(module.eval(), (example,), strict=False)
+            graph = program.module()
+    except Exception as error:  # whatever a forward does that cannot be written down
+        raise UnsupportedModel(
+            f"{type(module).__name__} cannot be written as a graph: {type(error).__name__}: {str(error)[:200]}",
+            reasons=[f"its forward cannot be captured ({type(error).__name__})"],
+        ) from error
+    return clean(graph)
+
+
+def clean(graph: GraphModule) -> GraphModule:
+    """Without checks of sizes and without what only training needs; attention says its scale."""
+    for node in list(graph.graph.nodes):
+        packet = getattr(node.target, "overloadpacket", None)
+        if node.op == "call_module" or packet in NOTHING:
+            graph.graph.erase_node(node)
+        elif packet in (aten.dropout, aten.dropout_, aten.feature_dropout):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return GraphModule(graph, graph.graph)
+
+
+class _Sizes(Interpreter):
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.found: dict[Node, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.found[n] = tuple(int(size) for size in result.shape)
+        elif isinstance(result, tuple | list) and all(isinstance(one, Tensor) for one in result):
+            self.found[n] = [tuple(int(size) for size in one.shape) for one in result]
+        return result
+
+
+def sizes_of(graph: GraphModule, image: tuple[int, int, int], batch: int) -> dict[Node, Any]:
+    """Of each node, the shape of its tensor or the shapes of its several. Nothing is computed."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        runner = _Sizes(graph)
+        runner.run(mode.from_tensor(torch.zeros(batch, *image)))
+    return runner.found
+
+
+def is_part(node: Node) -> bool:
+    """One of the several outputs of another node."""
+    return node.target is operator.getitem

@@ -1,0 +1,200 @@
+"""A traced graph as a `Structure`: what belongs to heads and neurons as operations of one member, the rest as its stem."""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from models.errors import UnsupportedModel
+from models.graph.atoms import Atom, Dim, is_batch, leaves, size_of
+from models.graph.halves import GraphBlock, Half
+from models.graph.rules import convolution_groups, kernel
+from models.graph.trace import Traced
+from models.structure import Attention, Axis, Block, Mlp, Op, OpKind, Stage, Structure
+
+aten = torch.ops.aten
+NORMS = (aten.layer_norm, aten.rms_norm, aten.batch_norm, aten.group_norm)
+ACTIVATIONS = (
+    aten.gelu,
+    aten.gelu_,
+    aten.silu,
+    aten.silu_,
+    aten.relu,
+    aten.relu_,
+    aten.hardswish,
+    aten.hardswish_,
+    aten.tanh,
+)
+ADDITIONS = (aten.add, aten.add_)
+FIXED: tuple[Axis, ...] = ("embed", "inputs", "qk", "v", "halves")
+"""Only whole heads and neurons are cut in a graph."""
+
+
+def describe_graph(traced: Traced, blocks: Sequence[GraphBlock], name: str, classes: int) -> Structure:
+    """Raises: UnsupportedModel when there is nothing to cut."""
+    if not blocks:
+        raise UnsupportedModel(
+            f"No attention followed by an MLP was found in {name} whose heads and neurons can be cut.",
+            reasons=["no attention and MLP whose heads and neurons can be cut"],
+        )
+    counted = _Counted(traced)
+    owner = {half.atom: half for block in blocks for half in (block.heads, block.neurons)}
+    rest: list[Op] = []
+    parts: dict[Atom, list[Op]] = {atom: [] for atom in owner}
+    for node in traced.nodes:
+        for op, atoms in counted.ops(node):
+            mine = next((atom for atom in owner if atom in atoms), None)
+            if mine is None:
+                rest.append(op)
+            else:
+                parts[mine].append(_of_one(op, atoms[mine], mine.size))
+    stages = tuple(
+        Stage(f"{i}", (_block(traced, block, f"{i}", parts),), free_tokens=False) for i, block in enumerate(blocks)
+    )
+    return Structure(name, traced.image, classes, 0, False, tuple(rest), stages, (), FIXED)
+
+
+def _block(traced: Traced, block: GraphBlock, number: str, parts: dict[Atom, list[Op]]) -> Block:
+    heads, neurons = block.heads, block.neurons
+    dim = members_of(traced, heads)[1]
+    width = traced.tracer.shape(block.neurons.reader)
+    channels = size_of(traced.tracer.contractions[neurons.reader][1])
+    tokens = max(1, prod(width) // channels // traced.tracer.batch.size)
+    return Block(
+        name_of(heads) or number, channels, tokens,
+        Attention(heads.atom.size, dim, dim, channels, heads.atom.size * dim, parts=tuple(parts[heads.atom])),
+        Mlp(channels, neurons.atom.size, parts=tuple(parts[neurons.atom])),
+    )  # fmt: skip
+
+
+def name_of(half: Half) -> str:
+    """Of the module that a half stands in, by the name of its reader's weight."""
+    weight = half.reader.args[1]
+    return ".".join(str(weight.target).split(".")[:-3]) if isinstance(weight, Node) else ""
+
+
+def members_of(traced: Traced, half: Half) -> tuple[int, int]:
+    """Members of a half, and the inputs of its reader that each has."""
+    inputs = size_of(traced.tracer.contractions[half.reader][0])
+    return half.atom.size, inputs // half.atom.size
+
+
+def _of_one(op: Op, field: str, size: int) -> Op:
+    values = {name: getattr(op, name) for name in Op.__dataclass_fields__}
+    values[field] = values[field] // size
+    values["members"] = field
+    return Op(**values)
+
+
+class _Counted:
+    """Operations of nodes; each weight is counted where it is first read."""
+
+    def __init__(self, traced: Traced) -> None:
+        self.traced, self.tracer = traced, traced.tracer
+        self.seen: set[str] = set()
+
+    def ops(self, node: Node) -> list[tuple[Op, dict[Atom, str]]]:
+        """Each with the atoms that scale it, and the size that they scale."""
+        packet = getattr(node.target, "overloadpacket", None)
+        shape = self.tracer.sizes.get(node)
+        if node.op != "call_function" or not isinstance(shape, tuple):
+            return []
+        if node in self.tracer.contractions or packet is aten.conv2d:
+            return [*self._tables(node, 2), self._product(node)]
+        if node in self.tracer.mixtures:
+            return [*self._tables(node, 3), self._mixture(node)]
+        found = [] if packet in NORMS else self._tables(node, 0)
+        kind: OpKind | None = "norm" if packet in NORMS else "activation" if packet in ACTIVATIONS else None
+        if kind is None and packet in ADDITIONS and len(node.all_input_nodes) > 1:
+            kind = "add"
+        if kind is not None:
+            found.append(self._values(node, kind))
+        return found
+
+    def _new(self, node: object) -> bool:
+        """Whether a node is a parameter that no operation has counted."""
+        if not isinstance(node, Node) or node.op != "get_attr" or str(node.target) in self.seen:
+            return False
+        owner, _, name = str(node.target).rpartition(".")
+        if not isinstance(getattr(self.traced.graph.get_submodule(owner), name), nn.Parameter):
+            return False
+        self.seen.add(str(node.target))
+        return True
+
+    def _per_image(self, node: Node) -> int:
+        total = prod(self.tracer.shape(node))
+        free = any(is_batch(dim) for dim in self.tracer.of(node))
+        return total // self.tracer.batch.size if free else total
+
+    def _product(self, node: Node) -> tuple[Op, dict[Atom, str]]:
+        conv = getattr(node.target, "overloadpacket", None) in (aten.conv2d, aten.convolution)
+        plain = conv or getattr(node.target, "overloadpacket", None) is aten.linear
+        weight = node.args[1] if plain else next(one for one in node.all_input_nodes if one in self.tracer.weights)
+        new = self._new(weight)
+        bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+        with_bias = isinstance(bias, Node) and self._new(bias)
+        if conv:
+            groups, sizes = convolution_groups(node), self.tracer.shape(node.args[1])  # type: ignore[arg-type]
+            cols, inner = sizes[0] // groups, sizes[1] * kernel(sizes)
+            made, over = self.tracer.of(node.args[1])[0], self.tracer.of(node.args[1])[1]
+        else:
+            over, made = (leaves(dim) for dim in self.tracer.contractions[node])
+            groups, cols, inner = 1, size_of(made), size_of(over)
+        rows = self._per_image(node) // max(1, groups * cols)
+        op = Op(
+            "conv" if conv else "matmul", node.name, rows, cols, inner=inner, count=groups, weights=new,
+            bias=with_bias and new,
+        )  # fmt: skip
+        scales = dict.fromkeys((atom for dim in self.tracer.of(node) for atom in leaves(dim)), "rows")
+        scales |= dict.fromkeys(over, "inner")
+        return op, scales | dict.fromkeys(made, "count" if groups > 1 else "cols")
+
+    def _mixture(self, node: Node) -> tuple[Op, dict[Atom, str]]:
+        dims = self.tracer.of(node)
+        if getattr(node.target, "overloadpacket", None) is aten.scaled_dot_product_attention:
+            (*_, rows, inner), (*_, cols, depth) = (self.tracer.shape(node.args[i]) for i in (0, 2))  # type: ignore[arg-type]
+            count = self._per_image(node) // (rows * depth)
+        else:
+            shape = self.tracer.shape(node)
+            inner = size_of(self.tracer.mixtures[node][1])
+            rows, cols, depth = (*shape[-2:], 0) if len(shape) > 1 else (1, shape[-1], 0)
+            count = self._per_image(node) // (rows * cols)
+        op = Op("attention", node.name, rows, cols, inner=inner, depth=depth, count=count)
+        scales = {atom: "count" for dim in dims for atom in leaves(dim)}
+        if depth == 0:  # in an attention of one head, its dims: of the sum, or of what comes out
+            scales |= dict.fromkeys(leaves(self.tracer.mixtures[node][1]), "inner")
+            if len(dims) > 1:
+                scales |= dict.fromkeys(leaves(dims[-1]), "cols") | dict.fromkeys(leaves(dims[-2]), "rows")
+            scales |= dict.fromkeys(leaves(self.tracer.mixtures[node][0]), "count")
+        return op, scales
+
+    def _values(self, node: Node, kind: OpKind) -> tuple[Op, dict[Atom, str]]:
+        """Over values; of a norm with its weights."""
+        dims = self.tracer.of(node)
+        if kind == "norm":
+            tables = [one for one in node.all_input_nodes if self._new(one)]
+            size = prod(self.tracer.shape(tables[0])) if tables else self.tracer.shape(node)[-1]
+            rows = self._per_image(node) // size
+            op = Op("norm", node.name, rows, size, weights=bool(tables), bias=len(tables) > 1)
+            inside = {atom for table in tables for dim in self.tracer.of(table) for atom in leaves(dim)}
+        else:
+            size = self.tracer.shape(node)[-1]
+            op = Op(kind, node.name, self._per_image(node) // size, size)
+            inside = set(leaves(dims[-1]))
+        return op, {atom: "cols" if atom in inside else "rows" for dim in dims for atom in leaves(dim)}
+
+    def _tables(self, node: Node, first: int) -> list[tuple[Op, dict[Atom, str]]]:
+        """Parameters that are no product's or norm's weights: `first` inputs of the node are its own."""
+        own = {one for one in node.args[1 : first + 1] if isinstance(one, Node)} if first == 2 else set()
+        found = []
+        for table in node.all_input_nodes:
+            if table not in own and self._new(table):
+                dims = self.tracer.of(table)
+                last: Dim = dims[-1] if dims else []
+                cols = size_of(last)
+                rows = prod(self.tracer.shape(table)) // cols
+                scales = {atom: "cols" if atom in last else "rows" for dim in dims for atom in leaves(dim)}
+                found.append((Op("table", str(table.target), rows, cols, weights=True), scales))
+        return found

@@ -1,0 +1,248 @@
+"""The `Network` of any model whose attention and MLPs are found in its graph: heads and neurons are cut, nothing else."""
+
+import copy
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+
+from models.dependence import Dependence, dependence, output_kernel
+from models.errors import InvalidRequest, UnsupportedModel
+from models.export import export_onnx
+from models.graph.atoms import leaves, places
+from models.graph.capture import BATCH, capture
+from models.graph.describe import describe_graph
+from models.graph.halves import GraphBlock, Half, find_blocks
+from models.graph.trace import Traced, trace
+from models.moments import Moments
+from models.network import LayerWeights
+from models.plan import BlockPlan, Plan
+from models.preprocessing import Preprocessing
+from models.recover import refit
+from models.rows import Form
+from models.statistics import BlockStatistics, Kind, Statistics
+from models.torch_network import DEPENDENCE_IMAGES, MOMENT_ROWS, TorchNetwork
+
+KINDS: frozenset[Kind] = frozenset({"dependence"})
+METHODS = "Use method 'joint' or 'mdc'."
+
+
+class GraphNetwork(TorchNetwork):
+    """Of a dense network `module` is the captured graph, of a pruned one what was cut out of it."""
+
+    def __init__(
+        self, module: nn.Module, name: str, preprocessing: Preprocessing, classes: int, batch: int = BATCH
+    ) -> None:
+        """module: any, or a clean graph that was written down for `batch` images. Raises: UnsupportedModel."""
+        size = preprocessing.size
+        graph = module if isinstance(module, GraphModule) else capture(module, size)
+        try:
+            self._traced = trace(graph, size, batch)
+            self._blocks = find_blocks(self._traced)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise UnsupportedModel(
+                f"{name} cannot be followed: {type(error).__name__}: {str(error)[:200]}",
+                reasons=["its graph cannot be followed"],
+            ) from error
+        self._structure = describe_graph(self._traced, self._blocks, name, classes)
+        self.module, self.preprocessing = graph, preprocessing
+        self.plan, self.class_names, self.gates, self.threshold = None, None, None, 0.5
+
+    @property
+    def pools_tokens(self) -> bool:
+        return False
+
+    def blocks(self) -> list[nn.Module]:
+        return []
+
+    def weights(self) -> tuple[LayerWeights, ...]:
+        return tuple(self._layer_weights(block) for block in self._blocks)
+
+    def check_kinds(self, kinds: Collection[Kind]) -> None:
+        """Raises: InvalidRequest for statistics that are not taken of a graph."""
+        wanted = sorted(set(kinds) - KINDS)
+        if wanted:
+            raise InvalidRequest(
+                f"Statistics {', '.join(wanted)} are not taken of {self._structure.name}, whose attention and MLPs were found "
+                f"in its graph. {METHODS}",
+                kinds=wanted,
+            )  # fmt: skip
+
+    def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
+        self.check_kinds(kinds)
+        moments = [(Moments(), Moments()) for _ in self._blocks]
+        draw = torch.Generator().manual_seed(0)
+
+        def record(block: int, side: int, x: Tensor) -> None:
+            rows = x.reshape(-1, x.shape[-1])
+            share = min(1.0, MOMENT_ROWS / (len(images) * self._structure.blocks[block].tokens))
+            if share < 1:
+                rows = rows[torch.randperm(len(rows), generator=draw)[: max(1, round(share * len(rows)))]]
+            moments[block][side].add(rows)
+
+        self._read(record, images, 32)
+        found = self._dependences(images[:DEPENDENCE_IMAGES]) if "dependence" in kinds else [None] * len(moments)
+        return Statistics(
+            tuple(
+                BlockStatistics(heads.statistics(), neurons.statistics(), dependence=one)
+                for (heads, neurons), one in zip(moments, found, strict=True)
+            )
+        )
+
+    def _dependences(self, images: Tensor) -> list[Dependence]:
+        outputs = output_kernel(self.outputs(images))
+        seen: dict[tuple[int, int], Tensor] = {}
+        self._read(lambda block, side, x: seen.update({(block, side): x}), images, len(images))
+        found = []
+        for i, block in enumerate(self._structure.blocks):
+            assert block.attention is not None
+            heads = seen[i, 0].reshape(len(images), -1, block.attention.heads, block.attention.v_dim).mean(-1)
+            neurons = seen[i, 1].reshape(len(images), -1, seen[i, 1].shape[-1])
+            found.append(dependence(heads, neurons, outputs))
+        return found
+
+    def _read(self, record: Callable[[int, int, Tensor], None], images: Tensor, batch: int) -> None:
+        """Calls record(block, side, x) with what enters projections (side 0) and second layers of MLPs (side 1), members
+        slowest in the last dim."""
+        watched = {}
+        for i, block in enumerate(self._blocks):
+            for side, half in enumerate((block.heads, block.neurons)):
+                watched[half.reader] = (i, side, torch.tensor(member_columns(self._traced, half)))
+        reader = _Reader(self._traced.graph, watched, record)
+        with torch.inference_mode():
+            for chunk in images.split(batch):
+                reader.run(chunk)
+
+    def pruned(self, plan: Plan, statistics: Statistics | None) -> "GraphNetwork":
+        """Raises: InvalidRequest when the plan does not fit."""
+        small = copy.copy(self)
+        small._structure, small.plan = plan.apply_to(self._structure), plan
+        if [block.source for block in plan.blocks] != list(range(len(self._blocks))):
+            raise InvalidRequest(
+                "Whole blocks cannot be removed from a graph; keep at least one head and one neuron of each"
+            )
+        kept = {}
+        for block, wanted in zip(self._blocks, plan.blocks, strict=True):
+            kept[block.heads.atom], kept[block.neurons.atom] = _heads(wanted), wanted.neurons
+        small.module = self._traced.cut(kept)
+        if statistics is not None:
+            for block, wanted, seen in zip(self._blocks, plan.blocks, statistics.blocks, strict=True):
+                self._refit(small.module, block.heads, _heads(wanted), seen.projection)
+                self._refit(small.module, block.neurons, wanted.neurons, seen.neurons)
+        return small
+
+    def _refit(self, module: GraphModule, half: Half, kept: Sequence[int], seen: Any) -> None:
+        """The reader of a half, re-fitted in closed form (models/recover.py)."""
+        if len(kept) == half.atom.size:
+            return
+        columns = member_columns(self._traced, half)
+        each = len(columns) // half.atom.size
+        chosen = [member * each + i for member in kept for i in range(each)]  # members slowest
+        weight, bias = reader_weight(self._traced.graph, half.reader)
+        new, shift = refit(weight[:, columns], bias, seen, chosen)
+        dim = self._traced.tracer.contractions[half.reader][0]
+        place = {columns[i]: position for position, i in enumerate(chosen)}
+        order = [place[column] for column in places(leaves(dim), {half.atom: kept})]
+        write_reader(module, half.reader, new[:, order], shift if bias is not None else None)
+
+    def _layer_weights(self, block: GraphBlock) -> LayerWeights:
+        heads = block.heads.atom.size
+        projection, fc2 = (_linear(*self._reader(half)) for half in (block.heads, block.neurons))
+        fc1 = self._made(block.neurons)
+        q = self._made(block.heads)
+        dims = projection.in_features // heads
+        # what makes a head may be several layers of any widths: their norm, over its dims
+        norms = (q.weight.detach() ** 2).sum(1).sqrt().repeat_interleave(dims) / dims**0.5
+        return LayerWeights(heads, _linear(norms[:, None].repeat(3, 1) / 3**0.5, None), projection, fc1, fc2)
+
+    def _reader(self, half: Half) -> tuple[Tensor, Tensor | None]:
+        weight, bias = reader_weight(self._traced.graph, half.reader)
+        return weight[:, member_columns(self._traced, half)], bias
+
+    def _made(self, half: Half) -> nn.Linear:
+        """Per member one row: the norms of what makes it, by input. (members, 1)."""
+        total = torch.zeros(half.atom.size)
+        for maker in half.makers:
+            weight = next(
+                (one for one in maker.all_input_nodes if one.op == "get_attr" and one in self._weights(maker)), None
+            )
+            if weight is None:
+                continue
+            tensor = _attribute(self._traced.graph, weight)
+            for axis, dim in enumerate(self._traced.dims(weight)):
+                if half.atom in leaves(dim):
+                    rows = (tensor**2).sum([i for i in range(tensor.ndim) if i != axis])
+                    for member in range(half.atom.size):
+                        total[member] += rows[places(dim, {half.atom: [member]})].sum()
+        return _linear(total.sqrt()[:, None], None)
+
+    def _weights(self, node: Node) -> set[Node]:
+        return {one for one in node.all_input_nodes if one in self._traced.tracer.weights}
+
+    def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
+        export_onnx(self.module, self._structure.image, self.preprocessing, path, batch)
+
+
+class _Reader(Interpreter):
+    def __init__(
+        self,
+        graph: GraphModule,
+        watched: dict[Node, tuple[int, int, Tensor]],
+        record: Callable[[int, int, Tensor], None],
+    ) -> None:
+        super().__init__(graph)
+        self._watched, self._record = watched, record
+
+    def run_node(self, n: Node) -> Any:
+        if n in self._watched:
+            block, side, columns = self._watched[n]
+            x = self.env[n.all_input_nodes[0]]
+            if "conv" in str(n.target):
+                x = x.movedim(1, -1)
+            self._record(block, side, x[..., columns])
+        return super().run_node(n)
+
+
+def member_columns(traced: Traced, half: Half) -> list[int]:
+    """The inputs of a half's reader, member by member."""
+    dim = leaves(traced.tracer.contractions[half.reader][0])
+    return [column for member in range(half.atom.size) for column in places(dim, {half.atom: [member]})]
+
+
+def reader_weight(graph: GraphModule, reader: Node) -> tuple[Tensor, Tensor | None]:
+    """(outputs, inputs) and the bias."""
+    weight = _attribute(graph, reader.args[1])
+    bias = reader.args[2] if len(reader.args) > 2 else reader.kwargs.get("bias")
+    turned = weight.T if "matmul" in str(reader.target) else weight.flatten(1)
+    return turned, _attribute(graph, bias) if isinstance(bias, Node) else None
+
+
+def write_reader(graph: GraphModule, reader: Node, weight: Tensor, bias: Tensor | None) -> None:
+    with torch.no_grad():
+        target = _attribute(graph, reader.args[1])
+        target.copy_((weight.T if "matmul" in str(reader.target) else weight).reshape(target.shape))
+        if bias is not None:
+            place = reader.args[2] if len(reader.args) > 2 else reader.kwargs["bias"]
+            _attribute(graph, place).copy_(bias)
+
+
+def _attribute(graph: GraphModule, node: Any) -> Tensor:
+    owner, _, name = str(node.target).rpartition(".")
+    found = getattr(graph.get_submodule(owner), name)
+    assert isinstance(found, Tensor)
+    return found.detach()
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias)
+    return layer
+
+
+def _heads(plan: BlockPlan) -> tuple[int, ...]:
+    return tuple(head.v[0] // len(head.v) for head in plan.heads)
