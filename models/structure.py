@@ -49,15 +49,18 @@ class Op(Record):
     width_field: Literal["", "inner", "cols"] = ""
     """Which size is the embedding width, so that cutting the width is arithmetic."""
     rows_are_tokens: bool = False
-    members: Literal["", "rows", "cols", "inner", "count"] = later("")
-    """Which size counts the heads (or neurons) of a half that is given by its `parts`."""
+    members: Literal["", "rows", "cols", "inner", "count", "dims"] = later("")
+    """Which size counts the heads (or neurons) of a half that is given by its `parts`; dims: inner and depth."""
 
     def of_members(self, members: int) -> "Op":
         """The operation of one member, for so many."""
-        if not self.members:
-            return self
-        sizes: dict[str, int] = {self.members: getattr(self, self.members) * members}
-        return dataclasses.replace(self, **sizes)  # type: ignore[arg-type]
+        sizes: dict[str, int] = {name: getattr(self, name) * members for name in self.counted_by}
+        return dataclasses.replace(self, **sizes) if sizes else self  # type: ignore[arg-type]
+
+    @property
+    def counted_by(self) -> tuple[str, ...]:
+        """The sizes that `members` means."""
+        return ("inner", "depth") if self.members == "dims" else (self.members,) if self.members else ()
 
     @property
     def macs(self) -> int:

@@ -19,7 +19,7 @@ NOTHING = (aten._assert_tensor_metadata, aten.sym_constrain_range_for_size, aten
 
 def capture(module: nn.Module, image: tuple[int, int, int]) -> GraphModule:
     """In inference mode: dropout does nothing, batch norms keep their statistics. Raises: UnsupportedModel."""
-    example = torch.zeros(BATCH, *image)
+    example = torch.zeros(BATCH, *image, device=device_of(module))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -65,8 +65,13 @@ def sizes_of(graph: GraphModule, image: tuple[int, int, int], batch: int) -> dic
     """Of each node, the shape of its tensor or the shapes of its several. Nothing is computed."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         runner = _Sizes(graph)
-        runner.run(mode.from_tensor(torch.zeros(batch, *image)))
+        runner.run(mode.from_tensor(torch.zeros(batch, *image, device=device_of(graph))))
     return runner.found
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Of its weights; "meta" where there are none of them, only their sizes."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def is_part(node: Node) -> bool:

@@ -1,5 +1,6 @@
 """A traced graph as a `Structure`: what belongs to heads and neurons as operations of one member, the rest as its stem."""
 
+import dataclasses
 from collections.abc import Sequence
 from math import prod
 
@@ -82,10 +83,9 @@ def members_of(traced: Traced, half: Half) -> tuple[int, int]:
 
 
 def _of_one(op: Op, field: str, size: int) -> Op:
-    values = {name: getattr(op, name) for name in Op.__dataclass_fields__}
-    values[field] = values[field] // size
-    values["members"] = field
-    return Op(**values)
+    tagged = dataclasses.replace(op, members=field)  # type: ignore[arg-type]
+    sizes: dict[str, int] = {name: getattr(op, name) // size for name in tagged.counted_by}
+    return dataclasses.replace(tagged, **sizes)  # type: ignore[arg-type]
 
 
 class _Counted:
@@ -163,7 +163,9 @@ class _Counted:
             count = self._per_image(node) // (rows * cols)
         op = Op("attention", node.name, rows, cols, inner=inner, depth=depth, count=count)
         scales = {atom: "count" for dim in dims for atom in leaves(dim)}
-        if depth == 0:  # in an attention of one head, its dims: of the sum, or of what comes out
+        if depth:
+            scales |= dict.fromkeys(leaves(dims[-1]), "dims")
+        else:  # in an attention of one head, its dims: of the sum, or of what comes out
             scales |= dict.fromkeys(leaves(self.tracer.mixtures[node][1]), "inner")
             if len(dims) > 1:
                 scales |= dict.fromkeys(leaves(dims[-1]), "cols") | dict.fromkeys(leaves(dims[-2]), "rows")

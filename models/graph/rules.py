@@ -151,9 +151,10 @@ def expand_as(tracer: Tracer, node: Node) -> Dims:
 def expand(tracer: Tracer, node: Node) -> Dims:
     dims, wanted = tracer.of(node.args[0]), tracer.shape(node)
     dims = [[] for _ in range(len(wanted) - len(dims))] + dims
+    images = [isinstance(size, Node) for size in argument(node, 1, "size")]
     return [
-        dim if size_of(dim) == size else [tracer.batch] if size == tracer.batch.size else fixed(size)
-        for dim, size in zip(dims, wanted, strict=True)
+        [tracer.batch] if per_image else dim if size_of(dim) == size else [tracer.batch] if size == tracer.batch.size else fixed(size)
+        for dim, size, per_image in zip(dims, wanted, images, strict=True)
     ]
 
 

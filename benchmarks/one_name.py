@@ -1,0 +1,114 @@
+"""One name of timm's, tried: `python -m benchmarks.one_name NAME [--whole]`. Prints one JSON object. See benchmarks/names.py."""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.errors import VitfitError
+from models.export import compare_outputs, run_onnx
+from models.open import network_of
+from models.plan import Plan, identity
+from models.preprocessing import Preprocessing
+from models.structure import Structure
+from models.torch_network import TorchNetwork
+
+KEEP = 0.7
+GIB = 1 << 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name")
+    parser.add_argument("--whole", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    start = time.perf_counter()
+    row: dict[str, Any] = {"name": options.name, "works": False, "reasons": []}
+    try:
+        row |= tried(options.name, options.whole)
+        row["works"] = not row["reasons"]
+    except VitfitError as error:
+        row["reasons"] = list(error.facts.get("reasons", [error.detail]))
+    except Exception as error:  # what is not refused with a reason is a defect, and is shown as one
+        row["reasons"] = [f"DEFECT {type(error).__name__}: {str(error)[:160]}"]
+    print(json.dumps({**row, "seconds": round(time.perf_counter() - start, 1)}))
+
+
+def tried(name: str, whole: bool) -> dict[str, Any]:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    if whole:
+        torch.manual_seed(0)
+        model = timm.create_model(name, **({"depth": 2} if size > GIB else {}))
+    preprocessing = Preprocessing.of_model(model)
+    network = network_of(model.eval(), name, preprocessing)
+    small = network.pruned(plan_of(network.structure, KEEP), None)
+    reasons = [*differs(network, model), *differs(small, small.module)]
+    found = {
+        "way": "graph" if type(network) is not TorchNetwork else "family",
+        "blocks": len(network.structure.blocks),
+        "macs": network.structure.macs,
+        "macs_kept": small.structure.macs / network.structure.macs,
+        "cut": "two blocks" if whole and size > GIB else "",
+    }
+    if whole and not reasons:
+        found["parity"], wrong = in_use(small)
+        reasons += wrong
+    return {**found, "reasons": reasons}
+
+
+def plan_of(structure: Structure, keep: float) -> Plan:
+    """The first heads and neurons of every block."""
+    whole = identity(structure)
+    blocks = tuple(
+        dataclasses.replace(block, heads=_first(block.heads, keep), neurons=_first(block.neurons, keep))
+        for block in whole.blocks
+    )
+    return dataclasses.replace(whole, blocks=blocks)
+
+
+def _first(members: tuple[Any, ...], keep: float) -> tuple[Any, ...]:
+    return members[: max(1, round(keep * len(members)))] if members else members
+
+
+def differs(network: TorchNetwork, module: nn.Module) -> list[str]:
+    """Why a structure is not its module's, by torch's own counts."""
+    image = torch.zeros(1, *network.structure.image, device=next(module.parameters()).device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(image)
+    macs, params = counter.get_total_flops() // 2, sum(parameter.numel() for parameter in module.parameters())
+    reasons = []
+    if macs != network.structure.macs:
+        reasons.append(f"MACs {network.structure.macs / macs:.4f} of torch's count")
+    if params != network.structure.params:
+        reasons.append(f"parameters {network.structure.params / params:.4f} of the model's")
+    return reasons
+
+
+def in_use(network: TorchNetwork) -> tuple[float, list[str]]:
+    """Backward, export, ONNX Runtime."""
+    images = torch.randn(2, *network.structure.image, generator=torch.Generator().manual_seed(0))
+    network.module(images[:1]).sum().backward()
+    if not all(p.grad is not None for name, p in network.module.named_parameters() if "weight" in name):
+        return 0.0, ["some weights get no gradient"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        network.export(file, 1)
+        parity = compare_outputs(network.outputs(images, 1), run_onnx(file, images, 1))
+    return parity.max_relative, [] if parity.passed else [f"ONNX Runtime differs by {parity.max_relative:.1e}"]
+
+
+if __name__ == "__main__":
+    main()
