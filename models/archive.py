@@ -101,7 +101,7 @@ def _unpack_into(scratch: Path, archive: Path, limits: Limits) -> Unpacked:
     files: list[str] = []
     names: list[str] = []
     ignored = 0
-    for name, content in _members(archive, limits):
+    for name, content in members(archive, limits):
         suffix = PurePosixPath(name).suffix.lower()
         if suffix not in PICTURE_SUFFIXES or is_clutter(name):
             ignored += 1
@@ -130,7 +130,7 @@ def is_clutter(name: str) -> bool:
 Member = tuple[str, Callable[[], IO[bytes]]]
 
 
-def _members(archive: Path, limits: Limits) -> Iterator[Member]:
+def members(archive: Path, limits: Limits) -> Iterator[Member]:
     """Every regular file: its checked name and how to open it. Sizes are counted before contents are read."""
     packed = archive.stat().st_size
     if packed > limits.packed_bytes:

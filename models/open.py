@@ -1,4 +1,4 @@
-"""Opens a model folder: `model.json` beside an optional `weights.safetensors` or `weights.pth`."""
+"""Opens a model folder: `model.json`, beside it `weights.safetensors` or `weights.pth` of a timm model, `model.onnx` or `model.zip`."""
 
 import json
 import pickle
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from models.describe_stages import classes_of
 from models.errors import CheckpointMismatch, DamagedFile, InvalidRequest, UnknownName, UnsafeFile, UnsupportedModel
 from models.graph.network import GraphNetwork
+from models.open_hugging_face import open_hugging_face
+from models.open_onnx import open_onnx
+from models.package import unpack_model
 from models.preprocessing import Preprocessing
 from models.torch_network import TorchNetwork
 
@@ -58,16 +61,13 @@ SHOWN_KEYS = 5
 
 
 def open_model(folder: Path) -> TorchNetwork:
-    """Raises: UnknownName, InvalidRequest, UnsupportedModel, CheckpointMismatch, UnsafeFile, DamagedFile."""
+    """A timm model with or without weights, an ONNX file, or a zip of either an ONNX file with its data or a Hugging Face folder.
+
+    Raises: UnknownName, InvalidRequest, UnsupportedModel, CheckpointMismatch, UnsafeFile, DamagedFile.
+    """
     description = json.loads((folder / "model.json").read_text())
-    name, options = description["name"], description.get("options") or {}
-    checkpoint = next((p for p in (folder / "weights.safetensors", folder / "weights.pth") if p.exists()), None)
-    module = build(name, options, pretrained=checkpoint is None and bool(description.get("pretrained")))
-    if checkpoint is not None:
-        load_checkpoint(module, checkpoint)
-    wanted = description.get("preprocessing")
-    preprocessing = Preprocessing.from_json(wanted) if wanted else Preprocessing.of_model(module)
-    network = network_of(module, name, preprocessing)
+    network = _opened(folder, description)
+    preprocessing = network.preprocessing
     if network.structure.image != tuple(preprocessing.size):
         raise InvalidRequest(
             f"Preprocessing makes images of {preprocessing.size}, the model takes {network.structure.image}; "
@@ -78,8 +78,36 @@ def open_model(folder: Path) -> TorchNetwork:
         raise InvalidRequest(
             f"{len(classes)} class names were given for a model of {network.structure.classes} classes"
         )
-    network.class_names = tuple(map(str, classes)) if classes else None
+    network.class_names = tuple(map(str, classes)) if classes else network.class_names
     return network
+
+
+def _opened(folder: Path, description: dict[str, Any]) -> TorchNetwork:
+    name, wanted = description["name"], description.get("preprocessing")
+    if (file := folder / "model.onnx").exists():
+        return open_onnx(file, name, wanted)
+    if (archive := folder / "model.zip").exists():
+        return _packed(unpack_model(archive, folder / "model"), name, wanted)
+    checkpoint = next((p for p in (folder / "weights.safetensors", folder / "weights.pth") if p.exists()), None)
+    options = description.get("options") or {}
+    module = build(name, options, pretrained=checkpoint is None and bool(description.get("pretrained")))
+    if checkpoint is not None:
+        load_checkpoint(module, checkpoint)
+    return network_of(module, name, Preprocessing.from_json(wanted) if wanted else Preprocessing.of_model(module))
+
+
+def _packed(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> TorchNetwork:
+    files = sorted(folder.glob("*.onnx"))
+    if len(files) == 1:
+        return open_onnx(files[0], name, preprocessing)
+    if (folder / "config.json").is_file():
+        return open_hugging_face(folder, name, preprocessing)
+    found = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
+    raise InvalidRequest(
+        f"The archive holds {found or 'nothing'}: one .onnx file with its data, or a Hugging Face folder with its config.json, "
+        "is needed.",
+        files=found,
+    )
 
 
 def untrained(name: str, **options: Any) -> TorchNetwork:

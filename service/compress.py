@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InvalidRequest
+from models.package import FILE_NAMES
 from service.journal import JobFiles, MemoryJournal
 from service.pipeline import run
 from service.request import JobRequest
@@ -40,11 +41,12 @@ def model_folder(folder: Path, model: dict[str, Any], checkpoint: Path | None) -
     """A model's folder, as an upload leaves it."""
     folder.mkdir()
     (folder / "model.json").write_text(json.dumps(model))
-    if checkpoint is not None:
-        if checkpoint.suffix not in (".safetensors", ".pth", ".pt"):
-            raise InvalidRequest(f"A checkpoint is a .safetensors or .pth file, not {checkpoint.name!r}")
-        suffix = ".safetensors" if checkpoint.suffix == ".safetensors" else ".pth"
-        shutil.copyfile(checkpoint, folder / f"weights{suffix}")
+    if checkpoint is not None and checkpoint.is_dir():
+        shutil.make_archive(str(folder / "model"), "zip", checkpoint)
+    elif checkpoint is not None:
+        if checkpoint.suffix not in FILE_NAMES:
+            raise InvalidRequest(f"A model's file ends with {', '.join(FILE_NAMES)}, not as {checkpoint.name!r} does")
+        shutil.copyfile(checkpoint, folder / FILE_NAMES[checkpoint.suffix])
     return folder
 
 

@@ -1,6 +1,8 @@
-"""Where a model comes from: a timm name with options, or a folder (or file) `model.json` with its weights beside it."""
+"""Where a model comes from: a timm name with options, a folder (or file) `model.json` with its weights beside it, an ONNX file, a
+zip, or a Hugging Face folder."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 from vitfit.errors import VitfitError
 
 WEIGHTS = ("weights.safetensors", "weights.pth")
+PACKAGES = (".onnx", ".zip")
 FIELDS = ("name", "options", "pretrained", "preprocessing", "classes")
 
 
@@ -41,16 +44,31 @@ def model_source(
 
     Raises: VitfitError for a file that is missing or is not what it should be.
     """
-    source = _from_folder(Path(name)) if _is_file_or_folder(name) else ModelSource(name, {})
+    path = Path(name)
+    if path.suffix.lower() in PACKAGES or ((path / "config.json").is_file() and not (path / "model.json").is_file()):
+        source = _from_package(path)
+    else:
+        source = _from_folder(path) if _is_file_or_folder(name) else ModelSource(name, {})
     if options is not None:
         source = replace(source, options={**source.options, **_object(options, "--options")})
     if checkpoint is not None:
         source = replace(source, checkpoint=checkpoint)
     if pretrained is not None:
         source = replace(source, pretrained=pretrained)
-    if source.checkpoint is not None and not source.checkpoint.is_file():
+    if source.checkpoint is not None and not source.checkpoint.exists():
         raise VitfitError.local("no-such-file", f"There is no checkpoint {str(source.checkpoint)!r}.")
     return source
+
+
+def _from_package(path: Path) -> ModelSource:
+    """An ONNX file, a zip of one with its data, or a Hugging Face folder: what it is called is its file's name."""
+    if not path.exists():
+        raise VitfitError.local("no-such-file", f"There is no {str(path)!r}.")
+    name = (
+        re.sub(r"[^A-Za-z0-9_.\-]+", "-", path.resolve().name.removesuffix(path.suffix) or "model").strip("-.")
+        or "model"
+    )
+    return ModelSource(name, {}, pretrained=False, checkpoint=path)
 
 
 def _is_file_or_folder(name: str) -> bool:

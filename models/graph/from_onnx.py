@@ -4,7 +4,6 @@ ONNX Runtime folds what is constant first (shapes that are computed, scales); wh
 input's images are 11 where their number is free, so that it is told apart from other sizes (models/graph/atoms.py).
 """
 
-import math
 import re
 import tempfile
 from collections import Counter
@@ -32,12 +31,13 @@ OURS = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """image: channels, height, width. batch: of the graph as it is written down."""
+    """image: channels, height, width. batch: of the graph as it is written down. output: its name; outputs: values per image."""
 
     graph: GraphModule
     image: tuple[int, int, int]
     batch: int
-    classes: int
+    output: str
+    outputs: int
     metadata: dict[str, str]
 
 
@@ -55,7 +55,9 @@ def read_onnx(path: Path) -> OnnxModel:
             f"Output {output!r} has {len(sizes)} dims; one row of logits or features for each image is needed (images, values).",
             reasons=["an output that is not one row per image"],
         )
-    return OnnxModel(graph, image, batch, int(sizes[1]), {entry.key: entry.value for entry in model.metadata_props})
+    return OnnxModel(
+        graph, image, batch, output, int(sizes[1]), {entry.key: entry.value for entry in model.metadata_props}
+    )
 
 
 def _loaded(path: Path) -> ModelProto:
@@ -205,18 +207,21 @@ class Builder:
         return node
 
     def value(self, name: str) -> Node:
-        """A node for any of ONNX's values; constants become weights."""
+        """A node for any of ONNX's values. Constants become weights, one for each use: exporters store equal ones once, and
+        what happens to be equal (the biases of two new layers) must not be cut together."""
         if name not in self.values:
             found = torch.from_numpy(np.array(self.constants[name]))
             if self.batch > 1 and found.ndim > 2 and len(found) == self.batch and bool((found == found[:1]).all()):
                 found = found[:1]  # was written out for each image
-            self.values[name] = self.weight(name, found)
+            return self.weight(name, found)
         return self.values[name]
 
     def images(self) -> Node:
         """How many there are."""
         placeholder = next(iter(self.graph.nodes))
-        return self.call(torch.ops.aten.sym_size.int, placeholder, 0)
+        node = self.graph.call_method("size", (placeholder, 0))
+        self.meta[node] = self.batch
+        return node
 
     def weight(self, name: str, tensor: Tensor) -> Node:
         place = re.sub(r"\W", "_", name) or "value"
@@ -240,12 +245,10 @@ class Builder:
         return name in self.constants
 
     def sizes(self, name: str) -> tuple[int, ...]:
-        return tuple(self.meta[self.value(name)].shape)
+        return tuple(self.meta[self.values[name]].shape if name in self.values else self.constants[name].shape)
 
 
-def _biases(
-    nodes: Sequence[NodeProto], constants: dict[str, Any], uses: Counter[str]
-) -> dict[str, tuple[str, str]]:
+def _biases(nodes: Sequence[NodeProto], constants: dict[str, Any], uses: Counter[str]) -> dict[str, tuple[str, str]]:
     """Additions of a constant row to a product with weights: result -> (product, bias)."""
     products = {n.output[0]: n for n in nodes if n.op_type == "MatMul" and n.input[1] in constants}
     found = {}
@@ -253,9 +256,10 @@ def _biases(
         if node.op_type != "Add":
             continue
         for one, other in (node.input, reversed(node.input)):
-            if one in products and uses[one] == 1 and other in constants and constants[other].ndim == 1:
-                if constants[other].shape[0] == constants[products[one].input[1]].shape[-1]:
-                    found[node.output[0]] = (one, other)
+            if one not in products or uses[one] != 1 or other not in constants:
+                continue
+            if constants[other].shape == constants[products[one].input[1]].shape[-1:]:
+                found[node.output[0]] = (one, other)
     return found
 
 
@@ -264,7 +268,3 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
     return {
         name: numpy_helper.to_array(value) if isinstance(value, TensorProto) else value for name, value in found.items()
     }
-
-
-def product(sizes: Sequence[int]) -> int:
-    return math.prod(sizes)

@@ -34,10 +34,11 @@ class GraphNetwork(TorchNetwork):
     """Of a dense network `module` is the captured graph, of a pruned one what was cut out of it."""
 
     def __init__(
-        self, module: nn.Module, name: str, preprocessing: Preprocessing, classes: int, batch: int = BATCH
-    ) -> None:
-        """module: any, or a clean graph that was written down for `batch` images. Raises: UnsupportedModel."""
-        size = preprocessing.size
+        self, module: nn.Module, name: str, preprocessing: Preprocessing, classes: int, batch: int = BATCH,
+        image: tuple[int, int, int] | None = None,
+    ) -> None:  # fmt: skip
+        """module: any, or a graph that was written down for `batch` images of size `image`. Raises: UnsupportedModel."""
+        size = image or preprocessing.size
         graph = module if isinstance(module, GraphModule) else capture(module, size)
         try:
             self._traced = trace(graph, size, batch)

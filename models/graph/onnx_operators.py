@@ -1,5 +1,6 @@
 """ONNX's operators that vision transformers are exported with, as PyTorch's."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -115,10 +116,9 @@ def reshape(build: Build, names: Names, attributes: Attributes) -> Node:
 
 @operator("Flatten")
 def flatten(build: Build, names: Names, attributes: Attributes) -> Node:
-    axis = attributes.get("axis", 1)
-    if axis != 1:
-        raise ValueError(f"axis {axis}")
-    return build.call(aten.flatten.using_ints, build.value(names[0]), 1)
+    sizes, axis = build.sizes(names[0]), attributes.get("axis", 1)
+    ahead, behind = math.prod(sizes[:axis]), math.prod(sizes[axis:])
+    return build.call(aten.reshape.default, build.value(names[0]), [ahead, behind])
 
 
 @operator("Transpose")
@@ -242,17 +242,22 @@ def layer_norm(build: Build, names: Names, attributes: Attributes) -> Node:
 @operator("BatchNormalization")
 def batch_norm(build: Build, names: Names, attributes: Attributes) -> Node:
     x, scale, bias, mean, var = (build.value(name) for name in names)
-    return build.call(aten.batch_norm.default, x, scale, bias, mean, var, False, 0.0, attributes.get("epsilon", 1e-5), False)
+    return build.call(
+        aten.batch_norm.default, x, scale, bias, mean, var, False, 0.0, attributes.get("epsilon", 1e-5), False
+    )
 
 
-@operator("ReduceMean", "ReduceSum", "ReduceMax")
-def reduce(build: Build, names: Names, attributes: Attributes, target: Any = aten.mean.dim) -> Node:
-    axes, keep = _axes(build, names, attributes), bool(attributes.get("keepdims", 1))
-    return build.call(target, build.value(names[0]), axes, keep)
+def _reduction(target: Any) -> Operator:
+    def reduce(build: Build, names: Names, attributes: Attributes) -> Node:
+        axes, keep = _axes(build, names, attributes), bool(attributes.get("keepdims", 1))
+        return build.call(target, build.value(names[0]), axes, keep)
+
+    return reduce
 
 
-OPERATORS["ReduceSum"] = lambda build, names, attributes: reduce(build, names, attributes, aten.sum.dim_IntList)
-OPERATORS["ReduceMax"] = lambda build, names, attributes: reduce(build, names, attributes, aten.amax.default)
+OPERATORS["ReduceMean"] = _reduction(aten.mean.dim)
+OPERATORS["ReduceSum"] = _reduction(aten.sum.dim_IntList)
+OPERATORS["ReduceMax"] = _reduction(aten.amax.default)
 
 
 @operator("ReduceL2")
@@ -268,7 +273,37 @@ def global_pool(build: Build, names: Names, attributes: Attributes) -> Node:
 
 @operator("MaxPool", "AveragePool")
 def pool(build: Build, names: Names, attributes: Attributes) -> Node:
-    raise ValueError("pooling is not followed yet")
+    pads = list(attributes.get("pads", [0, 0, 0, 0]))
+    if pads[:2] != pads[2:] or attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        raise ValueError("padding by rule, or of unequal sides")
+    sizes, strides = list(attributes["kernel_shape"]), list(attributes.get("strides", [1, 1]))
+    rounds = bool(attributes.get("ceil_mode", 0))
+    if "count_include_pad" in attributes:
+        whole = bool(attributes["count_include_pad"])
+        return build.call(aten.avg_pool2d.default, build.value(names[0]), sizes, strides, pads[:2], rounds, whole)
+    return build.call(aten.max_pool2d.default, build.value(names[0]), sizes, strides, pads[:2], [1, 1], rounds)
+
+
+OPERATORS["AveragePool"] = lambda build, names, given: pool(build, names, {"count_include_pad": 0, **given})
+
+
+@operator("HardSigmoid")
+def hard_sigmoid(build: Build, names: Names, attributes: Attributes) -> Node:
+    scaled = build.call(aten.mul.Tensor, build.value(names[0]), attributes.get("alpha", 0.2))
+    return build.call(aten.clamp.default, build.call(aten.add.Tensor, scaled, attributes.get("beta", 0.5)), 0.0, 1.0)
+
+
+@operator("Pad")
+def pad(build: Build, names: Names, attributes: Attributes) -> Node:
+    if attributes.get("mode", b"constant") != b"constant" or (len(names) > 3 and names[3]):
+        raise ValueError("padding that is not constant, or of chosen axes")
+    pads = [int(size) for size in build.constant(names[1])]
+    if not any(pads):
+        return build.value(names[0])
+    rank = len(pads) // 2
+    both = [size for axis in reversed(range(rank)) for size in (pads[axis], pads[rank + axis])]
+    filling = float(build.constant(names[2])) if len(names) > 2 and names[2] else 0.0
+    return build.call(aten.constant_pad_nd.default, build.value(names[0]), both, filling)
 
 
 @operator("Einsum")

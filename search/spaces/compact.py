@@ -39,7 +39,7 @@ class CompactSpace:
         self._stages = self._rule.stages(structure) if "tokens" in axes else ()
         self.keeps = [a for a in ("heads", "qk", "v", "neurons") if a in axes and a not in structure.fixed]
         self.keeps += [f"tokens{i}" for i in range(len(self._stages))]
-        self._embed = ranking.embed if "embed" in axes else None
+        self._embed = ranking.embed if "embed" in axes and "embed" not in structure.fixed else None
         self._halves = _halves(structure, ranking) if "halves" in axes else None
         self.keeps += ["embed"] if self._embed is not None else []
         self.keeps += ["halves"] if self._halves is not None else []

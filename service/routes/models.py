@@ -1,4 +1,4 @@
-"""/v1/models: timm architectures with timm's or uploaded weights."""
+"""/v1/models: timm architectures with timm's or uploaded weights, ONNX files, Hugging Face folders."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from models.errors import InvalidRequest
+from models.package import FILE_NAMES
 from service.callers import Reader, Submitter
 from service.context import Service, ServiceOf
 from service.paging import PageQuery, mine, newest_first
@@ -17,7 +18,6 @@ from service.uploads import receive
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
-WEIGHTS = {".safetensors": "weights.safetensors", ".pth": "weights.pth", ".pt": "weights.pth", ".bin": "weights.pth"}
 PARTS = {
     "config": {
         "type": "string",
@@ -29,7 +29,8 @@ PARTS = {
     "checkpoint": {
         "type": "string",
         "contentMediaType": "application/octet-stream",
-        "description": ".safetensors, or .pth of tensors only.",
+        "description": ".safetensors or .pth of tensors only, for a timm model; .onnx; .zip of an ONNX file with its external data, or "
+        "of a Hugging Face folder.",
         "example": "weights.safetensors",
     },
 }
@@ -64,14 +65,14 @@ async def _receive(request: Request, folder: Path, service: Service) -> ModelReq
 
 def _weights_name(filename: str) -> str:
     suffix = Path(filename).suffix.lower()
-    if suffix not in WEIGHTS:
+    if suffix not in FILE_NAMES:
         raise InvalidRequest(
-            f"A checkpoint's name ends with {', '.join(WEIGHTS)}, not as {filename!r} does.",
+            f"A checkpoint's name ends with {', '.join(FILE_NAMES)}, not as {filename!r} does.",
             field="checkpoint",
             value=filename,
-            allowed=list(WEIGHTS),
+            allowed=list(FILE_NAMES),
         )
-    return WEIGHTS[suffix]
+    return FILE_NAMES[suffix]
 
 
 @router.get("")

@@ -1,0 +1,42 @@
+"""A model of several files in one zip or tar: an ONNX file with its external data, or a Hugging Face folder."""
+
+import shutil
+import tempfile
+from pathlib import Path, PurePosixPath
+
+from models.archive import Limits, is_clutter, members
+from models.errors import DamagedFile
+
+GIB = 1 << 30
+FILE_NAMES = {
+    ".safetensors": "weights.safetensors", ".pth": "weights.pth", ".pt": "weights.pth", ".bin": "weights.pth",
+    ".onnx": "model.onnx", ".zip": "model.zip",
+}  # fmt: skip
+"""What the file of a model is called in its folder, by the suffix that it came with."""
+LIMITS = Limits(packed_bytes=16 * GIB, total_bytes=20 * GIB, file_bytes=16 * GIB, members=1000)
+
+
+def unpack_model(archive: Path, folder: Path) -> Path:
+    """The files of a model side by side in `folder`, which appears complete or not at all; folders in the archive are left out.
+
+    Raises: UnsafeFile, TooLarge, DamagedFile.
+    """
+    if not folder.is_dir():
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            _unpack(archive, scratch)
+            scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    for name, content in members(archive, LIMITS):
+        if is_clutter(name):
+            continue
+        target = folder / PurePosixPath(name).name
+        if target.exists():
+            raise DamagedFile(f"The archive has two files called {target.name!r}. Pack one model.", member=name)
+        with content() as source, target.open("wb") as handle:
+            shutil.copyfileobj(source, handle)

@@ -1,0 +1,149 @@
+"""Models that no family describes, cut by their graphs."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from benchmarks.one_name import differs, plan_of
+from models.errors import InvalidRequest, UnsupportedModel
+from models.export import compare_outputs, run_onnx
+from models.graph.network import GraphNetwork, member_columns, reader_weight, write_reader
+from models.open import network_of, untrained
+from models.plan import identity
+from models.preprocessing import Preprocessing
+from models.program import save_program
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NAMES = {
+    "eva02_tiny_patch14_224": "rotary positions, gated MLP",
+    "xcit_nano_12_p16_224": "attention over channels",
+    "levit_128s": "batch norms, q narrower than v, tables of positions",
+    "swinv2_tiny_window8_256": "shifted windows, cosine attention, positions by a small MLP",
+    "cait_xxs24_224": "layers between heads",
+    "mvitv2_tiny": "pooled q, k and v, positions by einsum",
+}
+
+
+def shaken(name: str) -> GraphNetwork:
+    """With random weights everywhere: new models have zeros that hide what is missing."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return GraphNetwork(model.eval(), name, Preprocessing.of_model(model), 10)
+
+
+def images(network: GraphNetwork, count: int = 2) -> Tensor:
+    return torch.randn(count, *network.structure.image, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    "name", ["levit_128s", "xcit_nano_12_p16_224", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES)]
+)
+def test_a_cut_network_gives_what_the_whole_gives_when_nobody_reads_the_members(name: str) -> None:
+    """What is cut is exactly these members: with zeros in the columns that read them the whole network gives the same."""
+    network = shaken(name)
+    plan = plan_of(network.structure, 0.7)
+    cut = network.pruned(plan, None).outputs(images(network))
+    traced = network._traced
+    for block, wanted in zip(network._blocks, plan.blocks, strict=True):
+        for half, kept in (
+            (block.heads, {h.v[0] // len(h.v) for h in wanted.heads}),
+            (block.neurons, set(wanted.neurons)),
+        ):
+            columns = member_columns(traced, half)
+            each = len(columns) // half.atom.size
+            gone = [column for i, column in enumerate(columns) if i // each not in kept]
+            weight, _ = reader_weight(traced.graph, half.reader)
+            weight = weight.clone()
+            weight[:, gone] = 0
+            write_reader(traced.graph, half.reader, weight, None)
+    assert torch.allclose(cut, network.outputs(images(network)), atol=2e-4, rtol=1e-3)
+    assert not torch.allclose(cut, shaken(name).outputs(images(network)), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name", [*list(NAMES)[:4], *(pytest.param(n, marks=pytest.mark.slow) for n in list(NAMES)[4:])]
+)
+def test_macs_and_parameters_are_torch_s_own_before_and_after(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    network = network_of(model.eval(), name, Preprocessing.of_model(model))
+    assert isinstance(network, GraphNetwork)
+    small = network.pruned(plan_of(network.structure, 0.7), None)
+    assert differs(network, model) == [] and differs(small, small.module) == []
+    assert small.structure.macs < 0.85 * network.structure.macs
+
+
+def test_it_trains_exports_and_runs_in_any_batch(tmp_path: Path) -> None:
+    network = shaken("levit_128s")
+    small = network.pruned(plan_of(network.structure, 0.6), None)
+    small.module(images(network)).sum().backward()
+    assert all(p.grad is not None for name, p in small.module.named_parameters() if name.endswith("weight"))
+    x = images(network, 5)
+    for batch in (1, None):
+        small.export(tmp_path / "model.onnx", batch)
+        assert compare_outputs(small.outputs(x), run_onnx(tmp_path / "model.onnx", x, batch or 5)).max_relative < 1e-4
+    save_program(small.module, network.structure.image, tmp_path / "program.pt2")
+    again = torch.export.load(tmp_path / "program.pt2").module()
+    assert torch.allclose(again(x), small.outputs(x), atol=1e-5)
+
+
+def test_the_graph_way_and_the_family_way_leave_the_same_network() -> None:
+    family = untrained("deit_tiny_patch16_224", depth=2, img_size=64)
+    graph = GraphNetwork(family.module, "deit", family.preprocessing, family.structure.classes)
+    x = torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    found = []
+    for network in (family, graph):
+        plan = plan_of(network.structure, 0.6)
+        found.append(network.pruned(plan, network.statistics(x)).outputs(x[:2]))
+    assert torch.allclose(found[0], found[1], atol=1e-4)
+    assert graph.structure.macs == family.structure.macs and graph.structure.params == family.structure.params
+
+
+def test_re_fitting_undoes_the_loss_of_a_head_that_has_a_twin() -> None:
+    network = untrained("deit_tiny_patch16_224", depth=1, img_size=64)
+    block = network.blocks()[0]
+    with torch.no_grad():
+        for rows in block.attn.qkv.weight.view(3, 3, 64, -1), block.attn.qkv.bias.view(3, 3, 64):
+            rows[:, 2] = rows[:, 0]
+    graph = GraphNetwork(network.module, "deit", network.preprocessing, network.structure.classes)
+    x = torch.randn(32, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    whole = identity(graph.structure)
+    plan = dataclasses.replace(whole, blocks=(dataclasses.replace(whole.blocks[0], heads=whole.blocks[0].heads[:2]),))
+    dense, bare = graph.outputs(x), graph.pruned(plan, None).outputs(x)
+    recovered = graph.pruned(plan, graph.statistics(x)).outputs(x)
+    assert (recovered - dense).norm() < 0.01 * (bare - dense).norm()
+
+
+def test_whole_blocks_and_unknown_statistics_are_refused() -> None:
+    network = untrained("levit_128s")
+    assert isinstance(network, GraphNetwork)
+    plan = identity(network.structure)
+    with pytest.raises(InvalidRequest, match="Whole blocks"):
+        network.pruned(dataclasses.replace(plan, blocks=plan.blocks[1:]), None)
+    with pytest.raises(InvalidRequest, match="joint"):
+        network.check_kinds({"taylor"})
+
+
+def test_a_network_without_attention_is_refused_with_the_reason() -> None:
+    with pytest.raises(UnsupportedModel) as refused:
+        untrained("resnet10t")
+    assert "no attention and MLP whose heads and neurons can be cut" in refused.value.facts["reasons"]
+
+
+class Deciding(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((1, 2, 3)) if x.sum() > 0 else x.amax((1, 2, 3))
+
+
+def test_a_forward_that_decides_by_values_is_refused() -> None:
+    preprocessing = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(UnsupportedModel, match="cannot be written as a graph"):
+        GraphNetwork(Deciding(), "deciding", preprocessing, 0)
