@@ -11,6 +11,7 @@ weights: forward and backward, export, and ONNX Runtime held to PyTorch within 1
 
 import argparse
 import collections
+import itertools
 import json
 import resource
 import subprocess
@@ -43,7 +44,8 @@ def main() -> None:
     stored = options.output / ("whole.jsonl" if options.whole else "shapes.jsonl")
     stored.parent.mkdir(parents=True, exist_ok=True)
     if not options.table:
-        names = options.names or [name for module in MODULES for name in timm.list_models(module=module)]
+        by_turns = itertools.zip_longest(*(timm.list_models(module=module) for module in MODULES))
+        names = options.names or [name for some in by_turns for name in some if name]
         done = {row["name"] for row in _rows(stored)}
         for name in names:
             if name not in done:

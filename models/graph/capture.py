@@ -21,7 +21,7 @@ def capture(module: nn.Module, image: tuple[int, int, int]) -> GraphModule:
     """In inference mode: dropout does nothing, batch norms keep their statistics. Raises: UnsupportedModel."""
     example = torch.zeros(BATCH, *image, device=device_of(module))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(module.eval(), (example,), strict=False)
             graph = program.module()

@@ -99,7 +99,7 @@ class _Counted:
         """Each with the atoms that scale it, and the size that they scale."""
         packet = getattr(node.target, "overloadpacket", None)
         shape = self.tracer.sizes.get(node)
-        if node.op != "call_function" or not isinstance(shape, tuple):
+        if node.op not in ("call_function", "call_method") or not isinstance(shape, tuple):
             return []
         if node in self.tracer.contractions or packet is aten.conv2d:
             return [*self._tables(node, 2), self._product(node)]

@@ -119,7 +119,7 @@ def test_re_fitting_undoes_the_loss_of_a_head_that_has_a_twin() -> None:
     plan = dataclasses.replace(whole, blocks=(dataclasses.replace(whole.blocks[0], heads=whole.blocks[0].heads[:2]),))
     dense, bare = graph.outputs(x), graph.pruned(plan, None).outputs(x)
     recovered = graph.pruned(plan, graph.statistics(x)).outputs(x)
-    assert (recovered - dense).norm() < 0.01 * (bare - dense).norm()
+    assert (recovered - dense).norm() < 0.05 * (bare - dense).norm()
 
 
 def test_whole_blocks_and_unknown_statistics_are_refused() -> None:
