@@ -86,8 +86,10 @@ def _first(members: tuple[Any, ...], keep: float) -> tuple[Any, ...]:
 def differs(network: TorchNetwork, module: nn.Module) -> list[str]:
     """Why a structure is not its module's, by torch's own counts."""
     image = torch.zeros(1, *network.structure.image, device=next(module.parameters()).device)
+    module.requires_grad_(False)  # the counter follows modules by their gradients where it can
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(image)
+    module.requires_grad_(True)
     macs, params = counter.get_total_flops() // 2, sum(parameter.numel() for parameter in module.parameters())
     reasons = []
     if macs != network.structure.macs:

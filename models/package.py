@@ -8,11 +8,6 @@ from models.archive import Limits, is_clutter, members
 from models.errors import DamagedFile
 
 GIB = 1 << 30
-FILE_NAMES = {
-    ".safetensors": "weights.safetensors", ".pth": "weights.pth", ".pt": "weights.pth", ".bin": "weights.pth",
-    ".onnx": "model.onnx", ".zip": "model.zip",
-}  # fmt: skip
-"""What the file of a model is called in its folder, by the suffix that it came with."""
 LIMITS = Limits(packed_bytes=16 * GIB, total_bytes=20 * GIB, file_bytes=16 * GIB, members=1000)
 
 

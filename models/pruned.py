@@ -3,7 +3,7 @@
 B batch, N tokens, D width, H heads, q/v kept q/k and v dims per head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -195,6 +195,16 @@ class PrunedBlocks(nn.Module):
         if self.filled:
             x = functional.pad(x, (0, 0, 0, tokens - x.shape[1]))
         return x.unsqueeze(1) if grid else x
+
+    def __len__(self) -> int:
+        """Number, order and slices of blocks are what timm's `forward_intermediates` asks of a model's blocks."""
+        return len(self.blocks())
+
+    def __iter__(self) -> Iterator[PrunedBlock]:
+        return iter(self.blocks())
+
+    def __getitem__(self, place: slice) -> list[PrunedBlock]:
+        return self.blocks()[place]
 
     def blocks(self) -> list[PrunedBlock]:
         return [block for block in self.children() if isinstance(block, PrunedBlock)]

@@ -1,5 +1,6 @@
 """The methods and criteria that a job can name. Standard library only: the web process lists them."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,19 @@ def method_named(name: str) -> Method:
     if name not in METHODS:
         raise UnknownName("method", name, METHODS)
     return METHODS[name]
+
+
+def method_for(name: str, keep_spatial: bool) -> Method:
+    """keep_spatial: all tokens stay. Raises: UnknownName; InvalidRequest for a method that is about tokens."""
+    method = method_named(name)
+    if not keep_spatial or "tokens" not in method.axes:
+        return method
+    if method.space == "cascade" or method.axes == ("tokens",):
+        raise InvalidRequest(
+            f"keep_spatial keeps all tokens, which method {name!r} is there to remove. Leave it out, or take method 'joint'."
+        )
+    axes = tuple(axis for axis in method.axes if axis != "tokens")
+    return dataclasses.replace(method, axes=axes, other_spaces=())
 
 
 def check_criterion(name: str) -> None:

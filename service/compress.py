@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InvalidRequest
-from models.package import FILE_NAMES
 from service.journal import JobFiles, MemoryJournal
+from service.model_files import FILE_NAMES
 from service.pipeline import run
 from service.request import JobRequest
 

@@ -23,7 +23,7 @@ from models.statistics import Statistics, from_tensors, to_tensors
 from models.timm_weights import target_structure
 from models.torch_network import TorchNetwork
 from search.criteria import CRITERIA, rank
-from search.methods import criterion_of, method_named
+from search.methods import criterion_of, method_for, method_named
 from search.policy import Policy
 from search.ranking import Ranking
 from search.spaces import space_of
@@ -75,7 +75,7 @@ class Evaluation:
 
     def rank(self, request: JobRequest, work: Path) -> None:
         """Statistics, ranking and dense outputs, once; statistics are kept for a resumed job."""
-        method = method_named(request.method)
+        method = method_for(request.method, request.keep_spatial)
         criterion = criterion_of(method, request.criterion)
         stored = work / f"statistics-{criterion}.safetensors"
         if stored.exists():

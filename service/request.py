@@ -93,6 +93,9 @@ class JobRequest(Strict):
     trials: int = Field(32, ge=1, le=2000)
     seed: int = Field(0, ge=0, lt=2**31)
     recovery: bool = Field(True, description="Closed-form recovery after pruning.")
+    keep_spatial: bool = Field(
+        False, description="Remove no tokens, so that features keep their grid: for detection and segmentation."
+    )
     finetune: FinetuneRequest = Field(default_factory=lambda: FinetuneRequest())
     gates: GatesRequest = Field(default_factory=lambda: GatesRequest())
     name: str | None = Field(None, max_length=100)

@@ -25,7 +25,7 @@ from models.timm_weights import target_structure
 from models.torch_network import TorchNetwork
 from search.budgets import quantity_of
 from search.criteria import CRITERIA
-from search.methods import check_suits, criterion_of, method_named, space_for
+from search.methods import check_suits, criterion_of, method_for, space_for
 from service.budgeting import Pricing
 from service.evaluation import Evaluation
 from service.journal import JobFiles
@@ -82,7 +82,7 @@ def describe_dataset(folder: Path, allowed: list[Path]) -> dict[str, Any]:
 def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed: list[Path]) -> dict[str, Any]:
     """Everything that can be refused before work starts, short of measuring."""
     request = JobRequest.model_validate(job)
-    method = method_named(request.method)
+    method = method_for(request.method, request.keep_spatial)
     criterion, space = criterion_of(method, request.criterion), space_for(method, request.space)
     files = JobFiles(model, dataset, model, model, model)
     evaluation = Evaluation.open(request, files, allowed)

@@ -138,6 +138,12 @@ class SearchOptions:
     no_recovery: Annotated[
         bool, typer.Option("--no-recovery", help="Leave out closed-form recovery.", rich_help_panel=SEARCH_PANEL)
     ] = False
+    keep_spatial: Annotated[
+        bool,
+        typer.Option(
+            "--keep-spatial", help="Remove no tokens: for detection and segmentation.", rich_help_panel=SEARCH_PANEL
+        ),
+    ] = False
     finetune_epochs: Annotated[
         int | None, typer.Option(min=0, help="Epochs of distillation. (default: 0)", rich_help_panel=SEARCH_PANEL)
     ] = None
@@ -189,6 +195,8 @@ class SearchOptions:
             given["target"] = self.target_shape
         if self.no_recovery:
             given["recovery"] = False
+        if self.keep_spatial:
+            given["keep_spatial"] = True
         if self.finetune_epochs is not None:
             given["finetune"] = {"epochs": self.finetune_epochs}
         if self.gate_epochs is not None:

@@ -33,6 +33,7 @@ class JobOptions(TypedDict, total=False):
     trials: int
     seed: int
     recovery: bool
+    keep_spatial: bool
     finetune: dict[str, float]
     gates: dict[str, float]
     objective: str

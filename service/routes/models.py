@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from models.errors import InvalidRequest
-from models.package import FILE_NAMES
 from service.callers import Reader, Submitter
 from service.context import Service, ServiceOf
+from service.model_files import FILE_NAMES
 from service.paging import PageQuery, mine, newest_first
 from service.routes.bodies import MULTIPART_TYPE, body_of, content_length, media_type, parse
 from service.schemas import ModelPage, ModelRequest, ModelView

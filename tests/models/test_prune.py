@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import InvalidRequest
+from models.open import untrained
 from models.plan import HeadPlan, Plan, TokenPlan, identity
 from models.torch_network import TorchNetwork
 from tests.models.networks import VARIANTS, images_for, random_plan, small_network
@@ -174,3 +175,18 @@ def test_tokens_cannot_be_chosen_without_attention() -> None:
     first = dataclasses.replace(whole.blocks[0], heads=(), tokens=TokenPlan(4))
     with pytest.raises(InvalidRequest, match="attention is removed"):
         network.pruned(Plan(whole.embed, (first, *whole.blocks[1:])), None)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "pvt_v2_b0", "pit_ti_224"])
+def test_features_keep_their_grid_when_no_tokens_go(name: str) -> None:
+    """What detection and segmentation read."""
+    network = untrained(name)
+    plan = identity(network.structure)
+    fewer = tuple(dataclasses.replace(block, neurons=block.neurons[:32]) for block in plan.blocks)
+    small = network.pruned(dataclasses.replace(plan, blocks=fewer), None)
+    x = torch.randn(1, *network.structure.image)
+    with torch.inference_mode():
+        dense, found = (one.module.forward_intermediates(x, intermediates_only=True) for one in (network, small))
+        whole = small.module.forward_features(x)
+    assert [features.shape for features in found] == [features.shape for features in dense]
+    assert whole.shape == network.module.forward_features(x).shape

@@ -89,7 +89,7 @@ def write_model(folder: Path, name: str = "vit_tiny_patch16_224", **content: Any
     ("name", "options", "code", "words"),
     [
         ("resnet18", {}, "unsupported-model", "ResNet"),
-        ("swinv2_tiny_window8_256", {}, "unsupported-model", "SwinTransformerV2"),
+        ("mixer_s32_224", {}, "unsupported-model", "No attention followed by an MLP"),
         ("vit_tiny_patch16_224", {"drop_rate": 0.1}, "invalid-request", "'drop_rate' is not allowed"),
         ("vit_tiny_patch16_224", {"embed_dim": 50, "num_heads": 3}, "invalid-request", "embed_dim"),
     ],
@@ -170,6 +170,8 @@ CORES = int(describe_device("cpu")["threads"])
         (job(criterion="luck"), "unknown-name", "luck"),
         (job(method="mdc", criterion="magnitude"), "invalid-request", "hsic"),
         (job(space="moon"), "unknown-name", "moon"),
+        (job(method="cp-vit", keep_spatial=True), "invalid-request", "keep_spatial"),
+        (job(method="mdc", space="paper", keep_spatial=True), "invalid-request", "paper"),
         (job(space="paper"), "invalid-request", "compact"),
         (job(method="cp-vit", space="compact"), "invalid-request", "cascade"),
         (job(method="prune-it"), "unknown-name", "joint"),
