@@ -12,6 +12,7 @@ from service.metrics import Measured, Metrics
 from service.openapi import PROBLEMS, describe
 from service.problems import add_handlers
 from service.rate_limit import RateLimit
+from service.request_ids import RequestIds
 from service.routes import agents, artifacts, datasets, jobs, models, offers, pages
 from service.security_headers import SecurityHeaders
 from service.settings import Settings
@@ -38,6 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RateLimit, per_minute=settings.requests_per_minute)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Measured, metrics=app.state.metrics)
+    app.add_middleware(RequestIds)
     add_handlers(app)
     for routes in (models, datasets, jobs, artifacts, offers, agents, pages):
         app.include_router(routes.router)

@@ -69,6 +69,7 @@ class NewJob:
     request_digest: str | None = None
     trials_of: str | None = None
     deliver_trial: int | None = None
+    request_id: str | None = None
     id: str = field(default_factory=lambda: f"job_{secrets.token_hex(10)}")
     created_at: datetime = field(default_factory=now)
 
@@ -84,6 +85,7 @@ class NewJob:
             deliver_trial=self.deliver_trial,
             idempotency_key=self.idempotency_key,
             request_digest=self.request_digest,
+            request_id=self.request_id,
             progress=no_progress(int(self.request.get("trials", 0))),
             status="queued",
             priority=int(self.request.get("priority", 0)),

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -32,6 +32,8 @@ class Lease:
 
     job_id: str
     fence: int
+    request_id: str | None = field(default=None, compare=False)
+    """Of the request that made the job, for the log."""
 
 
 class Leases:
@@ -58,7 +60,7 @@ class Leases:
             job.attempt += 1
             job.fence += 1
             job.lease_owner, job.lease_expires_at = owner, now() + max(self._lease, timedelta(seconds=START_S))
-            return Lease(job.id, job.fence)
+            return Lease(job.id, job.fence, job.request_id)
 
     def job(self, lease: Lease) -> JobRow:
         """The row. Raises: Fenced."""
@@ -138,7 +140,7 @@ class Leases:
             jobs = list(session.scalars(query.with_for_update()))
             for job in jobs:
                 self._after_crash(session, job, "was not heard of for longer than its lease")
-            return [Lease(job.id, job.fence) for job in jobs]
+            return [Lease(job.id, job.fence, job.request_id) for job in jobs]
 
     def fail_overdue(self) -> list[str]:
         """End jobs that have taken longer than their limit; their workers lose their leases. The answer names the jobs."""

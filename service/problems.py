@@ -13,7 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from models.errors import InvalidRequest, VitfitError
+from service import logs
 from service.errors import InternalError, StorageFull, problem, status_of
+from service.request_ids import HEADER
 
 log = logging.getLogger("vitfit.service")
 HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "5"}, 503: {"Retry-After": "5"}}
@@ -69,7 +71,9 @@ async def _on_exception(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return answer(StorageFull("The server's disk is full. Delete jobs, models or data sets, or ask the operator."))
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return answer(InternalError(f"The server made a mistake ({type(error).__name__}). Its log says more."))
+    found = logs.request_id()  # this is answered outside of all middleware
+    headers = {HEADER: found} if found else {}
+    return answer(InternalError(f"The server made a mistake ({type(error).__name__}). Its log says more."), headers)
 
 
 def invalid_fields(errors: Any) -> InvalidRequest:

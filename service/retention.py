@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from sqlalchemy import delete, select
 
+from service import logs
 from service.errors import StorageFull
 from service.jobs import FINISHED
 from service.paths import DataFolder
@@ -29,7 +30,8 @@ class Retention:
         """Deletes jobs that ended longer ago than they are kept, and folders of jobs that nobody knows. Names the jobs."""
         old = [] if self._keep_days is None else self._forget(self._keep_days)
         for job_id in old:
-            log.info("%s was kept for %g days", job_id, self._keep_days)
+            with logs.about(job_id=job_id):
+                log.info("%s was kept for %g days", job_id, self._keep_days)
         with self._store.read() as session:
             known = set(session.scalars(select(JobRow.id)))
         for folder in self._folder.jobs.iterdir():

@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from service import logs
 from service.journal import Fenced
 from service.leases import Lease, Leases
 from service.paths import DataFolder
@@ -47,6 +48,11 @@ class Worker:
         os.close(self.life)
 
 
+def about(lease: Lease) -> contextlib.AbstractContextManager[None]:
+    """Lines that are logged inside are about this job and the request that made it."""
+    return logs.about(job_id=lease.job_id, request_id=lease.request_id)
+
+
 class Runner:
     """Runs queued jobs until `stop`."""
 
@@ -63,7 +69,8 @@ class Runner:
     def start(self) -> None:
         """Take back the jobs of servers of this machine that are gone, and begin."""
         for job_id in self._leases.take_back(is_gone):
-            log.info("%s goes on: the server that ran it is gone", job_id)
+            with logs.about(job_id=job_id):
+                log.info("%s goes on: the server that ran it is gone", job_id)
         self._thread.start()
 
     def wake(self) -> None:
@@ -90,17 +97,21 @@ class Runner:
             self._wake.wait(POLL_S)
             self._wake.clear()
         for worker in self._workers:
-            self._stop_worker(worker)
+            with about(worker.lease):
+                self._stop_worker(worker)
 
     def _tick(self) -> None:
         for worker in list(self._workers):
-            self._watch(worker)
+            with about(worker.lease):
+                self._watch(worker)
         if time.monotonic() - self._expiry_checked_at > EXPIRY_POLL_S:
             self._expiry_checked_at = time.monotonic()
             for lease in self._leases.expire():
-                log.warning("%s: its worker was not heard of for %g s", lease.job_id, self._settings.lease_s)
+                with about(lease):
+                    log.warning("%s: its worker was not heard of for %g s", lease.job_id, self._settings.lease_s)
             for job_id in self._leases.fail_overdue():
-                log.warning("%s: its time is over", job_id)
+                with logs.about(job_id=job_id):
+                    log.warning("%s: its time is over", job_id)
         if time.monotonic() - self._swept_at > SWEEP_S:
             self._swept_at = time.monotonic()
             self._retention.sweep()
@@ -108,7 +119,8 @@ class Runner:
             claimed = self._leases.claim(whoami())
             if claimed is None:
                 return
-            self._begin(claimed)
+            with about(claimed):
+                self._begin(claimed)
 
     def _begin(self, lease: Lease) -> None:
         try:

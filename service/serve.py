@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import logging
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from models.errors import VitfitError
+from service import logs
 from service.app import create_app
 from service.settings import Settings
 
@@ -33,8 +33,7 @@ def serve(settings: Settings, ready_file: Path | None = None) -> None:
 
     Raises: SystemExit with status 2, after one line on stderr, when the server cannot start; with 0 after SIGTERM.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logs.set_up(settings.log_format)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # before uvicorn has its own, and after
     try:
         _check_door(settings)

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.paths import DataFolder
 
 PREFIX = "VITFIT_"
+LogFormat = Literal["text", "json"]
 
 
 class Settings(BaseSettings):
@@ -54,6 +55,9 @@ class Settings(BaseSettings):
     register_timeout_s: float = Field(
         default=300.0, gt=0, description="Longest validation of an upload; it may fetch weights."
     )
+    log_format: LogFormat = Field(
+        default="text", description="text: lines for people. json: one object per line, of jobs too."
+    )
     engine: Literal["pipeline", "fake"] = Field(
         default="pipeline", description="What runs the jobs; fake is for tests."
     )
@@ -76,6 +80,11 @@ class Settings(BaseSettings):
     def worker_environment(self) -> dict[str, str]:
         """The variables that give a worker the settings of its server."""
         roots = os.pathsep.join(map(str, self.allowed_roots))
-        values = {"ENGINE": self.engine, "LEASE_S": str(self.lease_s), "ALLOWED_ROOTS": roots}
+        values = {
+            "ENGINE": self.engine,
+            "LEASE_S": str(self.lease_s),
+            "ALLOWED_ROOTS": roots,
+            "LOG_FORMAT": self.log_format,
+        }
         values["DEVICES"] = str(DataFolder(self.data).devices)
         return {f"{PREFIX}{name}": value for name, value in values.items()}

@@ -90,6 +90,8 @@ class JobRow(Row):
     idempotency_key: Mapped[str | None]
     request_digest: Mapped[str | None]
     first_answer: Mapped[dict[str, Any] | None]
+    request_id: Mapped[str | None]
+    """Of the request that made the job."""
 
     priority: Mapped[int] = mapped_column(default=0)
     time_limit_s: Mapped[float | None] = mapped_column(Float)

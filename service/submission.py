@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 from starlette.concurrency import run_in_threadpool
 
 from models.errors import InvalidRequest
+from service import logs
 from service.caller import Caller
 from service.engine import Catalog
 from service.errors import Conflict, KeyReused, ValidationSlow
@@ -61,7 +62,7 @@ class Submissions:
         Raises: VitfitError when it is refused; KeyReused.
         """
         body = request.model_dump(mode="json")
-        new = NewJob(body, caller.owner, idempotency_key=key, request_digest=_digest(body))
+        new = NewJob(body, caller.owner, key, _digest(body), request_id=logs.request_id())
         async with self._one_at_a_time(key):
             if earlier := await self._replay(new):
                 return earlier
@@ -82,7 +83,9 @@ class Submissions:
         if parent.model_id is None or (parent.request.get("dataset") and parent.dataset_id is None):
             raise Conflict("The job's model or data set was deleted; without it nothing more can be delivered.")
         digest = _digest([parent.request, job_id, trial])
-        new = NewJob(parent.request, caller.owner, key, digest, trials_of=job_id, deliver_trial=trial)
+        new = NewJob(
+            parent.request, caller.owner, key, digest, trials_of=job_id, deliver_trial=trial, request_id=logs.request_id()
+        )  # fmt: skip
         async with self._one_at_a_time(key):
             return await self._replay(new) or await self._create(new)
 

@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 from models.errors import Canceled, VitfitError
+from service import logs
 from service.engine import load_run
 from service.errors import InternalError
 from service.journal import Fenced, JobResult, StoredJournal
@@ -30,16 +31,18 @@ LOST_JOB = 3  # exit status
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 when the job's end is stored (however it ended), 3 when the job was another's."""
     options = _parse(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings = Settings(data=options.data)
+    logs.set_up(settings.log_format)
+    logs.bind(job_id=options.job)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` clauses run
     if options.parent_pipe is not None:
         threading.Thread(target=_die_with_parent, args=(options.parent_pipe,), daemon=True).start()
-    settings = Settings(data=options.data)
     folder = DataFolder(settings.data)
     store = Store(folder.database)
     leases, lease = Leases(store, settings.lease_s), Lease(options.job, options.fence)
     try:
         job = leases.job(lease)
+        logs.bind(request_id=job.request_id)
         heartbeat = Heartbeat(leases, lease, settings.lease_s / 4)
         heartbeat.start()
         log.info("attempt %d at %s by process %d", job.attempt, job.id, os.getpid())
