@@ -32,6 +32,8 @@ from service.dynamic import deliver_dynamic
 from service.evaluation import Evaluation
 from service.journal import JobFiles, JobResult, Journal
 from service.model_card import model_card
+from service.patches import FILE as PATCHES
+from service.patches import patches_of
 from service.report import write_html
 from service.request import JobRequest
 from service.verification import AXES, VERIFY, Evidence, Verdict, Verifier
@@ -86,7 +88,10 @@ def deliver_files(delivery: Delivery, files: JobFiles, journal: Journal) -> JobR
     if dynamic is not None:
         report["dynamic_tokens"] = dynamic
     _write_json(folder / "report.json", report)
-    write_html(report, folder / "report.html")
+    patches = patches_of(delivery.network, delivery.evaluation)
+    if patches is not None:
+        _write_json(folder / PATCHES, patches)
+    write_html(report, folder / "report.html", patches)
     (folder / "model_card.md").write_text(model_card(report))
     _write_json(folder / "manifest.json", _manifest(delivery, folder))
     for path in sorted(folder.iterdir()):

@@ -40,6 +40,8 @@ TROUBLE: Final = {
     "stubborn": "as deaf, and ignores SIGTERM, in a child process too",
 }
 
+GREY: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+"""A PNG of one pixel."""
 REAL_NAMES: Final = ("vit_tiny_patch16_224", "deit_small_patch16_224")
 """Of the examples in the description of the interface and in docs/api.md, so that these work here too."""
 
@@ -151,12 +153,20 @@ def _write_artifacts(files: JobFiles, best: dict[str, Any], trials: int) -> None
         "model.onnx": bytes(range(256)) * 400,
         "plan.json": json.dumps(best["policy"]).encode(),
         "report.json": json.dumps(report).encode(),
+        "patches.json": json.dumps(_pretended_patches()).encode(),
         "report.html": b"<!doctype html><title>Fake</title><p>Nothing was pruned.",
     }
     for name, content in contents.items():
         beside = files.work / f"{name}.tmp"
         beside.write_bytes(content)
         os.replace(beside, files.artifacts / name)
+
+
+def _pretended_patches() -> dict[str, Any]:
+    """As service/patches.py makes them: two images of 2 x 2 patches, of which two blocks remove one each."""
+    images = [{"index": row, "png": GREY, "kept": [[0, 1, 2], kept]} for row, kept in enumerate([[0, 1], [1, 2]])]
+    blocks = [{"block": "blocks.0", "kept": 3}, {"block": "blocks.1", "kept": 2}]
+    return {"grid": [2, 2], "patches": 4, "blocks": blocks, "images": images}
 
 
 def validate(document: dict[str, Any]) -> dict[str, Any]:

@@ -18,11 +18,17 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 matplotlib.rcParams["svg.hashsalt"] = "vitfit"  # equal reports are equal files
 
 
-def write_html(report: dict[str, Any], path: Path) -> None:
+def write_html(report: dict[str, Any], path: Path, patches: dict[str, Any] | None = None) -> None:
+    """report: the content of report.json; patches: of patches.json, where tokens are removed."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
     plots = {"trials": _trials(report), "blocks": _blocks(report), "latency": _latency(report)}
     text = environment.get_template("report.html").render(
-        report=report, rows=story.headline(report), notes=story.notes(report), plots=plots
+        report=report,
+        rows=story.headline(report),
+        notes=story.notes(report),
+        plots=plots,
+        patches=patches,
+        dimmed=_dimmed,
     )
     beside = path.with_suffix(".part")
     beside.write_text(text)
@@ -44,7 +50,14 @@ def _trials(report: dict[str, Any]) -> str:
     label = next(iter(limits))
     costs = [trial["costs"][label] for trial in report["trials"]]
     scores = [trial["score"] for trial in report["trials"]]
+    starts = [i for i, trial in enumerate(report["trials"]) if trial["start"]]
     axes.scatter(costs, scores, s=18, color=COLORS["trial"], label="trial")
+    if starts:
+        axes.scatter(
+            [costs[i] for i in starts], [scores[i] for i in starts], s=18, color=COLORS["original"], label="start"
+        )
+    front = _front(list(zip(costs, scores, strict=True)))
+    axes.plot(*zip(*front, strict=True), color=COLORS["trial"], linewidth=1, label="Pareto front")
     chosen = next(t for t in report["trials"] if t["number"] == report["delivered_trial"])
     axes.scatter([chosen["costs"][label]], [chosen["score"]], s=70, color=COLORS["delivered"], label="delivered")
     axes.axvline(limits[label], color=COLORS["limit"], linewidth=1, label="limit")
@@ -54,10 +67,20 @@ def _trials(report: dict[str, Any]) -> str:
     return _svg(figure)
 
 
-def _labelled(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Budgets with the label under which trials keep their costs."""
-    labels = list(report["trials"][0]["costs"])
-    return [{**budget, "label": label} for budget, label in zip(report["budgets"], labels, strict=True)]
+def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (cost, score), those that no other beats in both."""
+    best: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or score > best[-1][1]:
+            best.append((cost, score))
+    return best
+
+
+def _dimmed(patches: dict[str, Any], kept: list[int]) -> str:
+    """An SVG path over the patches that are gone; a patch is 1 x 1."""
+    columns = patches["grid"][1]
+    gone = sorted(set(range(patches["patches"])) - set(kept))
+    return "".join(f"M{place % columns} {place // columns}h1v1h-1z" for place in gone)
 
 
 def _blocks(report: dict[str, Any]) -> str:

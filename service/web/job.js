@@ -3,12 +3,13 @@
 import { follow, get, post, save, text } from "./api.js";
 import { alarm, el, number, table } from "./dom.js";
 import { shown } from "./jobs.js";
+import { patchesView } from "./patches.js";
 import { blocksPicture, trialsPlot } from "./plot.js";
 
 const FINISHED = ["succeeded", "failed", "canceled"];
 
 export async function job(main, signal, id) {
-  const parts = Object.fromEntries(["head", "plot", "choice", "result", "files", "log"].map((name) => [name, el("section")]));
+  const parts = Object.fromEntries(["head", "plot", "choice", "result", "patches", "files", "log"].map((name) => [name, el("section")]));
   main.replaceChildren(...Object.values(parts));
   const trials = [];
   let now = await get(`/v1/jobs/${id}`);
@@ -24,7 +25,7 @@ export async function job(main, signal, id) {
     if (kind === "trial") trials.push(body); else now = body;
     draw();
   });
-  await Promise.all([result(parts.result, now), files(parts.files, id), log(parts.log, id)].map((part) => part.catch(() => {})));
+  await Promise.all([result(parts.result, now), patches(parts.patches, id), files(parts.files, id), log(parts.log, id)].map((part) => part.catch(() => {})));
   main.setAttribute("data-finished", now.status);
 }
 
@@ -55,6 +56,12 @@ async function result(place, now) {
     ...(now.result.notes ?? []).map((note) => el("p", {}, note)));
   const report = JSON.parse(await text(`/v1/jobs/${now.id}/artifacts/report.json`));
   if (report.blocks) place.append(el("h2", {}, "What is kept of each block"), el("div", { class: "scroll" }, blocksPicture(report.blocks)));
+}
+
+async function patches(place, id) {
+  const found = (await get(`/v1/jobs/${id}/artifacts`)).artifacts;
+  if (!found.some((file) => file.name === "patches.json")) return;
+  place.replaceChildren(...patchesView(JSON.parse(await text(`/v1/jobs/${id}/artifacts/patches.json`))));
 }
 
 async function files(place, id) {

@@ -38,6 +38,11 @@ ARTIFACTS = {
 }  # fmt: skip
 
 
+def expected_artifacts(plan: dict[str, Any]) -> set[str]:
+    """Of a job with images that delivered this plan."""
+    return ARTIFACTS | ({"patches.json"} if any(block["tokens"] for block in plan["blocks"]) else set())
+
+
 @contextmanager
 def briefly(verify: Effort = BRIEF) -> Iterator[None]:
     """Less time for measurements, in every file that has the constants by name; and one thread: the networks are small."""

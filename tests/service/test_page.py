@@ -83,6 +83,24 @@ def test_another_trial_is_delivered_by_keyboard(page: Page, server: Server, fini
     assert child["parent"] == finished_job and child["result"]["delivered_trial"] == other
 
 
+def test_the_patches_that_images_keep_are_seen_block_by_block_by_keyboard(page: Page, finished_job: str) -> None:
+    page.goto(f"/web/#/jobs/{finished_job}")
+    expect(page.locator("#content")).to_have_attribute("data-finished", "succeeded")
+    pictures = page.locator("svg.patches")
+    expect(pictures).to_have_count(2)
+    assert page.locator("svg.patches image").first.evaluate("async (i) => { const p = new Image(); p.src = i.href.baseVal; await p.decode(); return p.width }") == 1  # fmt: skip
+    slider = page.get_by_role("slider", name="Block")
+    expect(page.get_by_text("after blocks.1: 2 of 4 patches")).to_be_visible()
+    assert [pictures.nth(i).get_attribute("data-gone") for i in range(2)] == ["2", "2"]
+    assert pictures.nth(0).locator(".removed").get_attribute("d") == "M0 1h1v1h-1zM1 1h1v1h-1z"
+    slider.press("ArrowLeft")
+    expect(page.get_by_text("after blocks.0: 3 of 4 patches")).to_be_visible()
+    assert pictures.nth(1).locator(".removed").get_attribute("d") == "M1 1h1v1h-1z"
+    slider.press("Home")
+    expect(page.get_by_text("as it comes: 4 patches")).to_be_visible()
+    assert pictures.nth(0).get_attribute("data-gone") == "0"
+
+
 def test_a_refusal_is_shown_where_it_happened(page: Page) -> None:
     page.goto("/web/#/submit")
     fill(page, "fake_tiny_patch4_32")
@@ -139,11 +157,14 @@ def test_the_digits_job_from_the_browser(browser: Browser, tmp_path: Path) -> No
         page.goto("/")
         fill(page, document["name"], Trials="4")
         page.get_by_label("Arguments of timm").fill(json.dumps(document["options"]))
+        page.get_by_label("Method").select_option("cp-vit")
         page.get_by_label("Weights:").set_input_files(DIGITS / "weights.safetensors")
         page.get_by_label("Data:").set_input_files(DIGITS / "digits.npz")
         page.get_by_role("button", name="Submit").click()
         expect(page.locator("#content")).to_have_attribute("data-finished", "succeeded", timeout=300_000)
         assert page.locator("rect.kept").count() == 6 * 5
+        expect(page.locator("svg.patches")).to_have_count(8)
+        assert int(page.locator("svg.patches").first.get_attribute("data-gone") or 0) > 0
         with page.expect_download() as started:
             page.get_by_role("button", name="model.cpu.onnx").click()
         started.value.save_as(tmp_path / "model.cpu.onnx")

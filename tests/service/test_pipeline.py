@@ -16,13 +16,13 @@ from models.plan import Plan, identity
 from models.torch_network import TorchNetwork
 from service.journal import MemoryJournal
 from tests.service.small_jobs import (
-    ARTIFACTS,
     SPLITS,
     Ran,
     Workshop,
     budget,
     data_folder,
     delivered_network,
+    expected_artifacts,
     model_folder,
     random_images,
 )
@@ -49,7 +49,7 @@ def structure_key(ran: Ran) -> str:
 
 def test_a_macs_budget_is_counted_and_all_artefacts_are_there(counted: Ran) -> None:
     assert counted.result.guarantee == "counted"
-    assert {path.name for path in counted.files.artifacts.iterdir()} == ARTIFACTS
+    assert {path.name for path in counted.files.artifacts.iterdir()} == expected_artifacts(counted.json("plan.json"))
     assert [row["number"] for row in counted.journal.trials()] == list(range(TRIALS))
     assert counted.journal.stages == [
         "validating", "ranking", "profiling", "searching", "verifying", "exporting", "reporting",
@@ -94,7 +94,7 @@ def test_recovery_changed_what_reads_the_removed_and_nothing_else(counted: Ran) 
 
 def test_the_manifest_has_the_digest_of_every_other_file(counted: Ran) -> None:
     listed = counted.json("manifest.json")["files"]
-    assert set(listed) == ARTIFACTS - {"manifest.json"}
+    assert set(listed) == expected_artifacts(counted.json("plan.json")) - {"manifest.json"}
     for name, entry in listed.items():
         content = counted.path(name).read_bytes()
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
