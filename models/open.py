@@ -1,19 +1,27 @@
 """Opens a model folder: `model.json`, beside it `weights.safetensors` or `weights.pth` of a timm model, `model.onnx` or `model.zip`."""
 
 import json
+import math
+import os
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.describe_stages import classes_of
-from models.errors import CheckpointMismatch, DamagedFile, InvalidRequest, UnknownName, UnsafeFile, UnsupportedModel
+from models.errors import (
+    CheckpointMismatch,
+    DamagedFile,
+    InvalidRequest,
+    TooLarge,
+    UnknownName,
+    UnsafeFile,
+    UnsupportedModel,
+)
 from models.graph.network import GraphNetwork
 from models.open_hugging_face import open_hugging_face
 from models.open_onnx import open_onnx
@@ -56,6 +64,10 @@ OPTIONS = frozenset(
     ]
 )
 """timm's constructor arguments that a user may set: shapes only, no code."""
+MOST = 2**20
+"""Of any number among the options; blocks: `MOST_BLOCKS`."""
+MOST_BLOCKS = 1_000
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 SHOWN_KEYS = 5
 
@@ -141,6 +153,7 @@ def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -
     unknown = sorted(set(options) - OPTIONS)
     if unknown:
         raise InvalidRequest(f"Model option {unknown[0]!r} is not allowed. Allowed: {', '.join(sorted(OPTIONS))}.")
+    _check_size(name, options)
     torch.manual_seed(seed)
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
@@ -151,6 +164,25 @@ def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -
             f"The pre-trained weights of {name!r} could not be fetched ({type(error).__name__}: {str(error)[:200]}). "
             "Upload a checkpoint, or ask for pretrained: false to use random weights."
         ) from error
+
+
+def _check_size(name: str, options: dict[str, Any]) -> None:
+    """Before any memory is taken. Raises: InvalidRequest for numbers that no network has; TooLarge."""
+    for option, value in options.items():
+        most = MOST_BLOCKS if option == "depth" else MOST
+        if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= most):
+            raise InvalidRequest(f"Model option {option!r} is {str(value)[:50]}; numbers up to {most:,} are allowed.")
+    try:
+        with torch.device("meta"):
+            params = sum(value.numel() for value in timm.create_model(name, pretrained=False, **options).parameters())
+    except Exception:  # what cannot be built is told by the attempt to build it
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * params > memory // 4:  # the original, what is pruned, and statistics
+        raise TooLarge(
+            f"This {name!r} has {params:,} parameters, {4 * params / 2**30:.0f} GiB; this machine, with {memory / 2**30:.0f} GiB "
+            "of memory, works on a quarter of that. Take a smaller model, or a larger machine.", params=params,
+        )  # fmt: skip
 
 
 def load_checkpoint(module: nn.Module, path: Path) -> None:
@@ -173,6 +205,12 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
             "Give the options (img_size, num_classes, depth, ...) that the checkpoint was trained with.",
             missing=missing, unexpected=unexpected, shapes=sorted(shapes),
         )  # fmt: skip
+    odd = [key for key, value in weights.items() if not _same_kind(value, own[key])]
+    if odd:
+        raise CheckpointMismatch(
+            f"The checkpoint's tensor {odd[0][:200]!r} is {weights[odd[0]].dtype}; {own[odd[0]].dtype} is needed, or another of "
+            f"{', '.join(str(kind).removeprefix('torch.') for kind in FLOATS)} for floats. Convert it before saving.",
+        )  # fmt: skip
     broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise DamagedFile(
@@ -185,8 +223,8 @@ def _read(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         try:
             return dict(load_file(path))
-        except SafetensorError as error:
-            raise DamagedFile(f"The checkpoint is not a whole safetensors file: {error}") from error
+        except Exception as error:  # its header is anybody's JSON
+            raise DamagedFile(f"The checkpoint is not a whole safetensors file: {str(error)[:200]}") from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -194,7 +232,7 @@ def _read(path: Path) -> dict[str, Any]:
             "The checkpoint is a pickle that wants to run code; vitfit loads tensors only. "
             "Save it as safetensors, or with torch.save(model.state_dict(), ...)."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged pickle fails in every way that Python has
         raise DamagedFile(f"The checkpoint cannot be read: {str(error)[:200]}") from error
     if not isinstance(loaded, dict):
         raise CheckpointMismatch(f"The checkpoint holds a {type(loaded).__name__}, not a dictionary of tensors")
@@ -207,12 +245,28 @@ def _unwrapped(weights: dict[str, Any]) -> dict[str, Tensor]:
         if isinstance(weights.get(wrapper), dict):
             weights = weights[wrapper]
             break
-    if weights and all(key.startswith("module.") for key in weights):
+    if weights and all(isinstance(key, str) and key.startswith("module.") for key in weights):
         weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    strange = [key for key, value in weights.items() if not isinstance(value, Tensor)]
+    strange = [key for key, value in weights.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if strange:
-        raise CheckpointMismatch(f"The checkpoint's entry {strange[0]!r} is not a tensor; upload the weights alone")
+        raise CheckpointMismatch(
+            f"The checkpoint's entry {str(strange[0])[:200]!r} is not a tensor; upload the weights alone"
+        )
+    odd = next((key for key, value in weights.items() if not _is_plain(value)), None)
+    if odd is not None:
+        raise CheckpointMismatch(
+            f"The checkpoint's tensor {odd[:200]!r} is sparse, nested, quantised or without values; store plain tensors."
+        )
     return weights
+
+
+def _is_plain(value: Tensor) -> bool:
+    return not (value.is_nested or value.is_quantized or value.is_meta) and value.layout == torch.strided
+
+
+def _same_kind(value: Tensor, own: Tensor) -> bool:
+    """Floats of any usual precision for floats; tables of whole numbers as they are."""
+    return value.dtype in FLOATS if own.is_floating_point() else value.dtype == own.dtype
 
 
 def _listed(what: str, keys: list[str]) -> str:

@@ -114,7 +114,11 @@ def list_folder(folder: Path, roots: Sequence[Path], limits: Limits) -> tuple[li
         if path.suffix.lower() not in PICTURE_SUFFIXES or is_clutter(name):
             ignored += 1
             continue
-        files.append(PictureFile(_inside(path, roots) if path.is_symlink() else path, name))
+        path = _inside(path, roots) if path.is_symlink() else path
+        if not path.is_file():  # a pipe or a socket: reading it might never end
+            ignored += 1
+            continue
+        files.append(PictureFile(path, name))
         if len(files) > limits.members:
             raise TooLarge(f"The folder holds more than {limits.members} pictures.", allowed=limits.members)
     if not files:
@@ -132,8 +136,11 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _inside(path: Path, roots: Sequence[Path]) -> Path:
-    """The file that a link leads to. Raises: UnsafeFile when it is outside of all roots."""
-    real = path.resolve()
+    """The file that a link leads to. Raises: UnsafeFile when it is outside of all roots, or leads in a circle."""
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise UnsafeFile(f"{str(path)!r} is a link that leads nowhere.", path=str(path)) from error
     if not any(real.is_relative_to(root) for root in roots):
         raise UnsafeFile(f"{str(path)!r} leads out of the folders that the operator allows.", path=str(path))
     return real

@@ -23,6 +23,7 @@ INTERPOLATIONS = {
 CROP_MODES = ("center", "squash")  # timm has a third, "border", which no plain vision transformer uses
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 MAX_SIDE = 4096
+MAX_RESIZED = 8192  # the shorter side before the crop
 MAX_ASPECT = 64  # the resized long side is this much longer than the network's input, at most
 
 
@@ -164,6 +165,10 @@ def _problems(value: Preprocessing) -> list[str]:
         problems.append(f"std {list(value.std)} must be above 0.")
     if not (_is_finite(value.crop) and 0 < value.crop <= 1):
         problems.append(f"crop {value.crop} must be above 0 and at most 1.")
+    elif max(value.size[1:]) / value.crop > MAX_RESIZED:
+        problems.append(
+            f"size {list(value.size)} with crop {value.crop} resizes to more than {MAX_RESIZED} pixels: raise crop."
+        )
     if value.interpolation not in INTERPOLATIONS:
         problems.append(f"interpolation {value.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}.")
     if value.crop_mode not in CROP_MODES:

@@ -16,14 +16,17 @@ from service.request_ids import RequestIds
 from service.routes import agents, artifacts, datasets, jobs, models, offers, pages
 from service.security_headers import SecurityHeaders
 from service.settings import Settings
+from service.validation import Validator
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, validator: Validator | None = None) -> FastAPI:
     """The application on a data folder, which is made or upgraded now; jobs run while the application does.
+
+    validator: of models, data and jobs; None: a process of the settings' engine for each.
 
     Raises: OSError when the data folder cannot be written; NewerData when a newer version wrote it.
     """
-    service = Service.open(settings)
+    service = Service.open(settings, validator)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

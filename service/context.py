@@ -50,7 +50,7 @@ class Service:
     runner: Runner
 
     @classmethod
-    def open(cls, settings: Settings) -> Self:
+    def open(cls, settings: Settings, validator: Validator | None = None) -> Self:
         """Make or upgrade the data folder. Raises: OSError when it cannot be written; NewerData."""
         folder = DataFolder(settings.data)
         folder.create()
@@ -60,7 +60,8 @@ class Service:
         jobs, library, engine = Jobs(store, settings.most_unfinished), Library(store, folder), catalog(settings.engine)
         shelf = DeviceShelf(store, folder.devices, folder.tables, engine.devices)
         offered = Catalog(shelf.all, engine.methods)
-        validator = Validator(validate_command(settings.engine), environment=settings.worker_environment())
+        if validator is None:
+            validator = Validator(validate_command(settings.engine), environment=settings.worker_environment())
         submissions = Submissions(settings, jobs, library, offered, validator)
         retention = Retention(store, folder, settings.keep_days, settings.quota_bytes)
         runner = Runner(

@@ -1,7 +1,9 @@
 """Every error of the web application as application/problem+json."""
 
 import errno
+import json
 import logging
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -28,8 +30,28 @@ def answer(error: VitfitError, headers: Mapping[str, str] | None = None) -> JSON
     return _response(problem(error.code, status, error.detail, error.facts), headers)
 
 
+class _Problem(JSONResponse):
+    """Any text that a user sent may stand in it: half characters are written as JSON's escapes."""
+
+    media_type = PROBLEM_TYPE
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":")).encode(
+            "utf-8", "backslashreplace"
+        )
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for NaN and the infinities: they become text."""
+    if isinstance(value, dict):
+        return {str(name): _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _response(body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(body, body["status"], dict(headers or {}), media_type=PROBLEM_TYPE)
+    return _Problem(body, body["status"], dict(headers or {}))
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -58,10 +58,10 @@ class Validator:
             if process.returncode is None:  # too slow, or the server stops
                 signal_group(process.pid, signal.SIGKILL)
                 await asyncio.shield(process.wait())
-        return _parse(output, complaints, process.returncode)
+        return parsed(output, complaints, process.returncode)
 
 
-def _parse(output: bytes, complaints: bytes, status: int | None) -> dict[str, Any]:
+def parsed(output: bytes, complaints: bytes, status: int | None) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(output)
         if status == 0 and ("description" if answer["ok"] else "error") in answer:

@@ -1,0 +1,231 @@
+"""Sends a server what no honest user sends, and says what it made of it.
+
+    python -m benchmarks.fuzz_uploads --seconds 300 --seed 1            one or two uploads a second; a failed one is named by its number
+    python -m benchmarks.fuzz_uploads --seed 1 --only 172               the same upload again
+
+Checkpoints, archives, arrays, folders of pictures, model.json and device tables, made from the seed: whole and then damaged, or whole and
+odd. Whatever is sent, the answer is either a success or a problem with a code, below 500, in time; no code of a pickle runs; and no file
+lies anywhere but in the upload's own folder, and none at all after a refusal. What is taken is tried in a job (`validate_only`) too.
+
+The application runs in this process, with the validation that the server has; its processes are forked from one that has imported
+torch, which saves their start. Expected: 0 failures.
+"""
+
+import argparse
+import asyncio
+import io
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi.testclient import TestClient
+
+from benchmarks.hostile import archives, arrays, checkpoints, documents
+from benchmarks.hostile.upload import Upload
+from service.app import create_app
+from service.settings import Settings
+from service.validation import Validator, parsed
+
+PATIENCE_S = 60.0
+"""A validation that takes longer hangs."""
+KINDS = ("checkpoint", "archive", "npz", "folder", "model", "device")
+OURS = re.compile(
+    r"(model|dataset)\.json|weights\.(safetensors|pth)|data\.(npz|zip|tar)|pictures/(index\.json|\d{8}\.\w{3,4})"
+)
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["service.validate"])
+
+
+class ForkedValidator(Validator):
+    """The same question to the same program, in a process that need not import torch first."""
+
+    async def _ask(self, document: dict[str, Any]) -> dict[str, Any]:
+        ours, theirs = FORKS.Pipe(duplex=False)
+        process = FORKS.Process(target=_validate, args=(document, theirs))
+        process.start()
+        theirs.close()
+        try:
+            while process.is_alive() and not ours.poll():
+                await asyncio.sleep(0.005)
+            output, complaints = ours.recv() if ours.poll() else (b"", b"")
+            process.join()
+        except EOFError:
+            output, complaints = b"", b"it died"
+            process.join()
+        finally:
+            if process.is_alive():
+                process.kill()
+            process.join()
+        return parsed(output, complaints, process.exitcode)
+
+
+def _validate(document: dict[str, Any], answer: Connection) -> None:
+    """`python -m service.validate`, in a forked process."""
+    import torch
+
+    from service import validate
+
+    torch.set_num_threads(1)
+    heard, said = io.StringIO(), io.StringIO()
+    sys.stdin, sys.stdout, sys.stderr = io.StringIO(json.dumps(document)), said, heard
+    try:
+        validate.main()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        answer.send((b"", heard.getvalue().encode(errors="replace")))
+        os._exit(1)
+    answer.send((said.getvalue().encode(), b""))
+
+
+@dataclass
+class Fuzzer:
+    """Of one server in a folder of its own."""
+
+    web: TestClient
+    root: Path
+    model: str
+    answers: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def allowed(self) -> Path:
+        return self.root / "allowed"
+
+    @property
+    def outside(self) -> Path:
+        """In which nothing may appear."""
+        return self.root / "outside"
+
+    def make(self, seed: int, number: int, kinds: tuple[str, ...]) -> Upload:
+        """The upload with this number: it depends on nothing else."""
+        rng = random.Random(f"{seed} {number}")
+        kind = rng.choice(kinds)
+        if kind == "folder":
+            place = self.allowed / f"{number}"
+            place.mkdir()
+            return archives.folder(rng, place, self.outside)
+        if kind == "archive":
+            return archives.archive(rng, self.outside)
+        if kind == "checkpoint":
+            return checkpoints.checkpoint(rng, str(self.outside / "code-ran"))
+        return {"npz": arrays.arrays, "model": documents.model_json, "device": documents.device}[kind](rng)
+
+    def send(self, upload: Upload) -> list[str]:
+        """What is wrong with the answer, or with what it left; empty when all is well."""
+        before, began = self._files(), time.monotonic()
+        answer = self._post(upload)
+        wrong = _judged(answer)
+        if answer.status_code == 201:
+            wrong += self._taken(upload, answer, before)
+        if time.monotonic() - began > PATIENCE_S:
+            wrong.append(f"it took {time.monotonic() - began:.0f} s")
+        left = self._files() - before
+        code = answer.json().get("type", "/problems/") if answer.status_code >= 400 and not wrong else ""
+        self.answers[code.removeprefix("/problems/") or str(answer.status_code)] += 1
+        return wrong + [f"it left {sorted(left)[:5]}"] * bool(left)
+
+    def _post(self, upload: Upload) -> httpx.Response:
+        if upload.filename:
+            part = "checkpoint" if upload.path == "/v1/models" else "file"
+            return self.web.post(upload.path, data=upload.fields or {}, files={part: (upload.filename, upload.content)})
+        body = upload.json if isinstance(upload.json, bytes) else json.dumps(upload.json).encode()
+        return self.web.post(upload.path, content=body, headers={"Content-Type": "application/json"})
+
+    def _taken(self, upload: Upload, answer: httpx.Response, before: set[str]) -> list[str]:
+        """What was registered is read, tried in a job, and deleted again."""
+        address, wrong = answer.headers["location"], []
+        for name in sorted(self._files() - before):
+            inside = re.fullmatch(r"data/(?:models|datasets)/\w+/(.*)", name)
+            if upload.path != "/v1/devices" and not (inside and OURS.fullmatch(inside[1])):
+                wrong.append(f"a file at {name}")
+        wrong += _judged(self.web.get(address))
+        if upload.path != "/v1/devices":
+            noun = "model" if upload.path == "/v1/models" else "dataset"
+            job = {"model": self.model, noun: answer.json()["id"], "budgets": [{"metric": "macs_keep", "limit": 0.9}]}
+            wrong += [f"in a job: {w}" for w in _judged(self.web.post("/v1/jobs?validate_only=true", json=job))]
+        return wrong + _judged(self.web.delete(address))
+
+    def _files(self) -> set[str]:
+        """Everything below the root that is no folder of a user's own, and not the server's own business."""
+        found = set()
+        for place, _, names in os.walk(self.root):
+            if Path(place) == self.root / "data" or Path(place).is_relative_to(self.allowed):
+                continue
+            found |= {os.path.relpath(os.path.join(place, name), self.root) for name in names}
+        return found - {"outside/secret.png"}
+
+
+def _judged(answer: httpx.Response) -> list[str]:
+    """Every answer is a success, or a problem that says what and names itself."""
+    if answer.status_code < 400:
+        return []
+    if answer.status_code >= 500:
+        return [f"status {answer.status_code}: {answer.text[:300]}"]
+    body = answer.json() if answer.headers.get("content-type") == "application/problem+json" else {}
+    told = (
+        body.get("type", "").startswith("/problems/")
+        and body.get("detail")
+        and body.get("status") == answer.status_code
+    )
+    return [] if told else [f"status {answer.status_code} without a problem: {answer.text[:300]}"]
+
+
+@contextmanager
+def fuzzer() -> Iterator[Fuzzer]:
+    """A server in a fresh folder, which goes afterwards."""
+    root = Path(tempfile.mkdtemp(prefix="vitfit-fuzz-"))
+    for name in ("allowed", "outside", "tmp"):
+        (root / name).mkdir()
+    settings = Settings(
+        data=root / "data", engine="pipeline", anonymous=True, allowed_roots=(root / "allowed",), requests_per_minute=10**9,
+        upload_limit_bytes=2**28, validate_timeout_s=PATIENCE_S, register_timeout_s=PATIENCE_S,
+    )  # fmt: skip
+    try:
+        app = create_app(settings, ForkedValidator((), environment=settings.worker_environment()))
+        with TestClient(app, raise_server_exceptions=False) as web:
+            answer = web.post("/v1/models", json=documents.MODEL_JSON)
+            assert answer.status_code == 201, answer.text
+            yield Fuzzer(web, root, answer.json()["id"])
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="the number of one upload")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="may be repeated; all when left out")
+    options = parser.parse_args()
+    failed, end = 0, time.monotonic() + options.seconds
+    with fuzzer() as fuzz:
+        number = options.only if options.only is not None else 0
+        while time.monotonic() < end:
+            upload = fuzz.make(options.seed, number, tuple(options.kind or KINDS))
+            for wrong in fuzz.send(upload):
+                failed += 1
+                print(f"{number} ({upload.name}): {wrong}", flush=True)
+            if options.only is not None:
+                break
+            number += 1
+        print(f"{sum(fuzz.answers.values())} uploads, seed {options.seed}: {failed} failures")
+        for name, count in fuzz.answers.most_common():
+            print(f"{count:6d} {name}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

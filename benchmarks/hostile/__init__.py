@@ -1,0 +1,1 @@
+"""Uploads that no honest user sends, made from a seed."""
