@@ -127,7 +127,7 @@ class Fuzzer:
         """What is wrong with the answer, or with what it left; empty when all is well."""
         before, began = self._files(), time.monotonic()
         answer = self._post(upload)
-        wrong = _judged(answer)
+        wrong = judged(answer)
         if answer.status_code == 201:
             wrong += self._taken(upload, answer, before)
         if time.monotonic() - began > PATIENCE_S:
@@ -151,12 +151,12 @@ class Fuzzer:
             inside = re.fullmatch(r"data/(?:models|datasets)/\w+/(.*)", name)
             if upload.path != "/v1/devices" and not (inside and OURS.fullmatch(inside[1])):
                 wrong.append(f"a file at {name}")
-        wrong += _judged(self.web.get(address))
+        wrong += judged(self.web.get(address))
         if upload.path != "/v1/devices":
             noun = "model" if upload.path == "/v1/models" else "dataset"
             job = {"model": self.model, noun: answer.json()["id"], "budgets": [{"metric": "macs_keep", "limit": 0.9}]}
-            wrong += [f"in a job: {w}" for w in _judged(self.web.post("/v1/jobs?validate_only=true", json=job))]
-        return wrong + _judged(self.web.delete(address))
+            wrong += [f"in a job: {w}" for w in judged(self.web.post("/v1/jobs?validate_only=true", json=job))]
+        return wrong + judged(self.web.delete(address))
 
     def _files(self) -> set[str]:
         """Everything below the root that is no folder of a user's own, and not the server's own business."""
@@ -168,7 +168,7 @@ class Fuzzer:
         return found - {"outside/secret.png"}
 
 
-def _judged(answer: httpx.Response) -> list[str]:
+def judged(answer: httpx.Response) -> list[str]:
     """Every answer is a success, or a problem that says what and names itself."""
     if answer.status_code < 400:
         return []

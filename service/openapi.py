@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from service.links import add_links
 from service.problems import PROBLEM_TYPE
 from service.schemas import DatasetRequest, ModelRequest, Problem
 
@@ -41,6 +42,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for path, operations in schema["paths"].items():
             for method, operation in operations.items():
                 _correct_problems(operation, method, path)
+        add_links(schema)
         schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"token": []}]
         schema["paths"]["/healthz"]["get"]["security"] = []

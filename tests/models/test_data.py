@@ -300,6 +300,18 @@ def test_a_link_to_a_picture_outside(tmp_path: Path, shelf: Path) -> None:
         open_data(describe(tmp_path / "set", "path", shelf / "animals"), PREPROCESSING, 2, [shelf])
 
 
+def test_a_link_in_a_circle(tmp_path: Path, shelf: Path) -> None:
+    os.symlink("99.png", shelf / "animals" / "cat" / "99.png")
+    with pytest.raises(UnsafeFile, match=r"99\.png"):
+        open_data(describe(tmp_path / "set", "path", shelf / "animals"), PREPROCESSING, 2, [shelf])
+
+
+def test_a_pipe_among_the_pictures_is_left_out_and_never_waited_for(tmp_path: Path, shelf: Path) -> None:
+    os.mkfifo(shelf / "animals" / "cat" / "99.png")
+    found = open_data(describe(tmp_path / "set", "path", shelf / "animals"), PREPROCESSING, 2, [shelf])
+    assert any("1 files are no pictures" in warning for warning in found.warnings)
+
+
 @pytest.mark.parametrize("path", ["animals", None, "/nowhere\0/x"])
 def test_a_path_that_is_none(tmp_path: Path, path: str | None) -> None:
     with pytest.raises(InvalidRequest, match="an absolute path is needed"):

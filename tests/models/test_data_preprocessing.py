@@ -129,6 +129,7 @@ def test_json_without_a_crop_mode_is_read() -> None:
         ({"mean": ("half",)}, "mean"),
         ({"std": (0.0,)}, "std"),
         ({"crop": 0.0}, "crop"),
+        ({"crop": 1e-320}, "crop"),
         ({"crop": 1.1}, "crop"),
         ({"interpolation": "magic"}, "interpolation"),
         ({"crop_mode": "border"}, "crop_mode"),

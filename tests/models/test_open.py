@@ -9,7 +9,15 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from models.errors import CheckpointMismatch, DamagedFile, InvalidRequest, UnknownName, UnsafeFile, UnsupportedModel
+from models.errors import (
+    CheckpointMismatch,
+    DamagedFile,
+    InvalidRequest,
+    TooLarge,
+    UnknownName,
+    UnsafeFile,
+    UnsupportedModel,
+)
 from models.families import family_of
 from models.open import open_model
 
@@ -138,6 +146,37 @@ def test_plain_vision_transformers_are_taken(name: str) -> None:
 def test_impossible_shapes_are_refused(tmp_path: Path, options: dict[str, int]) -> None:
     with pytest.raises((InvalidRequest, UnsupportedModel)):
         open_model(model_folder(tmp_path, options=TINY | options))
+
+
+@pytest.mark.parametrize("options", [{"depth": 2**31}, {"num_classes": 10**30}, {"img_size": float("inf")}])
+def test_numbers_that_no_network_has_are_refused_before_anything_is_built(
+    tmp_path: Path, options: dict[str, float]
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"{next(iter(options))!r} is .* are allowed"):
+        open_model(model_folder(tmp_path, options=TINY | options))
+
+
+def test_a_model_beyond_the_machines_memory_is_refused_before_it_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(TooLarge, match="GiB of memory"):
+        open_model(model_folder(tmp_path, options=TINY | {"embed_dim": 2**17, "depth": 400}))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "complex", "whole", "quantised", "numbered", "8-bit"])
+def test_weights_that_are_no_plain_tensors_are_refused(tmp_path: Path, kind: str) -> None:
+    weights: dict[Any, Any] = tiny_weights()
+    value = weights["norm.weight"]
+    if kind == "numbered":
+        weights = {7: value, **weights}
+    else:
+        ways = {
+            "sparse": value.to_sparse, "complex": lambda: value.to(torch.complex64), "whole": lambda: value.to(torch.int32),
+            "quantised": lambda: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+            "8-bit": lambda: value.to(torch.float8_e4m3fn),
+        }  # fmt: skip
+        weights["norm.weight"] = ways[kind]()
+    torch.save(weights, model_folder(tmp_path) / "weights.pth")
+    with pytest.raises(CheckpointMismatch, match=r"'7'|norm\.weight"):
+        open_model(tmp_path)
 
 
 def test_an_image_that_is_no_multiple_of_the_patch_keeps_its_size(tmp_path: Path) -> None:

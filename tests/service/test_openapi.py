@@ -35,6 +35,34 @@ def test_openapi_refers_only_to_schemas_that_it_has(web: TestClient) -> None:
         assert reference in known
 
 
+def test_links_lead_from_what_was_made_to_all_that_can_be_done_with_it(web: TestClient) -> None:
+    schema = web.get("/openapi.json").json()
+    names = {operation["operationId"]: (method, path) for path, method, operation in operations(schema)}
+    followed = set()
+    for path, method, operation in operations(schema):
+        for answer in operation["responses"].values():
+            for link in answer.get("links", {}).values():
+                target = names[link["operationId"]]
+                followed.add(target)
+                known = {p["name"] for p in schema["paths"][target[1]][target[0]].get("parameters", [])}
+                assert set(link.get("parameters", {})) <= known, (method, path, target)
+                assert known >= {part.strip("{}") for part in target[1].split("/") if part.startswith("{")}
+    made = {
+        (method, path) for path, method, _ in operations(schema) if "{" in path and not path.startswith("/v1/agents")
+    }
+    assert made <= followed
+
+
+def test_the_body_of_a_link_is_taken(web: TestClient) -> None:
+    model = web.post("/v1/models", json={"name": "deit_small_patch16_224", "pretrained": True}).json()["id"]
+    schema = web.get("/openapi.json").json()
+    links = schema["paths"]["/v1/models"]["post"]["responses"]["201"]["links"]
+    (body,) = [link["requestBody"] for link in links.values() if "requestBody" in link]
+    assert body["model"] == "$response.body#/id"
+    answer = web.post("/v1/jobs", json={**body, "model": model})
+    assert answer.status_code == 202, answer.text
+
+
 def test_openapi_lists_the_whole_interface(web: TestClient) -> None:
     schema = web.get("/openapi.json").json()
     assert {f"{method.upper()} {path}" for path, method, _ in operations(schema)} == {

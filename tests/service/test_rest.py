@@ -128,6 +128,12 @@ def test_addresses_that_do_not_exist_are_problems_too(web: TestClient) -> None:
     problem(web.post("/v1/jobs/job_x/deliver", json={"trial": 0}), 404, "not-found")
 
 
+def test_text_and_numbers_that_json_does_not_have_come_back_in_a_problem(web: TestClient) -> None:
+    body = b'{"model": "\\ud800", "budgets": [{"metric": "macs_keep", "limit": 1e999}], "trials": NaN}'
+    answer = web.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert len(problem(answer, 422, "invalid-request")["errors"]) == 3
+
+
 def test_health_counts_unfinished_jobs(web: TestClient) -> None:
     found = web.get("/healthz").json()
     assert found["status"] == "ok" and found["jobs"] == {"queued": 0, "running": 0, "canceling": 0}
