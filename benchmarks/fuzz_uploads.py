@@ -174,7 +174,10 @@ def judged(answer: httpx.Response) -> list[str]:
         return []
     if answer.status_code >= 500:
         return [f"status {answer.status_code}: {answer.text[:300]}"]
-    body = answer.json() if answer.headers.get("content-type") == "application/problem+json" else {}
+    try:
+        body = answer.json() if answer.headers.get("content-type") == "application/problem+json" else {}
+    except ValueError:
+        body = {}
     told = (
         body.get("type", "").startswith("/problems/")
         and body.get("detail")

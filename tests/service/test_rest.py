@@ -131,7 +131,8 @@ def test_addresses_that_do_not_exist_are_problems_too(web: TestClient) -> None:
 def test_text_and_numbers_that_json_does_not_have_come_back_in_a_problem(web: TestClient) -> None:
     body = b'{"model": "\\ud800", "budgets": [{"metric": "macs_keep", "limit": 1e999}], "trials": NaN}'
     answer = web.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
-    assert len(problem(answer, 422, "invalid-request")["errors"]) == 3
+    found = {error["field"]: error["value"] for error in problem(answer, 422, "invalid-request")["errors"]}
+    assert found["model"] == "\ud800" and (found["budgets.0.limit"], found["trials"]) == ("inf", "nan")
 
 
 def test_health_counts_unfinished_jobs(web: TestClient) -> None:
