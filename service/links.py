@@ -45,10 +45,8 @@ def _links() -> Iterator[Link]:
     yield from _of_noun("/v1/datasets", "dataset_id", ID)
     yield from _of_noun("/v1/devices", "name", "$response.body#/name")
     yield Link("POST /v1/models 201", "POST /v1/jobs", body={**PLAIN, "model": ID})
-    yield Link("GET /v1/models 200", "POST /v1/jobs", body={**PLAIN, "model": "$response.body#/models/0/id"})
     for source in ("POST /v1/jobs 202", f"POST {JOB}/deliver 202"):
         yield from _of_job(source, ID)
-    yield from _of_job("GET /v1/jobs 200", "$response.body#/jobs/0/id")
     yield Link(
         f"GET {JOB}/artifacts 200", f"GET {JOB}/artifacts/{{name}}",
         {"job_id": "$request.path.job_id", "name": "$response.body#/artifacts/0/name"},
