@@ -29,7 +29,7 @@ SCHEMAS = frozenset(["latency.profile_schema"])
 PIPELINE_SIDE = frozenset(
     f"service.{name}"
     for name in (
-        "pipeline", "budgeting", "evaluation", "profiling", "verification", "delivery", "story", "report", "model_card",
+        "pipeline", "budgeting", "evaluation", "profiling", "verification", "delivery", "story", "report", "model_card", "patches",
         "compress", "measured_table", "validate", "cli", "token_verbs", "training", "dynamic",
     )
 )  # fmt: skip
