@@ -1,9 +1,15 @@
 """For stateful Schemathesis (SCHEMATHESIS_HOOKS): what is made must be something that the fake engine knows, or nothing follows it."""
 
+import json
 import os
+import zlib
 from typing import Any
 
 import schemathesis
+
+from latency.devices import PROFILES
+
+PHONE: dict[str, Any] = json.loads((PROFILES / "generic-mobile.json").read_text())
 
 
 @schemathesis.hook
@@ -16,4 +22,6 @@ def map_body(context: Any, body: Any) -> Any:
         return {**body, "name": "fake_tiny_patch4_32"}
     if path == "/v1/datasets" and "file" not in body:
         return {"path": os.environ["FOLDER"]}
+    if path == "/v1/devices":
+        return {**PHONE, "name": f"user-{zlib.crc32(repr(body).encode())}"}
     return body
