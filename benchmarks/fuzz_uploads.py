@@ -44,7 +44,7 @@ PATIENCE_S = 60.0
 """A validation that takes longer hangs."""
 KINDS = ("checkpoint", "archive", "npz", "folder", "model", "device")
 OURS = re.compile(
-    r"(model|dataset)\.json|weights\.(safetensors|pth)|data\.(npz|zip|tar)|pictures/(index\.json|\d{8}\.\w{3,4})"
+    r"(model|dataset)\.json|weights\.(safetensors|pth)|model\.(onnx|zip)|data\.(npz|zip|tar)|pictures/(index\.json|\d{8}\.\w{3,4})"
 )
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["service.validate"])

@@ -248,9 +248,7 @@ class Builder:
         return tuple(self.meta[self.values[name]].shape if name in self.values else self.constants[name].shape)
 
 
-def _biases(
-    nodes: Sequence[NodeProto], constants: dict[str, Any], uses: Counter[str]
-) -> dict[str, tuple[str, str]]:
+def _biases(nodes: Sequence[NodeProto], constants: dict[str, Any], uses: Counter[str]) -> dict[str, tuple[str, str]]:
     """Additions of a constant row to a product with weights: result -> (product, bias)."""
     products = {n.output[0]: n for n in nodes if n.op_type == "MatMul" and n.input[1] in constants}
     found = {}

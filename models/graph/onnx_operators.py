@@ -242,7 +242,9 @@ def layer_norm(build: Build, names: Names, attributes: Attributes) -> Node:
 @operator("BatchNormalization")
 def batch_norm(build: Build, names: Names, attributes: Attributes) -> Node:
     x, scale, bias, mean, var = (build.value(name) for name in names)
-    return build.call(aten.batch_norm.default, x, scale, bias, mean, var, False, 0.0, attributes.get("epsilon", 1e-5), False)
+    return build.call(
+        aten.batch_norm.default, x, scale, bias, mean, var, False, 0.0, attributes.get("epsilon", 1e-5), False
+    )
 
 
 def _reduction(target: Any) -> Operator:

@@ -153,7 +153,13 @@ def expand(tracer: Tracer, node: Node) -> Dims:
     dims = [[] for _ in range(len(wanted) - len(dims))] + dims
     images = [isinstance(size, Node) for size in argument(node, 1, "size")]
     return [
-        [tracer.batch] if per_image else dim if size_of(dim) == size else [tracer.batch] if size == tracer.batch.size else fixed(size)
+        [tracer.batch]
+        if per_image
+        else dim
+        if size_of(dim) == size
+        else [tracer.batch]
+        if size == tracer.batch.size
+        else fixed(size)
         for dim, size, per_image in zip(dims, wanted, images, strict=True)
     ]
 
