@@ -12,6 +12,7 @@ from service.engine import Catalog, catalog, validate_command
 from service.jobs import Jobs
 from service.leases import Leases
 from service.library import Library
+from service.outage import patiently
 from service.paths import DataFolder
 from service.retention import Retention
 from service.runner import Runner
@@ -51,12 +52,12 @@ class Service:
 
     @classmethod
     def open(cls, settings: Settings, validator: Validator | None = None) -> Self:
-        """Make or upgrade the data folder. Raises: OSError when it cannot be written; NewerData."""
+        """Make or upgrade the data folder. Raises: OSError when it cannot be written; NewerData, DatabaseUnusable, Away."""
         folder = DataFolder(settings.data)
         folder.create()
         folder.sweep()
-        store = Store(folder.database)
-        upgrade(store)
+        store = Store(settings.database)
+        patiently(lambda: upgrade(store), settings.patience_s)
         jobs, library, engine = Jobs(store, settings.most_unfinished), Library(store, folder), catalog(settings.engine)
         shelf = DeviceShelf(store, folder.devices, folder.tables, engine.devices)
         offered = Catalog(shelf.all, engine.methods)

@@ -119,6 +119,24 @@ class StorageFull(VitfitError):
     code = "storage-full"
 
 
+class Away(VitfitError):
+    """Something that the server needs does not answer now, and may answer soon."""
+
+    code = "away"
+
+
+class DatabaseAway(Away):
+    """The database."""
+
+    code = "database-away"
+
+
+class DatabaseUnusable(VitfitError):
+    """The database is missing, refuses us, or lacks a right."""
+
+    code = "database-unusable"
+
+
 STATUS: Final[dict[type[VitfitError], int]] = {
     VitfitError: 500,
     ours.InvalidRequest: 422,
@@ -150,6 +168,7 @@ STATUS: Final[dict[type[VitfitError], int]] = {
     InternalError: 500,
     Unhealthy: 503,
     StorageFull: 507,
+    Away: 503,
 }
 BY_CODE: Final = {cls.code: status for cls, status in STATUS.items()}
 

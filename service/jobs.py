@@ -15,8 +15,9 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import delete, func, insert, literal, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
+from service.database import clock, one_at_a_time
 from service.errors import Conflict, NotFound, TooMany
 from service.store import JobRow, Store, TrialRow, now
 
@@ -37,21 +38,24 @@ LEASED: Final = ("running", "canceling")
 
 
 def move(job: JobRow, status: str) -> None:
-    """The only assignment of a job's status, and the times that go with it. The caller's session holds the write lock.
+    """The only assignment of a job's status, and the times that go with it. The caller's session has locked the row.
 
     Raises: ValueError when the table has no such step.
     """
     if status not in TRANSITIONS[job.status]:
         raise ValueError(f"a job that is {job.status} cannot become {status}")
     job.status = status
+    session = object_session(job)
+    assert session is not None
+    at = clock(session)
     if status == "running" and job.started_at is None:
-        job.started_at = now()
+        job.started_at = at
     if status == "canceling":
-        job.cancel_asked_at = now()
+        job.cancel_asked_at = at
     if status not in LEASED:
         job.lease_owner = job.lease_expires_at = None
     if status in FINISHED:
-        job.finished_at = now()
+        job.finished_at = at
 
 
 def no_progress(total: int) -> dict[str, Any]:
@@ -112,6 +116,7 @@ class Jobs:
         row.first_answer = first_answer
         try:
             with self._store.write() as session:
+                one_at_a_time(session, f"new jobs of {new.owner}")
                 self._check_room(session, new.owner)
                 session.add(row)
                 session.flush()
@@ -164,7 +169,7 @@ class Jobs:
     def cancel(self, job_id: str, owner: str | None = None) -> JobRow:
         """Ask for the end of a job; in any state, any number of times. Raises: NotFound."""
         with self._store.write() as session:
-            job = _require(session, job_id, owner)
+            job = _require(session, job_id, owner, lock=True)
             if job.status == "queued":
                 move(job, "canceled")
             elif job.status == "running":
@@ -174,7 +179,7 @@ class Jobs:
     def delete(self, job_id: str, owner: str | None = None) -> None:
         """Forget a finished job and its trials. Raises: NotFound; Conflict when it is not finished."""
         with self._store.write() as session:
-            job = _require(session, job_id, owner)
+            job = _require(session, job_id, owner, lock=True)
             if job.status not in FINISHED:
                 raise Conflict(
                     f"Job {job_id} is {job.status}. Only finished jobs can be deleted: cancel it first.",
@@ -184,8 +189,8 @@ class Jobs:
             session.execute(delete(JobRow).where(JobRow.id == job_id))
 
 
-def _require(session: Session, job_id: str, owner: str | None) -> JobRow:
-    job = session.get(JobRow, job_id)
+def _require(session: Session, job_id: str, owner: str | None, lock: bool = False) -> JobRow:
+    job = session.get(JobRow, job_id, with_for_update=lock)
     if job is None or owner not in (None, job.owner):
         raise NotFound("job", job_id)
     return job

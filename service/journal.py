@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from models.errors import Canceled
+from service.outage import patiently
 
 if TYPE_CHECKING:
     from service.leases import Lease, Leases
@@ -116,27 +117,31 @@ class StoredJournal:
 
     check_interval_s = 0.05
 
-    def __init__(self, leases: "Leases", lease: "Lease") -> None:
-        self._leases = leases
-        self._lease = lease
+    def __init__(self, leases: "Leases", lease: "Lease", patience_s: float = 0.0) -> None:
+        """patience_s: how long a call waits for a database that is away, before it raises `Away`."""
+        self._leases, self._lease, self._patience_s = leases, lease, patience_s
         self._checked_at = float("-inf")
 
     def trials(self) -> list[dict[str, Any]]:
-        return self._leases.trials(self._lease.job_id)
+        return patiently(lambda: self._leases.trials(self._lease.job_id), self._patience_s)
 
     def record(self, trial: dict[str, Any]) -> None:
-        self._leases.record(self._lease, trial)
+        def record(repeated: bool) -> None:
+            self._leases.record(self._lease, trial, repeated)
+
+        patiently(lambda: record(False), self._patience_s, again=lambda: record(True))
 
     def stage(self, name: str) -> None:
-        self._leases.stage(self._lease, require_stage(name))
+        require_stage(name)
+        patiently(lambda: self._leases.stage(self._lease, name), self._patience_s)
         self.check()
 
     def progress(self, done: int, total: int, best: float | None, seconds_left: float | None) -> None:
-        self._leases.progress(self._lease, done, total, best, seconds_left)
+        patiently(lambda: self._leases.progress(self._lease, done, total, best, seconds_left), self._patience_s)
 
     def check(self) -> None:
         now = time.monotonic()
         if now - self._checked_at < self.check_interval_s:
             return  # engines may call this thousands of times per second
-        self._leases.check(self._lease)
+        patiently(lambda: self._leases.check(self._lease), self._patience_s)
         self._checked_at = now

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func, select
@@ -17,10 +17,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from models.errors import Canceled, VitfitError
+from service.database import clock, one_at_a_time
 from service.errors import TimeLimitReached, WorkerCrashed
 from service.jobs import LEASED, move
 from service.journal import Fenced, JobResult
-from service.store import JobRow, Store, TrialRow, now
+from service.store import JobRow, Store, TrialRow
 
 MOST_RUNNING = 1_000
 START_S = 60.0  # a worker on a busy machine may need long before its first heartbeat
@@ -53,19 +54,21 @@ class Leases:
         )
         query = queued.order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id).limit(1)
         with self._store.write() as session:
-            job = session.scalar(query.with_for_update())
+            one_at_a_time(session, "claim")  # how many of an owner run is counted
+            job = session.scalar(query.with_for_update(skip_locked=True))  # one that is being canceled
             if job is None:
                 return None
             move(job, "running")
             job.attempt += 1
             job.fence += 1
-            job.lease_owner, job.lease_expires_at = owner, now() + max(self._lease, timedelta(seconds=START_S))
+            job.lease_owner = owner
+            job.lease_expires_at = clock(session) + max(self._lease, timedelta(seconds=START_S))
             return Lease(job.id, job.fence, job.request_id)
 
     def job(self, lease: Lease) -> JobRow:
         """The row. Raises: Fenced."""
         with self._store.read() as session:
-            return _held(session, lease)
+            return _held(session, lease, lock=False)
 
     def check(self, lease: Lease) -> None:
         """Raises: Canceled when the user asked for it, Fenced when the lease is lost."""
@@ -74,8 +77,8 @@ class Leases:
 
     def heartbeat(self, lease: Lease) -> None:
         """Renew the lease. Raises: Fenced."""
-        with self._writing(lease) as (_, job):
-            job.lease_expires_at = now() + self._lease
+        with self._writing(lease) as (session, job):
+            job.lease_expires_at = clock(session) + self._lease
 
     def trials(self, job_id: str) -> list[dict[str, Any]]:
         """Finished trials in the order of their numbers."""
@@ -83,11 +86,19 @@ class Leases:
             query = select(TrialRow.body).where(TrialRow.job_id == job_id).order_by(TrialRow.number)
             return list(session.scalars(query))
 
-    def record(self, lease: Lease, trial: dict[str, Any]) -> None:
-        """Keep a finished trial. Raises: Fenced; ValueError when its number is known or a value is not JSON (NaN)."""
+    def record(self, lease: Lease, trial: dict[str, Any], repeated: bool = False) -> None:
+        """Keep a finished trial. repeated: an earlier call broke off, and may have kept this very trial.
+
+        Raises: Fenced; ValueError when its number is known or a value is not JSON (NaN).
+        """
         json.dumps(trial, allow_nan=False)
         try:
             with self._writing(lease) as (session, _):
+                known = session.get(TrialRow, (lease.job_id, int(trial["number"]))) if repeated else None
+                if known is not None:
+                    if known.body != json.loads(json.dumps(trial)):
+                        raise ValueError(f"trial {trial['number']} was recorded before")
+                    return
                 session.add(TrialRow(job_id=lease.job_id, number=int(trial["number"]), body=trial))
         except IntegrityError as error:
             raise ValueError(f"trial {trial['number']} was recorded before") from error
@@ -136,8 +147,8 @@ class Leases:
     def expire(self) -> list[Lease]:
         """Requeue jobs whose lease has run out; the answer names the leases that were lost."""
         with self._store.write() as session:
-            query = select(JobRow).where(JobRow.status.in_(LEASED), JobRow.lease_expires_at < now())
-            jobs = list(session.scalars(query.with_for_update()))
+            query = select(JobRow).where(JobRow.status.in_(LEASED), JobRow.lease_expires_at < clock(session))
+            jobs = list(session.scalars(query.with_for_update(skip_locked=True)))  # whoever writes now is alive
             for job in jobs:
                 self._after_crash(session, job, "was not heard of for longer than its lease")
             return [Lease(job.id, job.fence, job.request_id) for job in jobs]
@@ -146,7 +157,8 @@ class Leases:
         """End jobs that have taken longer than their limit; their workers lose their leases. The answer names the jobs."""
         with self._store.write() as session:
             query = select(JobRow).where(JobRow.status == "running", JobRow.time_limit_s.is_not(None))
-            overdue = [job for job in session.scalars(query.with_for_update()) if _is_overdue(job)]
+            at = clock(session)
+            overdue = [job for job in session.scalars(query.with_for_update(skip_locked=True)) if _is_overdue(job, at)]
             for job in overdue:
                 _fail(job, TimeLimitReached(
                     f"The job was not finished {job.time_limit_s:g} s after its first start. Give it a larger time_limit_s, fewer "
@@ -157,7 +169,8 @@ class Leases:
     def take_back(self, is_gone: Callable[[str], bool]) -> list[str]:
         """Requeue the jobs of servers that are gone, without waiting for their leases; the answer names the jobs."""
         with self._store.write() as session:
-            jobs = session.scalars(select(JobRow).where(JobRow.status.in_(LEASED)).with_for_update())
+            query = select(JobRow).where(JobRow.status.in_(LEASED)).order_by(JobRow.id)  # two servers lock in one order
+            jobs = session.scalars(query.with_for_update())
             orphans = [job for job in jobs if job.lease_owner is None or is_gone(job.lease_owner)]
             for job in orphans:
                 _requeue(job)
@@ -178,16 +191,16 @@ class Leases:
             _requeue(job)
 
 
-def _held(session: Session, lease: Lease) -> JobRow:
-    job = session.scalar(select(JobRow).where(JobRow.id == lease.job_id).with_for_update())
+def _held(session: Session, lease: Lease, lock: bool = True) -> JobRow:
+    job = session.get(JobRow, lease.job_id, with_for_update=lock)
     if job is None or job.fence != lease.fence or job.status not in LEASED:
         raise Fenced(f"Job {lease.job_id} is no longer this worker's (its token {lease.fence} is out of date).")
     return job
 
 
-def _is_overdue(job: JobRow) -> bool:
+def _is_overdue(job: JobRow, at: datetime) -> bool:
     assert job.time_limit_s is not None
-    return job.started_at is not None and (now() - job.started_at).total_seconds() > job.time_limit_s
+    return job.started_at is not None and (at - job.started_at).total_seconds() > job.time_limit_s
 
 
 def _requeue(job: JobRow) -> None:

@@ -59,7 +59,7 @@ class Library:
     def delete(self, kind: type[R], item_id: str, owner: str | None = None) -> None:
         """Raises: NotFound; Conflict while a job that is not finished uses it."""
         with self._store.write() as session:
-            _require(session, kind, item_id, owner)
+            _require(session, kind, item_id, owner, lock=True)  # a job that is created now waits, and finds it gone
             column = JobRow.model_id if kind is ModelRow else JobRow.dataset_id
             users = list(session.scalars(select(JobRow.id).where(column == item_id, JobRow.status.in_(UNFINISHED))))
             if users:
@@ -71,8 +71,8 @@ class Library:
         return self._folder.model(item_id) if kind is ModelRow else self._folder.dataset(item_id)
 
 
-def _require(session: Session, kind: type[R], item_id: str, owner: str | None) -> R:
-    row = session.get(kind, item_id)
+def _require(session: Session, kind: type[R], item_id: str, owner: str | None, lock: bool = False) -> R:
+    row = session.get(kind, item_id, with_for_update=lock)
     if row is None or owner not in (None, row.owner):
         raise NotFound(NOUN[kind], item_id)
     return row

@@ -11,13 +11,14 @@ from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query
-from sqlalchemy import ColumnElement, select, tuple_
+from sqlalchemy import ColumnElement, literal, select, tuple_
 
 from service.caller import Caller
 from service.errors import BadPageToken
-from service.store import DatasetRow, JobRow, ModelRow, Store, TrialRow
+from service.store import DatasetRow, JobRow, ModelRow, Store, TrialRow, UtcDateTime
 
 MAX_PAGE_SIZE = 500
+MAX_NUMBER = 2**31 - 1
 R = TypeVar("R", ModelRow, DatasetRow, JobRow)
 
 
@@ -76,7 +77,8 @@ def newest_first(
     query = select(kind).where(*where).order_by(kind.created_at.desc(), kind.id.desc()).limit(page.size + 1)
     after = page.start(listing)
     if after is not None:
-        query = query.where(tuple_(kind.created_at, kind.id) < tuple_(*_time_and_id(after)))
+        time, item_id = _time_and_id(after)
+        query = query.where(tuple_(kind.created_at, kind.id) < tuple_(literal(time, UtcDateTime()), literal(item_id)))
     with store.read() as session:
         rows = list(session.scalars(query))
     more = len(rows) > page.size
@@ -98,7 +100,7 @@ def trials_in_order(store: Store, job_id: str, page: Page) -> tuple[list[dict[st
     query = select(TrialRow).where(TrialRow.job_id == job_id).order_by(TrialRow.number).limit(page.size + 1)
     after = page.start(listing)
     if after is not None:
-        if not isinstance(after[0], int):
+        if not isinstance(after[0], int) or after[0] > MAX_NUMBER:
             raise _bad_token()
         query = query.where(TrialRow.number > after[0])
     with store.read() as session:

@@ -32,9 +32,10 @@ class Retention:
         for job_id in old:
             with logs.about(job_id=job_id):
                 log.info("%s was kept for %g days", job_id, self._keep_days)
+        folders = list(self._folder.jobs.iterdir())  # before the rows: another server's newest job has its row by then
         with self._store.read() as session:
             known = set(session.scalars(select(JobRow.id)))
-        for folder in self._folder.jobs.iterdir():
+        for folder in folders:
             if folder.name not in known:
                 shutil.rmtree(folder, ignore_errors=True)
         return old

@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from service.errors import Away
 from service import logs
 from service.journal import Fenced
 from service.leases import Lease, Leases
@@ -24,6 +25,7 @@ from service.settings import Settings
 log = logging.getLogger("vitfit.runner")
 
 POLL_S = 0.2
+AWAY_POLL_S = 1.0
 EXPIRY_POLL_S = 1.0
 SWEEP_S = 600.0
 LEAVE_S = 2.0  # a worker whose job is over has so long to end by itself
@@ -92,7 +94,12 @@ class Runner:
         while not self._stopping.is_set():
             try:
                 self._tick()
-            except Exception:  # a database that does not answer now may answer next time
+            except Away as away:
+                log.warning("nothing can be started: %s", away)
+                # Workers could not renew their leases either: they get the time to do so before anybody's lease runs out.
+                self._expiry_checked_at = time.monotonic() + self._settings.lease_s / 2
+                self._stopping.wait(AWAY_POLL_S)
+            except Exception:
                 log.exception("the runner failed and goes on")
             self._wake.wait(POLL_S)
             self._wake.clear()
@@ -169,8 +176,12 @@ class Runner:
 
     def _stop_worker(self, worker: Worker) -> None:
         end_group(worker.process)
-        with contextlib.suppress(Fenced):
+        try:
             self._leases.give_up(worker.lease)
+        except Fenced:  # it has just stored the job's end
+            pass
+        except Exception:  # the next start, or the end of the lease, takes the job back
+            log.exception("%s: could not be given back", worker.lease.job_id)
         self._remove(worker)
 
     def _remove(self, worker: Worker) -> None:

@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 from service.paths import DataFolder
 
@@ -16,9 +18,15 @@ LogFormat = Literal["text", "json"]
 class Settings(BaseSettings):
     """Settings of one server. The safe values are the defaults: loopback only, no folder of the machine is readable."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, hide_input_in_errors=True)
 
     data: Path = Field(default=Path("vitfit-data"), description="Folder for everything that the server keeps.")
+    database_url: SecretStr | None = Field(
+        default=None, description="postgresql://user:password@host/name; unset: a SQLite file in the data folder."
+    )
+    patience_s: float = Field(
+        default=60.0, ge=0, description="How long jobs, and a server that starts, wait for a database that is away."
+    )
     host: str = Field(
         default="127.0.0.1", description="Address to listen on; the default is reachable from this machine only."
     )
@@ -67,6 +75,13 @@ class Settings(BaseSettings):
     def _split_folders(cls, value: Any) -> Any:
         return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
 
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and _backend(value) != "postgresql":
+            raise ValueError("is not of the form postgresql://user:password@host:5432/name")
+        return value
+
     @field_validator("data")
     @classmethod
     def _make_absolute(cls, value: Path) -> Path:
@@ -77,14 +92,24 @@ class Settings(BaseSettings):
     def _resolve(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
         return tuple(root.expanduser().resolve() for root in value)
 
+    @property
+    def database(self) -> Path | URL:
+        """Where `service.store.Store` finds its rows."""
+        url = self.database_url
+        return DataFolder(self.data).database if url is None else make_url(url.get_secret_value())
+
     def worker_environment(self) -> dict[str, str]:
         """The variables that give a worker the settings of its server."""
         roots = os.pathsep.join(map(str, self.allowed_roots))
-        values = {
-            "ENGINE": self.engine,
-            "LEASE_S": str(self.lease_s),
-            "ALLOWED_ROOTS": roots,
-            "LOG_FORMAT": self.log_format,
-        }
-        values["DEVICES"] = str(DataFolder(self.data).devices)
+        values = {"ENGINE": self.engine, "LEASE_S": str(self.lease_s), "ALLOWED_ROOTS": roots, "LOG_FORMAT": self.log_format}
+        values |= {"DEVICES": str(DataFolder(self.data).devices), "PATIENCE_S": str(self.patience_s)}
+        if self.database_url is not None:
+            values["DATABASE_URL"] = self.database_url.get_secret_value()
         return {f"{PREFIX}{name}": value for name, value in values.items()}
+
+
+def _backend(url: SecretStr) -> str | None:
+    try:
+        return make_url(url.get_secret_value()).get_backend_name()
+    except ArgumentError:
+        return None

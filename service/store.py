@@ -1,23 +1,23 @@
-"""The rows: models, data sets, jobs, trials, tokens. SQLite by default; nothing here but `_tune_sqlite` is particular to it."""
+"""The rows: models, data sets, jobs, trials, tokens; and sessions on them. What differs between databases is in service/database.py."""
 
-import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Engine, Float, ForeignKey, Index, String, UniqueConstraint, create_engine, event
-from sqlalchemy.engine import Connection, Dialect
+from sqlalchemy import JSON, URL, DateTime, Float, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-BUSY_TIMEOUT_MS = 15_000
+from service.database import engine_of, first_line, is_away, reading, writing
+from service.errors import DatabaseAway
 
 
 def now() -> datetime:
-    """The present in UTC."""
+    """The present in UTC, by this machine's clock. What several servers compare goes by `service.database.clock`."""
     return datetime.now(UTC)
 
 
@@ -31,7 +31,19 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Words(TypeDecorator[str]):
+    """A short text. PostgreSQL keeps no NUL character, and users may send one anywhere: it becomes U+FFFD."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 class Row(DeclarativeBase):
@@ -40,7 +52,7 @@ class Row(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012  (SQLAlchemy reads it from the class)
         dict[str, Any]: JSON(none_as_null=True),
         datetime: UtcDateTime(),
-        str: String(200),
+        str: Words(200),
     }
 
 
@@ -140,54 +152,45 @@ class TokenRow(Row):
 
 
 class Store:
-    """Sessions on the database. Rows stay readable after their session has ended."""
+    """Sessions on the database. Rows stay readable after their session has ended.
 
-    def __init__(self, database: Path) -> None:
-        self.engine = create_engine(f"sqlite+pysqlite:///{database}", connect_args={"check_same_thread": False})
-        _tune_sqlite(self.engine)
-        self._writing = self.engine.execution_options(vitfit_write=True)
+    Both kinds of session raise `DatabaseAway` when the database does not answer.
+    """
+
+    def __init__(self, database: Path | URL) -> None:
+        """database: a file of SQLite, or a URL of PostgreSQL. Nothing is opened yet. Raises: DatabaseUnusable."""
+        self.engine = engine_of(database)
+        self._reading, self._writing = reading(self.engine), writing(self.engine)
+
+    @property
+    def name(self) -> str:
+        """For messages: the address without its password."""
+        return self.engine.url.render_as_string(hide_password=True)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session for reading; what it sees does not change meanwhile."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with self._answering(), Session(self._reading, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session that holds the write lock from its start (no half-way "database is locked") and commits at its end."""
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        """A session that commits at its end. On SQLite writers are one at a time; on PostgreSQL rows that are to be changed
+        are locked when they are read, and `one_at_a_time` does the rest."""
+        with self._answering(), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            if not is_away(error):
+                raise
+            raise DatabaseAway(
+                f"The database {self.name} does not answer ({first_line(error)}). Try again in a moment."
+            ) from error
 
     def close(self) -> None:
         """Give the connections back."""
         self.engine.dispose()
-
-
-def _tune_sqlite(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver's own transactions begin too late; ours begin below
-        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-        _into_wal(connection)
-        for pragma in ("foreign_keys=ON", "synchronous=FULL"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _on_begin(connection: Connection) -> None:
-        writing = connection.get_execution_options().get("vitfit_write")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
-
-
-def _into_wal(connection: Any) -> None:
-    """Readers and one writer side by side. Of two that change a fresh database's mode at once, SQLite refuses one without
-    waiting (https://sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode"), so we wait."""
-    end = time.monotonic() + BUSY_TIMEOUT_MS / 1000
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.01)

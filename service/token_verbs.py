@@ -48,15 +48,11 @@ def _tokens(data: Path | None) -> "Iterator[Tokens]":
     from service.store import Store
     from service.tokens import Tokens
 
-    folder = DataFolder((Settings(data=data) if data else Settings()).data)
-    folder.create()
-    store = Store(folder.database)
-    try:
-        with our_errors():
-            upgrade(store)
-            yield Tokens(store)
-    finally:
-        store.close()
+    settings = Settings(data=data) if data else Settings()
+    DataFolder(settings.data).create()
+    with our_errors(), contextlib.closing(Store(settings.database)) as store:
+        upgrade(store)
+        yield Tokens(store)
 
 
 def create_token(

@@ -21,6 +21,7 @@ IMPLIED: dict[str, tuple[Scope, ...]] = {
     "admin": ("read", "submit", "agent", "admin"),
 }
 """What a scope allows."""
+MOST_LETTERS = 200
 PREFIX = "vft_"
 """So that leaked tokens can be found by those who look for them."""
 
@@ -60,6 +61,8 @@ class Tokens:
                 field="scopes",
                 allowed=list(SCOPES),
             )
+        if not 0 < len(name) <= MOST_LETTERS:
+            raise InvalidRequest(f"A token's name has 1 to {MOST_LETTERS} letters, not {len(name)}.", field="name")
         secret = PREFIX + secrets.token_urlsafe(32)
         row = TokenRow(id=f"tok_{secrets.token_hex(6)}", name=name, digest=_digest(secret), scopes=" ".join(scopes))
         with self._store.write() as session:
@@ -73,7 +76,7 @@ class Tokens:
     def revoke(self, token_id: str) -> Token:
         """Of no use from now on. Raises: NotFound."""
         with self._store.write() as session:
-            row = session.get(TokenRow, token_id)
+            row = session.get(TokenRow, token_id, with_for_update=True)
             if row is None:
                 known = list(session.scalars(select(TokenRow.id)))
                 raise NotFound("token", token_id, known)

@@ -15,9 +15,10 @@ from pathlib import Path
 from models.errors import Canceled, VitfitError
 from service import logs
 from service.engine import load_run
-from service.errors import InternalError
+from service.errors import Away, InternalError
 from service.journal import Fenced, JobResult, StoredJournal
 from service.leases import Lease, Leases
+from service.outage import patiently
 from service.paths import DataFolder
 from service.processes import signal_group
 from service.request import JobRequest
@@ -26,6 +27,7 @@ from service.store import JobRow, Store
 
 log = logging.getLogger("vitfit.worker")
 LOST_JOB = 3  # exit status
+RETRY_S = 1.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,17 +40,17 @@ def main(arguments: list[str] | None = None) -> int:
     if options.parent_pipe is not None:
         threading.Thread(target=_die_with_parent, args=(options.parent_pipe,), daemon=True).start()
     folder = DataFolder(settings.data)
-    store = Store(folder.database)
+    store = Store(settings.database)
     leases, lease = Leases(store, settings.lease_s), Lease(options.job, options.fence)
     try:
-        job = leases.job(lease)
+        job = patiently(lambda: leases.job(lease), settings.patience_s)
         logs.bind(request_id=job.request_id)
         heartbeat = Heartbeat(leases, lease, settings.lease_s / 4)
         heartbeat.start()
         log.info("attempt %d at %s by process %d", job.attempt, job.id, os.getpid())
-        outcome = _attempt(settings, folder, job, StoredJournal(leases, lease))
+        outcome = _attempt(settings, folder, job, StoredJournal(leases, lease, settings.patience_s))
         heartbeat.stop()
-        _store_outcome(leases, lease, outcome)
+        patiently(lambda: _store_outcome(leases, lease, outcome), settings.patience_s)
     except Fenced as lost:
         log.warning("%s", lost)
         return LOST_JOB
@@ -67,7 +69,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _attempt(settings: Settings, folder: DataFolder, job: JobRow, journal: StoredJournal) -> JobResult | VitfitError:
-    """Run the engine. Errors are results here; only `Fenced` and the wish to exit pass through."""
+    """Run the engine. Errors are results here; only `Fenced`, `Away` and the wish to exit pass through."""
     try:
         if job.model_id is None:
             raise InternalError("The job's model was deleted.")
@@ -75,7 +77,7 @@ def _attempt(settings: Settings, folder: DataFolder, job: JobRow, journal: Store
         request = JobRequest.model_validate(job.request)
         journal.check()
         return load_run(settings.engine)(request, files, journal, deliver=job.deliver_trial)
-    except Fenced:
+    except (Fenced, Away):  # the job's next attempt goes on
         raise
     except VitfitError as error:
         log.info("ended by %s: %s", error.code, error)
@@ -123,6 +125,7 @@ class Heartbeat:
                     _end_group()
             except Exception:  # a database that does not answer now may answer next time
                 log.exception("the lease could not be renewed")
+                wait_s = min(self._pause_s, RETRY_S)
 
 
 def _die_with_parent(pipe: int) -> None:

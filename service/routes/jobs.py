@@ -12,7 +12,7 @@ from service.callers import Reader, Submitter
 from service.context import ServiceOf
 from service.events import events
 from service.jobs import UNFINISHED, Status
-from service.paging import PageQuery, mine, newest_first, trials_in_order
+from service.paging import MAX_NUMBER, PageQuery, mine, newest_first, trials_in_order
 from service.paths import tail
 from service.request import JobRequest
 from service.schemas import JOB_EXAMPLE, DeliverRequest, JobPage, JobView, TrialPage, Validated
@@ -126,7 +126,9 @@ async def job_events(
     job_id: str,
     service: ServiceOf,
     caller: Reader,
-    last_event_id: Annotated[int, Header(alias="Last-Event-ID", ge=0, description="Continue after this event.")] = 0,
+    last_event_id: Annotated[
+        int, Header(alias="Last-Event-ID", ge=0, le=MAX_NUMBER, description="Continue after this event.")
+    ] = 0,
 ) -> EventSourceResponse:
     """Server-sent events: `trial` for each finished trial, `job` whenever the job has changed; the stream ends with the job."""
     await run_in_threadpool(service.jobs.get, job_id, caller.sees)  # 404 before the stream begins

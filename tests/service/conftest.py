@@ -3,9 +3,11 @@
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import URL, make_url
 
 from service.app import create_app
 from service.jobs import Jobs, NewJob
@@ -13,14 +15,33 @@ from service.leases import Leases
 from service.schema import upgrade
 from service.settings import Settings
 from service.store import ModelRow, Store
+from tests.service.postgres import Postgres
 from tests.service.running import Server
 from tests.service.small_jobs import Workshop, briefly, data_folder, model_folder
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running PostgreSQL of this session's own."""
+    if Postgres.programs() is None:
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
+    with Postgres() as postgres:
+        yield postgres
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Path | URL:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return tmp_path / "vitfit.sqlite"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return make_url(postgres.fresh())
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(database: Path | URL) -> Iterator[Store]:
     """An empty, migrated database that knows the model `mdl_a`."""
-    store = Store(tmp_path / "vitfit.sqlite")
+    store = Store(database)
     upgrade(store)
     with store.write() as session:
         session.add(ModelRow(id="mdl_a", owner="", name="fake", description={}))
@@ -36,6 +57,11 @@ def jobs(store: Store) -> Jobs:
 @pytest.fixture
 def leases(store: Store) -> Leases:
     return Leases(store, lease_s=30.0)
+
+
+def on(database: Path | URL) -> dict[str, Any]:
+    """Settings for a server on `database`."""
+    return {"database_url": database.render_as_string(hide_password=False)} if isinstance(database, URL) else {}
 
 
 def new_job(**changes: object) -> NewJob:
@@ -69,11 +95,13 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def web(tmp_path: Path) -> Iterator[TestClient]:
+def web(tmp_path: Path, database: Path | URL) -> Iterator[TestClient]:
     """The application in this process, with a small upload limit; its runner works too."""
     allowed = tmp_path / "allowed"
     allowed.mkdir()
-    settings = Settings(data=tmp_path / "data", engine="fake", upload_limit_bytes=300_000, allowed_roots=(allowed,))
+    settings = Settings(
+        data=tmp_path / "data", engine="fake", upload_limit_bytes=300_000, allowed_roots=(allowed,), **on(database)
+    )
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import URL
 
 from models.errors import Canceled
 from service.jobs import Jobs
@@ -83,10 +84,10 @@ def test_a_stored_journal_of_a_lost_job_writes_nothing(jobs: Jobs, leases: Lease
     assert jobs.trial_numbers(lease.job_id) == []
 
 
-def test_trials_survive_the_database_being_opened_again(tmp_path: Path, leases: Leases, lease: Lease) -> None:
+def test_trials_survive_the_database_being_opened_again(database: Path | URL, leases: Leases, lease: Lease) -> None:
     from service.store import Store
 
     StoredJournal(leases, lease).record(trial(0))
-    again = Store(tmp_path / "vitfit.sqlite")
+    again = Store(database)
     assert Leases(again, 30.0).trials(lease.job_id) == [trial(0)]
     again.close()

@@ -1,8 +1,6 @@
 """Lists, names, errors and health, in this process."""
 
 import errno
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +8,6 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.errors import STATUS, status_of
-from service.paths import DataFolder
 from service.problems import add_handlers
 from service.store import ModelRow, Store, now
 from tests.service.conftest import new_job
@@ -19,11 +16,10 @@ from tests.service.running import job_body
 
 
 @pytest.fixture
-def store_of_web(web: TestClient, tmp_path: Path) -> Iterator[Store]:
+def store_of_web(web: TestClient) -> Store:
     """The database of `web`."""
-    store = Store(DataFolder(tmp_path / "data").database)
-    yield store
-    store.close()
+    found: Store = web.app.state.service.store  # type: ignore[attr-defined]
+    return found
 
 
 def test_lists_come_in_pages_newest_first(web: TestClient, store_of_web: Store) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import select, text
+from sqlalchemy import URL, select, text
 
 from service.jobs import Jobs
 from service.leases import Leases
@@ -35,14 +35,15 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(store: Store) -
         assert session.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_sqlite_is_tuned_for_several_processes(store: Store) -> None:
     with store.read() as session:
         found = [session.scalar(text(f"PRAGMA {name}")) for name in ("journal_mode", "foreign_keys", "busy_timeout")]
     assert found == ["wal", 1, 15_000]
 
 
-def test_two_servers_may_upgrade_a_fresh_database_at_once(tmp_path: Path) -> None:
-    stores = [Store(tmp_path / "fresh.sqlite") for _ in range(2)]
+def test_two_servers_may_upgrade_a_fresh_database_at_once(database: Path | URL) -> None:
+    stores = [Store(database) for _ in range(2)]
     failures: list[BaseException] = []
 
     def run(store: Store) -> None:
@@ -59,12 +60,12 @@ def test_two_servers_may_upgrade_a_fresh_database_at_once(tmp_path: Path) -> Non
     assert failures == []
 
 
-def test_eight_claimers_share_twenty_jobs_without_a_double(store: Store, jobs: Jobs) -> None:
+def test_eight_claimers_share_twenty_jobs_without_a_double(database: Path | URL, store: Store, jobs: Jobs) -> None:
     ids = [jobs.create(new_job()).id for _ in range(20)]
     claimed: list[str] = []
 
     def run() -> None:
-        mine = Store(Path(str(store.engine.url.database)))
+        mine = Store(database)
         leases = Leases(mine, lease_s=30.0)
         while lease := leases.claim("server"):
             claimed.append(lease.job_id)

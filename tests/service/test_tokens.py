@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import URL, text
 
 from service.app import create_app
 from service.settings import Settings
+from tests.service.conftest import on
 from tests.service.rest import problem
 
 BODY: dict[str, Any] = {"budgets": [{"metric": "macs_keep", "limit": 0.6}], "trials": 2}
 
 
 @pytest.fixture
-def web(tmp_path: Path) -> Iterator[TestClient]:
-    settings = Settings(data=tmp_path / "data", engine="fake", anonymous=False)
+def web(tmp_path: Path, database: Path | URL) -> Iterator[TestClient]:
+    settings = Settings(data=tmp_path / "data", engine="fake", anonymous=False, **on(database))
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
 

@@ -1,0 +1,78 @@
+"""A PostgreSQL of the tests' own: on a Unix socket in a temporary folder, run by an unprivileged user, gone at the end."""
+
+import itertools
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Self
+
+USER = "vitfit"
+SETTINGS = "-c fsync=off -c listen_addresses= -c max_connections=200"
+"""Durability is not under test, and takes most of a test's time."""
+
+
+class Postgres:
+    """Started on entering, ended on leaving; may be stopped and started between."""
+
+    @staticmethod
+    def programs() -> Path | None:
+        """The folder with initdb and pg_ctl; None where PostgreSQL is not installed."""
+        newest = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), key=lambda path: float(path.parts[-3]))
+        found = newest[-1] if newest else shutil.which("pg_ctl")
+        return Path(found).parent if found else None
+
+    def __enter__(self) -> Self:
+        self._root = Path(tempfile.mkdtemp(prefix="vitfit-pg-"))
+        self._numbers = itertools.count()
+        if os.getuid() == 0:  # which PostgreSQL refuses to be
+            nobody = pwd.getpwnam("nobody")
+            os.chown(self._root, nobody.pw_uid, nobody.pw_gid)
+        self._run("initdb", "--username", USER, "--auth", "trust", "--encoding", "UTF8", "--no-sync")
+        self.runs = False
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.runs:
+            self.stop("immediate")
+        shutil.rmtree(self._root)
+
+    def start(self) -> None:
+        log = str(self._root / "log")
+        self._run("pg_ctl", "start", "--wait", "--log", log, "--options", f"{SETTINGS} -k {self._root}")
+        self.runs = True
+
+    def stop(self, mode: str = "fast") -> None:
+        """Breaks every connection off."""
+        self._run("pg_ctl", "stop", "--wait", "--mode", mode)
+        self.runs = False
+
+    def url(self, database: str, user: str = USER) -> str:
+        return f"postgresql://{user}@/{database}?host={self._root}"
+
+    def fresh(self) -> str:
+        """The URL of a new, empty database."""
+        name = f"vitfit{next(self._numbers)}"
+        self.run_sql(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def run_sql(self, statement: str, database: str = "postgres") -> None:
+        """As the owner of everything."""
+        import psycopg
+
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            connection.execute(statement)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        programs = self.programs()
+        assert programs is not None
+        command = [str(programs / program), "--pgdata", str(self._root / "data"), *arguments]
+        as_nobody = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.getuid() == 0 else {}
+        done = subprocess.run(
+            command, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if program == "initdb" else subprocess.DEVNULL,
+            stderr=subprocess.STDOUT, timeout=60, text=True, **as_nobody,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}: {done.stdout}"
