@@ -4,8 +4,6 @@ ETag and Repr-Digest (RFC 9530) are the SHA-256 of the whole file, so a download
 """
 
 import base64
-import functools
-import hashlib
 import mimetypes
 import os
 from dataclasses import dataclass
@@ -17,8 +15,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
 from service.errors import MalformedUpload, NotFound, RangeUnsatisfiable
-from service.paths import JobFolder
+from service.paths import artifacts_key
 from service.problems import answer
+from service.storage import Storage, StoredFile
 
 MEDIA_TYPES: Final = {
     ".onnx": "application/vnd.onnx",
@@ -31,17 +30,13 @@ MEDIA_TYPES: Final = {
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """A finished file."""
-
-    path: Path
-    size_bytes: int
-    sha256: str  # hexadecimal
+class Artifact(StoredFile):
+    """A finished file of a job."""
 
     @property
     def media_type(self) -> str:
-        known = MEDIA_TYPES.get(self.path.suffix)
-        return known or mimetypes.guess_type(self.path.name)[0] or "application/octet-stream"
+        known = MEDIA_TYPES.get(Path(self.name).suffix)
+        return known or mimetypes.guess_type(self.name)[0] or "application/octet-stream"
 
     @property
     def etag(self) -> str:
@@ -58,44 +53,30 @@ class Artifact:
         }
 
 
-def artifacts_of(folder: JobFolder) -> list[Artifact]:
+def artifacts_of(storage: Storage, job_id: str) -> list[Artifact]:
     """All finished files by name."""
-    if not folder.artifacts.is_dir():
-        return []
-    return [_describe(path) for path in sorted(folder.artifacts.iterdir()) if path.is_file()]
+    return [Artifact(file.name, file.size_bytes, file.sha256) for file in storage.files(artifacts_key(job_id))]
 
 
-def artifact_named(folder: JobFolder, name: str) -> Artifact:
+def artifact_named(storage: Storage, job_id: str, name: str) -> Artifact:
     """Users' text is compared with the names that are there and never becomes a path. Raises: NotFound."""
-    paths = {path.name: path for path in folder.artifacts.iterdir()} if folder.artifacts.is_dir() else {}
-    if name not in paths or not paths[name].is_file():
-        raise NotFound("artefact", name, sorted(paths))
-    return _describe(paths[name])
-
-
-def _describe(path: Path) -> Artifact:
-    stat = path.stat()
-    return Artifact(path, stat.st_size, _sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns))
-
-
-@functools.lru_cache(maxsize=4096)
-def _sha256(path: Path, inode: int, size: int, changed_ns: int) -> str:
-    """The digest, once for each version of a file (the other arguments are only the cache's key)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    found = {artifact.name: artifact for artifact in artifacts_of(storage, job_id)}
+    if name not in found:
+        raise NotFound("artefact", name, list(found))
+    return found[name]
 
 
 class ArtifactResponse(FileResponse):
     """A file with its digests; refused ranges are problem+json as every other error."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, path: Path) -> None:
         shown = "inline" if artifact.media_type == "text/html" else "attachment"
         super().__init__(
-            artifact.path,
+            path,
             headers=artifact.headers,
             media_type=artifact.media_type,
-            filename=artifact.path.name,
-            stat_result=os.stat(artifact.path),
+            filename=artifact.name,
+            stat_result=os.stat(path),
             content_disposition_type=shown,
         )
         self._artifact = artifact

@@ -18,6 +18,7 @@ from service.retention import Retention
 from service.runner import Runner
 from service.schema import upgrade
 from service.settings import Settings
+from service.storage import Storage, open_storage
 from service.store import Store
 from service.submission import Submissions
 from service.tokens import Tokens
@@ -39,6 +40,7 @@ class Service:
     settings: Settings
     folder: DataFolder
     store: Store
+    storage: Storage
     jobs: Jobs
     library: Library
     catalog: Catalog
@@ -52,19 +54,22 @@ class Service:
 
     @classmethod
     def open(cls, settings: Settings, validator: Validator | None = None) -> Self:
-        """Make or upgrade the data folder. Raises: OSError when it cannot be written; NewerData, DatabaseUnusable, Away."""
+        """Make or upgrade what is kept. Raises: OSError when the data folder cannot be written; NewerData, DatabaseUnusable,
+        StorageUnusable, Away."""
         folder = DataFolder(settings.data)
         folder.create()
         folder.sweep()
         store = Store(settings.database)
         patiently(lambda: upgrade(store), settings.patience_s)
-        jobs, library, engine = Jobs(store, settings.most_unfinished), Library(store, folder), catalog(settings.engine)
+        storage = open_storage(settings)
+        patiently(storage.check, settings.patience_s)
+        jobs, library, engine = Jobs(store, settings.most_unfinished), Library(store, storage), catalog(settings.engine)
         shelf = DeviceShelf(store, folder.devices, folder.tables, engine.devices)
         offered = Catalog(shelf.all, engine.methods)
         if validator is None:
             validator = Validator(validate_command(settings.engine), environment=settings.worker_environment())
         submissions = Submissions(settings, jobs, library, offered, validator)
-        retention = Retention(store, folder, settings.keep_days, settings.quota_bytes)
+        retention = Retention(store, folder, storage, settings.keep_days, settings.quota_bytes)
         runner = Runner(
             settings, folder, retention, Leases(store, settings.lease_s, settings.max_crashes, settings.most_running)
         )
@@ -73,6 +78,7 @@ class Service:
             settings,
             folder,
             store,
+            storage,
             jobs,
             library,
             offered,

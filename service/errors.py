@@ -131,6 +131,18 @@ class DatabaseAway(Away):
     code = "database-away"
 
 
+class StorageAway(Away):
+    """The bucket."""
+
+    code = "storage-away"
+
+
+class StorageUnusable(VitfitError):
+    """The bucket is missing, refuses us, or holds what it should not."""
+
+    code = "storage-unusable"
+
+
 class DatabaseUnusable(VitfitError):
     """The database is missing, refuses us, or lacks a right."""
 

@@ -1,8 +1,7 @@
 """Models and data sets: a validated folder and its row, which come and go together."""
 
-import os
+import contextlib
 import secrets
-import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,9 +9,9 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from models.errors import UnknownName
-from service.errors import NotFound, in_use
+from service.errors import Away, NotFound, in_use
 from service.jobs import UNFINISHED
-from service.paths import DataFolder
+from service.storage import Storage
 from service.store import DatasetRow, JobRow, ModelRow, Store
 
 R = TypeVar("R", ModelRow, DatasetRow)
@@ -23,21 +22,20 @@ PREFIX: dict[type[Any], str] = {ModelRow: "mdl", DatasetRow: "dat"}
 class Library:
     """Everything that users have uploaded."""
 
-    def __init__(self, store: Store, folder: DataFolder) -> None:
-        self._store = store
-        self._folder = folder
+    def __init__(self, store: Store, storage: Storage) -> None:
+        self._store, self._storage = store, storage
 
     def add(self, kind: type[R], uploaded: Path, name: str, description: dict[str, Any], owner: str = "") -> R:
-        """Move a validated folder to its place and remember it."""
+        """Keep the files of a validated folder and remember them."""
         row = kind(id=f"{PREFIX[kind]}_{secrets.token_hex(10)}", owner=owner, name=name, description=description)
-        place = self._place(kind, row.id)
+        key = bundle_key(kind, row.id)
         try:
+            self._storage.put(key, uploaded)  # before its row: what has a row can be used
             with self._store.write() as session:
                 session.add(row)
-                session.flush()
-                os.replace(uploaded, place)
         except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
+            with contextlib.suppress(Away):
+                self._storage.delete(key)
             raise
         return row
 
@@ -47,14 +45,14 @@ class Library:
             return _require(session, kind, item_id, owner)
 
     def path(self, kind: type[R], item_id: str, owner: str | None = None) -> Path:
-        """The folder of an item that a request names. Raises: UnknownName with the asker's own."""
+        """A folder with the files of an item that a request names. Raises: UnknownName with the asker's own."""
         with self._store.read() as session:
             row = session.get(kind, item_id)
             if row is None or owner not in (None, row.owner):
                 mine = select(kind.id) if owner is None else select(kind.id).where(kind.owner == owner)
                 newest = session.scalars(mine.order_by(kind.created_at.desc()).limit(100))
                 raise UnknownName(f"{NOUN[kind]} id", item_id, list(newest))
-        return self._place(kind, item_id)
+        return self._storage.folder(bundle_key(kind, item_id))
 
     def delete(self, kind: type[R], item_id: str, owner: str | None = None) -> None:
         """Raises: NotFound; Conflict while a job that is not finished uses it."""
@@ -65,10 +63,12 @@ class Library:
             if users:
                 raise in_use(NOUN[kind], item_id, users)
             session.execute(delete(kind).where(kind.id == item_id))
-        shutil.rmtree(self._place(kind, item_id), ignore_errors=True)
+        self._storage.delete(bundle_key(kind, item_id))
 
-    def _place(self, kind: type[R], item_id: str) -> Path:
-        return self._folder.model(item_id) if kind is ModelRow else self._folder.dataset(item_id)
+
+def bundle_key(kind: type[Any], item_id: str) -> str:
+    """Of a model's or data set's files in the storage."""
+    return f"{kind.__tablename__}/{item_id}"
 
 
 def _require(session: Session, kind: type[R], item_id: str, owner: str | None, lock: bool = False) -> R:

@@ -69,25 +69,23 @@ class DataFolder:
         return self.root / "devices"
 
     @property
+    def cache(self) -> Path:
+        """Copies of what is kept in a bucket."""
+        return self.root / "cache"
+
+    @property
     def uploads(self) -> Path:
         """What is not finished yet: one folder for each server process."""
         return self.root / "uploads"
 
-    def model(self, model_id: str) -> Path:
-        return self.models / model_id
-
-    def dataset(self, dataset_id: str) -> Path:
-        return self.datasets / dataset_id
-
     def job(self, job_id: str) -> JobFolder:
         return JobFolder(self.jobs / job_id)
 
-    def job_files(self, job_id: str, model_id: str, dataset_id: str | None) -> JobFiles:
+    def job_files(self, job_id: str, model: Path, dataset: Path | None) -> JobFiles:
         """What the engine is given for a job; its own folders exist afterwards."""
         folder = self.job(job_id)
         folder.create()
-        dataset = self.dataset(dataset_id) if dataset_id else None
-        return JobFiles(self.model(model_id), dataset, folder.artifacts, folder.work, self.tables)
+        return JobFiles(model, dataset, folder.artifacts, folder.work, self.tables)
 
     @contextmanager
     def uploading(self) -> Iterator[Path]:
@@ -112,6 +110,11 @@ class DataFolder:
         for folder in self.uploads.iterdir():
             if is_gone(folder.name.replace("_", "/")):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def artifacts_key(job_id: str) -> str:
+    """Of a job's finished files in the storage."""
+    return f"jobs/{job_id}/artifacts"
 
 
 def tail(path: Path, count: int) -> str:

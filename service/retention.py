@@ -10,9 +10,11 @@ from sqlalchemy import delete, select
 
 from service import logs
 from service.errors import StorageFull
-from service.jobs import FINISHED
+from service.jobs import FINISHED, UNFINISHED
+from service.library import bundle_key
 from service.paths import DataFolder
-from service.store import JobRow, Store, now
+from service.storage import Storage
+from service.store import DatasetRow, JobRow, ModelRow, Store, now
 
 log = logging.getLogger("vitfit.retention")
 WEIGH_S = 30.0
@@ -20,9 +22,11 @@ WEIGH_S = 30.0
 
 
 class Retention:
-    def __init__(self, store: Store, folder: DataFolder, keep_days: float | None, quota_bytes: int | None) -> None:
+    def __init__(
+        self, store: Store, folder: DataFolder, storage: Storage, keep_days: float | None, quota_bytes: int | None
+    ) -> None:
         """None: for ever; as much as the disk has."""
-        self._store, self._folder = store, folder
+        self._store, self._folder, self._storage = store, folder, storage
         self._keep_days, self._quota = keep_days, quota_bytes
         self._weighed: tuple[float, int] | None = None
 
@@ -32,13 +36,22 @@ class Retention:
         for job_id in old:
             with logs.about(job_id=job_id):
                 log.info("%s was kept for %g days", job_id, self._keep_days)
-        folders = list(self._folder.jobs.iterdir())  # before the rows: another server's newest job has its row by then
-        with self._store.read() as session:
+        found = {*self._storage.ids("jobs"), *(path.name for path in self._folder.jobs.iterdir())}
+        with self._store.read() as session:  # after them: another server's newest job has its row by then
             known = set(session.scalars(select(JobRow.id)))
-        for folder in folders:
-            if folder.name not in known:
-                shutil.rmtree(folder, ignore_errors=True)
+            busy = session.execute(
+                select(JobRow.model_id, JobRow.dataset_id).where(JobRow.status.in_(UNFINISHED))
+            ).all()
+        for job_id in found - known:
+            self.forget_files(job_id)
+        needed = [(kind, item) for row in busy for kind, item in zip((ModelRow, DatasetRow), row, strict=True) if item]
+        self._storage.trim({bundle_key(kind, item) for kind, item in needed})
         return old
+
+    def forget_files(self, job_id: str) -> None:
+        """Of a job that has no row any more: what it delivered, and its scratch on this machine."""
+        self._storage.delete(f"jobs/{job_id}")
+        shutil.rmtree(self._folder.job(job_id).root, ignore_errors=True)
 
     def _forget(self, days: float) -> list[str]:
         over = JobRow.status.in_(FINISHED), JobRow.finished_at < now() - timedelta(days=days)
@@ -61,7 +74,7 @@ class Retention:
     def _used(self) -> int:
         at = time.monotonic()
         if self._weighed is None or at - self._weighed[0] > WEIGH_S:
-            self._weighed = at, _size(self._folder.root)
+            self._weighed = at, _size(self._folder.root) - _size(self._folder.cache)
         return self._weighed[1]
 
 

@@ -182,7 +182,7 @@ class ArtifactView(BaseModel):
 
     @classmethod
     def of(cls, artifact: Artifact, job_id: str) -> "ArtifactView":
-        name = artifact.path.name
+        name = artifact.name
         href = f"/v1/jobs/{job_id}/artifacts/{name}"
         return cls(
             name=name, bytes=artifact.size_bytes, sha256=artifact.sha256, media_type=artifact.media_type, href=href

@@ -27,6 +27,19 @@ class Settings(BaseSettings):
     patience_s: float = Field(
         default=60.0, ge=0, description="How long jobs, and a server that starts, wait for a database that is away."
     )
+    storage_url: str | None = Field(
+        default=None, pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/[\w.-]+)*/?$",
+        description="s3://bucket/prefix for uploads and finished files; unset: the data folder.",
+    )  # fmt: skip
+    downloads: Literal["stream", "link"] = Field(
+        default="stream",
+        description="link: finished files are fetched from the bucket, by an address that is valid for 15 minutes.",
+    )
+    cache_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Copies of a bucket's files on this machine, at most; unset: as much as the disk has.",
+    )
     host: str = Field(
         default="127.0.0.1", description="Address to listen on; the default is reachable from this machine only."
     )
@@ -105,6 +118,8 @@ class Settings(BaseSettings):
         values |= {"DEVICES": str(DataFolder(self.data).devices), "PATIENCE_S": str(self.patience_s)}
         if self.database_url is not None:
             values["DATABASE_URL"] = self.database_url.get_secret_value()
+        if self.storage_url is not None:
+            values["STORAGE_URL"] = self.storage_url
         return {f"{PREFIX}{name}": value for name, value in values.items()}
 
 

@@ -57,7 +57,7 @@ class Row(DeclarativeBase):
 
 
 class ModelRow(Row):
-    """An uploaded model; its files are `DataFolder.model(id)`."""
+    """An uploaded model; its files are `models/id` in the storage."""
 
     __tablename__ = "models"
 
@@ -69,7 +69,7 @@ class ModelRow(Row):
 
 
 class DatasetRow(Row):
-    """An uploaded data set; its files are `DataFolder.dataset(id)`."""
+    """An uploaded data set; its files are `datasets/id` in the storage."""
 
     __tablename__ = "datasets"
 

@@ -16,14 +16,16 @@ from models.errors import Canceled, VitfitError
 from service import logs
 from service.engine import load_run
 from service.errors import Away, InternalError
-from service.journal import Fenced, JobResult, StoredJournal
+from service.journal import Fenced, JobFiles, JobResult, StoredJournal
 from service.leases import Lease, Leases
+from service.library import bundle_key
 from service.outage import patiently
-from service.paths import DataFolder
+from service.paths import DataFolder, artifacts_key
 from service.processes import signal_group
 from service.request import JobRequest
 from service.settings import Settings
-from service.store import JobRow, Store
+from service.storage import Storage, open_storage
+from service.store import DatasetRow, JobRow, ModelRow, Store
 
 log = logging.getLogger("vitfit.worker")
 LOST_JOB = 3  # exit status
@@ -69,14 +71,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _attempt(settings: Settings, folder: DataFolder, job: JobRow, journal: StoredJournal) -> JobResult | VitfitError:
-    """Run the engine. Errors are results here; only `Fenced`, `Away` and the wish to exit pass through."""
+    """Run the engine, and keep what it made. Errors are results here; only `Fenced`, `Away` and the wish to exit pass through."""
+    storage = open_storage(settings)
     try:
-        if job.model_id is None:
-            raise InternalError("The job's model was deleted.")
-        files = folder.job_files(job.id, job.model_id, job.dataset_id)
+        files = _files(settings, folder, storage, job)
         request = JobRequest.model_validate(job.request)
         journal.check()
-        return load_run(settings.engine)(request, files, journal, deliver=job.deliver_trial)
+        result = load_run(settings.engine)(request, files, journal, deliver=job.deliver_trial)
+        journal.check()
+        patiently(lambda: storage.put(artifacts_key(job.id), files.artifacts), settings.patience_s)
+        return result
     except (Fenced, Away):  # the job's next attempt goes on
         raise
     except VitfitError as error:
@@ -87,6 +91,15 @@ def _attempt(settings: Settings, folder: DataFolder, job: JobRow, journal: Store
         return InternalError(
             f"The job ended on a mistake of ours ({type(error).__name__}: {error}). The log says more."
         )
+
+
+def _files(settings: Settings, folder: DataFolder, storage: Storage, job: JobRow) -> JobFiles:
+    """With the model and the data set on this machine."""
+    if job.model_id is None:
+        raise InternalError("The job's model was deleted.")
+    keys = [bundle_key(ModelRow, job.model_id), *([bundle_key(DatasetRow, job.dataset_id)] if job.dataset_id else [])]
+    model, *dataset = [patiently(lambda key=key: storage.folder(key), settings.patience_s) for key in keys]  # type: ignore[misc]
+    return folder.job_files(job.id, model, dataset[0] if dataset else None)
 
 
 def _store_outcome(leases: Leases, lease: Lease, outcome: JobResult | VitfitError) -> None:

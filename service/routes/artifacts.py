@@ -3,10 +3,12 @@
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
 
 from service.artifacts import ArtifactResponse, artifact_named, artifacts_of
 from service.callers import Reader
 from service.context import ServiceOf
+from service.paths import artifacts_key
 from service.schemas import ArtifactList, ArtifactView
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
@@ -19,6 +21,7 @@ HEADERS = {
 FILE: dict[int | str, dict[str, Any]] = {
     200: {"content": BINARY, "description": "The whole file.", "headers": HEADERS},
     206: {"content": BINARY, "description": "The range that was asked for.", "headers": HEADERS},
+    307: {"description": "VITFIT_DOWNLOADS=link: where the file is, for some minutes."},
     304: {"description": "If-None-Match names this version."},
 }
 
@@ -27,7 +30,7 @@ FILE: dict[int | str, dict[str, Any]] = {
 def list_artifacts(job_id: str, service: ServiceOf, caller: Reader) -> ArtifactList:
     """Names, sizes and digests of the finished files."""
     service.jobs.get(job_id, caller.sees)
-    found = artifacts_of(service.folder.job(job_id))
+    found = artifacts_of(service.storage, job_id)
     return ArtifactList(artifacts=[ArtifactView.of(artifact, job_id) for artifact in found])
 
 
@@ -35,11 +38,16 @@ def list_artifacts(job_id: str, service: ServiceOf, caller: Reader) -> ArtifactL
 def get_artifact(job_id: str, name: str, request: Request, service: ServiceOf, caller: Reader) -> Response:
     """A file. `Range` and `If-Range` resume a download; `Repr-Digest` checks it."""
     service.jobs.get(job_id, caller.sees)
-    artifact = artifact_named(service.folder.job(job_id), name)
+    artifact = artifact_named(service.storage, job_id, name)
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if artifact.etag in known or known == ["*"]:
         return Response(status_code=304, headers=artifact.headers)
-    return ArtifactResponse(artifact)
+    key = artifacts_key(job_id)
+    if service.settings.downloads == "link" and request.method == "GET":
+        link = service.storage.link(key, artifact, artifact.media_type)
+        if link is not None:
+            return RedirectResponse(link, 307, headers=artifact.headers)
+    return ArtifactResponse(artifact, service.storage.file(key, artifact))
 
 
 @router.head("/{name}", include_in_schema=False)

@@ -1,6 +1,5 @@
 """/v1/jobs: submit, follow, cancel, deliver."""
 
-import shutil
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
@@ -92,7 +91,7 @@ def get_job(job_id: str, response: Response, service: ServiceOf, caller: Reader)
 def delete_job(job_id: str, service: ServiceOf, caller: Submitter) -> None:
     """Delete a finished job, its trials and its files; 409 while it is not finished."""
     service.jobs.delete(job_id, caller.sees)
-    shutil.rmtree(service.folder.job(job_id).root, ignore_errors=True)
+    service.retention.forget_files(job_id)
 
 
 @router.post("/{job_id}/cancel")

@@ -17,6 +17,7 @@ from service.settings import Settings
 from service.store import ModelRow, Store
 from tests.service.postgres import Postgres
 from tests.service.running import Server
+from tests.service.s3 import S3
 from tests.service.small_jobs import Workshop, briefly, data_folder, model_folder
 
 
@@ -27,6 +28,13 @@ def postgres() -> Iterator[Postgres]:
         pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
     with Postgres() as postgres:
         yield postgres
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """A running S3 of this session's own."""
+    with S3() as s3:
+        yield s3
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

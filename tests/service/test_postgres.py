@@ -22,7 +22,7 @@ from service.store import Store
 from tests.service.conftest import new_job
 from tests.service.postgres import Postgres
 from tests.service.rest import problem
-from tests.service.running import Server, wait_until
+from tests.service.running import Server
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from service.leases import Leases
 from service.paths import DataFolder
 from service.retention import Retention
 from service.settings import Settings
+from service.storage import LocalStorage
 from service.store import JobRow, Store, now
 from tests.service.conftest import new_job
 from tests.service.rest import problem
@@ -43,8 +44,8 @@ def test_finished_jobs_go_after_their_time_with_trials_and_files(
         folder.job(job).create()
     ended(store, old, 31)
     ended(store, young, 29)
-    assert Retention(store, folder, None, None).sweep() == []
-    assert Retention(store, folder, 30, None).sweep() == [old]
+    assert Retention(store, folder, LocalStorage(folder), None, None).sweep() == []
+    assert Retention(store, folder, LocalStorage(folder), 30, None).sweep() == [old]
     assert {path.name for path in folder.jobs.iterdir()} == {young, waiting}
     assert jobs.trial_numbers(old) == []
     assert jobs.get(young).status == "succeeded" and jobs.get(waiting).status == "queued"
@@ -55,7 +56,7 @@ def test_folders_that_no_job_owns_are_swept(store: Store, jobs: Jobs, folder: Da
     mine = jobs.create(new_job()).id
     for job in (mine, "job_gone"):
         folder.job(job).create()
-    Retention(store, folder, None, None).sweep()
+    Retention(store, folder, LocalStorage(folder), None, None).sweep()
     assert {path.name for path in folder.jobs.iterdir()} == {mine}
 
 
