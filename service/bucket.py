@@ -36,6 +36,8 @@ BUSY = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT)
 class Bucket:
     """Address and keys of the storage come from AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and so on, as for every S3 client."""
 
+    is_shared = True
+
     def __init__(self, url: str, cache: Path, cache_bytes: int | None) -> None:
         """url: s3://bucket or s3://bucket/prefix. cache: a folder of this machine."""
         self._url, self._root = url, url.removeprefix("s3://").rstrip("/")

@@ -71,7 +71,11 @@ class Service:
         submissions = Submissions(settings, jobs, library, offered, validator)
         retention = Retention(store, folder, storage, settings.keep_days, settings.quota_bytes)
         runner = Runner(
-            settings, folder, retention, Leases(store, settings.lease_s, settings.max_crashes, settings.most_running)
+            settings,
+            folder,
+            storage,
+            retention,
+            Leases(store, settings.lease_s, settings.max_crashes, settings.most_running),
         )
         tokens, agents = Tokens(store), Agents(folder.devices)
         return cls(

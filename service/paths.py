@@ -117,6 +117,11 @@ def artifacts_key(job_id: str) -> str:
     return f"jobs/{job_id}/artifacts"
 
 
+def log_key(job_id: str) -> str:
+    """Of a job's log in a storage that other servers see, after each attempt."""
+    return f"jobs/{job_id}/log"
+
+
 def tail(path: Path, count: int) -> str:
     """At most so many of the last bytes of a text file, from the start of a line; empty when there is none."""
     try:

@@ -6,6 +6,7 @@ One thread does it all, a few times per second; it keeps nothing that the databa
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +14,16 @@ import threading
 import time
 from dataclasses import dataclass
 
+from models.errors import VitfitError
 from service.errors import Away
 from service import logs
 from service.journal import Fenced
 from service.leases import Lease, Leases
-from service.paths import DataFolder
+from service.paths import DataFolder, log_key
 from service.processes import child_environment, end_group, is_gone, signal_group, whoami
 from service.retention import Retention
 from service.settings import Settings
+from service.storage import Storage
 
 log = logging.getLogger("vitfit.runner")
 
@@ -58,9 +61,10 @@ def about(lease: Lease) -> contextlib.AbstractContextManager[None]:
 class Runner:
     """Runs queued jobs until `stop`."""
 
-    def __init__(self, settings: Settings, folder: DataFolder, retention: Retention, leases: Leases) -> None:
-        self._settings = settings
-        self._folder = folder
+    def __init__(
+        self, settings: Settings, folder: DataFolder, storage: Storage, retention: Retention, leases: Leases
+    ) -> None:
+        self._settings, self._folder, self._storage = settings, folder, storage
         self._leases, self._retention = leases, retention
         self._workers: list[Worker] = []
         self._wake = threading.Event()
@@ -187,6 +191,17 @@ class Runner:
     def _remove(self, worker: Worker) -> None:
         self._workers = [other for other in self._workers if other is not worker]
         worker.close()
+        if self._storage.is_shared:
+            self._share_log(worker.lease.job_id)
+
+    def _share_log(self, job_id: str) -> None:
+        """For the other servers. A log is worth no wait: they do without where the storage does not answer."""
+        try:
+            with self._folder.uploading() as beside:
+                shutil.copyfile(self._folder.job(job_id).log, beside / self._folder.job(job_id).log.name)
+                self._storage.put(log_key(job_id), beside)
+        except (VitfitError, OSError) as error:
+            log.warning("%s: its log stays on this machine: %s", job_id, error)
 
     def _spawn(self, lease: Lease) -> Worker:
         folder = self._folder.job(lease.job_id)

@@ -29,7 +29,10 @@ class StoredFile:
 
 
 class Storage(Protocol):
-    """All methods but `check` raise `StorageAway` when the storage does not answer."""
+    """All methods raise `StorageAway` when the storage does not answer."""
+
+    is_shared: bool
+    """Whether servers on other machines see it."""
 
     def check(self) -> None:
         """Prove that files can be kept. Raises: StorageUnusable, NewerData, OSError, StorageAway."""
@@ -79,6 +82,8 @@ def visible_files(folder: Path) -> list[Path]:
 
 class LocalStorage:
     """Bundles are folders of the data folder."""
+
+    is_shared = False
 
     def __init__(self, folder: DataFolder) -> None:
         self._folder, self._root = folder, folder.root

@@ -83,8 +83,11 @@ class Connection:
 
     @contextlib.contextmanager
     def stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """One GET whose body is read by the caller. Raises httpx.TransportError: the caller knows how to resume."""
-        with self._http.stream("GET", path, headers=headers) as response:
+        """One GET whose body is read by the caller. Raises httpx.TransportError: the caller knows how to resume.
+
+        A server may send us on to its bucket; our token does not go there.
+        """
+        with self._http.stream("GET", path, headers=headers, follow_redirects=True) as response:
             if response.status_code >= 400:
                 response.read()
             yield response

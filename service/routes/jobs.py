@@ -12,7 +12,7 @@ from service.context import ServiceOf
 from service.events import events
 from service.jobs import UNFINISHED, Status
 from service.paging import MAX_NUMBER, PageQuery, mine, newest_first, trials_in_order
-from service.paths import tail
+from service.paths import log_key, tail
 from service.request import JobRequest
 from service.schemas import JOB_EXAMPLE, DeliverRequest, JobPage, JobView, TrialPage, Validated
 from service.store import JobRow
@@ -139,7 +139,11 @@ async def job_events(
 def job_log(job_id: str, service: ServiceOf, caller: Reader) -> PlainTextResponse:
     """The end of what the job's processes have written."""
     service.jobs.get(job_id, caller.sees)
-    return PlainTextResponse(tail(service.folder.job(job_id).log, LOG_BYTES))
+    path = service.folder.job(job_id).log
+    if not path.exists():  # another server ran it
+        for file in service.storage.files(log_key(job_id)) if service.storage.is_shared else ():
+            path = service.storage.file(log_key(job_id), file)
+    return PlainTextResponse(tail(path, LOG_BYTES))
 
 
 def _accepted(submitted: Submitted) -> Response:

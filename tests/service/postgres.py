@@ -54,10 +54,16 @@ class Postgres:
         return f"postgresql://{user}@/{database}?host={self._root}"
 
     def fresh(self) -> str:
-        """The URL of a new, empty database."""
+        """A URL with new, empty tables: a schema, which is made much faster than a database."""
+        name = f"vitfit{next(self._numbers)}"
+        self.run_sql(f"CREATE SCHEMA {name}")
+        return f"{self.url('postgres')}&options=-csearch_path%3D{name}"
+
+    def fresh_database(self) -> str:
+        """The name of a new, empty database."""
         name = f"vitfit{next(self._numbers)}"
         self.run_sql(f"CREATE DATABASE {name}")
-        return self.url(name)
+        return name
 
     def run_sql(self, statement: str, database: str = "postgres") -> None:
         """As the owner of everything."""

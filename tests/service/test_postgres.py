@@ -110,13 +110,13 @@ def test_a_missing_database_is_named_and_no_password_is_shown(postgres: Postgres
     assert "secret" not in str(caught.value) and "nowhere" in caught.value.detail
 
 
-def test_a_user_without_rights_is_told_so_before_any_work(postgres: Postgres, url: str) -> None:
-    name = make_url(url).database or ""
+def test_a_user_without_rights_is_told_so_before_any_work(postgres: Postgres) -> None:
+    name = postgres.fresh_database()
     postgres.run_sql(f"CREATE ROLE {name}_reader LOGIN")
     reader = make_url(postgres.url(name, f"{name}_reader"))
     with pytest.raises(DatabaseUnusable, match="permission denied for schema public"):
         upgrade(Store(reader))
-    upgrade(Store(make_url(url)))
+    upgrade(Store(make_url(postgres.url(name))))
     postgres.run_sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}_reader", name)
     with pytest.raises(DatabaseUnusable, match="lacks DELETE on datasets, DELETE on jobs"):
         upgrade(Store(reader))
