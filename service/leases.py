@@ -53,6 +53,9 @@ class Leases:
             JobRow.status == "queued", JobRow.owner.not_in(busy.having(func.count() >= self._most_running))
         )
         query = queued.order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id).limit(1)
+        with self._store.read() as session:  # idle servers ask all the time: they hold up nobody who writes
+            if session.scalar(select(JobRow.id).where(JobRow.status == "queued").limit(1)) is None:
+                return None
         with self._store.write() as session:
             one_at_a_time(session, "claim")  # how many of an owner run is counted
             job = session.scalar(query.with_for_update(skip_locked=True))  # one that is being canceled

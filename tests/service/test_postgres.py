@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from sqlalchemy import URL, make_url, text
 
 from service.app import create_app
+from service.database import one_at_a_time
 from service.errors import DatabaseAway, DatabaseUnusable
 from service.jobs import Jobs
 from service.leases import Lease, Leases
@@ -64,6 +65,17 @@ def test_a_job_that_somebody_else_is_changing_does_not_hold_up_the_queue(
         session.execute(text("SELECT id FROM jobs WHERE id = :id FOR UPDATE"), {"id": first})
         lease = leases.claim("server")
     assert lease is not None and lease.job_id == second
+
+
+def test_an_idle_server_waits_for_nobody(store: Store, leases: Leases) -> None:
+    asked = threading.Thread(target=leases.claim, args=("idle",))
+    with store.write() as session:
+        one_at_a_time(session, "claim")
+        asked.start()
+        asked.join(30)
+        waits = asked.is_alive()
+    asked.join()
+    assert not waits
 
 
 def test_a_server_whose_clock_is_fast_takes_no_job_from_another(
