@@ -1,6 +1,8 @@
 """Several servers on one PostgreSQL and one bucket, each with a data folder of its own, as on machines of their own."""
 
 import hashlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -89,3 +91,28 @@ def test_with_links_files_come_from_the_bucket(
         assert httpx.get(answer.headers["Location"]).content == bytes(range(256)) * 400
     finally:
         server.end()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "complaint"),
+    [
+        ("VITFIT_DATABASE_URL", "nowhere", 'database "nowhere" does not exist'),
+        ("VITFIT_STORAGE_URL", "s3://nowhere", "There is no bucket for s3://nowhere"),
+        ("VITFIT_STORAGE_URL", "ftp://nowhere", "storage_url"),
+    ],
+)
+def test_what_is_missing_stops_the_start_with_one_line(
+    postgres: Postgres,
+    s3: S3,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    complaint: str,
+) -> None:
+    s3.announce(monkeypatch)
+    monkeypatch.setenv(variable, postgres.url(value) if value == "nowhere" else value)
+    command = [sys.executable, "-m", "service.serve", "--data", str(tmp_path), "--port", "0", "--engine", "fake"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2 and complaint in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr

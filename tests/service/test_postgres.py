@@ -72,7 +72,7 @@ def test_an_idle_server_waits_for_nobody(store: Store, leases: Leases) -> None:
     with store.write() as session:
         one_at_a_time(session, "claim")
         asked.start()
-        asked.join(30)
+        asked.join(10)
         waits = asked.is_alive()
     asked.join()
     assert not waits
