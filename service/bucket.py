@@ -70,6 +70,8 @@ class Bucket:
             )  # fmt: skip
 
     def put(self, key: str, folder: Path) -> None:
+        if below := [path.name for path in folder.iterdir() if path.is_dir()]:
+            raise ValueError(f"a bundle has no folders in it, {key} has {', '.join(below)}")
         files = {path: describe(path) for path in visible_files(folder)}
         with self._answering():
             for path, file in files.items():
