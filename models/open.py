@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def _opened(folder: Path, description: dict[str, Any]) -> TorchNetwork:
     if (file := folder / "model.onnx").exists():
         return open_onnx(file, name, wanted)
     if (archive := folder / "model.zip").exists():
-        return _packed(unpack_model(archive, folder / "model"), name, wanted)
+        with tempfile.TemporaryDirectory(prefix="vitfit-model-") as unpacked:
+            unpack_model(archive, Path(unpacked))
+            return _packed(Path(unpacked), name, wanted)
     checkpoint = next((p for p in (folder / "weights.safetensors", folder / "weights.pth") if p.exists()), None)
     options = description.get("options") or {}
     module = build(name, options, pretrained=checkpoint is None and bool(description.get("pretrained")))

@@ -1,7 +1,6 @@
 """A model of several files in one zip or tar: an ONNX file with its external data, or a Hugging Face folder."""
 
 import shutil
-import tempfile
 from pathlib import Path, PurePosixPath
 
 from models.archive import Limits, is_clutter, members
@@ -11,22 +10,11 @@ GIB = 1 << 30
 LIMITS = Limits(packed_bytes=16 * GIB, total_bytes=20 * GIB, file_bytes=16 * GIB, members=1000)
 
 
-def unpack_model(archive: Path, folder: Path) -> Path:
-    """The files of a model side by side in `folder`, which appears complete or not at all; folders in the archive are left out.
+def unpack_model(archive: Path, folder: Path) -> None:
+    """The files of a model side by side in `folder`; folders in the archive are left out.
 
     Raises: UnsafeFile, TooLarge, DamagedFile.
     """
-    if not folder.is_dir():
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            _unpack(archive, scratch)
-            scratch.rename(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return folder
-
-
-def _unpack(archive: Path, folder: Path) -> None:
     for name, content in members(archive, LIMITS):
         if is_clutter(name):
             continue

@@ -15,8 +15,8 @@ import time
 from dataclasses import dataclass
 
 from models.errors import VitfitError
-from service.errors import Away
 from service import logs
+from service.errors import Away
 from service.journal import Fenced
 from service.leases import Lease, Leases
 from service.paths import DataFolder, log_key
