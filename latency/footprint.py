@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitfit.child import ChildFailed, ask
+from vitfit.child import ChildFailed, ask, die_with_parent
 
 from latency.lease import measuring_lease
 from latency.setting import Setting
@@ -58,6 +58,7 @@ def footprint(file: Path, setting: Setting) -> Footprint:
 def main() -> None:
     from vitfit.measuring import feeds, open_session, pin  # the light parent needs no runtime
 
+    die_with_parent()
     request = json.load(sys.stdin)
     pin(request["threads"])
     before = _memory_mib("VmRSS")

@@ -1,5 +1,9 @@
 """Measuring real files in real processes. What is checked is behaviour, never seconds."""
 
+import contextlib
+import fcntl
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -10,7 +14,7 @@ from vitfit.measuring import bind, feeds, open_session
 
 import latency.devices
 from latency.devices import describe_device, device_names, machine_of
-from latency.lease import measuring_lease
+from latency.lease import FLOOR, measuring_lease
 from latency.meter import Effort, Meter
 from latency.sampling import ratio
 from latency.setting import Setting
@@ -73,6 +77,65 @@ def test_one_thing_measures_at_a_time(files: tuple[Path, Path]) -> None:
         assert not done.wait(1.5), "somebody else holds the lease"
     assert done.wait(60)
     thread.join()
+
+
+class Killer:
+    """Kills this process's measuring children, so many of them."""
+
+    def __init__(self, most: int) -> None:
+        self.killed: list[int] = []
+        self._most, self._over = most, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Killer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while len(self.killed) < self._most and not self._over.wait(0.02):
+            for pid in set(measuring_children()) - set(self.killed):
+                os.kill(pid, signal.SIGKILL)
+                self.killed.append(pid)
+
+
+def measuring_children() -> list[int]:
+    """Of this process, also those that nobody has reaped."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"vitfit.measuring" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+def is_free() -> bool:
+    """Whether nobody measures."""
+    with FLOOR.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_a_killed_measuring_child_is_started_again_and_the_measurement_is_whole(files: tuple[Path, Path]) -> None:
+    with Killer(2) as killer:
+        (found,) = Meter(Setting()).measure([files[0]], SHORT)
+    assert len(killer.killed) == 2
+    assert len(found.samples_ms) >= SHORT.processes and min(len(p) for p in found.samples_ms) >= SHORT.rounds
+    assert measuring_children() == [] and is_free()
+
+
+def test_a_measurement_whose_child_is_always_killed_fails_with_the_reason(files: tuple[Path, Path]) -> None:
+    with Killer(99) as killer, pytest.raises(DeviceUnavailable, match="killed by SIGKILL, 3 times in a row"):
+        Meter(Setting()).measure([files[0]], SHORT)
+    assert len(killer.killed) == 3
+    assert measuring_children() == [] and is_free(), "others may measure now"
 
 
 def test_every_image_is_fed_equally_often(files: tuple[Path, Path], tmp_path: Path) -> None:
