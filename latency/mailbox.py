@@ -50,7 +50,7 @@ class Mailbox:
         return number
 
     def answer(self, task: str) -> dict[str, Any] | None:
-        """What the agent said; None: not yet. Asking keeps the task alive."""
+        """What the agent said; None: not yet. Asking keeps the task alive. Raises: FileNotFoundError when it was thrown away."""
         path = self._tasks / task
         os.utime(path / REQUEST)
         found: dict[str, Any] | None = None
@@ -61,12 +61,17 @@ class Mailbox:
     def withdraw(self, task: str) -> None:
         shutil.rmtree(self._tasks / task, ignore_errors=True)
 
-    def silent_s(self) -> float:
-        """How long the agent has not been heard of."""
+    def heard_at(self) -> float | None:
+        """When the agent was last heard of, by the clock of the file system: worth comparing with itself only."""
         try:
-            return max(0.0, time.time() - (self._folder / SEEN).stat().st_mtime)
+            return (self._folder / SEEN).stat().st_mtime
         except FileNotFoundError:
-            return float("inf")
+            return None
+
+    def silent_s(self) -> float:
+        """How long the agent has not been heard of, for people to read: wrong for a moment after the clock was set."""
+        heard_at = self.heard_at()
+        return float("inf") if heard_at is None else max(0.0, time.time() - heard_at)
 
     # ---- the agent's half, through the server
 

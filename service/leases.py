@@ -2,14 +2,18 @@
 
 Who claims a job gets a lease with a fencing token. Every write names the token; once the job has been requeued or claimed
 again, writes with the old token raise `Fenced`, so a worker that slept past its lease changes nothing.
+
+Whether a lease has run out is never a comparison of dates: each server watches whether it is renewed (service/stopwatch.py).
+`lease_expires_at` is what changes with each renewal, and for people to read.
 """
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import func, select
@@ -19,8 +23,9 @@ from sqlalchemy.orm import Session
 from models.errors import Canceled, VitfitError
 from service.database import clock, one_at_a_time
 from service.errors import TimeLimitReached, WorkerCrashed
-from service.jobs import LEASED, move
+from service.jobs import LEASED, UNFINISHED, move
 from service.journal import Fenced, JobResult
+from service.stopwatch import Stopwatch
 from service.store import JobRow, Store, TrialRow
 
 MOST_RUNNING = 1_000
@@ -40,11 +45,15 @@ class Lease:
 class Leases:
     """The workers' half of the jobs table."""
 
-    def __init__(self, store: Store, lease_s: float, max_crashes: int = 3, most_running: int = MOST_RUNNING) -> None:
-        """most_running: of one owner at a time."""
+    def __init__(
+        self, store: Store, lease_s: float, max_crashes: int = 3, most_running: int = MOST_RUNNING,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        """most_running: of one owner at a time. clock: for who watches others' leases and time limits."""
         self._store, self._most_running = store, most_running
         self._lease = timedelta(seconds=lease_s)
         self._max_crashes = max_crashes
+        self._renewals, self._runs = Stopwatch(clock), Stopwatch(clock)
 
     def claim(self, owner: str) -> Lease | None:
         """Take the oldest queued job of the highest priority, of owners who have not enough running; None when there is none."""
@@ -148,26 +157,48 @@ class Leases:
             self._after_crash(session, job, how)
 
     def expire(self) -> list[Lease]:
-        """Requeue jobs whose lease has run out; the answer names the leases that were lost."""
+        """Requeue jobs whose lease has run out; the answer names the leases that were lost. Call it about once a second."""
+        with self._store.read() as session:  # whoever only watches holds up nobody
+            jobs = list(session.scalars(select(JobRow).where(JobRow.status.in_(LEASED))))
+        self._renewals.keep({(job.id, job.fence) for job in jobs})
+        silent = [job.id for job in jobs if self._is_silent(job)]
+        if not silent:
+            return []
         with self._store.write() as session:
-            query = select(JobRow).where(JobRow.status.in_(LEASED), JobRow.lease_expires_at < clock(session))
-            jobs = list(session.scalars(query.with_for_update(skip_locked=True)))  # whoever writes now is alive
-            for job in jobs:
+            query = select(JobRow).where(JobRow.id.in_(silent), JobRow.status.in_(LEASED)).with_for_update(skip_locked=True)
+            lost = [job for job in session.scalars(query) if self._is_silent(job)]  # whoever writes now is alive
+            for job in lost:
                 self._after_crash(session, job, "was not heard of for longer than its lease")
-            return [Lease(job.id, job.fence, job.request_id) for job in jobs]
+            return [Lease(job.id, job.fence, job.request_id) for job in lost]
+
+    def _is_silent(self, job: JobRow) -> bool:
+        since_s, renewals = self._renewals.look((job.id, job.fence), job.lease_expires_at)
+        lease_s = self._lease.total_seconds()
+        return since_s > (lease_s if renewals else max(lease_s, START_S))
 
     def fail_overdue(self) -> list[str]:
         """End jobs that have taken longer than their limit; their workers lose their leases. The answer names the jobs."""
+        limited = JobRow.status.in_(UNFINISHED), JobRow.time_limit_s.is_not(None), JobRow.started_at.is_not(None)
+        with self._store.read() as session:
+            jobs = list(session.scalars(select(JobRow).where(*limited)))
+            self._runs.keep({job.id for job in jobs})
+            overdue = [job.id for job in jobs if self._is_overdue(session, job)]
+        if not overdue:
+            return []
         with self._store.write() as session:
-            query = select(JobRow).where(JobRow.status == "running", JobRow.time_limit_s.is_not(None))
-            at = clock(session)
-            overdue = [job for job in session.scalars(query.with_for_update(skip_locked=True)) if _is_overdue(job, at)]
-            for job in overdue:
+            query = select(JobRow).where(JobRow.id.in_(overdue), JobRow.status == "running")
+            ended = list(session.scalars(query.with_for_update(skip_locked=True)))
+            for job in ended:
                 _fail(job, TimeLimitReached(
                     f"The job was not finished {job.time_limit_s:g} s after its first start. Give it a larger time_limit_s, fewer "
                     "trials or less data; its finished trials can be delivered.", time_limit_s=job.time_limit_s,
                 ))  # fmt: skip
-            return [job.id for job in overdue]
+            return [job.id for job in ended]
+
+    def _is_overdue(self, session: Session, job: JobRow) -> bool:
+        assert job.time_limit_s is not None and job.started_at is not None
+        before_s = max(0.0, (clock(session) - job.started_at).total_seconds())  # under an earlier server: nobody else knows
+        return self._runs.look(job.id, already_s=before_s)[0] > job.time_limit_s
 
     def take_back(self, is_gone: Callable[[str], bool]) -> list[str]:
         """Requeue the jobs of servers that are gone, without waiting for their leases; the answer names the jobs."""
@@ -199,11 +230,6 @@ def _held(session: Session, lease: Lease, lock: bool = True) -> JobRow:
     if job is None or job.fence != lease.fence or job.status not in LEASED:
         raise Fenced(f"Job {lease.job_id} is no longer this worker's (its token {lease.fence} is out of date).")
     return job
-
-
-def _is_overdue(job: JobRow, at: datetime) -> bool:
-    assert job.time_limit_s is not None
-    return job.started_at is not None and (at - job.started_at).total_seconds() > job.time_limit_s
 
 
 def _requeue(job: JobRow) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 from sqlalchemy import delete, select
@@ -14,6 +15,7 @@ from service.jobs import FINISHED, UNFINISHED
 from service.library import bundle_key
 from service.paths import DataFolder
 from service.storage import Storage
+from service.stopwatch import SteadyCalendar
 from service.store import DatasetRow, JobRow, ModelRow, Store, now
 
 log = logging.getLogger("vitfit.retention")
@@ -23,11 +25,13 @@ WEIGH_S = 30.0
 
 class Retention:
     def __init__(
-        self, store: Store, folder: DataFolder, storage: Storage, keep_days: float | None, quota_bytes: int | None
-    ) -> None:
+        self, store: Store, folder: DataFolder, storage: Storage, keep_days: float | None, quota_bytes: int | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         """None: for ever; as much as the disk has."""
         self._store, self._folder, self._storage = store, folder, storage
         self._keep_days, self._quota = keep_days, quota_bytes
+        self._calendar = SteadyCalendar(now, clock)
         self._weighed: tuple[float, int] | None = None
 
     def sweep(self) -> list[str]:
@@ -54,7 +58,7 @@ class Retention:
         shutil.rmtree(self._folder.job(job_id).root, ignore_errors=True)
 
     def _forget(self, days: float) -> list[str]:
-        over = JobRow.status.in_(FINISHED), JobRow.finished_at < now() - timedelta(days=days)
+        over = JobRow.status.in_(FINISHED), JobRow.finished_at < self._calendar.now() - timedelta(days=days)
         with self._store.write() as session:
             found = list(session.scalars(select(JobRow.id).where(*over)))
             session.execute(delete(JobRow).where(JobRow.id.in_(found)))

@@ -17,6 +17,7 @@ from latency.meter import Effort
 from latency.remote import PATIENCE, RemoteMeter, meter_of
 from latency.setting import Setting
 from models.errors import DeviceUnavailable, UnknownName
+from tests.service.running import wait_until
 
 DEVICE = {"name": "agent-a", "kind": "agent", "machine": "Cortex-A76", "threads": 2, "runtime": "onnxruntime 1.22.0"}
 EFFORT = Effort(seconds=0.2, processes=2, rounds=3, width=10.0)
@@ -101,6 +102,25 @@ def test_a_device_that_comes_back_in_time_is_no_error(
     with answering(mailbox, {"samples_ms": [[[2.0]] * 3, [[1.0]] * 3]}):
         waiting.join()
     assert len(found) == 2
+
+
+def test_a_clock_that_jumps_loses_neither_the_device_nor_the_task(
+    mailbox: Mailbox, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the new time of day the agent has been silent for hours, and the task was abandoned hours ago."""
+    monkeypatch.setenv(PATIENCE, "30")
+    found: list[Any] = []
+    waiting = threading.Thread(target=lambda: found.extend(RemoteMeter("agent-a", Setting()).measure(files, EFFORT)))
+    waiting.start()
+    thrown_away = wait_until(mailbox.oldest, "the task").id
+    hours_ago = time.time() - 3 * 3600
+    os.utime(mailbox._folder / "seen", (hours_ago, hours_ago))
+    mailbox.withdraw(thrown_away)
+    again = wait_until(mailbox.oldest, "the task, posted again")
+    assert again.id != thrown_away and again.request["seed"] == 0
+    with answering(mailbox, {"samples_ms": [[[2.0]] * 3, [[1.0]] * 3]}):
+        waiting.join()
+    assert len(found) == 2 and mailbox.oldest() is None
 
 
 def test_what_nobody_waits_for_is_thrown_away(mailbox: Mailbox, files: list[Path]) -> None:

@@ -11,7 +11,6 @@ from service.errors import Conflict, NotFound
 from service.jobs import FINISHED, TRANSITIONS, Jobs, KeyTaken, NewJob
 from service.journal import Fenced, JobResult
 from service.leases import Lease, Leases
-from service.store import Store
 from tests.service.conftest import new_job
 
 
@@ -122,17 +121,6 @@ def test_a_worker_that_lost_its_job_can_write_nothing(jobs: Jobs, leases: Leases
             attempt()
     leases.record(successor, trial(0))
     assert (jobs.trial_numbers(successor.job_id), jobs.get(successor.job_id).attempt) == ([0], 2)
-
-
-def test_a_lease_that_runs_out_is_requeued_and_one_that_is_renewed_is_not(store: Store, jobs: Jobs) -> None:
-    forgetful, careful = Leases(store, lease_s=-1.0), Leases(store, lease_s=60.0)
-    first, second, third = (jobs.create(new_job()) for _ in range(3))
-    silent, beating, starting = claim(careful), claim(careful), claim(forgetful)
-    forgetful.heartbeat(silent)
-    careful.heartbeat(beating)
-    assert careful.expire() == [silent]
-    assert [jobs.get(job.id).status for job in (first, second, third)] == ["queued", "running", "running"]
-    assert starting.job_id == third.id  # it has a longer time until its first heartbeat
 
 
 def test_take_back_frees_only_jobs_of_servers_that_are_gone(jobs: Jobs, leases: Leases) -> None:

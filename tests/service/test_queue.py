@@ -56,7 +56,7 @@ def test_a_job_whose_time_is_over_fails_and_keeps_its_trials(jobs: Jobs, leases:
     lease = leases.claim("me")
     assert lease is not None and leases.claim("me") is not None
     leases.record(lease, {"number": 0})
-    assert leases.fail_overdue() == []
+    assert Leases(store, 30.0).fail_overdue() == []
     with store.write() as session:
         for job_id in (slow.id, other.id):
             row = session.get(JobRow, job_id)
