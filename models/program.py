@@ -1,5 +1,6 @@
 """The pruned network as a PyTorch program: a .pt2 file that runs and trains on where vitfit is not installed."""
 
+import io
 import os
 from pathlib import Path
 
@@ -12,5 +13,7 @@ def save_program(module: nn.Module, image: tuple[int, int, int], path: Path) -> 
     example = torch.zeros(2, *image)
     program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     beside = path.with_suffix(".part.pt2")
-    torch.export.save(program, beside)
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    beside.write_bytes(content.getbuffer())  # given a path or a file, torch would end the process on a full disk
     os.replace(beside, path)

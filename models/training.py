@@ -92,5 +92,7 @@ def _resume(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimize
 
 def _save(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
     beside = checkpoint.with_suffix(".part")
-    torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs}, beside)
+    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs}
+    with beside.open("wb") as file:  # given a path, torch would end the process on a full disk
+        torch.save(state, file)
     os.replace(beside, checkpoint)

@@ -69,7 +69,9 @@ class Service:
         if validator is None:
             validator = Validator(validate_command(settings.engine), environment=settings.worker_environment())
         submissions = Submissions(settings, jobs, library, offered, validator)
-        retention = Retention(store, folder, storage, settings.keep_days, settings.quota_bytes)
+        retention = Retention(
+            store, folder, storage, settings.keep_days, settings.quota_bytes, settings.keep_free_bytes
+        )
         runner = Runner(
             settings,
             folder,

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func, select
@@ -151,10 +151,13 @@ class Leases:
         with self._writing(lease) as (_, job):
             _requeue(job)
 
-    def crash(self, lease: Lease, how: str) -> None:
-        """Requeue a job whose worker died, or fail it when that happens again and again without a new trial."""
+    def crash(self, lease: Lease, how: str, why: VitfitError | None = None) -> None:
+        """Requeue a job whose worker died, or fail it when that happens again and again without a new trial.
+
+        why: what it then fails with; left out: an error that says how the worker died.
+        """
         with self._writing(lease) as (session, job):
-            self._after_crash(session, job, how)
+            self._after_crash(session, job, how, why)
 
     def expire(self) -> list[Lease]:
         """Requeue jobs whose lease has run out; the answer names the leases that were lost. Call it about once a second."""
@@ -182,7 +185,8 @@ class Leases:
         with self._store.read() as session:
             jobs = list(session.scalars(select(JobRow).where(*limited)))
             self._runs.keep({job.id for job in jobs})
-            overdue = [job.id for job in jobs if self._is_overdue(session, job)]
+            at = clock(session) if jobs else None
+        overdue = [job.id for job in jobs if at and self._is_overdue(job, at)]
         if not overdue:
             return []
         with self._store.write() as session:
@@ -195,9 +199,9 @@ class Leases:
                 ))  # fmt: skip
             return [job.id for job in ended]
 
-    def _is_overdue(self, session: Session, job: JobRow) -> bool:
+    def _is_overdue(self, job: JobRow, at: datetime) -> bool:
         assert job.time_limit_s is not None and job.started_at is not None
-        before_s = max(0.0, (clock(session) - job.started_at).total_seconds())  # under an earlier server: nobody else knows
+        before_s = max(0.0, (at - job.started_at).total_seconds())  # under an earlier server: nobody else knows
         return self._runs.look(job.id, already_s=before_s)[0] > job.time_limit_s
 
     def take_back(self, is_gone: Callable[[str], bool]) -> list[str]:
@@ -215,12 +219,12 @@ class Leases:
         with self._store.write() as session:
             yield session, _held(session, lease)
 
-    def _after_crash(self, session: Session, job: JobRow, how: str) -> None:
+    def _after_crash(self, session: Session, job: JobRow, how: str, why: VitfitError | None = None) -> None:
         trials = session.scalar(select(func.count()).where(TrialRow.job_id == job.id)) or 0
         job.crashes = 1 if trials > job.crashed_with_trials else job.crashes + 1
         job.crashed_with_trials = trials
         if job.crashes >= self._max_crashes:
-            _fail(job, _repeated_crash(job, how))
+            _fail(job, why or _repeated_crash(job, how))
         else:
             _requeue(job)
 

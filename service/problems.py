@@ -1,6 +1,5 @@
 """Every error of the web application as application/problem+json."""
 
-import errno
 import json
 import logging
 import math
@@ -11,13 +10,15 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from models.errors import InvalidRequest, VitfitError
 from service import logs
-from service.errors import InternalError, StorageFull, problem, status_of
+from service.errors import InternalError, problem, status_of
 from service.request_ids import HEADER
+from service.room import is_full, storage_full
 
 log = logging.getLogger("vitfit.service")
 HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "5"}, 503: {"Retry-After": "5"}}
@@ -59,7 +60,8 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(VitfitError, _on_vitfit_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(Exception, _on_exception)
+    for kind in (OSError, DBAPIError, Exception):
+        app.add_exception_handler(kind, _on_exception)
 
 
 async def _on_vitfit_error(request: Request, error: Exception) -> JSONResponse:
@@ -90,8 +92,8 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
 
 
 async def _on_exception(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return answer(StorageFull("The server's disk is full. Delete jobs, models or data sets, or ask the operator."))
+    if is_full(error):
+        return answer(storage_full(request.app.state.service.folder.root, "Nothing was stored or changed."))
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     found = logs.request_id()  # this is answered outside of all middleware
     headers = {HEADER: found} if found else {}

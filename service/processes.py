@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROC = Path("/proc")
+LOST_JOB, DISK_FULL = 3, 4
+"""Exit statuses of workers."""
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from service.errors import StorageFull
 from service.jobs import FINISHED, UNFINISHED
 from service.library import bundle_key
 from service.paths import DataFolder
+from service.room import free_bytes
 from service.storage import Storage
 from service.stopwatch import SteadyCalendar
 from service.store import DatasetRow, JobRow, ModelRow, Store, now
@@ -26,11 +27,12 @@ WEIGH_S = 30.0
 class Retention:
     def __init__(
         self, store: Store, folder: DataFolder, storage: Storage, keep_days: float | None, quota_bytes: int | None,
-        clock: Callable[[], float] = time.monotonic,
+        keep_free_bytes: int = 0, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """None: for ever; as much as the disk has."""
+        """None: for ever; as much as the disk has. keep_free_bytes: of the disk, for what runs."""
         self._store, self._folder, self._storage = store, folder, storage
         self._keep_days, self._quota = keep_days, quota_bytes
+        self._keep_free = keep_free_bytes
         self._calendar = SteadyCalendar(now, clock)
         self._weighed: tuple[float, int] | None = None
 
@@ -65,7 +67,8 @@ class Retention:
         return found
 
     def check_room(self, more: int = 0) -> None:
-        """Raises: StorageFull when the data folder is at its quota, or would be with so many bytes more."""
+        """Raises: StorageFull when the data folder is at its quota, or would be with so many bytes more; so for the disk."""
+        self.check_disk(more)
         if self._quota is None:
             return
         used = self._used()
@@ -73,6 +76,17 @@ class Retention:
             raise StorageFull(
                 f"The server keeps {used:,} bytes of at most {self._quota:,}. Delete jobs, models or data sets that you no longer "
                 "need, or ask the operator.", used_bytes=used, quota_bytes=self._quota,
+            )  # fmt: skip
+
+    def check_disk(self, more: int = 0) -> None:
+        """Raises: StorageFull when the disk has too little for what runs, or would have with so many bytes more."""
+        free = free_bytes(self._folder.root)
+        if free - more < self._keep_free:
+            needed = f", of which this needs {more:,}" if more else ""
+            raise StorageFull(
+                f"The server's disk has {free:,} bytes free{needed}; {self._keep_free:,} stay free for jobs that run. Delete jobs, models "
+                "or data sets that you no longer need, or ask the operator to make room; then try again.",
+                free_bytes=free, keep_free_bytes=self._keep_free, needed_bytes=more,
             )  # fmt: skip
 
     def _used(self) -> int:

@@ -12,16 +12,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.errors import VitfitError
 from service import logs
-from service.errors import Away
+from service.errors import Away, StorageFull
 from service.journal import Fenced
 from service.leases import Lease, Leases
 from service.paths import DataFolder, log_key
-from service.processes import child_environment, end_group, is_gone, signal_group, whoami
+from service.processes import DISK_FULL, child_environment, end_group, is_gone, signal_group, whoami
 from service.retention import Retention
+from service.room import is_full, storage_full
 from service.settings import Settings
 from service.storage import Storage
 
@@ -29,10 +31,12 @@ log = logging.getLogger("vitfit.runner")
 
 POLL_S = 0.2
 AWAY_POLL_S = 1.0
+COMPLAIN_S = 60.0  # of a full disk, which may be the one that the log is on
 EXPIRY_POLL_S = 1.0
 SWEEP_S = 600.0
 LEAVE_S = 2.0  # a worker whose job is over has so long to end by itself
 TERM_AFTER_S = 1.0  # a canceled engine has so long to notice `journal.check()`,
+NOT_GONE_ON = "The job could not go on; its finished trials are kept and can be delivered."
 KILL_AFTER_S = 1.5  # and then so long (both since the cancel) before its whole process group is killed
 
 
@@ -70,7 +74,9 @@ class Runner:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="runner", daemon=True)
-        self._expiry_checked_at = self._swept_at = float("-inf")
+        self._expiry_checked_at = self._swept_at = self._complained_at = float("-inf")
+        self.waits: str | None = None
+        """Why queued jobs are not started, when it is for want of disk."""
 
     def start(self) -> None:
         """Take back the jobs of servers of this machine that are gone, and begin."""
@@ -103,8 +109,6 @@ class Runner:
                 # Workers could not renew their leases either: they get the time to do so before anybody's lease runs out.
                 self._expiry_checked_at = time.monotonic() + self._settings.lease_s / 2
                 self._stopping.wait(AWAY_POLL_S)
-            except Exception:
-                log.exception("the runner failed and goes on")
             self._wake.wait(POLL_S)
             self._wake.clear()
         for worker in self._workers:
@@ -112,33 +116,69 @@ class Runner:
                 self._stop_worker(worker)
 
     def _tick(self) -> None:
+        """Raises: Away."""
         for worker in list(self._workers):
             with about(worker.lease):
-                self._watch(worker)
-        if time.monotonic() - self._expiry_checked_at > EXPIRY_POLL_S:
-            self._expiry_checked_at = time.monotonic()
-            for lease in self._leases.expire():
-                with about(lease):
-                    log.warning("%s: its worker was not heard of for %g s", lease.job_id, self._settings.lease_s)
-            for job_id in self._leases.fail_overdue():
-                with logs.about(job_id=job_id):
-                    log.warning("%s: its time is over", job_id)
+                self._carefully(self._watch, worker)
+        for step in (self._end_overdue, self._sweep, self._fill):
+            self._carefully(step)
+
+    def _carefully(self, step: Callable[..., None], *arguments: Worker) -> None:
+        """One step: what fails, for want of disk perhaps, hinders no other, and may succeed next time. Raises: Away."""
+        try:
+            step(*arguments)
+        except Away:
+            raise
+        except Exception as error:
+            if not is_full(error):
+                log.exception("the runner failed and goes on")
+            elif time.monotonic() - self._complained_at > COMPLAIN_S:
+                self._complained_at = time.monotonic()
+                log.error("the disk is full: %s", error)
+
+    def _end_overdue(self) -> None:
+        if time.monotonic() - self._expiry_checked_at < EXPIRY_POLL_S:
+            return
+        self._expiry_checked_at = time.monotonic()
+        for lease in self._leases.expire():
+            with about(lease):
+                log.warning("%s: its worker was not heard of for %g s", lease.job_id, self._settings.lease_s)
+        for job_id in self._leases.fail_overdue():
+            with logs.about(job_id=job_id):
+                log.warning("%s: its time is over", job_id)
+
+    def _sweep(self) -> None:
         if time.monotonic() - self._swept_at > SWEEP_S:
             self._swept_at = time.monotonic()
             self._retention.sweep()
-        while len(self._workers) < self._settings.workers and not self._stopping.is_set():
+
+    def _fill(self) -> None:
+        """Start jobs while there are workers and disk for them."""
+        while self._has_disk() and len(self._workers) < self._settings.workers and not self._stopping.is_set():
             claimed = self._leases.claim(whoami())
             if claimed is None:
                 return
             with about(claimed):
                 self._begin(claimed)
 
+    def _has_disk(self) -> bool:
+        try:
+            self._retention.check_disk()
+        except StorageFull as error:
+            if self.waits is None:
+                log.error("queued jobs wait: %s", error)
+            self.waits = error.detail
+            return False
+        self.waits = None
+        return True
+
     def _begin(self, lease: Lease) -> None:
         try:
             self._workers.append(self._spawn(lease))
         except OSError as error:
             log.exception("%s: no worker could be started", lease.job_id)
-            self._leases.crash(lease, f"could not be started ({error})")
+            why = storage_full(self._folder.root, NOT_GONE_ON) if is_full(error) else None
+            self._leases.crash(lease, f"could not be started ({error})", why)
 
     def _watch(self, worker: Worker) -> None:
         status = worker.process.poll()
@@ -173,8 +213,11 @@ class Runner:
     def _reap(self, worker: Worker, status: int) -> None:
         """Store the end of a worker that has not done so itself."""
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        why = None
+        if status == DISK_FULL:
+            how, why = "found the disk full", storage_full(self._folder.root, NOT_GONE_ON)
         with contextlib.suppress(Fenced):  # the usual case: the worker stored the job's end
-            self._leases.crash(worker.lease, how)
+            self._leases.crash(worker.lease, how, why)
             log.warning("%s: its worker %s", worker.lease.job_id, how)
         self._remove(worker)
 

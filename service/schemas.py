@@ -231,3 +231,4 @@ class Health(BaseModel):
     status: Literal["ok"]
     version: str
     jobs: dict[str, int] = Field(description="Unfinished jobs by status.")
+    waits: str | None = Field(description="Why queued jobs are not started, when the disk is too full for them.")

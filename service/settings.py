@@ -65,6 +65,10 @@ class Settings(BaseSettings):
     quota_bytes: int | None = Field(
         default=None, ge=1, description="The data folder takes nothing new beyond this; unset: as much as the disk has."
     )
+    keep_free_bytes: int = Field(
+        default=100 * 10**6, ge=0,
+        description="With less free disk nothing new is taken or started: what runs may need it.",
+    )  # fmt: skip
     requests_per_minute: int = Field(default=6_000, ge=1, description="Of one token, or of one address without token.")
     lease_s: float = Field(
         default=30.0, gt=0, description="A worker that has not been heard of for so long has lost its job."

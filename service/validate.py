@@ -30,6 +30,7 @@ from service.budgeting import Pricing
 from service.evaluation import Evaluation
 from service.journal import JobFiles
 from service.request import JobRequest
+from service.room import is_full, storage_full
 from service.training import check_training
 
 
@@ -40,10 +41,17 @@ def main() -> None:
         try:
             answer = {"ok": True, "description": describe(request)}
         except VitfitError as error:
-            answer = {"ok": False, "error": error.to_json()}
+            answer = _refused(request, error, error)
         except (ValidationError, OSError, KeyError) as error:
-            answer = {"ok": False, "error": InvalidRequest(f"The request cannot be read: {error}").to_json()}
+            answer = _refused(request, error, InvalidRequest(f"The request cannot be read: {error}"))
     json.dump(answer, sys.stdout)
+
+
+def _refused(request: dict[str, Any], error: Exception, said: VitfitError) -> dict[str, Any]:
+    """said: unless a full disk is behind the error."""
+    if is_full(error):
+        said = storage_full(Path(request.get("dataset") or request["model"]), "It could not be checked.")
+    return {"ok": False, "error": said.to_json()}
 
 
 def describe(request: dict[str, Any]) -> dict[str, Any]:

@@ -21,19 +21,19 @@ from service.leases import Lease, Leases
 from service.library import bundle_key
 from service.outage import patiently
 from service.paths import DataFolder, artifacts_key
-from service.processes import signal_group
+from service.processes import DISK_FULL, LOST_JOB, signal_group
 from service.request import JobRequest
+from service.room import is_full
 from service.settings import Settings
 from service.storage import Storage, open_storage
 from service.store import DatasetRow, JobRow, ModelRow, Store
 
 log = logging.getLogger("vitfit.worker")
-LOST_JOB = 3  # exit status
 RETRY_S = 1.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the job's end is stored (however it ended), 3 when the job was another's."""
+    """Exit status: 0 when the job's end is stored (however it ended), 3 when the job was another's, 4 when the disk is full."""
     options = _parse(arguments)
     settings = Settings(data=options.data)
     logs.set_up(settings.log_format)
@@ -56,6 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     except Fenced as lost:
         log.warning("%s", lost)
         return LOST_JOB
+    except Exception as error:
+        if not is_full(error):
+            raise
+        log.error("the disk is full: %s", error)  # nothing can be stored now: the server tries again when there is room
+        return DISK_FULL
     finally:
         store.close()
     return 0
@@ -71,7 +76,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _attempt(settings: Settings, folder: DataFolder, job: JobRow, journal: StoredJournal) -> JobResult | VitfitError:
-    """Run the engine, and keep what it made. Errors are results here; only `Fenced`, `Away` and the wish to exit pass through."""
+    """Run the engine, and keep what it made. Errors are results here; only `Fenced`, `Away`, a full disk and the wish to exit
+    pass through."""
     storage = open_storage(settings)
     try:
         files = _files(settings, folder, storage, job)
@@ -84,9 +90,13 @@ def _attempt(settings: Settings, folder: DataFolder, job: JobRow, journal: Store
     except (Fenced, Away):  # the job's next attempt goes on
         raise
     except VitfitError as error:
+        if is_full(error):
+            raise
         log.info("ended by %s: %s", error.code, error)
         return error
     except Exception as error:
+        if is_full(error):
+            raise
         log.exception("the engine failed")
         return InternalError(
             f"The job ended on a mistake of ours ({type(error).__name__}: {error}). The log says more."

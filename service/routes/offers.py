@@ -70,4 +70,4 @@ def health(service: ServiceOf) -> Health:
     """Whether the database answers and jobs are being run."""
     if not service.runner.alive:
         raise Unhealthy("The part of the server that runs jobs has stopped. Restart the server.")
-    return Health(status="ok", version=server_version(), jobs=service.jobs.counts())
+    return Health(status="ok", version=server_version(), jobs=service.jobs.counts(), waits=service.runner.waits)
