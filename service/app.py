@@ -43,7 +43,7 @@ def create_app(settings: Settings, validator: Validator | None = None) -> FastAP
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Measured, metrics=app.state.metrics)
     app.add_middleware(RequestIds)
-    add_handlers(app)
+    add_handlers(app, settings.data)
     for routes in (models, datasets, jobs, artifacts, offers, agents, pages):
         app.include_router(routes.router)
     app.mount("/web", pages.files)

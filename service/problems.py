@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -55,13 +56,22 @@ def _response(body: dict[str, Any], headers: Mapping[str, str] | None = None) ->
     return _Problem(body, body["status"], dict(headers or {}))
 
 
-def add_handlers(app: FastAPI) -> None:
-    """Make every error of `app` answer with problem+json."""
+def add_handlers(app: FastAPI, data: Path) -> None:
+    """Make every error of `app` answer with problem+json. data: on the disk that may be full."""
+
+    async def on_exception(request: Request, error: Exception) -> JSONResponse:
+        if is_full(error):
+            return answer(storage_full(data, "Nothing was stored or changed."))
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        found = logs.request_id()  # this is answered outside of all middleware
+        headers = {HEADER: found} if found else {}
+        return answer(InternalError(f"The server made a mistake ({type(error).__name__}). Its log says more."), headers)
+
     app.add_exception_handler(VitfitError, _on_vitfit_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     for kind in (OSError, DBAPIError, Exception):
-        app.add_exception_handler(kind, _on_exception)
+        app.add_exception_handler(kind, on_exception)
 
 
 async def _on_vitfit_error(request: Request, error: Exception) -> JSONResponse:
@@ -89,15 +99,6 @@ def _methods_at(request: Request) -> str:
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     return answer(invalid_fields(error.errors()))
-
-
-async def _on_exception(request: Request, error: Exception) -> JSONResponse:
-    if is_full(error):
-        return answer(storage_full(request.app.state.service.folder.root, "Nothing was stored or changed."))
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    found = logs.request_id()  # this is answered outside of all middleware
-    headers = {HEADER: found} if found else {}
-    return answer(InternalError(f"The server made a mistake ({type(error).__name__}). Its log says more."), headers)
 
 
 def invalid_fields(errors: Any) -> InvalidRequest:

@@ -71,33 +71,20 @@ async def _feed(request: Request, parser: MultipartParser, form: "_Form", limit:
         if chunk:
             parser.write(chunk)
         if len(form.pending) >= PIECE_BYTES:
-            await _flush(request, form)
+            await run_in_threadpool(form.flush)
     parser.finalize()
     await run_in_threadpool(form.flush)
 
 
-async def _flush(request: Request, form: "_Form") -> None:
-    """Raises: OSError, when the rest has been read, for a disk that is full."""
-    try:
-        await run_in_threadpool(form.flush)
-    except OSError:
-        await _drain(request)
-        raise
-
-
 async def _refuse(request: Request, limit: int) -> None:
-    await _drain(request)
-    raise TooLarge(f"The upload is larger than {limit} bytes, the limit of this server.", limit_bytes=limit)
-
-
-async def _drain(request: Request) -> None:
-    """Read on for a moment before a refusal: a client that is still sending may never see the answer otherwise."""
+    """Read on for a moment before the refusal: a client that is still sending may never see the answer otherwise."""
     until, left = time.monotonic() + DRAIN_S, DRAIN_BYTES
     if "expect" not in request.headers:  # such a client waits for our word before it sends
         async for chunk in request.stream():
             left -= len(chunk)
             if left < 0 or time.monotonic() > until:
                 break
+    raise TooLarge(f"The upload is larger than {limit} bytes, the limit of this server.", limit_bytes=limit)
 
 
 class _Form:

@@ -147,10 +147,10 @@ def test_every_error_class_has_a_status_of_its_own_or_of_its_parent() -> None:
     [(OSError(errno.ENOSPC, "No space left"), 507, "storage-full"), (KeyError("x"), 500, "internal-error")],
 )
 def test_errors_that_nobody_expects_are_problems_without_their_insides(
-    error: Exception, status: int, code: str
+    tmp_path: Path, error: Exception, status: int, code: str
 ) -> None:
     app = FastAPI()
-    add_handlers(app)
+    add_handlers(app, tmp_path)
 
     @app.get("/")
     def fail() -> None:
