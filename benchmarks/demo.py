@@ -6,15 +6,10 @@ The exit status is 1 when the budget is missed, the exported file disagrees with
 """
 
 import argparse
-import contextlib
-import ctypes
 import json
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +22,7 @@ from vitfit import Budget, Client, Job, VitfitError
 from vitfit.model_source import model_source
 from vitfit.render import followed
 
+from benchmarks.serving import serving
 from latency.meter import Effort, Meter
 from latency.sampling import Interval, ratio
 from latency.setting import Setting, runtime_version
@@ -35,7 +31,6 @@ from models.preprocessing import Preprocessing
 
 DIGITS = Path(__file__).parent / "digits"
 BUDGET = Budget("latency_keep", 0.6, device="cpu", threads=1, batch=1)
-START_S = 60.0
 console = Console()
 
 
@@ -62,7 +57,7 @@ def main() -> int:
     arguments = _arguments()
     started = time.monotonic()
     try:
-        with tempfile.TemporaryDirectory(prefix="vitfit-demo-") as folder, server(Path(folder)) as address:
+        with tempfile.TemporaryDirectory(prefix="vitfit-demo-") as folder, serving(Path(folder)) as address:
             job = compress(address, arguments.trials, arguments.output)
     except VitfitError as error:
         console.print(f"error: {error.detail}", style="red", markup=False, soft_wrap=True)
@@ -84,53 +79,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=32, help="policies to try")
     parser.add_argument("--seconds", type=float, default=15.0, help="time for measuring the delivered file")
     return parser.parse_args()
-
-
-@contextlib.contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """`vitfit serve` on a free loopback port with an empty data folder; yields its address. It ends with this process.
-
-    Raises: VitfitError with the end of its log when it does not start.
-    """
-    ready, log = folder / "address", folder / "server.log"
-    command = [
-        sys.executable,
-        "-m",
-        "vitfit.cli",
-        "serve",
-        "--data",
-        str(folder / "data"),
-        "--host",
-        "127.0.0.1",
-        "--anonymous",
-    ]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [*command, "--port", "0", "--ready-file", str(ready)],
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        )
-    try:
-        end = time.monotonic() + START_S
-        while not ready.exists():
-            if process.poll() is not None or time.monotonic() > end:
-                lines = log.read_text(errors="replace").splitlines()[-10:]
-                raise VitfitError.local("no-server", "The server did not start:\n" + "\n".join(lines))
-            time.sleep(0.05)
-        yield ready.read_text().strip()
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=20)
-        process.kill()
-        process.wait()
-
-
-def _die_with_parent() -> None:
-    """Linux: SIGTERM for this child when the demo itself is killed and cannot clean up."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def compress(address: str, trials: int, output: Path) -> Job:

@@ -9,11 +9,8 @@ twice each, in turn. Clients start at random moments of their five seconds.
 import argparse
 import asyncio
 import json
-import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +20,7 @@ import httpx
 import numpy as np
 
 from benchmarks.machine import machine
+from benchmarks.serving import serving
 
 DIGITS = Path(__file__).parent / "digits"
 EVERY_S = 5.0
@@ -44,31 +42,10 @@ def main() -> None:
 
 
 def measured(folder: Path, clients: int, trials: int, times: int) -> dict[str, Any]:
-    ready = folder / "ready"
-    command = [
-        sys.executable,
-        "-m",
-        "service.serve",
-        "--data",
-        str(folder / "data"),
-        "--port",
-        "0",
-        "--ready-file",
-        str(ready),
-    ]
-    environment = {
-        **os.environ,
-        "VITFIT_ANONYMOUS": "1",
-        "OMP_NUM_THREADS": "1",
-        "VITFIT_REQUESTS_PER_MINUTE": "100000000",
-    }
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        while not ready.exists():
-            assert server.poll() is None, (folder / "log").read_text()
-            time.sleep(0.05)
-        address, alone, beside, answers = ready.read_text().strip(), [], [], []
+    alone: list[float] = []
+    beside: list[float] = []
+    answers: list[float] = []
+    with serving(folder, OMP_NUM_THREADS="1", VITFIT_REQUESTS_PER_MINUTE="100000000") as address:
         body = request(address, trials)
         job_seconds(address, body)  # the first one warms file caches
         for _ in range(times):
@@ -76,9 +53,6 @@ def measured(folder: Path, clients: int, trials: int, times: int) -> dict[str, A
             seconds, found = asyncio.run(polled(address, body, clients))
             beside.append(seconds)
             answers += found
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
     slower = statistics.mean(beside) / statistics.mean(alone) - 1
     p50, p95 = (float(np.quantile(answers, q)) * 1000 for q in (0.5, 0.95))
     return {

@@ -3,7 +3,7 @@
     python -m benchmarks.soak                                   about 10 minutes on 2 cores
 
 A server with the public fake engine has jobs to do all the time. Again and again, at a random moment, the server is killed or stopped, a
-worker is killed or sleeps beyond its lease, or the power is cut: every process is killed at once, the data folder is copied as it is, and the
+worker is killed or sleeps beyond its lease, its measuring child is killed, or the power is cut: every process is killed at once, the data folder is copied as it is, and the
 server starts from the copy. What had finished before each kill is read from the database.
 """
 
@@ -15,7 +15,6 @@ import random
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,12 +25,17 @@ from typing import Any
 import httpx
 
 from benchmarks.machine import machine
+from benchmarks.serving import Serving, processes
 
-WAYS = {"kill the server": 3, "stop the server": 1, "kill a worker": 4, "a worker sleeps": 1, "cut the power": 2}
+WAYS = {
+    "kill the server": 3, "stop the server": 1, "kill a worker": 4, "a worker sleeps": 1, "cut the power": 2,
+    "kill a measuring child": 3,
+}  # fmt: skip
+MEASURING = "--measure"
 LEASE_S, TRIAL_S, TRIALS, WAITING = 3.0, 0.15, 12, 6
 ENVIRONMENT = {
-    "VITFIT_ENGINE": "fake", "VITFIT_ANONYMOUS": "1", "VITFIT_FAKE_TRIAL_S": str(TRIAL_S), "VITFIT_LEASE_S": str(LEASE_S),
-    "VITFIT_WORKERS": "3", "VITFIT_MAX_CRASHES": "100000",
+    "VITFIT_ENGINE": "fake", "VITFIT_FAKE_TRIAL_S": str(TRIAL_S), "VITFIT_LEASE_S": str(LEASE_S),
+    "VITFIT_WORKERS": "3", "VITFIT_MAX_CRASHES": "100000", "VITFIT_FAKE_MEASURE_S": "0.3",
 }  # fmt: skip
 FINISHED = ("succeeded", "failed", "canceled")
 
@@ -56,7 +60,7 @@ class Soak:
     def __init__(self, folder: Path, draw: random.Random) -> None:
         self._folder, self._draw, self._copies = folder, draw, 0
         self._data = folder / "data0"
-        self._server: subprocess.Popen[bytes] | None = None
+        self._server = Serving(folder, VITFIT_LOCKS=str(folder), **ENVIRONMENT)
         self._client = httpx.Client()
         self._jobs: list[str] = []
         self._model = ""
@@ -79,12 +83,13 @@ class Soak:
             "jobs": len(self._jobs),
             "lost": [job for job, state in states.items() if state != "succeeded"],
             "delivered twice": [job for job in self._jobs if self._endings(job) > 1],
+            "without an end in the log": sum(self._endings(job) == 0 for job in self._jobs),
             "trials run again": [job for job in self._jobs if self._run_again(job)],
             "attempts, at most": max(self._client.get(f"/v1/jobs/{job}").json()["attempt"] for job in self._jobs),
             "minutes": round((time.monotonic() - began) / 60, 1),
         }
-        self._end(signal.SIGTERM)
-        return {**checked, "orphans": list(self._processes())}
+        self._server.end()
+        return {**checked, "orphans": list(processes(str(self._folder)))}
 
     def _keep_busy(self) -> None:
         unfinished = sum(self._client.get("/healthz").json()["jobs"].values())
@@ -94,12 +99,13 @@ class Soak:
 
     def _trouble(self, way: str) -> bool:
         """False: there was no worker to trouble."""
-        workers = [pid for pid, command in self._processes().items() if "service.worker" in command]
+        workers = self._named("service.worker")
         if "worker" in way and not workers:
             return False
-        if way == "kill a worker":
+        if way in ("kill a worker", "kill a measuring child"):
             self._remember()
-            return _signalled(self._draw.choice(workers), signal.SIGKILL)
+            doomed = workers if way == "kill a worker" else self._named(MEASURING)
+            return bool(doomed) and _signalled(self._draw.choice(doomed), signal.SIGKILL)
         elif way == "a worker sleeps":
             pid = self._draw.choice(workers)
             if not _signalled(pid, signal.SIGSTOP):
@@ -111,15 +117,16 @@ class Soak:
             self._cut()
         else:
             self._remember()
-            self._end(signal.SIGKILL if way == "kill the server" else signal.SIGTERM)
+            self._server.end(signal.SIGKILL if way == "kill the server" else signal.SIGTERM)
             self._start()
         return True
 
     def _cut(self) -> None:
-        for pid in self._processes():
-            _signalled(pid, signal.SIGKILL)
-        assert self._server is not None
-        self._server.wait(timeout=30)
+        while running := processes(str(self._folder)):  # one that was just being started is not in the first list
+            for pid in running:
+                _signalled(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        self._server.end(signal.SIGKILL)
         self._copies += 1
         copy = self._folder / f"data{self._copies}"
         shutil.copytree(self._data, copy)
@@ -145,7 +152,7 @@ class Soak:
         return any(begun[number] != times for number, times in self._finished[job].items())
 
     def _endings(self, job: str) -> int:
-        """As the log has them: none when the worker was killed between the database and the log."""
+        """As the log has them. None when the worker was killed between the database, where the job has ended, and the log."""
         return (self._data / "jobs" / job / "log.txt").read_text().count("stored the end of the job")
 
     def _wait(self) -> dict[str, str]:
@@ -156,46 +163,12 @@ class Soak:
                 return states
             time.sleep(1)
 
-    def _processes(self) -> dict[int, str]:
-        """Everything that was started for this folder."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                try:
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                except OSError:
-                    continue
-                if str(self._folder) in command and state != "Z":
-                    found[int(entry.name)] = command
-        return found
+    def _named(self, part: str) -> list[int]:
+        return [pid for pid, command in processes(str(self._folder)).items() if part in command]
 
     def _start(self) -> None:
-        ready = self._folder / "ready"
-        ready.unlink(missing_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "service.serve",
-            "--data",
-            str(self._data),
-            "--port",
-            "0",
-            "--ready-file",
-            str(ready),
-        ]
-        with (self._folder / "server.log").open("ab") as log:
-            self._server = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log)
-        while not ready.exists():
-            assert self._server.poll() is None, (self._folder / "server.log").read_text()[-2000:]
-            time.sleep(0.02)
         self._client.close()
-        self._client = httpx.Client(base_url=ready.read_text().strip(), timeout=60)
-
-    def _end(self, number: signal.Signals) -> None:
-        assert self._server is not None
-        self._server.send_signal(number)
-        self._server.wait(timeout=60)
+        self._client = httpx.Client(base_url=self._server.start(self._data), timeout=60)
 
 
 def _signalled(pid: int, number: signal.Signals) -> bool:

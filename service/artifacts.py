@@ -12,6 +12,7 @@ from typing import Final
 
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from service.errors import MalformedUpload, NotFound, RangeUnsatisfiable
@@ -64,6 +65,12 @@ def artifact_named(storage: Storage, job_id: str, name: str) -> Artifact:
     if name not in found:
         raise NotFound("artefact", name, list(found))
     return found[name]
+
+
+def is_known(etag: str, request: Request) -> bool:
+    """Whether If-None-Match names this version: the client has it."""
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    return etag in known or known == ["*"]
 
 
 class ArtifactResponse(FileResponse):

@@ -1,24 +1,25 @@
 """Dependencies of the routes: who asks, by bearer token, or, where the operator has said so, anybody on this machine."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Header
+from starlette.concurrency import run_in_threadpool
 
 from service.caller import ANYBODY, Caller
 from service.context import ServiceOf
 from service.tokens import Scope
 
 
-def require(scope: Scope) -> Callable[..., Caller]:
+def require(scope: Scope) -> Callable[..., Awaitable[Caller]]:
     """A dependency of routes. Raises: Unauthorized, Forbidden."""
 
-    def caller(
+    async def caller(
         service: ServiceOf, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
     ) -> Caller:
         if authorization is None and service.settings.anonymous and scope != "agent":
             return ANYBODY
-        token = service.tokens.require(authorization, scope)
+        token = await run_in_threadpool(service.tokens.require, authorization, scope)
         return Caller(token.name, token.allows)
 
     return caller

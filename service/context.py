@@ -107,7 +107,8 @@ class Service:
         self.store.close()
 
 
-def _of(request: Request) -> Service:
+async def _of(request: Request) -> Service:
+    """Not a plain function: those wait for a thread."""
     service: Service = request.app.state.service
     return service
 

@@ -1,7 +1,8 @@
 """An engine without networks, for tests of everything around it and for trying out the API.
 
 It has the interface of the real one: `run`, the two catalogues, and `python -m service.fake_engine` validates. A job runs
-`trials` trials of `VITFIT_FAKE_TRIAL_S` seconds each and writes small artefacts. Each evaluation leaves a line in
+`trials` trials of `VITFIT_FAKE_TRIAL_S` seconds each, measures for `VITFIT_FAKE_MEASURE_S` seconds in a process of its own (unless that is 0),
+and writes small artefacts. Each evaluation leaves a line in
 `work/evaluated.txt`, so that a test can see what was evaluated twice.
 
 The request's `name` asks for trouble; `TROUBLE` lists how. A model's or data set's name does so in validation.
@@ -18,6 +19,9 @@ import zipfile
 from pathlib import Path
 from typing import Any, Final
 
+from vitfit.child import ask, die_with_parent
+
+from latency.lease import measuring_lease
 from models.errors import (
     BadData,
     CheckpointMismatch,
@@ -87,6 +91,7 @@ def run(request: JobRequest, files: JobFiles, journal: Journal, deliver: int | N
         _search(request, files, journal)
     rows = journal.trials()
     best = max(rows, key=lambda row: float(row["score"])) if deliver is None else rows[deliver]
+    _measure(files, journal)
     journal.stage("exporting")
     _write_artifacts(files, best, len(rows))
     return JobResult("predicted", {"score": best["score"], "trials": len(rows)}, int(best["number"]))
@@ -121,6 +126,15 @@ def _trial(number: int, sleep_s: float, request: JobRequest, files: JobFiles, jo
             "start": number == 0,
         }
     )
+
+
+def _measure(files: JobFiles, journal: Journal) -> None:
+    """As a real job does: one at a time on this machine, in a child."""
+    seconds = float(os.environ.get("VITFIT_FAKE_MEASURE_S", "0"))
+    if seconds:
+        journal.stage("verifying")
+        with measuring_lease():
+            ask([sys.executable, "-m", "service.fake_engine", "--measure", str(files.work)], {"seconds": seconds})
 
 
 def _score(number: int) -> float:
@@ -221,8 +235,13 @@ def _validation_trouble(name: str | None) -> None:
 
 
 def main() -> None:
-    """`python -m service.fake_engine`: one JSON object in, one out."""
+    """`python -m service.fake_engine`: one JSON object in, one out. `--measure`: the measuring child of a job."""
     answer: dict[str, Any]
+    if "--measure" in sys.argv:
+        die_with_parent()
+        time.sleep(json.load(sys.stdin)["seconds"])
+        json.dump({"samples_ms": []}, sys.stdout)
+        return
     try:
         answer = {"ok": True, "description": validate(json.load(sys.stdin))}
     except VitfitError as error:

@@ -168,7 +168,9 @@ class Leases:
         if not silent:
             return []
         with self._store.write() as session:
-            query = select(JobRow).where(JobRow.id.in_(silent), JobRow.status.in_(LEASED)).with_for_update(skip_locked=True)
+            query = (
+                select(JobRow).where(JobRow.id.in_(silent), JobRow.status.in_(LEASED)).with_for_update(skip_locked=True)
+            )
             lost = [job for job in session.scalars(query) if self._is_silent(job)]  # whoever writes now is alive
             for job in lost:
                 self._after_crash(session, job, "was not heard of for longer than its lease")

@@ -15,8 +15,8 @@ from service.jobs import FINISHED, UNFINISHED
 from service.library import bundle_key
 from service.paths import DataFolder
 from service.room import free_bytes
-from service.storage import Storage
 from service.stopwatch import SteadyCalendar
+from service.storage import Storage
 from service.store import DatasetRow, JobRow, ModelRow, Store, now
 
 log = logging.getLogger("vitfit.retention")

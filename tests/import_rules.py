@@ -20,7 +20,7 @@ LIGHT = frozenset(
     [
         "models", "models.errors", "models.record", "models.structure", "models.plan",
         "search", "search.budgets", "search.methods", "search.policy", "search.token_rule",
-        "vitfit.machine", "latency", "latency.devices", "latency.mailbox", "latency.setting", "latency.profiles",
+        "vitfit.child", "vitfit.machine", "latency", "latency.devices", "latency.lease", "latency.mailbox", "latency.setting", "latency.profiles",
     ]
 )  # fmt: skip
 """Standard library and each other only: the web process, or the measuring agent, uses them."""

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from service.artifacts import ArtifactResponse, artifact_named, artifacts_of
+from service.artifacts import ArtifactResponse, artifact_named, artifacts_of, is_known
 from service.callers import Reader
 from service.context import ServiceOf
 from service.paths import artifacts_key
@@ -39,8 +39,7 @@ def get_artifact(job_id: str, name: str, request: Request, service: ServiceOf, c
     """A file. `Range` and `If-Range` resume a download; `Repr-Digest` checks it."""
     service.jobs.get(job_id, caller.sees)
     artifact = artifact_named(service.storage, job_id, name)
-    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    if artifact.etag in known or known == ["*"]:
+    if is_known(artifact.etag, request):
         return Response(status_code=304, headers=artifact.headers)
     key = artifacts_key(job_id)
     if service.settings.downloads == "link" and request.method == "GET":

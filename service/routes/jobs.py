@@ -1,12 +1,14 @@
 """/v1/jobs: submit, follow, cancel, deliver."""
 
+import hashlib
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Response
+from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from sse_starlette import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
+from service.artifacts import is_known
 from service.callers import Reader, Submitter
 from service.context import ServiceOf
 from service.events import events
@@ -31,6 +33,7 @@ KeyHeader = Annotated[
         description="Repeating a request with its key gives the first answer again and no second job.",
     ),
 ]
+NOT_CHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "If-None-Match names the job as it is now."}}
 ACCEPTED: dict[int | str, dict[str, Any]] = {
     202: {
         "model": JobView,
@@ -78,13 +81,19 @@ def list_jobs(
     return JobPage(jobs=[JobView.of(row) for row in rows], next_page_token=token)
 
 
-@router.get("/{job_id}")
-def get_job(job_id: str, response: Response, service: ServiceOf, caller: Reader) -> JobView:
-    """A job as it is now. While it is not finished, Retry-After says when to ask again."""
-    job = service.jobs.get(job_id, caller.sees)
+@router.get("/{job_id}", response_model=JobView, responses=NOT_CHANGED)
+async def get_job(job_id: str, request: Request, service: ServiceOf, caller: Reader) -> Response:
+    """A job as it is now. While it is not finished, Retry-After says when to ask again; with If-None-Match, 304 says: as before."""
+    job = await run_in_threadpool(service.jobs.get, job_id, caller.sees)
+    body = (
+        JobView.of(job).model_dump_json().encode()
+    )  # as it is sent: the framework would check and encode it once more
+    headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"', "Cache-Control": "no-cache"}
     if job.status in UNFINISHED:
-        response.headers["Retry-After"] = str(POLL_S)
-    return JobView.of(job)
+        headers["Retry-After"] = str(POLL_S)
+    if is_known(headers["ETag"], request):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
 
 
 @router.delete("/{job_id}", status_code=204)

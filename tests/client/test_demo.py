@@ -65,8 +65,8 @@ def test_missing_files_are_a_problem_and_not_a_traceback(tmp_path: Path) -> None
 WAITING = """
 import sys, time
 from pathlib import Path
-from benchmarks.demo import server
-with server(Path(sys.argv[1])) as address:
+from benchmarks.serving import serving
+with serving(Path(sys.argv[1])) as address:
     print(address, flush=True)
     time.sleep(600)
 """

@@ -1,6 +1,5 @@
 """A real server in a process of its own, with the fake engine, and the few calls that most tests need."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from service.processes import ROOT
+from service.processes import child_environment
 
 PATIENCE_S = 60.0
 FINISHED = ("succeeded", "failed", "canceled")
@@ -40,7 +39,7 @@ class Server:
 
     def __init__(self, data: Path, **environment: str) -> None:
         self.data = data
-        self._environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        self._environment = child_environment(environment)
         self._process: subprocess.Popen[bytes] | None = None
         self.client = httpx.Client()
 

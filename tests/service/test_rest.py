@@ -1,6 +1,7 @@
 """Lists, names, errors and health, in this process."""
 
 import errno
+from pathlib import Path
 from typing import Any
 
 import pytest

@@ -38,6 +38,15 @@ def test_a_new_job_is_accepted_with_its_address(server: Server) -> None:
     assert waiting.headers.get("retry-after") == (None if waiting.json()["status"] == "succeeded" else "1")
 
 
+def test_a_poll_for_what_has_not_changed_is_answered_without_a_body(server: Server, finished_job: str) -> None:
+    path = f"/v1/jobs/{finished_job}"
+    whole = server.client.get(path)
+    again = server.client.get(path, headers={"If-None-Match": whole.headers["etag"]})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", whole.headers["etag"])
+    before = server.client.get(path, headers={"If-None-Match": '"of another state"'})
+    assert (before.status_code, before.json()) == (200, whole.json())
+
+
 def test_trials_come_in_pages(server: Server, finished_job: str) -> None:
     path = f"/v1/jobs/{finished_job}/trials"
     first = server.client.get(path, params={"page_size": 3}).json()
