@@ -50,8 +50,10 @@ def measured(folder: Path, clients: int, trials: int, times: int) -> dict[str, A
         job_seconds(address, body)  # the first one warms file caches
         for _ in range(times):
             alone.append(job_seconds(address, body))
+            print(f"alone: {alone[-1]:.1f} s", flush=True)
             seconds, found = asyncio.run(polled(address, body, clients))
             beside.append(seconds)
+            print(f"polled: {seconds:.1f} s, {len(found)} requests", flush=True)
             answers += found
     slower = statistics.mean(beside) / statistics.mean(alone) - 1
     p50, p95 = (float(np.quantile(answers, q)) * 1000 for q in (0.5, 0.95))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from vitfit.child import STARTS
 
 from benchmarks.machine import machine
 from benchmarks.serving import Serving, processes
@@ -43,11 +44,14 @@ FINISHED = ("succeeded", "failed", "canceled")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--way", action="append", choices=list(WAYS), help="only this; may be repeated")
+    parser.add_argument("--most-children", type=int, default=STARTS - 1, help="killed of one worker")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("build/soak.json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vitfit-soak-") as folder:
-        found = Soak(Path(folder), random.Random(options.seed)).run(options.kills)
+        ways = {way: WAYS[way] for way in options.way or WAYS}
+        found = Soak(Path(folder), random.Random(options.seed), options.most_children, ways).run(options.kills)
     for name, value in found.items():
         print(f"{name}: {value}")
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -57,13 +61,16 @@ def main() -> None:
 
 
 class Soak:
-    def __init__(self, folder: Path, draw: random.Random) -> None:
+    def __init__(self, folder: Path, draw: random.Random, most_killed: int, ways: dict[str, int]) -> None:
+        self._ways = ways
         self._folder, self._draw, self._copies = folder, draw, 0
         self._data = folder / "data0"
         self._server = Serving(folder, VITFIT_LOCKS=str(folder), **ENVIRONMENT)
         self._client = httpx.Client()
         self._jobs: list[str] = []
         self._model = ""
+        self._most_killed = most_killed
+        self._killed = collections.Counter[int]()
         self._finished: dict[str, dict[int, int]] = collections.defaultdict(dict)
 
     def run(self, kills: int) -> dict[str, Any]:
@@ -73,7 +80,7 @@ class Soak:
         while sum(done.values()) < kills:
             self._keep_busy()
             time.sleep(self._draw.uniform(0.05, 1.2))
-            way = self._draw.choices(list(WAYS), list(WAYS.values()))[0]
+            way = self._draw.choices(list(self._ways), list(self._ways.values()))[0]
             if self._trouble(way):
                 done[way] += 1
                 print(f"{sum(done.values())} of {kills}: {way}", flush=True)
@@ -81,7 +88,7 @@ class Soak:
         checked = {
             "kills": dict(done),
             "jobs": len(self._jobs),
-            "lost": [job for job, state in states.items() if state != "succeeded"],
+            "lost": {job: self._why(job) for job, state in states.items() if state != "succeeded"},
             "delivered twice": [job for job in self._jobs if self._endings(job) > 1],
             "without an end in the log": sum(self._endings(job) == 0 for job in self._jobs),
             "trials run again": [job for job in self._jobs if self._run_again(job)],
@@ -102,10 +109,11 @@ class Soak:
         workers = self._named("service.worker")
         if "worker" in way and not workers:
             return False
-        if way in ("kill a worker", "kill a measuring child"):
+        if way == "kill a worker":
             self._remember()
-            doomed = workers if way == "kill a worker" else self._named(MEASURING)
-            return bool(doomed) and _signalled(self._draw.choice(doomed), signal.SIGKILL)
+            return _signalled(self._draw.choice(workers), signal.SIGKILL)
+        elif way == "kill a measuring child":
+            return self._kill_child()
         elif way == "a worker sleeps":
             pid = self._draw.choice(workers)
             if not _signalled(pid, signal.SIGSTOP):
@@ -120,6 +128,15 @@ class Soak:
             self._server.end(signal.SIGKILL if way == "kill the server" else signal.SIGTERM)
             self._start()
         return True
+
+    def _kill_child(self) -> bool:
+        """Of each worker so often that it does not give up: after the last start its job would fail, as it should."""
+        doomed = [child for child in self._named(MEASURING) if self._killed[parent_of(child)] < self._most_killed]
+        if not doomed:
+            return False
+        child = self._draw.choice(doomed)
+        self._killed[parent_of(child)] += 1
+        return _signalled(child, signal.SIGKILL)
 
     def _cut(self) -> None:
         while running := processes(str(self._folder)):  # one that was just being started is not in the first list
@@ -147,6 +164,10 @@ class Soak:
         file = self._data / "jobs" / job / "work" / "evaluated.txt"
         return collections.Counter(int(line.split()[0]) for line in file.read_text().splitlines())
 
+    def _why(self, job: str) -> str:
+        found = self._client.get(f"/v1/jobs/{job}").json()
+        return f"{found.get('status')}: {(found.get('error') or found).get('detail')}"
+
     def _run_again(self, job: str) -> bool:
         begun = self._begun(job)
         return any(begun[number] != times for number, times in self._finished[job].items())
@@ -169,6 +190,14 @@ class Soak:
     def _start(self) -> None:
         self._client.close()
         self._client = httpx.Client(base_url=self._server.start(self._data), timeout=60)
+
+
+def parent_of(pid: int) -> int:
+    """0: it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _signalled(pid: int, number: signal.Signals) -> bool:

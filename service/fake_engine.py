@@ -19,13 +19,14 @@ import zipfile
 from pathlib import Path
 from typing import Any, Final
 
-from vitfit.child import ask, die_with_parent
+from vitfit.child import ChildFailed, ask, die_with_parent
 
 from latency.lease import measuring_lease
 from models.errors import (
     BadData,
     CheckpointMismatch,
     DamagedFile,
+    DeviceUnavailable,
     ImpossibleBudget,
     UnknownName,
     UnsafeFile,
@@ -134,7 +135,10 @@ def _measure(files: JobFiles, journal: Journal) -> None:
     if seconds:
         journal.stage("verifying")
         with measuring_lease():
-            ask([sys.executable, "-m", "service.fake_engine", "--measure", str(files.work)], {"seconds": seconds})
+            try:
+                ask([sys.executable, "-m", "service.fake_engine", "--measure", str(files.work)], {"seconds": seconds})
+            except ChildFailed as error:
+                raise DeviceUnavailable(f"The measuring process failed: {error}") from error
 
 
 def _score(number: int) -> float:
