@@ -84,7 +84,7 @@ def table(folder: Path, trials: int, images: int) -> str:
 def trial_share(evaluation: Evaluation, policy: object) -> float:
     """Forward passes over the whole trial: plan, prune, recover, run, score."""
     plan = evaluation.policy_space().plan(policy)  # type: ignore[arg-type]
-    whole = seconds(lambda: evaluation.score(policy, recovery=True))  # type: ignore[arg-type]
+    whole = seconds(lambda: evaluation.scorer(recovery=True)(policy))  # type: ignore[arg-type]
     network = evaluation.prune(plan, recovery=True)
     return min(1.0, seconds(lambda: network.outputs(evaluation.selection.images)) / whole)
 

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from models.data import Batch
 from models.errors import InvalidRequest
-from models.torch_network import TorchNetwork
-from models.training import Course, train
+from models.processes import AfterEpoch, in_processes, on_gpus
+from models.torch_network import TorchNetwork, outputs_of
+from models.training import Course, finished_epochs, load_trained, train
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(images, labels) -> mixed images, class probabilities (n, C), the teacher's logits of them (n, C)."""
@@ -44,24 +46,42 @@ def finetune(
     """A trained copy of `network`. after_epoch(epoch, mean loss) may raise to stop; the checkpoint then stays.
 
     The order of images in an epoch, and how they are mixed, depend on the seed and the epoch alone, so a resumed training
-    is the same training. Raises: InvalidRequest for CutMix without labels.
+    is the same training. Where the machine has GPUs, each has a process, and they share every batch; the mean over a batch
+    is the same, its sums are not to the last bit. Raises: InvalidRequest for CutMix without labels.
     """
     check_cutmix(recipe.cutmix, labelled=data.labels is not None)
     student = copy.copy(network)
     student.module = copy.deepcopy(network.module)
-    optimizer = create_optimizer_v2(student.module, opt="adamw", lr=recipe.learning_rate, weight_decay=0.01)
-    targets = teacher.outputs(data.images)
+    where, what = on_gpus(), (student.module, teacher.module, data, recipe, checkpoint)
+    if where is None:
+        train_to_answer(*what, after_epoch, Accelerator(cpu=True))
+        return student
+    if finished_epochs(checkpoint) < recipe.epochs:
+        in_processes(where, train_to_answer, what, after_epoch)
+    load_trained(checkpoint, student.module)
+    return student
+
+
+def train_to_answer(
+    student: nn.Module, teacher: nn.Module, data: Batch, recipe: Recipe, checkpoint: Path, after_epoch: AfterEpoch,
+    accelerator: Accelerator,
+) -> None:  # fmt: skip
+    """Trains `student` in place, in each of the accelerator's processes."""
+    teacher.to(accelerator.device)
+    optimizer = create_optimizer_v2(student, opt="adamw", lr=recipe.learning_rate, weight_decay=0.01)
+    targets = outputs_of(teacher, data.images)
     mix = mixing(teacher, targets.shape[1], recipe.cutmix) if recipe.cutmix else None
 
-    def loss(rows: Tensor, _progress: float) -> Tensor:
-        labels = None if data.labels is None else data.labels[rows]
-        images, wanted = data.images[rows], targets[rows]
+    def loss(module: nn.Module, rows: Tensor, _progress: float) -> Tensor:
+        images, wanted, labels = (
+            None if of is None else of[rows].to(accelerator.device) for of in (data.images, targets, data.labels)
+        )
+        assert images is not None and wanted is not None
         if mix is not None and labels is not None:
             images, labels, wanted = mix(images, labels)
-        return distillation_loss(student.module(images), wanted, labels, recipe.distill)
+        return distillation_loss(module(images), wanted, labels, recipe.distill)
 
-    train(student.module, optimizer, len(data.images), recipe.course, loss, checkpoint, after_epoch)
-    return student
+    train(student, optimizer, len(data.images), recipe.course, loss, checkpoint, after_epoch, accelerator)
 
 
 def check_cutmix(cutmix: float, labelled: bool) -> None:
@@ -70,7 +90,7 @@ def check_cutmix(cutmix: float, labelled: bool) -> None:
         raise InvalidRequest(f"CutMix (alpha {cutmix:g}) mixes labels; these data have none. Set finetune.cutmix to 0.")
 
 
-def mixing(teacher: TorchNetwork, classes: int, alpha: float) -> Mix:
+def mixing(teacher: nn.Module, classes: int, alpha: float) -> Mix:
     """CutMix: mixed images, their class probabilities, and what the teacher says of them. Draws as the epoch is seeded."""
     mixup = Mixup(0.0, alpha, label_smoothing=0.0, num_classes=classes)  # type: ignore[no-untyped-call]
 
@@ -80,7 +100,7 @@ def mixing(teacher: TorchNetwork, classes: int, alpha: float) -> Mix:
         if even:
             mixed, shares = mixup(images[:even].clone(), labels[:even])
             images, certain = torch.cat([mixed, whole]), torch.cat([shares.to(images), certain])
-        return images, certain, teacher.outputs(images).clone()
+        return images, certain, outputs_of(teacher, images).clone()
 
     return mix
 

@@ -13,6 +13,11 @@ def step() -> AbstractContextManager[None]:
     return _turn.get()()
 
 
+def current() -> Turn:
+    """What a turn is here, for another process."""
+    return _turn.get()
+
+
 @contextmanager
 def paced(turn: Turn) -> Iterator[None]:
     """Steps inside take their turn so, such as `latency.lease.working`."""

@@ -51,14 +51,14 @@ def train_selectors(
     optimizer = create_optimizer_v2(groups, opt="adamw", lr=recipe.learning_rate, weight_decay=0.01)
     columns = torch.tensor(network.plan.embed) if network.plan is not None else None
 
-    def loss_of(rows: Tensor, progress: float) -> Tensor:
+    def loss_of(module: nn.Module, rows: Tensor, progress: float) -> Tensor:
         for parameter in backbone:
             parameter.requires_grad_(progress >= frozen)
         masked.first = first_in_use(progress, masked.stages)
         images = data.images[rows]
         answers, features = teacher_outputs(teacher, images)
         features = features if columns is None else features[..., columns]
-        outputs = student.module(images)
+        outputs = module(images)
         labels = None if data.labels is None else data.labels[rows]
         loss = answer_loss(outputs, answers, labels, recipe.distill)
         loss = loss + KEEP_WEIGHT * keep_loss(masked, targets[masked.first :])

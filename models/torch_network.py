@@ -89,8 +89,7 @@ class TorchNetwork:
         )
 
     def outputs(self, images: Tensor, batch: int = 64) -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([self.module(chunk) for chunk in images.split(batch)])
+        return outputs_of(self.module, images, batch)
 
     def pruned(self, plan: Plan, statistics: Statistics | None) -> "TorchNetwork":
         small = copy.copy(self)
@@ -225,6 +224,14 @@ class TorchNetwork:
         fold_scales(module)
         as_rows(module, list(zip(block_lists(module, self._family), self._structure.stages, strict=True)), batch, form)
         export_onnx(module, self._structure.image, self.preprocessing, path, batch)
+
+
+def outputs_of(module: nn.Module, images: Tensor, batch: int = 64) -> Tensor:
+    """Computed where the module's parameters are; the answer lies where the images do."""
+    device = next(module.parameters()).device
+    with torch.inference_mode():
+        chunks = (module(chunk.to(device)) for chunk in images.split(batch))
+        return torch.cat([answer.to(images.device) for answer in chunks])
 
 
 def _gamma(block: nn.Module, path: str) -> Tensor | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from timm.optim import create_optimizer_v2
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.data import Batch
 from models.finetune import distillation_loss
@@ -46,9 +46,9 @@ def train_gates(
     optimizer.add_param_group({"params": gates, "lr": recipe.gate_learning_rate, "weight_decay": 0.0})
     targets = network.outputs(data.images)
 
-    def loss(rows: Tensor, _progress: float) -> Tensor:
+    def loss(module: nn.Module, rows: Tensor, _progress: float) -> Tensor:
         labels = None if data.labels is None else data.labels[rows]
-        task = distillation_loss(trained.module(data.images[rows]), targets[rows], labels, distill=0.0)
+        task = distillation_loss(module(data.images[rows]), targets[rows], labels, distill=0.0)
         return task + recipe.l1 * size(gates)
 
     course = Course(recipe.epochs, recipe.batch, recipe.seed)

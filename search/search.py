@@ -1,19 +1,19 @@
 """The search: propose a direction, decode it onto the budgets, evaluate, record. Reads as its own description."""
 
 import dataclasses
-import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from search.budgets import Budgets
 from search.decode import Price, decode
 from search.objective import BestScore, Objective
+from search.place import Evaluate, Place, Waiting
 from search.policy import Policy
 from search.searcher import Proposal, by_expected_improvement
 from search.spaces.space import Space
 from search.trial import Score, Trial
 
-Evaluate = Callable[[Policy], Score]
 START_SHARE = 4
 """At most one in so many trials is an analytic starting point."""
 START_DEPTH = 0.75
@@ -21,44 +21,67 @@ TRIES, STRIDE = 50, 20
 """The best proposals are neighbours, which in a small network may all mean known structures: then some of the others."""
 
 
+@dataclass(frozen=True)
+class Proposed:
+    """A policy to be evaluated, and what a trial of it is known by."""
+
+    direction: tuple[float, ...]
+    policy: Policy
+    structure_key: str
+    start: bool
+
+
 @dataclass
 class Search:
-    """What stays the same over a search. `record` must be durable when it returns."""
+    """What stays the same over a search. `record` must be durable when it returns.
+
+    parallel: so many trials are under way at a time, if `place` has room for them. Trial n is proposed from the scores of
+    the trials up to n - parallel, whoever else is finished, so neither time nor place changes the trials.
+    """
 
     space: Space
     budgets: Budgets
     price: Price
-    evaluate: Evaluate
+    place: Place
     record: Callable[[Trial], None]
     seed: int
     propose: Proposal = by_expected_improvement
     objective: Objective = field(default_factory=BestScore)
+    parallel: int = 1
 
     def run(self, done: Sequence[Trial], total: int) -> list[Trial]:
-        """All trials, `done` among them, once there are `total` (or no new policy is left).
+        """All trials, `done` among them, once there are `total` (or no new policy is left). Recorded in number order.
 
         Raises: ImpossibleBudget when no policy meets the budgets.
         """
-        trials = list(done)
-        while len(trials) < total:
-            found = self._next(trials, total)
-            if found is None:
-                break
-            direction, policy, start = found
-            trials.append(self.try_policy(len(trials), direction, policy, start))
-        return trials
+        trials: list[Trial] = list(done)
+        begun: deque[tuple[Proposed, Waiting]] = deque()
+        while True:
+            while len(begun) < self.parallel and len(trials) + len(begun) < total:
+                found = self._next([*trials, *(proposed for proposed, _ in begun)], total)
+                if found is None:
+                    total = len(trials) + len(begun)
+                else:
+                    begun.append((found, self.place.begin(found.policy)))
+            if not begun:
+                return trials
+            trials.append(self._finish(len(trials), *begun.popleft()))
 
-    def try_policy(self, number: int, direction: Sequence[float], policy: Policy, start: bool = False) -> Trial:
+    def try_policy(self, number: int, direction: Sequence[float], policy: Policy) -> Trial:
         """Evaluates and records one policy."""
-        began = time.perf_counter()
-        structure = self.space.sketch(policy)
-        costs = [float(cost) for cost in self.price([structure])[0]]
-        score = self.evaluate(policy)
+        proposed = Proposed(tuple(direction), policy, self.space.sketch(policy).key, False)
+        return self._finish(number, proposed, self.place.begin(policy))
+
+    def _finish(self, number: int, proposed: Proposed, waiting: Waiting) -> Trial:
+        """Waits for the score and records the trial."""
+        costs = [float(cost) for cost in self.price([self.space.sketch(proposed.policy)])[0]]
+        evaluated = waiting()
+        score = evaluated.score
         labelled = {budget.label: cost for budget, cost in zip(self.budgets.items, costs, strict=True)}
         value = self.objective.value(score, self.budgets, costs)
         trial = Trial(
-            number, tuple(direction), policy, structure.key, value, score.accuracy, score.agreement, labelled,
-            "predicted", time.perf_counter() - began, start, self.objective.allows(score),
+            number, proposed.direction, proposed.policy, proposed.structure_key, value, score.accuracy, score.agreement,
+            labelled, "predicted", evaluated.seconds, proposed.start, self.objective.allows(score),
         )  # fmt: skip
         self.record(trial)
         return trial
@@ -79,27 +102,34 @@ class Search:
         aims = self.objective.aims(self.budgets, direction)
         return decode(self.space, direction[: len(self.space.dimensions)], aims, self.price)
 
-    def _next(self, trials: list[Trial], total: int) -> tuple[list[float], Policy, bool] | None:
-        seen = {trial.structure_key for trial in trials}
+    def _next(self, before: Sequence[Trial | Proposed], total: int) -> Proposed | None:
+        """before: the trials with smaller numbers, finished or not."""
+        seen = {trial.structure_key for trial in before}
         starts = [s + [START_DEPTH] * self.objective.extra for s in self.space.starts()]
         starts = starts[: max(1, total // START_SHARE)]
-        for direction in starts[sum(trial.start for trial in trials) :]:
-            policy = self.decoded(direction)
-            if self.space.sketch(policy).key not in seen:
-                return direction, policy, True
-        return self._proposed(trials, seen)
+        for direction in starts[sum(trial.start for trial in before) :]:
+            found = self._decode_to_propose(direction, start=True)
+            if found.structure_key not in seen:
+                return found
+        return self._proposed(before, seen)
 
-    def _proposed(self, trials: list[Trial], seen: set[str]) -> tuple[list[float], Policy, bool] | None:
+    def _proposed(self, before: Sequence[Trial | Proposed], seen: set[str]) -> Proposed | None:
         """The best proposal whose structure is new. The seed of a proposal depends on its number alone."""
-        points, scores = [t.direction for t in trials], [t.score for t in trials]
-        seed = self.seed * 100003 + len(trials)
+        points = [trial.direction for trial in before]
+        told = before[: max(0, len(before) + 1 - self.parallel)]
+        scores = [trial.score for trial in told if isinstance(trial, Trial)]
+        seed = self.seed * 100003 + len(before)
         dimensions = len(self.space.dimensions) + self.objective.extra
         proposals = self.propose(points, scores, dimensions, seed, self.space.canonical)
         for direction in proposals[:TRIES] + proposals[TRIES::STRIDE]:
-            policy = self.decoded(direction)
-            if self.space.sketch(policy).key not in seen:
-                return direction, policy, False
+            found = self._decode_to_propose(direction, start=False)
+            if found.structure_key not in seen:
+                return found
         return None
+
+    def _decode_to_propose(self, direction: Sequence[float], start: bool) -> Proposed:
+        policy = self.decoded(direction)
+        return Proposed(tuple(direction), policy, self.space.sketch(policy).key, start)
 
 
 def best(trials: Sequence[Trial]) -> list[Trial]:

@@ -21,7 +21,7 @@ REACH = 1.0
 Canonical = Callable[[Array], Array]
 """(n, d) -> (n, d): of the points that mean the same, the one that stands for all."""
 Proposal = Callable[[Sequence[Sequence[float]], Sequence[float], int, int, Canonical], list[list[float]]]
-"""(points tried, their scores, dimensions, seed, canonical) -> points to try, best first."""
+"""(points, their scores, dimensions, seed, canonical) -> points to try, best first. Points beyond the scores are being tried."""
 
 
 def as_it_is(points: Array) -> Array:
@@ -39,10 +39,15 @@ def by_expected_improvement(
 
     Candidates are uniform, and near the best points: in many dimensions plain EI fades away from both. Every other
     proposal looks near the best points first, or all late ones would go where nothing is known because nothing is good.
+
+    A point that has no score yet counts as the best one: the constant liar (Ginsbourger, Le Riche and Carraro 2010), who
+    leaves nothing to be gained there.
     """
     random = np.random.default_rng(seed)
     x, y = canonical(np.asarray(points, dtype=float)), standardised(np.asarray(scores, dtype=float))
-    spread = np.vstack([random.random((CANDIDATES, dimensions)), _near(x[np.argsort(-y)[:3]], random)])
+    known = x[np.argsort(-y)[:3]] if len(y) else x
+    spread = np.vstack([random.random((CANDIDATES, dimensions)), _near(known, random)])
+    y = np.append(y, np.full(len(x) - len(y), y.max() if len(y) else 0.0))
     candidates = canonical(spread)
     with warnings.catch_warnings(), threadpool_limits(1):  # small matrices: more threads only get in the way
         warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound says "no influence"
@@ -72,6 +77,8 @@ def standardised(scores: Array) -> Array:
     Scores of policies have a long tail; how bad a collapse is teaches nothing, and the search decides among the good ones.
     As they become more, the median rises, and small differences count.
     """
+    if not len(scores):
+        return scores
     median, top = np.median(scores), scores.max()
     clipped = np.maximum(scores, median - REACH * (top - median))
     spread = clipped.std()

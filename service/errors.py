@@ -113,6 +113,18 @@ class Unhealthy(VitfitError):
     code = "unhealthy"
 
 
+class ClusterUnavailable(VitfitError):
+    """The cluster on which trials run does not answer, or lost a trial again and again."""
+
+    code = "cluster-unavailable"
+
+
+class ClusterUnfit(VitfitError):
+    """No node of the cluster can run what the job asks for, or a node runs other versions."""
+
+    code = "cluster-unfit"
+
+
 class StorageFull(VitfitError):
     """No space left for what was sent."""
 
@@ -181,6 +193,8 @@ STATUS: Final[dict[type[VitfitError], int]] = {
     Unhealthy: 503,
     StorageFull: 507,
     Away: 503,
+    ClusterUnavailable: 503,
+    ClusterUnfit: 422,
 }
 BY_CODE: Final = {cls.code: status for cls, status in STATUS.items()}
 

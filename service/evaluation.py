@@ -1,6 +1,6 @@
 """A job's network and images, and what is computed from them once: dense outputs, statistics, ranking.
 
-Evaluating a policy is a function of these and the policy alone, so it can run in any process.
+Evaluating a policy is a function of these and the policy alone (service/scoring.py), so it can run in any process.
 """
 
 from collections.abc import Sequence
@@ -10,21 +10,17 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models import pace
 from models.data import Batch, Dataset, noise_data, open_data
 from models.errors import InvalidRequest
-from models.evaluate import agreement, correct, feature_agreement, same_answer
 from models.open import open_model
 from models.plan import Plan
 from models.realign import can_realign, realigned
 from models.regular import regular_plan
-from models.selector_plan import without_selectors
 from models.statistics import Statistics, from_tensors, to_tensors
 from models.timm_weights import target_structure
 from models.torch_network import TorchNetwork
 from search.criteria import CRITERIA, rank
 from search.methods import criterion_of, method_for, method_named
-from search.policy import Policy
 from search.ranking import Ranking
 from search.spaces import space_of
 from search.spaces.space import Space
@@ -32,6 +28,7 @@ from search.spaces.target import TargetSpace
 from search.trial import Score
 from service.journal import JobFiles
 from service.request import JobRequest
+from service.scoring import Answers, Scorer, difference, right_answers
 
 CALIBRATION, SELECTION = 512, 512
 """At most so many images: more costs time and changes little. The report sees the whole test split."""
@@ -114,18 +111,18 @@ class Evaluation:
         again = realigned(network, self.source, self.calibration.images)
         return again if better(self.score_of(again), self.score_of(network)) else network
 
-    def score(self, policy: Policy, recovery: bool) -> Score:
-        """Prunes physically, recovers, and runs the selection images."""
-        with pace.step():
-            plan = self.policy_space().plan(policy)
-            return self.score_of(self.prune(without_selectors(plan), recovery))
+    def scorer(self, recovery: bool, device: str = "cpu") -> Scorer:
+        """Scores policies, here or elsewhere. Raises: AssertionError before `rank`."""
+        return Scorer(self.source, self.statistics if recovery else None, self.policy_space(), self.answers, device)
 
     def score_of(self, network: TorchNetwork) -> Score:
+        return self.answers.score(network)
+
+    @property
+    def answers(self) -> Answers:
+        """Raises: AssertionError before `rank`."""
         assert self.dense is not None
-        outputs = network.outputs(self.selection.images)
-        right = self.correct(outputs, self.selection.labels)
-        same = same_answer(self.dense, outputs, self.classes)
-        return Score(self.agreement(self.dense, outputs), None if right is None else right / len(outputs), same)
+        return Answers(self.selection.images, self.selection.labels, self.dense, self.classes)
 
     @property
     def classes(self) -> int:
@@ -133,18 +130,10 @@ class Evaluation:
         return self.network.structure.classes
 
     def agreement(self, dense: Tensor, pruned: Tensor) -> float:
-        """0 is perfect. By KL of the classes, or by distance of the features."""
-        return agreement(dense, pruned) if self.classes else feature_agreement(dense, pruned)
+        return difference(dense, pruned, self.classes)
 
     def correct(self, outputs: Tensor, labels: Tensor | None) -> int | None:
-        """Images that get their label; None without labels or without classes."""
-        return None if labels is None or not self.classes else correct(outputs, labels)
-
-    def dense_score(self) -> Score:
-        """What the original gets, from the outputs that are there already."""
-        assert self.dense is not None
-        right = self.correct(self.dense, self.selection.labels)
-        return Score(0.0, None if right is None else right / len(self.dense))
+        return right_answers(outputs, labels, self.classes)
 
 
 def target_space(network: TorchNetwork, ranking: Ranking, target: str) -> TargetSpace:

@@ -5,7 +5,8 @@ folder (statistics, exported files, fine-tuning epochs) or in the shared tables 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from models.torch_network import TorchNetwork
 from models.train_gates import GateRecipe, train_gates
 from search.methods import check_suits, method_named
 from search.objective import BestScore, LowestCost, Objective
+from search.place import Here, Place
 from search.policy import Policy
 from search.search import Search, best
 from search.trial import Score, Trial
 from service.budgeting import Pricing
+from service.cluster import Cluster, cluster_for
 from service.delivery import Delivery, deliver_files
 from service.dynamic import with_threshold
 from service.evaluation import Evaluation, better
@@ -76,11 +79,14 @@ def run(
 
 def _stages(job: "Job", deliver: int | None) -> JobResult:
     job.describe()
+    if deliver is None:
+        job.find_cluster()
     job.rank()
     job.profile()
     if deliver is None:
-        job.search()
-        chosen = job.verify()
+        with job.on_cluster():
+            job.search()
+            chosen = job.verify()
     else:
         chosen = job.candidate(job.trial(deliver))
     return job.deliver(job.finetune(chosen))
@@ -89,11 +95,15 @@ def _stages(job: "Job", deliver: int | None) -> JobResult:
 class Job:
     """What the stages share. Each stage reads the journal before it works."""
 
+    place: Place
+    """Where trials are evaluated."""
+
     def __init__(self, request: JobRequest, files: JobFiles, journal: Journal, allowed: Sequence[Path]) -> None:
         self.request, self.files, self.journal, self.allowed = request, files, journal, allowed
         self.trials = [Trial.from_json(row) for row in journal.trials()]
         self.started = time.monotonic()
         self.best_finished: tuple[Policy, TorchNetwork, Score] | None = None
+        self.cluster: Cluster | None = None
 
     def describe(self) -> None:
         self.journal.stage("validating")
@@ -104,11 +114,26 @@ class Job:
         self.pricing = Pricing(self.request, network.structure)
         self.verifier = Verifier(network, self.pricing, self.files.work, self.request.seed)
 
+    def find_cluster(self) -> None:
+        """Where trials will run, if not here. Raises: ClusterUnavailable, ClusterUnfit, InvalidRequest."""
+        self.cluster = cluster_for(self.request, Settings().ray, self.journal.check)
+
+    @contextmanager
+    def on_cluster(self) -> Iterator[None]:
+        """Trials inside run there, if there is one."""
+        if self.cluster is None:
+            yield
+            return
+        device = "cuda" if self.request.trial_resources.gpus else "cpu"
+        with self.cluster.place(self.evaluation.scorer(self.request.recovery, device)) as self.place:
+            yield
+
     def rank(self) -> None:
         self.journal.stage("ranking")
         self._train_gates()
         self.evaluation.rank(self.request, self.files.work)
         self.space = self.evaluation.policy_space()
+        self.place = Here(self.evaluation.scorer(self.request.recovery))
 
     def _train_gates(self) -> None:
         """What VTP ranks by; the network that was trained with them is then pruned in the original's place."""
@@ -147,15 +172,14 @@ class Job:
 
     def _search(self) -> Search:
         return Search(
-            self.space, self.pricing.aims, self.pricing.price,
-            lambda policy: self.evaluation.score(policy, self.request.recovery),
-            self._record, self.request.seed, objective=self._objective(),
+            self.space, self.pricing.aims, self.pricing.price, self.place, self._record, self.request.seed,
+            objective=self._objective(), parallel=self.request.parallel_trials,
         )  # fmt: skip
 
     def _objective(self) -> Objective:
         if self.request.max_loss is None:
             return BestScore()
-        return LowestCost(self.evaluation.dense_score(), self.request.max_loss, tuple(self._least_costs()))
+        return LowestCost(self.evaluation.answers.dense_score(), self.request.max_loss, tuple(self._least_costs()))
 
     def _least_costs(self) -> list[float]:
         """Of the smallest network, per budget."""

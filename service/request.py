@@ -67,6 +67,17 @@ class GatesRequest(Strict):
     batch: int = Field(64, ge=1, le=4096)
 
 
+class TrialResources(Strict):
+    """What one trial takes of a node, where the server's trials run on a cluster."""
+
+    cpus: float = Field(1, gt=0, le=1024, description="It computes with so many threads, rounded, at least one.")
+    gpus: float = Field(0, ge=0, le=64)
+    custom: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, max_length=8,
+        description="Amounts of resources by the names that the cluster's nodes gave them, such as a measuring device.",
+    )  # fmt: skip
+
+
 class JobRequest(Strict):
     """One compression. Ids come from `POST /v1/models` and `POST /v1/datasets`."""
 
@@ -91,6 +102,11 @@ class JobRequest(Strict):
         description="Method up-vit: a smaller timm model whose exact shape is delivered, without a search.",
     )  # fmt: skip
     trials: int = Field(32, ge=1, le=2000)
+    parallel_trials: int = Field(
+        1, ge=1, le=256,
+        description="Trials at a time, on a cluster. The number decides which trials there are; how many nodes there are does not.",
+    )  # fmt: skip
+    trial_resources: TrialResources = Field(default_factory=lambda: TrialResources())
     seed: int = Field(0, ge=0, lt=2**31)
     recovery: bool = Field(True, description="Closed-form recovery after pruning.")
     keep_spatial: bool = Field(

@@ -87,6 +87,11 @@ class Settings(BaseSettings):
         default="pipeline", description="What runs the jobs; fake is for tests."
     )
 
+    ray: str | None = Field(
+        default=None,
+        description="Trials run on this Ray cluster: auto (the one that this machine is a node of), or an address.",
+    )
+
     @field_validator("allowed_roots", mode="before")
     @classmethod
     def _split_folders(cls, value: Any) -> Any:
@@ -118,17 +123,14 @@ class Settings(BaseSettings):
     def worker_environment(self) -> dict[str, str]:
         """The variables that give a worker the settings of its server."""
         roots = os.pathsep.join(map(str, self.allowed_roots))
-        values = {
-            "ENGINE": self.engine,
-            "LEASE_S": str(self.lease_s),
-            "ALLOWED_ROOTS": roots,
-            "LOG_FORMAT": self.log_format,
-        }
+        values = {"ENGINE": self.engine, "LEASE_S": str(self.lease_s), "ALLOWED_ROOTS": roots, "LOG_FORMAT": self.log_format}
         values |= {"DEVICES": str(DataFolder(self.data).devices), "PATIENCE_S": str(self.patience_s)}
         if self.database_url is not None:
             values["DATABASE_URL"] = self.database_url.get_secret_value()
         if self.storage_url is not None:
             values["STORAGE_URL"] = self.storage_url
+        if self.ray is not None:
+            values["RAY"] = self.ray
         return {f"{PREFIX}{name}": value for name, value in values.items()}
 
 

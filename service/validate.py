@@ -27,10 +27,12 @@ from search.budgets import quantity_of
 from search.criteria import CRITERIA
 from search.methods import check_suits, criterion_of, method_for, space_for
 from service.budgeting import Pricing
+from service.cluster import check_resources
 from service.evaluation import Evaluation
 from service.journal import JobFiles
 from service.request import JobRequest
 from service.room import is_full, storage_full
+from service.settings import Settings
 from service.training import check_training
 
 
@@ -95,6 +97,7 @@ def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed
     files = JobFiles(model, dataset, model, model, model)
     evaluation = Evaluation.open(request, files, allowed)
     structure = evaluation.network.structure
+    check_resources(request, Settings().ray)
     check_suits(method, structure)
     check_budgets(request, structure)
     evaluation.network.check_kinds(CRITERIA[criterion].needs)

@@ -31,11 +31,25 @@ PIPELINE_SIDE = frozenset(
     for name in (
         "pipeline", "budgeting", "evaluation", "profiling", "verification", "delivery", "story", "report", "model_card", "patches",
         "compress", "measured_table", "validate", "cli", "token_verbs", "training", "dynamic",
+        "scoring", "cluster", "cluster_task", "node",
     )
 )  # fmt: skip
 """The files of the service that run in processes of their own; the others serve requests and stay light."""
 HEAVY = frozenset(
-    ["torch", "timm", "onnx", "onnxruntime", "onnxscript", "numpy", "scipy", "sklearn", "skopt", "matplotlib"]
+    [
+        "torch",
+        "timm",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "skopt",
+        "matplotlib",
+        "accelerate",
+        "ray",
+    ]
 )
 
 

@@ -1,5 +1,6 @@
 """What all rows share: the model, its data, the latency table, and how a network is scored."""
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from models.data import Batch
 from models.evaluate import correct
 from models.plan import Plan
 from models.torch_network import TorchNetwork
-from search.search import Evaluate, Search
+from search.place import Here
+from search.search import Search
 from search.searcher import Proposal, by_expected_improvement
 from search.spaces.space import Space
 from search.trial import Trial
@@ -101,11 +103,9 @@ class Bench:
         return self.finished(plan(last[0].policy), recovery), found
 
     def searching(self, space: Space, recovery: bool, propose: Proposal = by_expected_improvement) -> Search:
-        evaluate: Evaluate = lambda policy: self.evaluation.score(policy, recovery)  # noqa: E731
-        if space is not self.evaluation.space:
-            evaluate = lambda policy: self.evaluation.score_of(self.evaluation.prune(space.plan(policy), recovery))  # noqa: E731
+        scorer = dataclasses.replace(self.evaluation.scorer(recovery), space=space)
         return Search(
-            space, self.pricing.budgets, self.pricing.price, evaluate, lambda _: None, self.case.seed, propose
+            space, self.pricing.budgets, self.pricing.price, Here(scorer), lambda _: None, self.case.seed, propose
         )
 
     def finished(self, plan: Plan, recovery: bool) -> TorchNetwork:

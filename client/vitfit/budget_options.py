@@ -131,6 +131,10 @@ class SearchOptions:
             rich_help_panel=SEARCH_PANEL,
         ),
     ] = None
+    parallel_trials: Annotated[
+        int | None,
+        typer.Option(help="Trials at a time, on the server's cluster. (default: 1)", rich_help_panel=SEARCH_PANEL),
+    ] = None
     trials: Annotated[
         int | None, typer.Option(min=1, help="Policies to try. (default: 32)", rich_help_panel=SEARCH_PANEL)
     ] = None
@@ -183,6 +187,7 @@ class SearchOptions:
             "criterion",
             "space",
             "trials",
+            "parallel_trials",
             "seed",
             "objective",
             "max_loss",

@@ -31,6 +31,8 @@ class JobOptions(TypedDict, total=False):
     space: str
     target: str
     trials: int
+    parallel_trials: int
+    trial_resources: dict[str, object]
     seed: int
     recovery: bool
     keep_spatial: bool

@@ -48,6 +48,7 @@ def test_submit_uploads_and_queues(server: FakeServer, tmp_path: Path) -> None:
         server,
         *("submit", "--json", "--model", "vit_tiny", "--options", '{"depth": 2}', "--name", "first", "--no-recovery"),
         *("--checkpoint", str(tmp_path / "weights.pth"), "--data", str(tmp_path / "data.npz"), "--trials", "7"),
+        *("--parallel-trials", "2"),
         *("--method", "mdc", "--space", "paper"),
         *("--budget-latency-keep", "60%", "--budget-latency-ms", "20@phone", "--budget-macs", "2.5G", "--threads", "2"),
     )
@@ -62,6 +63,7 @@ def test_submit_uploads_and_queues(server: FakeServer, tmp_path: Path) -> None:
         "method": "mdc",
         "space": "paper",
         "trials": 7,
+        "parallel_trials": 2,
         "recovery": False,
         "budgets": [
             {"metric": "latency_keep", "limit": 0.6, "device": "cpu", "setting": here},

@@ -94,7 +94,7 @@ def test_training_takes_its_turn_for_every_step(tmp_path: Path) -> None:
     images = torch.randn(10, 3)
     with paced(turn):
         train(
-            module, optimizer, 10, Course(2, 5, 0), lambda rows, _: module(images[rows]).square().mean(),
+            module, optimizer, 10, Course(2, 5, 0), lambda module, rows, _: module(images[rows]).square().mean(),
             tmp_path / "c.pt", lambda *_: None,
         )  # fmt: skip
     assert turns == ["in", "out"] * 4

@@ -1,11 +1,14 @@
 """Fine-tuning learns from the teacher, leaves the network alone, and goes on after an interruption as if there was none."""
 
+import copy
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 from torch import Tensor
 from torch.nn import functional
 
@@ -115,6 +118,29 @@ def test_the_seed_decides_the_order_of_images(
     assert not one["head.weight"].equal(other["head.weight"])
 
 
+def test_on_the_cpu_the_recipe_is_this_plain_loop(
+    teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
+) -> None:
+    """No precision, process or wrapper of another library comes into it: to the last bit."""
+    module, targets = copy.deepcopy(student.module).train(), teacher.outputs(data.images)
+    optimizer = create_optimizer_v2(module, opt="adamw", lr=RECIPE.learning_rate, weight_decay=0.01)
+    steps, step = RECIPE.epochs * 5, 0
+    for epoch in range(RECIPE.epochs):
+        order = torch.randperm(40, generator=torch.Generator().manual_seed(RECIPE.seed * 10007 + epoch))
+        for rows in order.split(RECIPE.batch):
+            done, step = step / steps, step + 1
+            fall = 0.5 * (1 + math.cos(math.pi * (done - 0.05) / 0.95))
+            optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = RECIPE.learning_rate * (
+                min(1.0, (done + 1e-3) / 0.05) if done < 0.05 else min(1.0, fall)
+            )
+            optimizer.zero_grad()
+            distillation_loss(module(data.images[rows]), targets[rows], data.labels[rows], RECIPE.distill).backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+    found = weights(finetune(student, teacher, data, RECIPE, tmp_path / "c.pt", Diary()))
+    assert all(found[name].equal(value) for name, value in module.state_dict().items())
+
+
 def test_the_loss_by_hand() -> None:
     """KL of (1/2, 1/2) to (1/4, 3/4) is ln 2 - ln(3)/2; cross-entropy of class 0 is ln 4."""
     student, teacher = torch.tensor([[1.0, 3.0]]).log(), torch.tensor([[1.0, 1.0]]).log()
@@ -156,7 +182,7 @@ def test_labels_are_mixed_as_the_pixels_are_and_the_teacher_sees_the_mixture(tea
     seen = []
     for draw in range(6):
         np.random.seed(draw)  # as an epoch of a training does
-        mixed, shares, answers = mixing(teacher, 7, MIXED.cutmix)(images, labels)
+        mixed, shares, answers = mixing(teacher.module, 7, MIXED.cutmix)(images, labels)
         shown = torch.stack([(mixed[:, 0] == value).float().mean((1, 2)) for value in range(7)], dim=1)
         torch.testing.assert_close(shares, shown, rtol=0, atol=1e-5)
         torch.testing.assert_close(answers, teacher.outputs(mixed))

@@ -14,7 +14,7 @@ def test_each_group_has_its_own_highest_rate_and_ends_near_zero(tmp_path: Path) 
     groups = [{"params": [module.weight], "lr": 0.2}, {"params": [module.bias], "lr": 0.01}]
     optimizer, rates = torch.optim.AdamW(groups), []
 
-    def loss(rows: Tensor, _progress: float) -> Tensor:
+    def loss(_module: nn.Module, rows: Tensor, _progress: float) -> Tensor:
         rates.append([group["lr"] for group in optimizer.param_groups])
         total: Tensor = module(torch.ones(len(rows), 2)).sum()
         return total

@@ -6,6 +6,7 @@ import scipy.stats
 
 from search.budgets import Budget, Budgets
 from search.objective import LowestCost
+from search.place import Here
 from search.policy import Policy
 from search.search import Search, best
 from search.searcher import Proposal, at_random, by_expected_improvement, standardised
@@ -53,7 +54,7 @@ class World:
 
     def search(self, seed: int = 0) -> Search:
         budgets = Budgets((Budget("macs_keep", 0.6),))
-        return Search(self.space, budgets, macs_keep(self.space), self.score, self.recorded.append, seed)
+        return Search(self.space, budgets, macs_keep(self.space), Here(self.score), self.recorded.append, seed)
 
 
 def test_a_resumed_search_gives_the_same_trials() -> None:
@@ -114,7 +115,9 @@ def test_the_lowest_cost_within_a_loss() -> None:
 
     least = float(price([space.sketch(space.along([1.0] * len(space.dimensions), 2))])[0, 0])
     objective = LowestCost(Score(0.0, 0.9), 0.02, (least,))
-    search = Search(space, Budgets((Budget("macs_keep", 1.0),)), price, score, lambda _: None, 0, objective=objective)
+    search = Search(
+        space, Budgets((Budget("macs_keep", 1.0),)), price, Here(score), lambda _: None, 0, objective=objective
+    )
     trials = search.run([], 30)
     chosen = best(trials)[0]
     assert chosen.allowed and chosen.accuracy is not None and chosen.accuracy >= 0.88
