@@ -123,7 +123,12 @@ class Settings(BaseSettings):
     def worker_environment(self) -> dict[str, str]:
         """The variables that give a worker the settings of its server."""
         roots = os.pathsep.join(map(str, self.allowed_roots))
-        values = {"ENGINE": self.engine, "LEASE_S": str(self.lease_s), "ALLOWED_ROOTS": roots, "LOG_FORMAT": self.log_format}
+        values = {
+            "ENGINE": self.engine,
+            "LEASE_S": str(self.lease_s),
+            "ALLOWED_ROOTS": roots,
+            "LOG_FORMAT": self.log_format,
+        }
         values |= {"DEVICES": str(DataFolder(self.data).devices), "PATIENCE_S": str(self.patience_s)}
         if self.database_url is not None:
             values["DATABASE_URL"] = self.database_url.get_secret_value()
