@@ -190,7 +190,8 @@ def _input_size(model: nn.Module, config: dict[str, Any]) -> tuple[int, int, int
     channels, height, width = config.get("input_size", (3, 224, 224))
     embedding = getattr(model, "patch_embed", None)
     height, width = getattr(embedding, "img_size", None) or (height, width)
-    channels = getattr(getattr(embedding, "proj", None), "in_channels", getattr(model, "in_chans", channels))
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    channels = channels if first is None else first.in_channels
     return int(channels), int(height), int(width)
 
 
