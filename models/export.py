@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.preprocessing import Preprocessing
+from models.quantize import quantize_file
 from models.record import Record
 
 OPSET = 20
@@ -24,9 +25,11 @@ RELATIVE_TOLERANCE = 1e-3
 
 
 def export_onnx(
-    module: nn.Module, image: tuple[int, int, int], preprocessing: Preprocessing, path: Path, batch: int | None
-) -> None:
-    """Writes `path` at once (beside, then replace). batch None: a free batch dimension."""
+    module: nn.Module, image: tuple[int, int, int], preprocessing: Preprocessing, path: Path, batch: int | None,
+    weight_bits: int | None = None,
+) -> None:  # fmt: skip
+    """Writes `path` at once (beside, then replace). batch None: a free batch dimension. weight_bits: of the products that
+    are marked (models/quantize.py); None: fp32."""
     example = torch.zeros(batch or 2, *image)
     beside = path.with_suffix(f".{os.getpid()}.part")
     with warnings.catch_warnings(), torch.inference_mode():
@@ -35,6 +38,8 @@ def export_onnx(
             module.eval(), (example,), str(beside), input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET,
             dynamic_axes=None if batch else {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}, dynamo=False,
         )  # fmt: skip
+    if weight_bits is not None:
+        quantize_file(beside, weight_bits)
     model = onnx.load(beside)
     onnx.helper.set_model_props(model, preprocessing.to_metadata())
     onnx.save(model, beside)

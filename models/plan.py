@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from models.errors import InvalidRequest
-from models.record import Record
+from models.record import Record, later
 from models.structure import (
+    LAYERS,
     PACKAGING,
     Attention,
     Axis,
     Block,
+    Layer,
     Mlp,
     Op,
     Place,
@@ -26,7 +28,7 @@ from models.structure import (
     Structure,
 )
 
-PlanAxis = Literal["heads", "neurons", "tokens", "embed", "blocks", "inputs"]
+PlanAxis = Literal["heads", "neurons", "tokens", "embed", "blocks", "inputs", "precision"]
 """Heads with their q/k and v dims are one axis here; so are the inputs that q/k/v, the projection and fc1 gather."""
 TokenScore = Literal["attention", "cumulative", "similarity", "selector"]
 
@@ -65,11 +67,14 @@ class BlockPlan(Record):
     proj_inputs: tuple[int, ...] | None = None
     fc1_inputs: tuple[int, ...] | None = None
     tokens: TokenPlan | None = None
+    exact: tuple[Layer, ...] = later(())
+    """In an int8 plan: the layers that stay in fp32."""
 
 
 @dataclass(frozen=True)
 class Plan(Record):
-    """embed: the embedding dims that stay, everywhere; empty where the structure's width is fixed: all of them stay."""
+    """embed: the embedding dims that stay, everywhere; empty where the structure's width is fixed: all of them stay.
+    precision: "int8" quantises the linear layers of all blocks, but for those that are `exact`."""
 
     embed: tuple[int, ...]
     blocks: tuple[BlockPlan, ...]
@@ -114,7 +119,8 @@ class Plan(Record):
         for plan in self.blocks if axis == "blocks" else dense.blocks:
             mine = next((b for b in self.blocks if b.source == plan.source), None)
             blocks.append(_only_axis(axis, dense.blocks[plan.source], mine))
-        return Plan(self.embed if axis == "embed" else dense.embed, tuple(blocks), self.precision)
+        precision = self.precision if axis == "precision" else "fp32"
+        return Plan(self.embed if axis == "embed" else dense.embed, tuple(blocks), precision)
 
 
 def identity(structure: Structure) -> Plan:
@@ -145,6 +151,8 @@ def _only_axis(axis: PlanAxis, dense: BlockPlan, mine: BlockPlan | None) -> Bloc
         )
     if axis == "neurons":
         return dataclasses.replace(dense, neurons=mine.neurons)
+    if axis == "precision":
+        return dataclasses.replace(dense, exact=mine.exact)
     return dataclasses.replace(dense, tokens=mine.tokens)
 
 
@@ -169,6 +177,7 @@ def check(plan: Plan, structure: Structure) -> None:
                 f"Blocks whose tokens are free: {', '.join(str(i) for i, f in enumerate(free) if f) or 'none'}"
             )
         _check_fixed(block, originals[block.source], structure.fixed)
+        _check_exact(block, originals[block.source].name, plan.precision)
         patches = _check_block(block, originals[block.source], plan, patches)
     _check_scores(plan, firsts)
     sources = [block.source for block in plan.blocks]
@@ -200,6 +209,13 @@ def _check_fixed(plan: BlockPlan, block: Block, fixed: tuple[Axis, ...]) -> None
             f"{block.name}: only whole heads can go in this architecture, not dims inside heads "
             f"({block.attention.qk_dim} q/k and {block.attention.v_dim} v dims each)"
         )
+
+
+def _check_exact(plan: BlockPlan, name: str, precision: str) -> None:
+    if plan.exact and precision != "int8":
+        raise InvalidRequest(f"{name}: layers are left exact in an int8 plan only; this one is {precision}")
+    if unknown := sorted(set(plan.exact) - set(LAYERS)):
+        raise InvalidRequest(f"{name}: there is no layer {unknown[0]!r} to leave exact; there are {', '.join(LAYERS)}")
 
 
 def _check_block(plan: BlockPlan, block: Block, whole: Plan, patches: int) -> int:
@@ -284,7 +300,7 @@ def _apply_block(plan: BlockPlan, block: Block, width: int, tokens: int, prefix:
         reduction = Reduction(plan.tokens.reducer, plan.tokens.kept, prefix, plan.tokens.at)
     return Block(
         block.name, width, tokens, _apply_attention(plan, block.attention, width), _apply_mlp(plan, block.mlp, width),
-        reduction, block.layer_scale, precision,
+        reduction, block.layer_scale, precision, plan.exact if precision == "int8" else (),
     )  # fmt: skip
 
 

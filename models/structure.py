@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from models.record import Record, later
 
@@ -20,6 +20,9 @@ OpKind = Literal[
 Axis = Literal["embed", "inputs", "qk", "v", "halves"]
 """Members that some architectures cannot lose: embedding dims, inputs of single layers, dims inside heads, and the
 attention or MLP of a block alone. Heads, neurons and whole blocks can go everywhere; for tokens, see `Stage`."""
+Layer = Literal["qkv", "proj", "fc1", "fc2"]
+LAYERS: tuple[Layer, ...] = get_args(Layer)
+"""The linear layers of a block: what is quantised in an int8 network. All that make q, k and v count as one."""
 BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
@@ -82,6 +85,13 @@ class Op(Record):
         if self.kind == "table":
             return self.rows * self.cols
         return self.cols
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of a file. Beside int8 weights stand a bias and a scale in fp32 for each column."""
+        if self.precision != "int8" or not self.weights:
+            return self.params * BYTES_PER_VALUE[self.precision]
+        return self.count * self.cols * (self.inner + BYTES_PER_VALUE["fp32"] * (2 if self.bias else 1))
 
     @property
     def values(self) -> int:
@@ -185,6 +195,9 @@ class Block(Record):
     reduction: Reduction | None = None
     layer_scale: bool = False
     precision: str = "fp32"
+    """int8: its linear layers are; everything else stays in fp32."""
+    exact: tuple[Layer, ...] = later(())
+    """Of an int8 block: the layers that stay in fp32."""
 
     @property
     def tokens_out(self) -> int:
@@ -273,8 +286,17 @@ class Structure(Record):
         ends = sum(op.params for op in self.stem + self.tail)
         return ends + sum(_stage_sum(stage, "params") for stage in self.stages)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of all weights in a file."""
+        ends = sum(op.weight_bytes for op in self.stem + self.tail)
+        return ends + sum(_stage_sum(stage, "weight_bytes") for stage in self.stages)
 
-def _stage_sum(stage: Stage, quantity: Literal["macs", "params"]) -> int:
+
+Quantity = Literal["macs", "params", "weight_bytes"]
+
+
+def _stage_sum(stage: Stage, quantity: Quantity) -> int:
     inner = sum(_stage_sum(branch, quantity) for branch in stage.branches)
     blocks = sum(_block_total(block, quantity) for block in stage.blocks)
     return int(inner + blocks + sum(getattr(op, quantity) for op in stage.entry))
@@ -285,7 +307,7 @@ def _macs(ops: tuple[Op, ...]) -> int:
 
 
 @functools.lru_cache(maxsize=65536)
-def _block_total(block: Block, quantity: Literal["macs", "params"]) -> int:
+def _block_total(block: Block, quantity: Quantity) -> int:
     return sum(getattr(op, quantity) for op in _block_ops(block))
 
 
@@ -308,7 +330,16 @@ def block_ops(block: Block) -> tuple[Op, ...]:
         ops += _mlp_ops(block, block.mlp)
     if block.precision == "fp32":
         return tuple(ops)
-    return tuple(dataclasses.replace(op, precision=block.precision) for op in ops)
+    return tuple(dataclasses.replace(op, precision=_precision_of(op, block)) for op in ops)
+
+
+def _precision_of(op: Op, block: Block) -> str:
+    if block.precision != "int8":
+        return block.precision
+    made = block.attention.layers if block.attention else ()
+    layer = op.name.rpartition(".")[2]
+    layer = "qkv" if layer in made else layer
+    return "int8" if op.kind == "matmul" and layer in LAYERS and layer not in block.exact else "fp32"
 
 
 def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:

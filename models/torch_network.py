@@ -1,7 +1,8 @@
 """The PyTorch `Network`."""
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from models.attention_statistics import AttentionStatistics, attention_statistics
+from models.block_layers import int8_layers
 from models.deletion import deletion_scores
 from models.dependence import Dependence, dependence, output_kernel
 from models.describe import describe, head_count
+from models.emulated import emulate
 from models.errors import InvalidRequest
 from models.export import export_onnx
 from models.families import family_of
@@ -25,12 +28,13 @@ from models.plan import Plan, identity
 from models.preprocessing import Preprocessing
 from models.prune import prune
 from models.pruned import PrunedBlock
+from models.quantize import Quantiser, mark
 from models.recover import Readers, recover
 from models.reduction import TokenReduction
 from models.rows import Form, as_rows, fold_scales
 from models.slice import readers
 from models.statistics import BlockStatistics, Inputs, Kind, Statistics
-from models.structure import Structure
+from models.structure import Block, Structure
 
 PLAIN_KINDS: frozenset[Kind] = frozenset({"attention", "gates", "inputs", "deletion"})
 DEPENDENCE_IMAGES = 128
@@ -56,6 +60,8 @@ class TorchNetwork:
         """As trained (models/train_gates.py), and folded into the weights."""
         self.threshold = 0.5
         """Tokens whose selector says at least this stay in the dynamic form (models/dynamic.py)."""
+        self.quantiser = Quantiser()
+        """How files of int8 plans are made."""
 
     @property
     def structure(self) -> Structure:
@@ -88,8 +94,34 @@ class TorchNetwork:
             for block in self.blocks()
         )
 
+    @property
+    def is_int8(self) -> bool:
+        return self.plan is not None and self.plan.precision == "int8"
+
     def outputs(self, images: Tensor, batch: int = 64) -> Tensor:
-        return outputs_of(self.module, images, batch)
+        """Of an int8 network: as its file rounds (models/emulated.py)."""
+        module = self._emulated() if self.is_int8 else self.module
+        return outputs_of(module, images, batch)
+
+    def _emulated(self) -> nn.Module:
+        module = copy.deepcopy(self.module)
+        emulate(module, self._int8_layers(module), self.quantiser)
+        return module
+
+    def _int8_layers(self, module: nn.Module) -> Iterator[nn.Linear]:
+        assert self.plan is not None
+        return int8_layers(module, self._family, self.plan.blocks)
+
+    def exact(self) -> "TorchNetwork":
+        """The same network in fp32."""
+        if not self.is_int8 or self.plan is None:
+            return self
+        whole = copy.copy(self)
+        blocks = tuple(dataclasses.replace(block, exact=()) for block in self.plan.blocks)
+        whole.plan = dataclasses.replace(self.plan, blocks=blocks, precision="fp32")
+        stages = tuple(dataclasses.replace(s, blocks=tuple(map(_in_fp32, s.blocks))) for s in self._structure.stages)
+        whole._structure = dataclasses.replace(self._structure, stages=stages)
+        return whole
 
     def pruned(self, plan: Plan, statistics: Statistics | None) -> "TorchNetwork":
         small = copy.copy(self)
@@ -222,8 +254,16 @@ class TorchNetwork:
         whole = self.plan is None and not self._family.sliced
         module = self.pruned(identity(self._structure), None).module if whole else copy.deepcopy(self.module)
         fold_scales(module)
+        form = "standard" if self.is_int8 else form
         as_rows(module, list(zip(block_lists(module, self._family), self._structure.stages, strict=True)), batch, form)
-        export_onnx(module, self._structure.image, self.preprocessing, path, batch)
+        if self.is_int8:
+            mark(module, self._int8_layers(module))
+        weight_bits = self.quantiser.weight_bits if self.is_int8 else None
+        export_onnx(module, self._structure.image, self.preprocessing, path, batch, weight_bits)
+
+
+def _in_fp32(block: Block) -> Block:
+    return dataclasses.replace(block, precision="fp32", exact=())
 
 
 def outputs_of(module: nn.Module, images: Tensor, batch: int = 64) -> Tensor:
