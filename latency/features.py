@@ -8,7 +8,7 @@ from typing import Any, TypeGuard, cast
 import numpy as np
 
 from latency.pricer import Array
-from models.structure import PACKAGING, Attention, Block, Mlp, Op, Reduction, Structure, block_ops
+from models.structure import PACKAGING, Attention, Block, Layer, Mlp, Op, Reduction, Structure, block_ops
 
 PRIOR_NS = {
     "matmul_macs": 0.0087, "matmul_outputs": 0.015, "weight_values": 0.015, "rare_weights": 0.03, "conv_macs": 0.05,
@@ -16,11 +16,14 @@ PRIOR_NS = {
     "norm_values": 0.3, "activation_values": 0.4, "other_values": 0.1, "gathered_values": 2.4,
     "operations": 700.0, "attentions": 1600.0, "reductions": 2500.0, "reduced_values": 0.6,
     "packages": 2500.0, "weighings": 10_000.0, "merges": 35_000.0, "merge_macs": 0.017,
+    "int8_macs": 0.0025, "int8_outputs": 0.04, "int8_weights": 0.004, "quantised_values": 0.15, "int8_products": 700.0,
+    "plain_attentions": 5000.0, "plain_moved_values": 0.2,
 }  # fmt: skip
 """Nanoseconds per unit on a core of a current server: where a fit starts, and what decides where samples are silent.
 
 Columns of a product are computed in whole registers. A gather copies value by value, a reduction is a dozen small operations
-whose number depends on its reducer. `moved_values`: q, k, v and the heads' outputs change their order in memory."""
+whose number depends on its reducer. `moved_values`: q, k, v and the heads' outputs change their order in memory. int8: of products
+whose weights are, `quantised_values` go in. plain: the attentions of networks with such products, which are not one operator."""
 
 FEATURES = tuple(PRIOR_NS)
 LANES, ROWS = 16, 6
@@ -29,8 +32,9 @@ FEW_ROWS = 64
 """Weights that fewer rows share are waited for."""
 
 
-Part = tuple[int, int, Attention | Mlp | Reduction, bool, str] | tuple[Op, ...]
-"""Of a block: width, tokens, which part of it, layer scale, precision; or operations outside the blocks. Without names: policies
+BlockPart = tuple[int, int, Attention | Mlp | Reduction, bool, str, tuple[Layer, ...]]
+Part = BlockPart | tuple[Op, ...]
+"""Of a block: width, tokens, which part of it, layer scale, precision, layers left in fp32; or operations outside the blocks. Without names: policies
 share most parts, and so do blocks of one policy."""
 KNOWN = 262_144
 """When so many parts are remembered all are forgotten."""
@@ -51,7 +55,7 @@ def _parts(structure: Structure) -> Iterator[Part]:
     yield structure.tail
     for stage in structure.stages:
         for block in stage.blocks:
-            rest = block.layer_scale, block.precision
+            rest = block.layer_scale, block.precision, block.exact
             if block.attention is not None:
                 yield (block.width, block.tokens_attended, block.attention, *rest)
             if block.mlp is not None:
@@ -121,6 +125,9 @@ def _rows(group: list[Part]) -> Array:
         ops = block_ops(_block_of(width, tokens, shape, *first[3:]))
         if isinstance(shape, Reduction):
             _count_reduction(shape, width, tokens, values)
+        elif isinstance(shape, Attention) and first[4] == "int8":
+            values["plain_attentions"] = 1.0
+            values["plain_moved_values"] = shape.heads * tokens * 2 * (shape.qk_dim + shape.v_dim)
         elif isinstance(shape, Attention):
             values["matmul_macs"] += _padding_of_heads(shape, tokens)
     for op in ops:
@@ -137,14 +144,16 @@ def _columns(group: list[Part], names: tuple[str, ...]) -> list[Any]:
     return list(sizes[0]) if len(sizes) == 1 else list(np.asarray(sizes, dtype=np.int64).T.view(Column))
 
 
-def _is_block(part: Part) -> TypeGuard[tuple[int, int, Attention | Mlp | Reduction, bool, str]]:
-    return len(part) == 5 and isinstance(part[0], int)
+def _is_block(part: Part) -> TypeGuard[BlockPart]:
+    return len(part) == 6 and isinstance(part[0], int)
 
 
-def _block_of(width: Any, tokens: Any, shape: Any, layer_scale: bool, precision: str) -> Block:
+def _block_of(
+    width: Any, tokens: Any, shape: Any, layer_scale: bool, precision: str, exact: tuple[Layer, ...]
+) -> Block:
     names = {Attention: "attention", Mlp: "mlp", Reduction: "reduction"}
     parts: dict[str, Any] = {"attention": None, "mlp": None, names[type(shape)]: shape}
-    return Block("", width, tokens, **parts, layer_scale=layer_scale, precision=precision)
+    return Block("", width, tokens, **parts, layer_scale=layer_scale, precision=precision, exact=exact)
 
 
 def _padding_of_heads(shape: Attention, tokens: Any) -> Any:
@@ -169,7 +178,13 @@ def _count_reduction(shape: Reduction, width: Any, tokens: Any, values: dict[str
 def _count(op: Op, values: dict[str, Any]) -> None:
     """Adds an operation to the features."""
     values["operations"] += 1.0
-    if op.kind in ("matmul", "conv"):
+    if op.precision == "int8":  # of products only
+        values["int8_products"] += 1.0
+        values["int8_macs"] += op.count * _padded(op.rows, ROWS) * op.inner * _padded(op.cols)
+        values["int8_outputs"] += op.values
+        values["int8_weights"] += op.params
+        values["quantised_values"] += op.count * op.rows * op.inner
+    elif op.kind in ("matmul", "conv"):
         # channels of a grouped convolution share registers; products of a batch do not
         side_by_side, apart = (op.count, 1) if op.kind == "conv" else (1, op.count)
         macs = apart * _padded(op.rows, ROWS) * op.inner * _padded(op.cols * side_by_side)

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 
 from models.plan import BlockPlan, HeadPlan, Plan, TokenPlan, TokenScore, identity
-from models.structure import Block, Reducer, Structure
+from models.structure import LAYERS, Block, Precision, Reducer, Structure
 
 COUNT = 24
 KINDS: tuple[tuple[Reducer, TokenScore] | None, ...] = (
@@ -31,9 +31,25 @@ WITHOUT_HALF = 0.08
 """Share of blocks without attention, and without MLP."""
 
 
-def probe_plans(structure: Structure, count: int = COUNT) -> Iterator[Plan]:
+MIXED = 3
+"""Of so many int8 probes one has layers that stay in fp32, every layer with one chance in two."""
+
+
+def probe_plans(structure: Structure, count: int = COUNT, precision: Precision = "fp32") -> Iterator[Plan]:
+    """The same plans in every precision."""
     for number in range(count):
-        yield _Probe(structure, number).plan()
+        plan = _Probe(structure, number).plan()
+        yield plan if precision == "fp32" else _in_int8(plan, number)
+
+
+def _in_int8(plan: Plan, number: int) -> Plan:
+    draw = random.Random(number)
+    chance = 0.5 if number % MIXED == MIXED - 1 else 0.0
+    blocks = tuple(
+        dataclasses.replace(block, exact=tuple(layer for layer in LAYERS if draw.random() < chance))
+        for block in plan.blocks
+    )
+    return dataclasses.replace(plan, blocks=blocks, precision="int8")
 
 
 class _Probe:

@@ -52,7 +52,7 @@ class SizeLine(Record):
 
 
 def known_bytes(quantity: Quantity, structure: Structure, batch: int) -> float:
-    weights = float(structure.params * BYTES_PER_VALUE["fp32"])
+    weights = float(structure.weight_bytes)
     return weights if quantity == "file" else weights + _live_bytes(structure, batch)
 
 

@@ -25,7 +25,7 @@ from latency.pricer import Array, Prediction
 from latency.sampling import Interval
 from latency.setting import Setting
 from models.record import Record
-from models.structure import Structure
+from models.structure import Precision, Structure
 
 PRIOR_STRENGTH, PRIOR_FLOOR = 0.05, 0.01
 """Relative error that one measured structure must show to move a coefficient by its whole size, or by this share of the
@@ -59,6 +59,10 @@ class Table(Record):
     original: Structure
     original_ms: float
     samples: tuple[Sample, ...]
+
+    def knows(self, precision: Precision) -> bool:
+        """Whether networks of this precision are among the samples."""
+        return any(block.precision == precision for sample in self.samples for block in sample.structure.blocks)
 
     @property
     def name(self) -> str:

@@ -14,7 +14,9 @@ from models.structure import Layer
 
 def int8_layers(module: nn.Module, family: Family, plans: Sequence[BlockPlan]) -> Iterator[nn.Linear]:
     """Those of a pruned module that an int8 plan quantises."""
-    blocks = [block for block in blocks_of(module, family) if not isinstance(block, nn.LayerNorm)]  # a norm was taken along
+    blocks = [
+        block for block in blocks_of(module, family) if not isinstance(block, nn.LayerNorm)
+    ]  # a norm was taken along
     for block, plan in zip(blocks, plans, strict=True):
         for layer, linears in layers_of(block, family).items():
             if layer not in plan.exact:

@@ -194,6 +194,7 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     Raises: UnsafeFile, DamagedFile; CheckpointMismatch with the keys that are missing, unexpected or of another shape.
     """
     weights = _unwrapped(_read(path))
+    _refuse_quantised(weights)
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     shapes = [
@@ -220,6 +221,17 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
             f"The checkpoint has NaN or infinite weights in {broken[0]} and {len(broken) - 1} more tensors"
         )
     module.load_state_dict(weights)
+
+
+def _refuse_quantised(weights: dict[str, Tensor]) -> None:
+    """Integers would load as weights of another scale."""
+    integers = [key for key, value in weights.items() if key.endswith("weight") and not value.is_floating_point()]
+    if integers or any("_packed_params" in key for key in weights):
+        name = integers[0] if integers else next(key for key in weights if "_packed_params" in key)
+        raise CheckpointMismatch(
+            f"The checkpoint is quantised already ({name}). Upload the weights as they were trained, and ask for int8 in "
+            "the job: precisions=['int8'].", tensor=name,
+        )  # fmt: skip
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -250,7 +262,10 @@ def _unwrapped(weights: dict[str, Any]) -> dict[str, Tensor]:
             break
     if weights and all(isinstance(key, str) and key.startswith("module.") for key in weights):
         weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    strange = [key for key, value in weights.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    strange = [
+        key for key, value in weights.items()
+        if not isinstance(key, str) or not (isinstance(value, Tensor) or "_packed_params" in key)
+    ]  # fmt: skip
     if strange:
         raise CheckpointMismatch(
             f"The checkpoint's entry {str(strange[0])[:200]!r} is not a tensor; upload the weights alone"

@@ -2,9 +2,14 @@
 
 A token near the cut may fall on either side by rounding alone. Forced, both sides keep the tokens that PyTorch chose and
 the difference is arithmetic; free, the delivered file runs as it is and images whose kept sets differ are counted.
+
+An 8-bit file rounds everything to 256 steps, and a difference in the seventh digit may become one of a step: no bound on
+logits holds. So the network is compared before it is quantised, by the same rule as any other; and the quantised file
+with the arithmetic that it is meant to have (models/emulated.py), by its answers.
 """
 
 import copy
+import dataclasses
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -15,29 +20,75 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from models.data import Batch
+from models.evaluate import correct, same_answer
 from models.export import INPUT, OPSET, OUTPUT, Parity, compare_outputs, run_onnx
 from models.record import Record
 from models.reduction import TokenReduction
 from models.torch_network import TorchNetwork
 
+EXACT_IMAGES = 64
+SAME_ANSWERS, ACCURACY = 0.97, 0.01
+"""Of an 8-bit file: the least share of images with the answer of its emulation, and the most that their accuracies differ."""
+
+
+@dataclass(frozen=True)
+class QuantisedParity(Record):
+    """An 8-bit file beside its emulation. same_answers: share of the images (without classes: mean cosine of the features).
+    accuracy_file, accuracy_emulated: None without labels."""
+
+    images: int
+    same_answers: float
+    max_relative: float
+    accuracy_file: float | None
+    accuracy_emulated: float | None
+
+    @property
+    def passed(self) -> bool:
+        apart = abs((self.accuracy_file or 0.0) - (self.accuracy_emulated or 0.0))
+        return self.same_answers >= SAME_ANSWERS and apart <= ACCURACY
+
 
 @dataclass(frozen=True)
 class ParityReport(Record):
-    """free: the delivered file. forced: the same network with given tokens; None where no tokens are removed.
+    """free: the delivered file; of an 8-bit one, the file before it was quantised. forced: the same network with given
+    tokens; None where no tokens are removed.
 
-    flipped_sets: images for which the two runtimes keep different tokens; None likewise.
+    flipped_sets: images for which the two runtimes keep different tokens; None likewise. quantised: of an 8-bit file.
     """
 
     free: Parity
     forced: Parity | None
     flipped_sets: int | None
+    quantised: QuantisedParity | None = None
 
     @property
     def passed(self) -> bool:
         """The arithmetic agrees; and so does the delivered file, unless some kept set was flipped by rounding."""
+        if self.quantised is not None and not self.quantised.passed:
+            return False
         if self.forced is None:
             return self.free.passed
         return self.forced.passed and (self.free.passed or bool(self.flipped_sets))
+
+
+def check_quantised(network: TorchNetwork, file: Path, batch: int, data: Batch) -> ParityReport:
+    """Of an int8 `network` and its file. data: as many images as the answers shall be compared on; of the first of them
+    the network in fp32 is checked as any other."""
+    exact = network.exact()
+    with tempfile.TemporaryDirectory() as folder:
+        before = Path(folder) / "fp32.onnx"
+        exact.export(before, batch)
+        report = check_parity(exact, before, batch, data.images[:EXACT_IMAGES])
+    classes = network.structure.classes
+    expected, got = network.outputs(data.images), run_onnx(file, data.images, batch)
+    accuracies = [
+        None if data.labels is None or not classes else correct(outputs, data.labels) / len(outputs)
+        for outputs in (got, expected)
+    ]
+    same = same_answer(expected, got, classes)
+    quantised = QuantisedParity(len(got), same, compare_outputs(expected, got).max_relative, *accuracies)
+    return dataclasses.replace(report, quantised=quantised)
 
 
 def check_parity(network: TorchNetwork, file: Path, batch: int, images: Tensor) -> ParityReport:

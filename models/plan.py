@@ -21,6 +21,7 @@ from models.structure import (
     Mlp,
     Op,
     Place,
+    Precision,
     Reducer,
     Reduction,
     Selector,
@@ -78,7 +79,7 @@ class Plan(Record):
 
     embed: tuple[int, ...]
     blocks: tuple[BlockPlan, ...]
-    precision: str = "fp32"
+    precision: Precision = "fp32"
 
     def apply_to(self, structure: Structure) -> Structure:
         """The structure of the network that this plan leaves.
@@ -119,7 +120,7 @@ class Plan(Record):
         for plan in self.blocks if axis == "blocks" else dense.blocks:
             mine = next((b for b in self.blocks if b.source == plan.source), None)
             blocks.append(_only_axis(axis, dense.blocks[plan.source], mine))
-        precision = self.precision if axis == "precision" else "fp32"
+        precision: Precision = self.precision if axis == "precision" else "fp32"
         return Plan(self.embed if axis == "embed" else dense.embed, tuple(blocks), precision)
 
 

@@ -20,6 +20,8 @@ OpKind = Literal[
 Axis = Literal["embed", "inputs", "qk", "v", "halves"]
 """Members that some architectures cannot lose: embedding dims, inputs of single layers, dims inside heads, and the
 attention or MLP of a block alone. Heads, neurons and whole blocks can go everywhere; for tokens, see `Stage`."""
+Precision = Literal["fp32", "int8"]
+"""Of the networks that vitfit makes."""
 Layer = Literal["qkv", "proj", "fc1", "fc2"]
 LAYERS: tuple[Layer, ...] = get_args(Layer)
 """The linear layers of a block: what is quantised in an int8 network. All that make q, k and v count as one."""

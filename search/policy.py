@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from models.record import Record
+from models.record import Record, later
 
 
 @dataclass(frozen=True)
@@ -27,3 +27,5 @@ class Policy(Record):
     inputs: float = 1.0
     heads_by_block: tuple[float, ...] = ()
     neurons_by_block: tuple[float, ...] = ()
+    int8: float = later(0.0)
+    """Share of the linear layers that are quantised, those that bear it best first; 0: an fp32 network."""

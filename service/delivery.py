@@ -21,7 +21,7 @@ from latency.footprint import Footprint, footprint
 from models.errors import ParityFailure
 from models.evaluate import same_answer
 from models.export import OnnxFile, compare_outputs, run_onnx
-from models.parity import ParityReport, check_parity
+from models.parity import ACCURACY, SAME_ANSWERS, ParityReport, check_parity, check_quantised
 from models.program import save_program
 from models.timm_weights import to_timm
 from models.torch_network import TorchNetwork
@@ -41,6 +41,8 @@ from service.verification import AXES, VERIFY, Evidence, Verdict, Verifier
 MEASURED = "model.cpu.onnx"
 """The form that ONNX Runtime's CPU runs fastest. `model.onnx` is the same network in operators of ONNX alone."""
 PARITY_IMAGES = 64
+QUANTISED_IMAGES = 512
+"""On which the answers of an 8-bit file are compared."""
 DYNAMIC_IMAGES = 256
 """One by one: what a dynamic number of tokens is described by."""
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "scikit-optimize", "numpy")
@@ -119,18 +121,47 @@ def _export(delivery: Delivery, folder: Path) -> ParityReport:
     save_program(network.module, network.structure.image, folder / "program.pt2")
     assert network.plan is not None
     _write_json(folder / "plan.json", network.plan.to_json())
-    images = delivery.evaluation.data.take("test", PARITY_IMAGES, 0).images
-    parity = check_parity(network, folder / MEASURED, batch, images)
-    answers = run_onnx(folder / MEASURED, images, batch)
-    forms = ("model.onnx", batch), ("model.dynamic.onnx", 8)
-    others = [compare_outputs(answers, run_onnx(folder / name, images, many)) for name, many in forms]
-    if not parity.passed or not (all(other.passed for other in others) or parity.flipped_sets):
+    parity = _parity(delivery, folder, batch)
+    if not parity.passed:
         raise ParityFailure(
-            f"ONNX Runtime disagrees with PyTorch on {len(images)} images by {parity.free.max_relative:.2e} (allowed: 1e-3); "
-            "nothing was delivered. This is a defect of vitfit or of the runtime: please report it.",
+            f"ONNX Runtime disagrees with PyTorch by {parity.free.max_relative:.2e} (allowed: 1e-3)"
+            f"{_disagreement(parity)}; nothing was delivered. This is a defect of vitfit or of the runtime: please report it.",
             parity=parity.to_json(),
         )  # fmt: skip
     return parity
+
+
+def _parity(delivery: Delivery, folder: Path, batch: int) -> ParityReport:
+    """Of the measured file; the others must agree with it. Raises: ParityFailure when they do not."""
+    network, data = delivery.network, delivery.evaluation.data
+    images = data.take("test", PARITY_IMAGES, 0).images
+    if network.is_int8:
+        parity = check_quantised(network, folder / MEASURED, batch, data.take("test", QUANTISED_IMAGES, 0))
+    else:
+        parity = check_parity(network, folder / MEASURED, batch, images)
+    answers, classes = run_onnx(folder / MEASURED, images, batch), network.structure.classes
+    for name, many in (("model.onnx", batch), ("model.dynamic.onnx", batch if network.is_int8 else 8)):
+        others = run_onnx(folder / name, images, many)
+        same = compare_outputs(answers, others).passed
+        if network.is_int8:
+            same = same_answer(answers, others, classes) >= SAME_ANSWERS
+        if not same and not parity.flipped_sets:
+            raise ParityFailure(
+                f"{name} disagrees with {MEASURED} on {len(images)} images; nothing was delivered. This is a defect of vitfit or "
+                "of the runtime: please report it.", parity=compare_outputs(answers, others).to_json(),
+            )  # fmt: skip
+    return parity
+
+
+def _disagreement(parity: ParityReport) -> str:
+    found = parity.quantised
+    if found is None:
+        return ""
+    accuracies = f"accuracy {found.accuracy_file} and {found.accuracy_emulated}"
+    return (
+        f", or the quantised file with its emulation: {found.same_answers:.3f} of {found.images} answers are the same "
+        f"(at least {SAME_ANSWERS}), {accuracies} (at most {ACCURACY} apart)"
+    )
 
 
 def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Journal) -> dict[str, Any]:
@@ -171,10 +202,12 @@ def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Jou
         },
         "budgets": _budgets(delivery),
         "parity": {**parity.free.to_json(), "passed": parity.passed, "flipped_sets": parity.flipped_sets,
-                   "forced": parity.forced.to_json() if parity.forced else None},
+                   "forced": parity.forced.to_json() if parity.forced else None,
+                   "quantised": parity.quantised.to_json() if parity.quantised else None},
+        "precision": story.precision(network.plan),
         "blocks": story.removed(original.structure, network.plan),
         "axes": axes,
-        "share_of_macs_fall": (1 - first.ratio.value) / fall if fall > 0.005 else None,
+        "share_of_macs_fall": (1 - first.ratio.value) / fall if fall > 0.005 and not network.is_int8 else None,
         "trials": [trial.to_json() for trial in delivery.trials],
         "delivered_trial": delivery.trial.number,
         "samples_ms": {"original": first.original.samples_ms, "delivered": first.candidate.samples_ms},
@@ -257,7 +290,12 @@ def _budgets(delivery: Delivery) -> list[dict[str, Any]]:
 def _remarks(delivery: Delivery) -> list[str]:
     remarks = []
     if delivery.network.structure.macs == delivery.evaluation.network.structure.macs:
-        remarks.append("The original meets the budgets: it is delivered unpruned.")
+        meets = (
+            "Quantised, the original meets the budgets"
+            if delivery.network.is_int8
+            else "The original meets the budgets"
+        )
+        remarks.append(f"{meets}: it is delivered unpruned.")
         if delivery.evaluation.trained is not None:
             remarks.append("Its weights are those that the training of its gates left.")
     if delivery.request.finetune.epochs and not delivery.name.endswith("-finetuned"):

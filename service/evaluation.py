@@ -3,7 +3,8 @@
 Evaluating a policy is a function of these and the policy alone (service/scoring.py), so it can run in any process.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +17,21 @@ from models.open import open_model
 from models.plan import Plan
 from models.realign import can_realign, realigned
 from models.regular import regular_plan
+from models.sensitivity import quantisation_order
 from models.statistics import Statistics, from_tensors, to_tensors
+from models.structure import Layer
 from models.timm_weights import target_structure
 from models.torch_network import TorchNetwork
 from search.criteria import CRITERIA, rank
 from search.methods import criterion_of, method_for, method_named
 from search.ranking import Ranking
 from search.spaces import space_of
+from search.spaces.precision import PrecisionSpace
 from search.spaces.space import Space
 from search.spaces.target import TargetSpace
 from search.trial import Score
 from service.journal import JobFiles
+from service.precision import quantiser_of
 from service.request import JobRequest
 from service.scoring import Answers, Scorer, difference, right_answers
 
@@ -56,6 +61,7 @@ class Evaluation:
         """Loads model and data; refuses what cannot be handled. Raises: the errors of open_model and open_data, and of
         check_gates."""
         network = open_model(files.model)
+        network.quantiser = quantiser_of(request)
         if files.dataset is None:
             data = noise_data(network.preprocessing, NOISE, request.seed)
         else:
@@ -70,8 +76,8 @@ class Evaluation:
         calibration = data.take("calibration", CALIBRATION, request.seed)
         return cls(network, data, calibration, data.take("selection", SELECTION, request.seed), request.seed)
 
-    def rank(self, request: JobRequest, work: Path) -> None:
-        """Statistics, ranking and dense outputs, once; statistics are kept for a resumed job."""
+    def rank(self, request: JobRequest, work: Path, check: Callable[[], None] = lambda: None) -> None:
+        """Statistics, ranking and dense outputs, once; what is slow is kept for a resumed job. check may raise to stop."""
         method = method_for(request.method, request.keep_spatial)
         criterion = criterion_of(method, request.criterion)
         stored = work / f"statistics-{criterion}.safetensors"
@@ -88,7 +94,20 @@ class Evaluation:
         self.space = space_of(method, self.network.structure, ranking, request.space)
         if request.target is not None:
             self.space = target_space(self.network, ranking, request.target)
+        if "int8" in request.precisions:
+            order = self._quantisation_order(work, check)
+            self.space = PrecisionSpace(self.space, order, request.made_precisions)
         self.dense = self.network.outputs(self.selection.images)
+
+    def _quantisation_order(self, work: Path, check: Callable[[], None]) -> list[tuple[int, Layer]]:
+        stored = work / "quantisation-order.json"
+        if stored.exists():
+            return [(place, layer) for place, layer in json.loads(stored.read_text())]
+        order = quantisation_order(self.source, self.calibration.images, check)
+        beside = stored.with_suffix(".part")
+        beside.write_text(json.dumps(order))
+        beside.replace(stored)
+        return order
 
     @property
     def source(self) -> TorchNetwork:

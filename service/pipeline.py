@@ -30,6 +30,7 @@ from service.delivery import Delivery, deliver_files
 from service.dynamic import with_threshold
 from service.evaluation import Evaluation, better
 from service.journal import JobFiles, JobResult, Journal
+from service.precision import check_precisions
 from service.profiling import profile
 from service.request import JobRequest
 from service.settings import Settings
@@ -107,6 +108,7 @@ class Job:
 
     def describe(self) -> None:
         self.journal.stage("validating")
+        check_precisions(self.request)
         self.evaluation = Evaluation.open(self.request, self.files, self.allowed)
         check_suits(method_named(self.request.method), self.evaluation.network.structure)
         check_training(self.request, self.evaluation)
@@ -131,7 +133,7 @@ class Job:
     def rank(self) -> None:
         self.journal.stage("ranking")
         self._train_gates()
-        self.evaluation.rank(self.request, self.files.work)
+        self.evaluation.rank(self.request, self.files.work, self.journal.check)
         self.space = self.evaluation.policy_space()
         self.place = Here(self.evaluation.scorer(self.request.recovery))
 
@@ -158,7 +160,10 @@ class Job:
 
     def profile(self) -> None:
         self.journal.stage("profiling")
-        profile(self.pricing, self.evaluation.network, self.verifier, self.files.tables, self.files.work)
+        profile(
+            self.pricing, self.evaluation.network, self.verifier, self.files.tables, self.files.work,
+            self.request.made_precisions,
+        )  # fmt: skip
         self.journal.check()
 
     def search(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from latency.devices import machine_of
@@ -9,13 +10,20 @@ from latency.probes import probe_plans
 from latency.sampling import Interval
 from latency.sizes import SizeLine, Weighed, known_bytes
 from latency.table import Sample, Table, load_table
+from models.structure import Precision
 from models.torch_network import TorchNetwork
 from service.budgeting import Place, Pricing, SizeKey
 from service.verification import PROFILE, Verifier
 
 
-def profile(pricing: Pricing, network: TorchNetwork, verifier: Verifier, tables: Path, work: Path) -> None:
-    """Every measured place gets its table: the job's own from an earlier attempt, the stored one, or one fitted now."""
+def profile(
+    pricing: Pricing, network: TorchNetwork, verifier: Verifier, tables: Path, work: Path,
+    precisions: Sequence[Precision] = ("fp32",),
+) -> None:  # fmt: skip
+    """Every measured place gets its table: the job's own from an earlier attempt, the stored one, or one fitted now.
+
+    Probes are measured once in fp32, which the original has, and once in each other precision of the job.
+    """
     tables.mkdir(parents=True, exist_ok=True)
     for place in pricing.measured_places:
         key = (place[0], machine_of(place[0]), place[1], network.structure)
@@ -23,6 +31,10 @@ def profile(pricing: Pricing, network: TorchNetwork, verifier: Verifier, tables:
         if table is None:
             table = fit(place, network, verifier)
             table.save(tables)
+        for precision in precisions:
+            if not table.knows(precision):
+                table = table.corrected(measure_probes(place, network, verifier, precision)[0])
+                table.save(tables)
         pricing.set_table(place, table)
     for size_key in pricing.size_keys:
         pricing.set_line(size_key, weigh(size_key, network, verifier, work))
@@ -50,13 +62,21 @@ def weigh(key: SizeKey, network: TorchNetwork, verifier: Verifier, work: Path) -
 
 
 def fit(place: Place, network: TorchNetwork, verifier: Verifier) -> Table:
-    """Measures the probes. The weights do not matter for time, so nothing is ranked or recovered."""
-    probes = []
-    for number, plan in enumerate(probe_plans(network.structure)):
-        pruned = network.pruned(plan, None)  # one at a time in memory
-        probes.append((pruned.structure, verifier.file(pruned, f"probe{number}", place[1].batch)))
-    evidence = verifier.measure_files([file for _, file in probes], place, PROFILE)
-    samples = [Sample(network.structure, Interval(1.0, 1.0, 1.0))]
-    samples += [Sample(structure, e.ratio) for (structure, _), e in zip(probes, evidence, strict=True)]
-    original_ms = evidence[0].original.p50_ms.value
+    """Measures the probes in fp32."""
+    samples, original_ms = measure_probes(place, network, verifier, "fp32")
+    samples = [Sample(network.structure, Interval(1.0, 1.0, 1.0)), *samples]
     return Table(place[0], machine_of(place[0]), place[1], network.structure, original_ms, tuple(samples))
+
+
+def measure_probes(
+    place: Place, network: TorchNetwork, verifier: Verifier, precision: Precision
+) -> tuple[list[Sample], float]:
+    """And the original's ms beside them. The weights do not matter for time, so nothing is ranked or recovered."""
+    probes = []
+    for number, plan in enumerate(probe_plans(network.structure, precision=precision)):
+        pruned = network.pruned(plan, None)  # one at a time in memory
+        name = f"probe{number}" if precision == "fp32" else f"probe{number}-{precision}"
+        probes.append((pruned.structure, verifier.file(pruned, name, place[1].batch)))
+    evidence = verifier.measure_files([file for _, file in probes], place, PROFILE)
+    samples = [Sample(structure, e.ratio) for (structure, _), e in zip(probes, evidence, strict=True)]
+    return samples, evidence[0].original.p50_ms.value

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from models.structure import Precision
 from search.budgets import Metric, quantity_of
 
 
@@ -101,6 +102,11 @@ class JobRequest(Strict):
         None, max_length=200,
         description="Method up-vit: a smaller timm model whose exact shape is delivered, without a search.",
     )  # fmt: skip
+    precisions: Annotated[tuple[Literal["fp32", "int8", "fp16"], ...], Field(min_length=1)] = Field(
+        ("fp32",),
+        description="What the search may use. int8: linear layers in 8 bits, the sensitive ones left in fp32 where that pays; with "
+        "fp32 beside it the search also decides between pruning more in fp32 and less in int8.",
+    )
     trials: int = Field(32, ge=1, le=2000)
     parallel_trials: int = Field(
         1, ge=1, le=256,
@@ -129,6 +135,12 @@ class JobRequest(Strict):
         return self
 
     @model_validator(mode="after")
+    def _each_precision_once(self) -> "JobRequest":
+        if len(set(self.precisions)) < len(self.precisions):
+            raise ValueError(f"precisions names one twice: {', '.join(self.precisions)}")
+        return self
+
+    @model_validator(mode="after")
     def _target_fixes_the_shape(self) -> "JobRequest":
         if self.target is not None and self.method != "up-vit":
             raise ValueError(
@@ -148,6 +160,11 @@ class JobRequest(Strict):
         return self
 
     @property
+    def made_precisions(self) -> tuple[Precision, ...]:
+        """Without those that are refused (service/precision.py)."""
+        return tuple(precision for precision in self.precisions if precision != "fp16")
+
+    @property
     def planned_trials(self) -> int:
-        """With a target there is one shape to try."""
-        return 1 if self.target is not None else self.trials
+        """With a target there is one shape to try, in one precision or in several."""
+        return 1 if self.target is not None and len(self.precisions) == 1 else self.trials

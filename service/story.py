@@ -81,6 +81,18 @@ def axis_share(axis: str, whole: Structure, part: Structure, evidence: Evidence)
     return {"axis": axis, "macs_fall": macs_fall, "latency_fall": latency_fall, "share": share}
 
 
+def precision(plan: Plan) -> dict[str, Any]:
+    """layers: linear layers that are left; exact: those of them that stay in fp32, by block of the original."""
+    halves = [(bool(block.heads), bool(block.neurons)) for block in plan.blocks]
+    exact = [
+        f"{block.source}.{layer}"
+        for block, (heads, neurons) in zip(plan.blocks, halves, strict=True)
+        for layer in block.exact
+        if (heads if layer in ("qkv", "proj") else neurons)
+    ]
+    return {"name": plan.precision, "layers": 2 * sum(map(sum, halves)), "exact": exact}
+
+
 def headline(report: dict[str, Any]) -> list[list[str]]:
     """Rows [label, before, after] for a table that people read."""
     before, after = report["original"], report["delivered"]
@@ -89,10 +101,19 @@ def headline(report: dict[str, Any]) -> list[list[str]]:
         rows.append([f"latency, {report['setting']}", _latency(before["latency"]), _latency(after["latency"])])
     if after["footprint"]:
         rows += [[label, *(show(side["footprint"]) for side in (before, after))] for label, show in FOOTPRINT]
+    rows += _precision_row(report["precision"])
     rows.append(["MACs", f"{before['macs'] / 1e6:,.1f} M", f"{after['macs'] / 1e6:,.1f} M"])
     rows.append(["parameters", f"{before['params'] / 1e6:,.2f} M", f"{after['params'] / 1e6:,.2f} M"])
     rows.append(["ONNX file", f"{before['bytes'] / 1e6:,.2f} MB", f"{after['bytes'] / 1e6:,.2f} MB"])
     return rows
+
+
+def _precision_row(found: dict[str, Any]) -> list[list[str]]:
+    """Only where something is quantised."""
+    if found["name"] == "fp32":
+        return []
+    left = f", {len(found['exact'])} of {found['layers']} linear layers in fp32" if found["exact"] else ""
+    return [["precision", "fp32", f"{found['name']}{left}"]]
 
 
 def _accuracy(side: dict[str, Any]) -> str:
@@ -121,9 +142,25 @@ def notes(report: dict[str, Any]) -> list[str]:
             f"{axis} {_share(alone, axis)}" for axis in AXES + tuple(a for a in OTHER_AXES if a in alone)
         )
         lines.append(f"fall of latency over fall of MACs, each axis alone: {shares}")
+    lines += _quantised(report)
     if report["share_of_macs_fall"] is not None:
         lines.append(f"fall of latency over fall of MACs, all together: {report['share_of_macs_fall']:.2f}")
     return lines + list(report["warnings"])
+
+
+def _quantised(report: dict[str, Any]) -> list[str]:
+    lines = [
+        f"latency saved by {report['precision']['name']} alone, nothing pruned: {100 * row['latency_fall']:.0f} %"
+        for row in report["axes"]
+        if row["axis"] == "precision"
+    ]
+    found = report["parity"]["quantised"]
+    if found is not None:
+        lines.append(
+            f"the 8-bit file gives the answers of its emulation in PyTorch for {100 * found['same_answers']:.1f} % of "
+            f"{found['images']} test images; parity within 1e-3 was checked before quantisation"
+        )
+    return lines
 
 
 def _share(alone: dict[str, float | None], axis: str) -> str:
@@ -137,4 +174,5 @@ def _share(alone: dict[str, float | None], axis: str) -> str:
 def axes_of(plan: Plan, original: Structure) -> Sequence[PlanAxis]:
     """The axes that this plan shrinks."""
     whole = original.macs
-    return [a for a in (*AXES, *OTHER_AXES) if plan.only(a, original).apply_to(original).macs < whole]
+    axes: list[PlanAxis] = [a for a in (*AXES, *OTHER_AXES) if plan.only(a, original).apply_to(original).macs < whole]
+    return axes if plan.precision == "fp32" else [*axes, "precision"]

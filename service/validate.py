@@ -30,6 +30,7 @@ from service.budgeting import Pricing
 from service.cluster import check_resources
 from service.evaluation import Evaluation
 from service.journal import JobFiles
+from service.precision import check_precisions
 from service.request import JobRequest
 from service.room import is_full, storage_full
 from service.settings import Settings
@@ -92,6 +93,7 @@ def describe_dataset(folder: Path, allowed: list[Path]) -> dict[str, Any]:
 def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed: list[Path]) -> dict[str, Any]:
     """Everything that can be refused before work starts, short of measuring."""
     request = JobRequest.model_validate(job)
+    check_precisions(request)
     method = method_for(request.method, request.keep_spatial)
     criterion, space = criterion_of(method, request.criterion), space_for(method, request.space)
     files = JobFiles(model, dataset, model, model, model)

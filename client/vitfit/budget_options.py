@@ -139,6 +139,13 @@ class SearchOptions:
         int | None, typer.Option(min=1, help="Policies to try. (default: 32)", rich_help_panel=SEARCH_PANEL)
     ] = None
     seed: Annotated[int | None, typer.Option(min=0, help="(default: 0)", rich_help_panel=SEARCH_PANEL)] = None
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="fp32, int8, or both (repeated, or fp32,int8): the search decides. (default: fp32)",
+            rich_help_panel=SEARCH_PANEL,
+        ),
+    ] = None
     no_recovery: Annotated[
         bool, typer.Option("--no-recovery", help="Leave out closed-form recovery.", rich_help_panel=SEARCH_PANEL)
     ] = False
@@ -198,6 +205,8 @@ class SearchOptions:
                 given[name] = getattr(self, name)
         if self.target_shape is not None:
             given["target"] = self.target_shape
+        if self.precision:
+            given["precisions"] = [name.strip() for text in self.precision for name in text.split(",")]
         if self.no_recovery:
             given["recovery"] = False
         if self.keep_spatial:

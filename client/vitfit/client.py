@@ -30,6 +30,7 @@ class JobOptions(TypedDict, total=False):
     criterion: str
     space: str
     target: str
+    precisions: list[str]
     trials: int
     parallel_trials: int
     trial_resources: dict[str, object]

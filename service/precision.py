@@ -1,0 +1,50 @@
+"""Which precisions a job may use: each device of its budgets must run, and know, all of them."""
+
+from latency.devices import CUDA, describe_device, is_here, is_reachable
+from models.errors import InvalidRequest
+from models.quantize import Quantiser, saturates
+from service.request import JobRequest
+
+MEASURED = ("latency", "memory")
+
+
+def check_precisions(request: JobRequest) -> None:
+    """Raises: UnknownName; InvalidRequest naming the precision, the device and what is allowed."""
+    if "fp16" in request.precisions:
+        raise _refused(
+            request, "fp16",
+            "CPUs run it as fp32 with conversions around it, which is slower, and files for GPUs are made in fp32 only",
+        )  # fmt: skip
+    if "int8" not in request.precisions:
+        return
+    if request.method == "spvit":
+        raise _refused(request, "int8", "method 'spvit' delivers a form whose tokens depend on the image, in fp32 only")
+    for budget in request.budgets:
+        if budget.metric.startswith(MEASURED):
+            _check_device(request, budget.device)
+
+
+def _check_device(request: JobRequest, device: str) -> None:
+    if device.startswith(CUDA):
+        raise _refused(request, "int8", f"ONNX Runtime has no dynamic 8-bit products on {device}")
+    if is_reachable(device):
+        return
+    known = describe_device(device)["precision"]
+    for precision in request.precisions:
+        if precision != known:
+            raise _refused(request, precision, f"the profile {device!r} knows {known} only", allowed=[known])
+
+
+def _refused(request: JobRequest, precision: str, reason: str, allowed: list[str] | None = None) -> InvalidRequest:
+    allowed = allowed or [p for p in request.precisions if p != precision] or ["fp32"]
+    return InvalidRequest(
+        f"precisions names {precision!r}, which this job cannot have: {reason}. Use {allowed}.",
+        field="precisions", value=list(request.precisions), allowed=allowed,
+    )  # fmt: skip
+
+
+def quantiser_of(request: JobRequest) -> Quantiser:
+    """How the job's 8-bit files are made. Of an agent's processor it is not known whether its products saturate."""
+    away = any(budget.metric.startswith(MEASURED) and not is_here(budget.device) for budget in request.budgets)
+    batches = [budget.setting.batch for budget in request.budgets if budget.metric.startswith(MEASURED)]
+    return Quantiser(7 if away or saturates() else 8, batches[0] if batches else 1)
