@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from models.family import Family, blocks_of, optional_part
+from models.family import Family, block_lists, optional_part, part
 from models.plan import BlockPlan
-from models.pruned import PrunedBlock
+from models.pruned import PrunedBlock, PrunedBlocks
 from models.reduced import ReducedAttention
 from models.rows import RowAttention
 from models.structure import Layer
@@ -14,13 +14,17 @@ from models.structure import Layer
 
 def int8_layers(module: nn.Module, family: Family, plans: Sequence[BlockPlan]) -> Iterator[nn.Linear]:
     """Those of a pruned module that an int8 plan quantises."""
-    blocks = [
-        block for block in blocks_of(module, family) if not isinstance(block, nn.LayerNorm)
-    ]  # a norm was taken along
-    for block, plan in zip(blocks, plans, strict=True):
+    for block, plan in zip(_blocks(module, family), plans, strict=True):
         for layer, linears in layers_of(block, family).items():
             if layer not in plan.exact:
                 yield from linears
+
+
+def _blocks(module: nn.Module, family: Family) -> Iterator[nn.Module]:
+    """Of all stages, without the norm that plain blocks may have taken along."""
+    for path in block_lists(module, family):
+        owner = part(module, path)
+        yield from owner.blocks() if isinstance(owner, PrunedBlocks) else owner.children()
 
 
 def layers_of(block: nn.Module, family: Family) -> dict[Layer, list[nn.Linear]]:

@@ -231,3 +231,11 @@ def test_a_job_without_files_says_to_wait(server: FakeServer, tmp_path: Path) ->
     server.new_job({})
     done = vitfit(server, "download", "job_000001", "--output", str(tmp_path), status=1)
     assert "is running and has no files" in done.stderr
+
+
+def test_precisions_are_repeated_or_listed(server: FakeServer) -> None:
+    for given in (("--precision", "fp32,int8"), ("--precision", "fp32", "--precision", "int8")):
+        vitfit(server, "submit", "--model", "vit_tiny", *MACS, *given)
+        assert server.requests("POST", "/v1/jobs")[-1].json["precisions"] == ["fp32", "int8"]
+    vitfit(server, "submit", "--model", "vit_tiny", *MACS)
+    assert "precisions" not in server.requests("POST", "/v1/jobs")[-1].json

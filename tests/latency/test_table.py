@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latency.features import PRIOR_NS, features
+from latency.features import FEATURES, PRIOR_NS, features
 from latency.probes import probe_plans
 from latency.sampling import Interval
 from latency.setting import Setting
 from latency.table import Sample, Table, TablePricer, load_table
-from models.structure import Structure
+from models.structure import LAYERS, Structure
 from search.spaces.compact import CompactSpace
+from search.spaces.precision import PrecisionSpace
 from tests.models.networks import small_network
 from tests.search.worlds import random_ranking
 
@@ -95,3 +96,29 @@ def test_prices_come_in_batches_that_agree_with_single_ones(space: CompactSpace,
     unseen, pricer = random_structures(space, 5), TablePricer(table)
     together = pricer.price(unseen).ms
     assert np.allclose(together, [pricer.price([s]).ms[0] for s in unseen])
+
+
+def test_a_table_with_probes_in_int8_predicts_both_precisions_and_mixtures(space: CompactSpace, table: Table) -> None:
+    random, original = np.random.default_rng(3), space.structure
+    samples = []
+    for plan in probe_plans(original, precision="int8"):
+        value = true_ms(plan.apply_to(original)) / true_ms(original) * random.uniform(0.995, 1.005)
+        samples.append(Sample(plan.apply_to(original), Interval(value, 0.98 * value, 1.02 * value)))
+    grown = table.corrected(samples)
+    assert grown.knows("int8") and not table.knows("int8") and table.knows("fp32")
+    order = [(place, layer) for place in range(len(original.blocks)) for layer in LAYERS]
+    mixed = PrecisionSpace(space, order, ("fp32", "int8"))
+    unseen = [mixed.sketch(mixed.along(list(random.random(len(mixed.dimensions))), random.random())) for _ in range(90)]
+    error = np.abs(TablePricer(grown).price(unseen).ms / np.asarray([true_ms(s) for s in unseen]) - 1)
+    assert np.median(error) < 0.02 and np.quantile(error, 0.95) < 0.06
+
+
+def test_without_probes_in_int8_fp32_networks_cost_what_they_did(space: CompactSpace, table: Table) -> None:
+    """Tables that were stored before there was int8."""
+    unseen, columns = (
+        random_structures(space, 20),
+        [name for name in FEATURES if name.startswith(("int8", "quantised", "plain"))],
+    )
+    assert len(columns) == 7
+    counted = dict(zip(FEATURES, features(unseen).T, strict=True))
+    assert all(not counted[name].any() for name in columns)

@@ -185,3 +185,11 @@ def test_an_image_that_is_no_multiple_of_the_patch_keeps_its_size(tmp_path: Path
 
 def test_class_names_reach_the_data(tmp_path: Path) -> None:
     assert open_model(model_folder(tmp_path, classes=list("abcde"))).class_names == tuple("abcde")
+
+
+def test_a_quantised_checkpoint_is_refused_and_not_read_as_weights_of_another_scale(tmp_path: Path) -> None:
+    folder, weights = model_folder(tmp_path), tiny_weights()
+    weights["blocks.0.mlp.fc1.weight"] = (weights["blocks.0.mlp.fc1.weight"] * 127).to(torch.int8)
+    save_file(weights, folder / "weights.safetensors")
+    with pytest.raises(CheckpointMismatch, match=r"quantised already \(blocks.0.mlp.fc1.weight\).*precisions"):
+        open_model(folder)

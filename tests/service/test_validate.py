@@ -204,3 +204,11 @@ def test_a_job_whose_labels_the_model_cannot_give_is_refused(ask: Any, model: Pa
 def test_a_job_whose_images_have_another_size_is_refused(ask: Any, model: Path, tmp_path: Path) -> None:
     data = data_folder(tmp_path / "data", None, images=random_images(120, (3, 48, 48)).numpy())
     assert refusal(ask({"job": job(dataset="d"), "model": str(model), "dataset": str(data)}))[0] == "bad-data"
+
+
+def test_a_precision_that_the_device_does_not_know_is_refused(ask: Any, model: Path) -> None:
+    limit = budget("latency_keep", 0.6, "generic-mobile")
+    document = {"job": job(limit, precisions=["int8"]), "model": str(model), "dataset": None}
+    code, detail = refusal(ask(document))
+    assert code == "invalid-request" and "generic-mobile" in detail and "fp32 only" in detail
+    assert ask({**document, "job": job(precisions=["fp32", "int8"])})["ok"]

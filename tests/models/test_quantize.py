@@ -1,0 +1,192 @@
+"""8-bit files: what is quantised, that standard operators do it, and that the emulation in PyTorch gives what the file gives."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnxruntime.quantization.quant_utils import quantize_data
+from torch import Tensor
+
+from models.emulated import rounded_inputs, rounded_weight
+from models.evaluate import correct
+from models.export import run_onnx
+from models.open import open_model
+from models.plan import Plan, identity
+from models.preprocessing import Preprocessing
+from models.quantize import Quantiser, saturates
+from models.sensitivity import quantisation_order
+from models.structure import LAYERS, Layer
+from models.torch_network import TorchNetwork
+from tests.models.families import family_plan, small_family
+from tests.models.networks import VARIANTS, images_for, random_plan, small_network
+
+DIGITS = Path(__file__).parents[2] / "benchmarks" / "digits"
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def in_int8(plan: Plan, exact: Sequence[Layer] = ()) -> Plan:
+    blocks = tuple(dataclasses.replace(block, exact=tuple(exact)) for block in plan.blocks)
+    return dataclasses.replace(plan, blocks=blocks, precision="int8")
+
+
+def operators(file: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(file).graph.node)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / a.abs().max())
+
+
+@pytest.fixture(scope="module")
+def small() -> TorchNetwork:
+    network = small_network()
+    return network.pruned(in_int8(random_plan(network.structure, 1)), None)
+
+
+@pytest.mark.parametrize("form", ["standard", "cpu"])
+def test_a_file_has_every_linear_layer_of_the_blocks_in_8_bits_by_standard_operators(
+    small: TorchNetwork, tmp_path: Path, form: str
+) -> None:
+    small.export(tmp_path / "small.onnx", 1, form)
+    model = onnx.load(tmp_path / "small.onnx")
+    assert {node.domain for node in model.graph.node} == {""}
+    assert operators(tmp_path / "small.onnx")["MatMulInteger"] == 6 * 4  # q, k, v, projection, fc1, fc2
+    onnx.checker.check_model(model, full_check=True)
+    assert Preprocessing.from_metadata({p.key: p.value for p in model.metadata_props}) == small.preprocessing
+
+
+def test_layers_that_stay_exact_stay_in_fp32(tmp_path: Path) -> None:
+    network = small_network()
+    plan = in_int8(identity(network.structure), ("fc1",))
+    network.pruned(plan, None).export(tmp_path / "file.onnx", 1)
+    assert operators(tmp_path / "file.onnx")["MatMulInteger"] == 5 * 4
+    weights = {tensor.name: tensor for tensor in onnx.load(tmp_path / "file.onnx").graph.initializer}
+    assert any("fc1" in name and tensor.data_type == onnx.TensorProto.FLOAT for name, tensor in weights.items())
+    counted = Counter(op.precision for op in plan.apply_to(network.structure).ops() if op.kind == "matmul")
+    assert counted == {"int8": 3 * 4, "fp32": 4 + 1}  # qkv, proj and fc2 of four blocks; fc1s and the classifier
+
+
+NETWORKS = {
+    **{name: lambda name=name: small_network(**VARIANTS[name]) for name in VARIANTS},
+    **{name: lambda name=name: small_family(name) for name in ("pvt_v2", "pit", "swin, padded windows")},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_emulation_gives_what_the_file_gives(name: str, tmp_path: Path) -> None:
+    network = NETWORKS[name]()
+    structure = network.structure
+    plan = random_plan(structure, 2) if name in VARIANTS else family_plan(structure, 0)
+    small = network.pruned(in_int8(plan), None)
+    images = images_for(small, 24)
+    small.export(tmp_path / "file.onnx", 1)
+    file, emulated, exact = (
+        run_onnx(tmp_path / "file.onnx", images, 1),
+        small.outputs(images),
+        small.exact().outputs(images),
+    )
+    assert operators(tmp_path / "file.onnx")["MatMulInteger"] >= 4 * len(plan.blocks)
+    apart, lost = (emulated - file).abs().mean(), (exact - file).abs().mean()
+    assert apart < 0.3 * lost  # a step of 256 that fell on the other side, at most
+    assert torch.equal(emulated.argmax(1), file.argmax(1))
+
+
+def test_images_of_one_run_share_the_ranges_of_their_activations(tmp_path: Path) -> None:
+    network = small_network()
+    small = network.pruned(in_int8(identity(network.structure)), None)
+    images = images_for(small, 8) * torch.logspace(0, 1, 8).reshape(-1, 1, 1, 1)  # ranges that differ
+    small.export(tmp_path / "pairs.onnx", 4)
+    file = run_onnx(tmp_path / "pairs.onnx", images, 4)
+    alone = small.outputs(images)
+    small.quantiser = Quantiser(together=4)
+    assert (small.outputs(images) - file).abs().mean() < 0.2 * (alone - file).abs().mean()
+
+
+def test_weights_are_rounded_as_the_runtimes_quantiser_rounds_them() -> None:
+    weight = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    weight[1] = 0
+    for bits in (7, 8):
+        for row, rounded in zip(weight, rounded_weight(weight, bits), strict=True):
+            zero, scale, values = quantize_data(row.numpy(), onnx.TensorProto.INT8, True, reduce_range=bits == 7)
+            assert zero == 0 and abs(values).max() <= (127 if bits == 8 else 64)
+            assert np.allclose(rounded.numpy(), values * scale, atol=1e-6)
+
+
+def test_rounded_inputs_are_256_values_that_hold_zero() -> None:
+    x = torch.rand(2, 500, 4, generator=torch.Generator().manual_seed(0)) + torch.tensor([1.0, -3.0]).reshape(2, 1, 1)
+    rounded = rounded_inputs(x, 2)
+    for before, after in zip(x, rounded, strict=True):
+        assert (before - after).abs().max() <= max(float(before.max()), -float(before.min())) / 255 * 0.51
+    assert rounded_inputs(torch.zeros(2, 3), 2).abs().max() == 0
+
+
+def test_seven_bits_where_products_saturate(tmp_path: Path) -> None:
+    network = small_network()
+    small = network.pruned(in_int8(identity(network.structure)), None)
+    small.quantiser = Quantiser(weight_bits=7)
+    small.export(tmp_path / "seven.onnx", 1)
+    weights = [onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "seven.onnx").graph.initializer]
+    largest = [int(abs(w.astype(int)).max()) for w in weights if w.dtype == np.int8 and w.ndim == 2]
+    assert len(largest) == 6 * 4 and set(largest) == {64}
+    images = images_for(small, 16)
+    file = run_onnx(tmp_path / "seven.onnx", images, 1)
+    assert (small.outputs(images) - file).abs().mean() < 0.1 * (small.exact().outputs(images) - file).abs().mean()
+
+
+def test_whether_this_machines_products_saturate_is_seen_in_their_results() -> None:
+    flags = Path("/proc/cpuinfo").read_text()
+    if "vnni" not in flags:
+        pytest.skip("nothing is known of this processor")
+    assert not saturates()
+
+
+def test_the_file_is_as_large_as_the_structure_says(tmp_path: Path) -> None:
+    network = small_network(embed_dim=192, depth=6)
+    small = network.pruned(in_int8(identity(network.structure), ("fc2",)), None)
+    small.export(tmp_path / "int8.onnx", 1)
+    small.exact().export(tmp_path / "fp32.onnx", 1)
+    saved = (tmp_path / "fp32.onnx").stat().st_size - (tmp_path / "int8.onnx").stat().st_size
+    expected = network.structure.weight_bytes - small.structure.weight_bytes
+    assert network.structure.weight_bytes == 4 * network.structure.params
+    assert saved == pytest.approx(expected, rel=0.05)
+
+
+def test_the_order_puts_what_suffers_most_last() -> None:
+    """One layer with a weight so large that its row's other weights round to nothing."""
+    network = small_network(depth=3)
+    with torch.no_grad():
+        network.module.blocks[1].mlp.fc2.weight[:, 0] = 50.0
+        network.module.blocks[1].mlp.fc1.weight[0] = 0.0
+        network.module.blocks[1].mlp.fc1.bias[0] = 0.0  # and what it weighs is always 0
+    order = quantisation_order(network, images_for(network, 16), lambda: None)
+    assert sorted(order) == sorted((block, layer) for block in range(3) for layer in LAYERS)
+    assert order[-1] == (1, "fc2")
+
+
+def test_exact_is_the_same_network_in_fp32(small: TorchNetwork) -> None:
+    network = small_network()
+    same = network.pruned(random_plan(network.structure, 1), None)
+    exact = small.exact()
+    images = images_for(small, 4)
+    assert exact.plan == same.plan and exact.structure == same.structure
+    assert torch.equal(exact.outputs(images), same.outputs(images))
+    assert relative(exact.outputs(images), small.outputs(images)) > 1e-3
+
+
+def test_on_the_digits_the_emulation_is_within_a_third_of_a_point_of_the_file(tmp_path: Path) -> None:
+    network = open_model(DIGITS)
+    with np.load(DIGITS / "digits.npz", allow_pickle=False) as data:
+        rows = data["split"] == "test"
+        images, labels = network.preprocessing.apply(data["images"][rows]), torch.from_numpy(data["labels"][rows])
+    small = network.pruned(in_int8(identity(network.structure)), None)
+    small.export(tmp_path / "digits.onnx", 1)
+    file, emulated = run_onnx(tmp_path / "digits.onnx", images, 1), small.outputs(images)
+    assert abs(correct(file, labels) - correct(emulated, labels)) <= 0.003 * len(images)
+    assert correct(network.outputs(images), labels) - correct(file, labels) <= 0.01 * len(images)
