@@ -26,12 +26,12 @@ from search.criteria import CRITERIA, rank
 from search.methods import criterion_of, method_for, method_named
 from search.ranking import Ranking
 from search.spaces import space_of
-from search.spaces.precision import PrecisionSpace
+from search.spaces.precision import LEFT_OUT, PrecisionSpace
 from search.spaces.space import Space
 from search.spaces.target import TargetSpace
 from search.trial import Score
 from service.journal import JobFiles
-from service.precision import quantiser_of
+from service.precision import priced_in_one_precision, quantiser_of
 from service.request import JobRequest
 from service.scoring import Answers, Scorer, difference, right_answers
 
@@ -96,7 +96,8 @@ class Evaluation:
             self.space = target_space(self.network, ranking, request.target)
         if "int8" in request.precisions:
             order = self._quantisation_order(work, check)
-            self.space = PrecisionSpace(self.space, order, request.made_precisions)
+            left_out = 0.0 if priced_in_one_precision(request) else LEFT_OUT
+            self.space = PrecisionSpace(self.space, order, request.made_precisions, left_out)
         self.dense = self.network.outputs(self.selection.images)
 
     def _quantisation_order(self, work: Path, check: Callable[[], None]) -> list[tuple[int, Layer]]:

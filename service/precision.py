@@ -43,6 +43,11 @@ def _refused(request: JobRequest, precision: str, reason: str, allowed: list[str
     )  # fmt: skip
 
 
+def priced_in_one_precision(request: JobRequest) -> bool:
+    """Whether a device is a profile: it takes every layer for one of its precision, so none may be left in another."""
+    return any(b.metric.startswith(MEASURED) and not is_reachable(b.device) for b in request.budgets)
+
+
 def quantiser_of(request: JobRequest) -> Quantiser:
     """How the job's 8-bit files are made. Of an agent's processor it is not known whether its products saturate."""
     away = any(budget.metric.startswith(MEASURED) and not is_here(budget.device) for budget in request.budgets)

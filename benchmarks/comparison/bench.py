@@ -9,10 +9,14 @@ from pathlib import Path
 
 import torch
 
+from latency.sampling import Interval
+from latency.table import Sample
 from models.data import Batch
 from models.evaluate import correct
 from models.plan import Plan
+from models.structure import Precision
 from models.torch_network import TorchNetwork
+from search.budgets import Budgets
 from search.place import Here
 from search.search import Search
 from search.searcher import Proposal, by_expected_improvement
@@ -40,11 +44,13 @@ class Case:
     seed: int
     work: Path
     """Shared by all rows: prepared inputs, the latency table, statistics per seed and criterion."""
+    precisions: tuple[Precision, ...] = ("fp32",)
 
     def request(self, method: str = "joint", criterion: str | None = None) -> JobRequest:
         return JobRequest.model_validate(
             {
                 "model": "model", "dataset": "data", "method": method, "criterion": criterion, "seed": self.seed,
+                "precisions": self.precisions,
                 "gates": {"epochs": int(method == "vtp")}, "finetune": {"epochs": int(method == "spvit")},
                 "budgets": [{"metric": "latency_keep", "limit": self.keep, "device": "cpu", "setting": {"threads": 1}}],
             }
@@ -69,14 +75,16 @@ class Case:
 class Bench:
     """One case, opened: everything that a row needs."""
 
-    def __init__(self, case: Case, method: str = "joint", criterion: str | None = None) -> None:
-        self.case, self.request, files = case, case.request(method, criterion), case.files()
+    def __init__(self, case: Case, method: str = "joint", criterion: str | None = None, aimed: bool = False) -> None:
+        """aimed: searches aim a little below the budget, as a job's do, which must be met by measurement."""
+        self.case, self.request, files, self._aimed = case, case.request(method, criterion), case.files(), aimed
         self.evaluation = Evaluation.open(self.request, files)
         self.original = self.evaluation.network
         self.pricing = Pricing(self.request, self.original.structure)
         profile(
-            self.pricing, self.original, Verifier(self.original, self.pricing, files.work, 0), files.tables, files.work
-        )
+            self.pricing, self.original, Verifier(self.original, self.pricing, files.work, 0), files.tables, files.work,
+            case.precisions,
+        )  # fmt: skip
         if method != "vtp":  # ranks by gates, after training
             self.evaluation.rank(self.request, files.work)
 
@@ -91,6 +99,15 @@ class Bench:
     def predicted_keep(self, network: TorchNetwork) -> float:
         return float(self.pricing.price([network.structure])[0, 0])
 
+    @property
+    def budgets(self) -> Budgets:
+        return self.pricing.aims if self._aimed else self.pricing.budgets
+
+    def correct(self, network: TorchNetwork, measured: Interval, original_ms: float) -> None:
+        """What was measured overrules what was predicted, from the next price on."""
+        (place,) = self.pricing.measured_places
+        self.pricing.correct(place, [Sample(network.structure, measured)], original_ms)
+
     def search(
         self, space: Space, recovery: bool, trials: int, propose: Proposal = by_expected_improvement
     ) -> tuple[TorchNetwork, list[Trial]]:
@@ -104,9 +121,7 @@ class Bench:
 
     def searching(self, space: Space, recovery: bool, propose: Proposal = by_expected_improvement) -> Search:
         scorer = dataclasses.replace(self.evaluation.scorer(recovery), space=space)
-        return Search(
-            space, self.pricing.budgets, self.pricing.price, Here(scorer), lambda _: None, self.case.seed, propose
-        )
+        return Search(space, self.budgets, self.pricing.price, Here(scorer), lambda _: None, self.case.seed, propose)
 
     def finished(self, plan: Plan, recovery: bool) -> TorchNetwork:
         """As a job delivers it."""

@@ -27,11 +27,15 @@ Member = tuple[int, Layer]
 
 
 class PrecisionSpace:
-    """`inner` with int8 in it. order: all layers of all blocks, those that bear quantisation best first."""
+    """`inner` with int8 in it."""
 
-    def __init__(self, inner: Space, order: Sequence[Member], precisions: Sequence[Precision]) -> None:
+    def __init__(
+        self, inner: Space, order: Sequence[Member], precisions: Sequence[Precision], left_out: float = LEFT_OUT
+    ) -> None:
+        """order: all layers of all blocks, those that bear quantisation best first. left_out: share of them that may stay in
+        fp32 without fp32 among the precisions; 0 for devices that price every network as if all were int8."""
         self.structure, self.inner, self._order = inner.structure, inner, tuple(order)
-        self._least = 0.0 if "fp32" in precisions else 1 - LEFT_OUT
+        self._least = 0.0 if "fp32" in precisions else 1 - left_out
         self._places = {block.name: i for i, block in enumerate(inner.structure.blocks)}
 
     @property

@@ -79,6 +79,12 @@ def test_where_only_int8_is_wanted_at_most_a_quarter_stays_in_fp32() -> None:
         assert plan.precision == "int8" and exact <= LEFT_OUT * 4 * len(plan.blocks)
 
 
+def test_for_a_device_that_prices_all_layers_alike_none_is_left_out() -> None:
+    inner = small_space()
+    mine = PrecisionSpace(inner, order_of(len(inner.structure.blocks)), ("int8",), left_out=0.0)
+    assert {mine.along([0.5] * len(inner.dimensions) + [x], 0.0).int8 for x in (0.0, 0.4, 1.0)} == {1.0}
+
+
 def test_starts_try_int8_everywhere_and_fp32_where_it_is_allowed() -> None:
     assert {start[-1] for start in space(("int8",)).starts()} == {1.0}
     both = space().starts()

@@ -20,6 +20,7 @@ from models.plan import Plan
 from models.structure import Precision
 from models.torch_network import TorchNetwork
 from service.budgeting import Pricing
+from service.evaluation import Evaluation
 from service.precision import check_precisions, quantiser_of
 from service.profiling import profile
 from service.verification import Verifier
@@ -56,6 +57,20 @@ def test_int8_is_refused_where_the_device_does_not_know_it() -> None:
         job_request(budget("latency_keep", 0.5, int8))
     )  # as before: an fp32 file, priced as if it were int8
     check_precisions(job_request(budget("latency_keep", 0.5), precisions=["fp32", "int8"]))
+
+
+def test_a_profile_of_int8_devices_gets_networks_that_are_int8_throughout(workshop: Workshop) -> None:
+    int8 = next(d["name"] for d in describe_devices() if d["kind"] == "profile" and d["precision"] == "int8")
+    found = {}
+    for device in (int8, "cpu"):
+        request = job_request(budget("latency_keep", 0.5, device), precisions=["int8"])
+        files = workshop.files()
+        files.work.mkdir(parents=True)
+        evaluation = Evaluation.open(request, files)
+        evaluation.rank(request, files.work)
+        space = evaluation.policy_space()
+        found[device] = space.along([0.0] * len(space.dimensions), 0.0).int8
+    assert found[int8] == 1.0 > found["cpu"]
 
 
 def test_what_no_device_runs_or_no_method_delivers_is_refused_with_the_reason() -> None:

@@ -1,0 +1,185 @@
+"""Claim: at equal latency the search over pruning and int8 together loses less than pruning alone and than int8 with uniform pruning.
+
+    python -m benchmarks.precision --scenes scenes.npz        digits and the cluttered task, 0.4 and 0.3: three quarters of an hour
+
+Of each task and budget (fractions of the original's fp32 latency), three networks:
+    joint                   pruned by the search, in fp32
+    int8, uniform pruning   all linear layers quantised, then the same share of heads and neurons everywhere, by magnitude
+    joint with int8         the search decides how much to prune and what to quantise
+each with closed-form recovery, before and after the same short training. All are priced by one table; in the end all files of a task
+are measured in turn with the original in one run. A file above its budget is said so: its search is repeated with a lower aim, at most twice.
+Right answers are those of the files themselves in ONNX Runtime, over the whole test split.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.comparison.bench import Bench, Case
+from benchmarks.comparison.trained import finetuned
+from benchmarks.machine import machine
+from latency.meter import Effort, Meter
+from latency.sampling import Interval, ratio
+from latency.setting import Setting, runtime_version
+from models.evaluate import correct
+from models.export import OnnxFile
+from models.structure import LAYERS, Precision
+from models.torch_network import TorchNetwork
+from search.decode import decode
+from search.spaces.compact import CompactSpace
+from search.spaces.precision import PrecisionSpace
+from service.verification import VERIFY
+
+HERE = Path(__file__).parent
+TRIALS, AIMS = 40, 3
+TIMING = Effort(seconds=120.0, width=0.02, processes=4, rounds=8)
+ROWS: dict[str, tuple[Precision, ...]] = {
+    "joint": ("fp32",),
+    "int8, uniform pruning": ("int8",),
+    "joint with int8": ("fp32", "int8"),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network that is measured within its budget, or the last that was tried."""
+
+    network: TorchNetwork
+    measured: Interval
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument(
+        "--scenes", type=Path, help="what python -m benchmarks.scenes writes; left out: the digits alone"
+    )
+    parser.add_argument("--output", type=Path, default=Path("build/precision"))
+    parser.add_argument("--keeps", type=float, nargs="+", default=[0.4, 0.3])
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--seconds", type=float, default=45.0, help="of processor time for each training")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    tasks = {"digits": HERE / "digits" / "digits.npz"} | ({"clutter": options.scenes} if options.scenes else {})
+    rows: list[dict[str, Any]] = []
+    for task, data in tasks.items():
+        folder = options.output / task
+        made = [
+            row
+            for keep in options.keeps
+            for name in ROWS
+            for row in make(task, data, name, keep, folder, options.trials, options.seconds)
+        ]
+        rows += timed(made, folder)
+    (options.output / "table.json").write_text(json.dumps({"rows": rows, **machine()}, indent=1))
+    print(table(rows))
+    print(", ".join(machine().values()))
+
+
+def make(
+    task: str, data: Path, name: str, keep: float, folder: Path, trials: int, seconds: float
+) -> list[dict[str, Any]]:
+    """The row without and with training, unless they are there already."""
+    stem = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{keep}"
+    path = stem.with_name(f"{stem.name}.json")
+    if path.exists():
+        rows: list[dict[str, Any]] = json.loads(path.read_text())
+        return rows
+    criterion = "magnitude" if "uniform" in name else None
+    bench = Bench(Case(HERE / task, data, keep, 0, folder / "shared", ROWS[name]), criterion=criterion, aimed=True)
+    found = searched(bench, name, stem, trials)
+    trained = finetuned(bench, found.network, seconds)
+    rows = []
+    for kind, network in (("", found.network), ("-trained", trained)):
+        file = stem.with_name(f"{stem.name}{kind}.onnx")
+        network.export(file, 1, "cpu")
+        right, dense, images = answers(bench, file)
+        exact = sum(len(block.exact) for block in network.plan.blocks) if network.plan else 0
+        layers = len(LAYERS) * len(bench.original.structure.blocks)
+        rows.append(
+            {
+                "task": task, "row": name, "keep": keep, "trained": bool(kind), "right": right, "dense": dense, "images": images,
+                "macs_keep": network.structure.macs / bench.original.structure.macs, "file": file.name,
+                "int8": 1 - exact / layers if network.is_int8 else 0.0,
+            }
+        )  # fmt: skip
+    path.write_text(json.dumps(rows, indent=1))
+    print(task, name, keep, [row["dense"] - row["right"] for row in rows], flush=True)
+    return rows
+
+
+def searched(bench: Bench, name: str, stem: Path, trials: int) -> Found:
+    """As a job does: what is measured above its budget corrects the table, and the search goes on with it and a lower aim."""
+    (place,) = bench.pricing.measured_places
+    original = stem.with_name("original.onnx")
+    if not original.exists():
+        bench.original.export(original, 1, "cpu")
+    for _ in range(AIMS):
+        network = uniform(bench) if "uniform" in name else joint(bench, trials)
+        file = stem.with_name(f"{stem.name}.tried.onnx")
+        network.export(file, 1, "cpu")
+        first, second = Meter(place[1]).measure([original, file], VERIFY, seed=1)
+        found = Found(network, ratio(second, first))
+        if found.measured.high <= bench.case.keep:
+            break
+        bench.pricing.aim_lower()
+        bench.correct(network, found.measured, first.p50_ms.value)
+    return found
+
+
+def joint(bench: Bench, trials: int) -> TorchNetwork:
+    return bench.search(bench.evaluation.policy_space(), True, trials)[0]
+
+
+def uniform(bench: Bench) -> TorchNetwork:
+    """All in int8, and the same keep of heads and neurons everywhere."""
+    found = bench.evaluation.policy_space()
+    assert isinstance(found, PrecisionSpace) and isinstance(found.inner, CompactSpace)
+    inner = CompactSpace(bench.original.structure, found.inner.ranking, ("heads", "neurons"))
+    order = [(place, layer) for place in range(len(bench.original.structure.blocks)) for layer in LAYERS]
+    space = PrecisionSpace(inner, order, ("int8",))
+    policy = decode(space, [1.0] * len(space.dimensions), bench.budgets, bench.pricing.price)
+    return bench.finished(space.plan(policy), True)
+
+
+def answers(bench: Bench, file: Path) -> tuple[int, int, int]:
+    """Right answers of the file and of the original, and the number of test images."""
+    opened, right, dense, images = OnnxFile(file), 0, 0, 0
+    for chunk in bench.evaluation.data.batches("test", 500):
+        assert chunk.labels is not None
+        right += correct(opened.outputs(chunk.images, 1), chunk.labels)
+        dense += correct(bench.original.outputs(chunk.images), chunk.labels)
+        images += len(chunk.images)
+    return right, dense, images
+
+
+def timed(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """All files of one task beside the original, in one run. Training changes no latency."""
+    files = [folder / row["file"] for row in rows if not row["trained"]]
+    original, *found = Meter(Setting(runtime=runtime_version())).measure(
+        [folder / "original.onnx", *files], TIMING, seed=2
+    )
+    measured = {file.name: ratio(m, original) for file, m in zip(files, found, strict=True)}
+    return [row | {"measured": measured[row["file"].replace("-trained", "")].to_json()} for row in rows]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| task | budget | network | points lost | after training | MACs kept | layers in int8 | latency kept, measured |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row, trained in zip(rows[::2], rows[1::2], strict=True):
+        lost, after = (100 * (r["dense"] - r["right"]) / r["images"] for r in (row, trained))
+        m = row["measured"]
+        lines.append(
+            f"| {row['task']} | {row['keep']} | {row['row']} | {lost:.2f} | {after:.2f} | {row['macs_keep']:.3f} | "
+            f"{100 * row['int8']:.0f} % | {m['value']:.3f} ({m['low']:.3f} to {m['high']:.3f}) |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
