@@ -126,7 +126,7 @@ def searched(bench: Bench, name: str, stem: Path, trials: int) -> Found:
         if found.measured.high <= bench.case.keep:
             break
         bench.pricing.aim_lower()
-        bench.correct(network, found.measured, first.p50_ms.value)
+        bench.learn(network, found.measured, first.p50_ms.value)
     return found
 
 

@@ -103,7 +103,7 @@ class Bench:
     def budgets(self) -> Budgets:
         return self.pricing.aims if self._aimed else self.pricing.budgets
 
-    def correct(self, network: TorchNetwork, measured: Interval, original_ms: float) -> None:
+    def learn(self, network: TorchNetwork, measured: Interval, original_ms: float) -> None:
         """What was measured overrules what was predicted, from the next price on."""
         (place,) = self.pricing.measured_places
         self.pricing.correct(place, [Sample(network.structure, measured)], original_ms)
