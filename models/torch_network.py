@@ -48,6 +48,9 @@ MOMENT_ROWS = 16384
 class TorchNetwork:
     """A module with its structure. `pruned` returns a new one; nothing here changes `module`."""
 
+    quantiser = Quantiser()
+    """How files of int8 plans are made."""
+
     def __init__(self, module: nn.Module, name: str, preprocessing: Preprocessing) -> None:
         """Raises: UnsupportedModel with the reasons."""
         self.module = module.eval()
@@ -60,8 +63,6 @@ class TorchNetwork:
         """As trained (models/train_gates.py), and folded into the weights."""
         self.threshold = 0.5
         """Tokens whose selector says at least this stay in the dynamic form (models/dynamic.py)."""
-        self.quantiser = Quantiser()
-        """How files of int8 plans are made."""
 
     @property
     def structure(self) -> Structure:

@@ -30,7 +30,7 @@ from service.delivery import Delivery, deliver_files
 from service.dynamic import with_threshold
 from service.evaluation import Evaluation, better
 from service.journal import JobFiles, JobResult, Journal
-from service.precision import check_precisions
+from service.precision import check_precisions, check_quantisable
 from service.profiling import profile
 from service.request import JobRequest
 from service.settings import Settings
@@ -111,6 +111,7 @@ class Job:
         check_precisions(self.request)
         self.evaluation = Evaluation.open(self.request, self.files, self.allowed)
         check_suits(method_named(self.request.method), self.evaluation.network.structure)
+        check_quantisable(self.request, self.evaluation.network.structure)
         check_training(self.request, self.evaluation)
         network = self.evaluation.network
         self.pricing = Pricing(self.request, network.structure)

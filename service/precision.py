@@ -3,6 +3,7 @@
 from latency.devices import CUDA, describe_device, is_here, is_reachable
 from models.errors import InvalidRequest
 from models.quantize import Quantiser, saturates
+from models.structure import Structure
 from service.request import JobRequest
 
 MEASURED = ("latency", "memory")
@@ -22,6 +23,17 @@ def check_precisions(request: JobRequest) -> None:
     for budget in request.budgets:
         if budget.metric.startswith(MEASURED):
             _check_device(request, budget.device)
+
+
+def check_quantisable(request: JobRequest, structure: Structure) -> None:
+    """Raises: InvalidRequest for a network whose linear layers are not known by their places in blocks."""
+    found_in_graph = any(
+        (block.attention and block.attention.parts) or (block.mlp and block.mlp.parts) for block in structure.blocks
+    )
+    if "int8" in request.precisions and found_in_graph:
+        raise _refused(
+            request, "int8", f"the blocks of {structure.name} were found in its graph, and are quantised in known architectures only"
+        )  # fmt: skip
 
 
 def _check_device(request: JobRequest, device: str) -> None:

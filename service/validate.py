@@ -30,7 +30,7 @@ from service.budgeting import Pricing
 from service.cluster import check_resources
 from service.evaluation import Evaluation
 from service.journal import JobFiles
-from service.precision import check_precisions
+from service.precision import check_precisions, check_quantisable
 from service.request import JobRequest
 from service.room import is_full, storage_full
 from service.settings import Settings
@@ -101,6 +101,7 @@ def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed
     structure = evaluation.network.structure
     check_resources(request, Settings().ray)
     check_suits(method, structure)
+    check_quantisable(request, structure)
     check_budgets(request, structure)
     evaluation.network.check_kinds(CRITERIA[criterion].needs)
     check_importance(criterion, structure, len(evaluation.calibration.images))

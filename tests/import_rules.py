@@ -30,7 +30,7 @@ PIPELINE_SIDE = frozenset(
     f"service.{name}"
     for name in (
         "pipeline", "budgeting", "evaluation", "profiling", "verification", "delivery", "story", "report", "model_card", "patches",
-        "compress", "measured_table", "validate", "cli", "token_verbs", "training", "dynamic",
+        "compress", "measured_table", "validate", "cli", "token_verbs", "training", "dynamic", "precision",
         "scoring", "cluster", "cluster_task", "node",
     )
 )  # fmt: skip

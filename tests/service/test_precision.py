@@ -1,5 +1,6 @@
 """Jobs that may use int8: who is refused, and what a job delivers."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from models.export import run_onnx
 from models.open import open_model
 from models.parity import check_quantised
 from models.plan import Plan
-from models.structure import Precision
+from models.structure import Op, Precision
 from models.torch_network import TorchNetwork
 from service.budgeting import Pricing
 from service.evaluation import Evaluation
-from service.precision import check_precisions, quantiser_of
+from service.precision import check_precisions, check_quantisable, quantiser_of
 from service.profiling import profile
 from service.verification import Verifier
 from tests.service.small_jobs import (
@@ -81,6 +82,19 @@ def test_what_no_device_runs_or_no_method_delivers_is_refused_with_the_reason() 
     for wrong in (["int4"], [], ["int8", "int8"]):
         with pytest.raises(ValueError, match="precisions"):
             job_request(MACS, precisions=wrong)
+
+
+def test_networks_that_were_found_in_a_graph_are_refused(workshop: Workshop) -> None:
+    structure = open_model(workshop.model).structure
+    block = structure.blocks[0]
+    assert block.mlp is not None
+    parts = dataclasses.replace(block.mlp, parts=(Op("activation", "act", 4, 1, members="cols"),))
+    stage = dataclasses.replace(structure.stages[0], blocks=(dataclasses.replace(block, mlp=parts),))
+    found = dataclasses.replace(structure, stages=(stage,))
+    check_quantisable(job_request(MACS, precisions=["fp32", "int8"]), structure)
+    check_quantisable(job_request(MACS), found)
+    with pytest.raises(InvalidRequest, match=r"found in its graph.*Use \['fp32'\]"):
+        check_quantisable(job_request(MACS, precisions=["fp32", "int8"]), found)
 
 
 def test_files_for_other_processors_have_seven_bits_and_runs_share_their_ranges(
