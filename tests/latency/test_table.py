@@ -1,5 +1,6 @@
 """The fitted table on a device whose true cost is known."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from latency.probes import probe_plans
 from latency.sampling import Interval
 from latency.setting import Setting
 from latency.table import Sample, Table, TablePricer, load_table
+from models.plan import identity
 from models.structure import LAYERS, Structure
 from search.spaces.compact import CompactSpace
 from search.spaces.precision import PrecisionSpace
@@ -122,3 +124,16 @@ def test_without_probes_in_int8_fp32_networks_cost_what_they_did(space: CompactS
     assert len(columns) == 7
     counted = dict(zip(FEATURES, features(unseen).T, strict=True))
     assert all(not counted[name].any() for name in columns)
+
+
+def test_products_in_int8_are_counted_apart_from_those_in_fp32() -> None:
+    structure = small_network(depth=2).structure
+    whole = identity(structure)
+    blocks = tuple(dataclasses.replace(block, exact=("fc1",)) for block in whole.blocks)
+    int8 = dataclasses.replace(whole, blocks=blocks, precision="int8").apply_to(structure)
+    before, after = (dict(zip(FEATURES, row, strict=True)) for row in features([structure, int8]))
+    rounded = 42 * 2 * 48 * (3 * 48 + 48 + 4 * 48)  # 37 tokens fill 42 rows: qkv, proj and fc2 of two blocks
+    assert after["int8_macs"] == rounded and after["int8_products"] == 6
+    assert after["quantised_values"] == 37 * 2 * (48 + 48 + 4 * 48)
+    assert before["matmul_macs"] - after["matmul_macs"] == pytest.approx(rounded, rel=0.01)
+    assert after["softmax_values"] == before["softmax_values"] and after["operations"] == before["operations"]
