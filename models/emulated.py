@@ -3,7 +3,8 @@
 For trials, which are many, and for comparisons with the file itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,29 @@ from torch.nn import functional
 from models.quantize import Quantiser
 
 
-def emulate(module: nn.Module, layers: Iterable[nn.Linear], quantiser: Quantiser) -> None:
-    """Rounds the weights of these layers of `module`, and from now on their inputs, in place. For copies."""
+@contextmanager
+def emulated(module: nn.Module, layers: Iterable[nn.Linear], quantiser: Quantiser) -> Iterator[None]:
+    """Meanwhile these layers of `module` have rounded weights and round their inputs. Without a copy: the network may be
+    large, and others may be watching its modules."""
     images = [1]
-    module.register_forward_pre_hook(lambda _m, inputs: images.__setitem__(0, len(inputs[0])))
-    with torch.no_grad():
+    handles = [module.register_forward_pre_hook(lambda _m, inputs: images.__setitem__(0, len(inputs[0])))]
+    exact: list[tuple[nn.Linear, Tensor]] = []
+    try:
         for layer in layers:
-            layer.weight.copy_(rounded_weight(layer.weight, quantiser.weight_bits))
-            layer.register_forward_pre_hook(
-                lambda _m, inputs: (rounded_inputs(inputs[0], images[0], quantiser.together),)
+            exact.append((layer, layer.weight))
+            rounded = rounded_weight(layer.weight.detach(), quantiser.weight_bits)
+            layer.weight = nn.Parameter(rounded, requires_grad=False)
+            handles.append(
+                layer.register_forward_pre_hook(
+                    lambda _m, inputs: (rounded_inputs(inputs[0], images[0], quantiser.together),)
+                )
             )
+        yield
+    finally:
+        for layer, weight in exact:
+            layer.weight = weight
+        for handle in handles:
+            handle.remove()
 
 
 def rounded_weight(weight: Tensor, bits: int) -> Tensor:

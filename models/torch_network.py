@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from models.block_layers import int8_layers
 from models.deletion import deletion_scores
 from models.dependence import Dependence, dependence, output_kernel
 from models.describe import describe, head_count
-from models.emulated import emulate
+from models.emulated import emulated
 from models.errors import InvalidRequest
 from models.export import export_onnx
 from models.families import family_of
@@ -101,13 +102,11 @@ class TorchNetwork:
 
     def outputs(self, images: Tensor, batch: int = 64) -> Tensor:
         """Of an int8 network: as its file rounds (models/emulated.py)."""
-        module = self._emulated() if self.is_int8 else self.module
-        return outputs_of(module, images, batch)
-
-    def _emulated(self) -> nn.Module:
-        module = copy.deepcopy(self.module)
-        emulate(module, self._int8_layers(module), self.quantiser)
-        return module
+        rounding: AbstractContextManager[None] = nullcontext()
+        if self.is_int8:
+            rounding = emulated(self.module, self._int8_layers(self.module), self.quantiser)
+        with rounding:
+            return outputs_of(self.module, images, batch)
 
     def _int8_layers(self, module: nn.Module) -> Iterator[nn.Linear]:
         assert self.plan is not None

@@ -16,6 +16,7 @@ from models.emulated import rounded_inputs, rounded_weight
 from models.evaluate import correct
 from models.export import run_onnx
 from models.open import open_model
+from models.patches import kept_patches
 from models.plan import Plan, identity
 from models.preprocessing import Preprocessing
 from models.quantize import Quantiser, saturates
@@ -168,6 +169,19 @@ def test_the_order_puts_what_suffers_most_last() -> None:
     order = quantisation_order(network, images_for(network, 16), lambda: None)
     assert sorted(order) == sorted((block, layer) for block in range(3) for layer in LAYERS)
     assert order[-1] == (1, "fc2")
+
+
+def test_the_emulation_leaves_the_network_as_it_was_and_its_choices_of_tokens_are_seen() -> None:
+    network = small_network()
+    small = network.pruned(in_int8(random_plan(network.structure, 1)), None)
+    before = {name: value.clone() for name, value in small.module.state_dict().items()}
+    parameters = list(small.module.parameters())
+    images = images_for(small, 3)
+    first = small.outputs(images)
+    assert all(torch.equal(value, before[name]) for name, value in small.module.state_dict().items())
+    assert all(now is then for now, then in zip(small.module.parameters(), parameters, strict=True))
+    assert torch.equal(small.outputs(images), first)
+    assert [found.block for found in kept_patches(small, images)] == [1, 2]
 
 
 def test_exact_is_the_same_network_in_fp32(small: TorchNetwork) -> None:
