@@ -10,6 +10,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+import service.jobs
+import service.leases
 import service.store
 from service.jobs import Jobs
 from service.journal import JobResult
@@ -17,6 +19,7 @@ from service.leases import START_S, Lease, Leases
 from service.paths import DataFolder
 from service.rate_limit import RateLimit
 from service.retention import Retention
+from service.storage import LocalStorage
 from service.store import JobRow, Store
 from tests.service.conftest import new_job
 
@@ -54,6 +57,8 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
             return clocks.wall
 
     monkeypatch.setattr(service.store, "datetime", Calendar)
+    for place in (service.jobs, service.leases):  # the database's clock jumps too
+        monkeypatch.setattr(place, "clock", lambda _session: clocks.wall)
     return clocks
 
 
@@ -164,7 +169,7 @@ def test_jobs_that_are_kept_for_a_month_survive_a_jump_by_years(
     folder.create()
     job = jobs.create(new_job()).id
     jobs.cancel(job)
-    keeper = Retention(store, folder, 30, None, clock=clocks.monotonic)
+    keeper = Retention(store, folder, LocalStorage(folder), 30, None, clock=clocks.monotonic)
     clocks.jump(20 * 365 * 86_400.0)
     assert keeper.sweep() == [] and jobs.get(job).status == "canceled"
     clocks.jump(-20 * 365 * 86_400.0)
@@ -174,8 +179,8 @@ def test_jobs_that_are_kept_for_a_month_survive_a_jump_by_years(
 
 def test_requests_are_counted_by_the_minute_that_really_goes_by(clocks: Clocks) -> None:
     """Neither do they come free with a clock that is put forward, nor is anybody locked out by one that is put back."""
-    web = TestClient(Starlette(routes=[Route("/", lambda _: PlainTextResponse(""))]))
-    web.app = RateLimit(web.app, 3, clock=clocks.monotonic)
+    app = Starlette(routes=[Route("/", lambda _: PlainTextResponse(""))])
+    web = TestClient(RateLimit(app, 3, clock=clocks.monotonic))
 
     def statuses(count: int) -> list[int]:
         return [web.get("/").status_code for _ in range(count)]
