@@ -52,6 +52,16 @@ class GraphNetwork(TorchNetwork):
         self.module, self.preprocessing = graph, preprocessing
         self.plan, self.class_names, self.gates, self.threshold = None, None, None, 0.5
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tracer, whose operators cannot be pickled: the graph is traced again where it arrives."""
+        left = {name: value for name, value in vars(self).items() if name not in ("_traced", "_blocks")}
+        return {**left, "dense": self._traced.graph}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._traced = trace(state.pop("dense"), state["_structure"].image)
+        self._blocks = find_blocks(self._traced)
+        vars(self).update(state)
+
     @property
     def pools_tokens(self) -> bool:
         return False

@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from models.graph.atoms import Atom, Dim, is_batch, leaves
-from models.graph.rules import Tracer, argument
+from models.graph.rules import METHODS, Tracer, argument, numbers
 
 aten = torch.ops.aten
 SIZES_AT = {
@@ -17,8 +17,6 @@ SIZES_AT = {
 }  # fmt: skip
 """Where an operator has the sizes of what it gives."""
 FILLED_BY_MINUS_ONE = (aten.view, aten.reshape, aten._unsafe_view)
-METHODS = {"expand": aten.expand, "repeat": aten.repeat}
-"""What is called as a method, so that an exporter sees that the number of images is not constant."""
 Count = Callable[[Atom], int]
 
 
@@ -76,7 +74,7 @@ def _view(graph: GraphModule, node: Node, original: Node, tracer: Tracer, count:
 def _repeat(graph: GraphModule, node: Node, original: Node, tracer: Tracer) -> None:
     dims, before = tracer.of(original), tracer.of(original.args[0])
     before = [[] for _ in range(len(dims) - len(before))] + before
-    times = list(node.args[1]) if node.op == "call_function" else list(node.args[1:])  # type: ignore[arg-type]
+    times = numbers(node)
     for place, (dim, old) in enumerate(zip(dims, before, strict=True)):
         if is_batch(dim) and not is_batch(old):
             times[place] = _images(graph)

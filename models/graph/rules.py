@@ -13,6 +13,8 @@ from models.graph.atoms import Atom, Batch, Dim, Dims, Mismatch, fix, fixed, lea
 aten = torch.ops.aten
 Sizes = tuple[int, ...]
 Rule = Callable[["Tracer", Node], Any]
+METHODS: dict[Any, Any] = {"expand": aten.expand, "repeat": aten.repeat}
+"""What is called as a method once the batch is free, so that an exporter sees that the number of images is not constant."""
 RULES: dict[Any, Rule] = {}
 """By operator, whatever its overload."""
 
@@ -49,7 +51,7 @@ class Tracer:
             if isinstance(self.sizes.get(node), tuple):
                 self.dims[node] = [[Atom(size)] for size in self.sizes[node]]
             return
-        if node.op != "call_function":
+        if node.op not in ("call_function", "call_method") or node.target == "size":
             return
         if node.all_input_nodes and all(source in self.weights for source in node.all_input_nodes):
             self.weights.add(node)
@@ -57,7 +59,7 @@ class Tracer:
         self.dims[node] = found if found is not None else self.unknown(node)
 
     def _rule(self, node: Node) -> Rule:
-        packet = getattr(node.target, "overloadpacket", node.target)
+        packet = METHODS.get(node.target, getattr(node.target, "overloadpacket", node.target))
         if packet in RULES:
             return RULES[packet]
         if torch.Tag.pointwise in getattr(node.target, "tags", ()):
@@ -119,6 +121,11 @@ def argument(node: Node, place: int, name: str, default: Any = None) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
+def numbers(node: Node) -> list[Any]:
+    """Sizes or repetitions, as an operator or a method has them."""
+    return list(node.args[1]) if node.op == "call_function" else list(node.args[1:])  # type: ignore[arg-type]
+
+
 @rule(aten.hardswish, aten.hardswish_, aten.hardsigmoid, aten.hardsigmoid_, aten.hardtanh, aten.hardtanh_, aten.relu6,
       aten.mish, aten.silu_, aten.gelu_, aten.leaky_relu_, aten.elu_, aten.masked_fill, aten.masked_fill_, aten.pow,
       aten.copy_, aten.copy)  # fmt: skip
@@ -151,7 +158,7 @@ def expand_as(tracer: Tracer, node: Node) -> Dims:
 def expand(tracer: Tracer, node: Node) -> Dims:
     dims, wanted = tracer.of(node.args[0]), tracer.shape(node)
     dims = [[] for _ in range(len(wanted) - len(dims))] + dims
-    images = [isinstance(size, Node) for size in argument(node, 1, "size")]
+    images = [isinstance(size, Node) for size in numbers(node)]
     return [
         [tracer.batch]
         if per_image
@@ -166,12 +173,12 @@ def expand(tracer: Tracer, node: Node) -> Dims:
 
 @rule(aten.repeat)
 def repeat(tracer: Tracer, node: Node) -> Dims:
-    dims, times = tracer.of(node.args[0]), node.args[1]
-    dims = [[] for _ in range(len(times) - len(dims))] + dims  # type: ignore[arg-type]
-    for place, count in enumerate(times):  # type: ignore[arg-type]
+    dims, times = tracer.of(node.args[0]), numbers(node)
+    dims = [[] for _ in range(len(times) - len(dims))] + dims
+    for place, count in enumerate(times):
         if count != 1:
-            one = size_of(dims[place]) == 1
-            dims[place] = [tracer.batch] if one and count == tracer.batch.size else [*fixed(count), *dims[place]]
+            per_image = isinstance(count, Node) or (size_of(dims[place]) == 1 and count == tracer.batch.size)
+            dims[place] = [tracer.batch] if per_image else [*fixed(count), *dims[place]]
     return dims
 
 

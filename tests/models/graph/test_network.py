@@ -1,8 +1,10 @@
 """Models that no family describes, cut by their graphs."""
 
 import dataclasses
+import pickle
 from pathlib import Path
 
+import cloudpickle
 import pytest
 import timm
 import torch
@@ -147,3 +149,11 @@ def test_a_forward_that_decides_by_values_is_refused() -> None:
     preprocessing = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(UnsupportedModel, match="cannot be written as a graph"):
         GraphNetwork(Deciding(), "deciding", preprocessing, 0)
+
+
+def test_it_travels_to_other_processes_and_is_cut_there_as_here() -> None:
+    network = shaken("levit_128s")
+    arrived = pickle.loads(cloudpickle.dumps(network))
+    plan = plan_of(network.structure, 0.6)
+    x = images(network)
+    assert torch.equal(arrived.pruned(plan, None).outputs(x), network.pruned(plan, None).outputs(x))
