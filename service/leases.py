@@ -75,6 +75,7 @@ class Leases:
             job.fence += 1
             job.lease_owner = owner
             job.lease_expires_at = clock(session) + max(self._lease, timedelta(seconds=START_S))
+            self._renewals.look((job.id, job.fence), job.lease_expires_at)  # what changes from now on is a renewal
             return Lease(job.id, job.fence, job.request_id)
 
     def job(self, lease: Lease) -> JobRow:

@@ -120,6 +120,18 @@ def test_a_worker_that_starts_has_its_longer_time_through_a_jump(
     assert server.expire() == [lease]
 
 
+def test_a_worker_that_was_heard_of_once_has_no_longer_time(jobs: Jobs, server: Leases, clocks: Clocks) -> None:
+    """Although its server has not looked since it gave the job away."""
+    jobs.create(new_job())
+    lease = server.claim("me")
+    assert lease is not None
+    clocks.pass_by(1)
+    server.heartbeat(lease)
+    assert server.expire() == []
+    clocks.pass_by(LEASE_S + 1)
+    assert server.expire() == [lease]
+
+
 def test_a_server_that_starts_anew_gives_every_lease_its_time(
     jobs: Jobs, server: Leases, store: Store, clocks: Clocks
 ) -> None:

@@ -158,7 +158,14 @@ def test_a_job_that_finds_room_later_ends_well(no_room: Server) -> None:
     assert [number for number, _ in no_room.evaluated(job)] == [0, 1, 2]
 
 
-def test_a_database_without_room_refuses_what_is_new_and_can_be_read(web: TestClient) -> None:
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[TestClient]:
+    with TestClient(create_app(Settings(data=tmp_path / "data", engine="fake"))) as web:
+        yield web
+
+
+def test_a_database_without_room_refuses_what_is_new_and_can_be_read(sqlite: TestClient) -> None:
+    web = sqlite
     model = create_model(web)
     engine = web.app.state.service.store.engine  # type: ignore[attr-defined]
 
