@@ -22,7 +22,13 @@ def test_a_job_from_post_to_download(server: Server, finished_job: str) -> None:
     assert done["created_at"] <= done["started_at"] <= done["finished_at"]
     assert server.trials(finished_job) == [0, 1, 2, 3]
     listed = server.client.get(done["links"]["artifacts"]).json()["artifacts"]
-    assert [item["name"] for item in listed] == ["model.onnx", "plan.json", "report.html", "report.json"]
+    assert [item["name"] for item in listed] == [
+        "model.onnx",
+        "patches.json",
+        "plan.json",
+        "report.html",
+        "report.json",
+    ]
     for item in listed:
         content = server.client.get(item["href"]).content
         assert (len(content), hashlib.sha256(content).hexdigest()) == (item["bytes"], item["sha256"])
