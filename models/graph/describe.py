@@ -11,7 +11,7 @@ from torch.fx import Node
 from models.errors import UnsupportedModel
 from models.graph.atoms import Atom, Dim, is_batch, leaves, size_of
 from models.graph.halves import GraphBlock, Half
-from models.graph.rules import convolution_groups, kernel
+from models.graph.products import convolution_groups, kernel
 from models.graph.trace import Traced
 from models.structure import Attention, Axis, Block, Mlp, Op, OpKind, Stage, Structure
 

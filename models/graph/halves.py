@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from models.graph.atoms import Atom, Batch, leaves
-from models.graph.rules import convolution_groups, kernel
+from models.graph.products import convolution_groups, kernel
 from models.graph.trace import Traced
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from models.graph.atoms import Atom, Dim, is_batch, leaves
-from models.graph.rules import METHODS, Tracer, argument, numbers
+from models.graph.tracer import METHODS, Tracer, argument, numbers
 
 aten = torch.ops.aten
 SIZES_AT = {

@@ -157,3 +157,27 @@ def test_it_travels_to_other_processes_and_is_cut_there_as_here() -> None:
     plan = plan_of(network.structure, 0.6)
     x = images(network)
     assert torch.equal(arrived.pruned(plan, None).outputs(x), network.pruned(plan, None).outputs(x))
+
+
+class Odd(nn.Module):
+    """Operators in ways that no rule knows, on the way into a plain block."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.vector = network, nn.Parameter(torch.ones(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.matmul(x, self.vector).mean((1, 2))  # a product with one dim
+        out: Tensor = self.network(x) * torch.sigmoid(scale)[:, None]
+        return out
+
+
+def test_what_no_rule_knows_costs_members_and_never_a_wrong_cut() -> None:
+    plain = untrained("deit_tiny_patch16_224", depth=2, img_size=64)
+    network = GraphNetwork(Odd(plain.module), "odd", plain.preprocessing, 1000)
+    assert len(network.structure.blocks) == 2
+    small = network.pruned(plan_of(network.structure, 0.5), None)
+    x = images(network)
+    expected = plain.pruned(plan_of(plain.structure, 0.5), None).outputs(x)
+    scale = torch.sigmoid(torch.matmul(x, torch.ones(64)).mean((1, 2)))
+    assert torch.allclose(small.outputs(x), expected * scale[:, None], atol=1e-5)
