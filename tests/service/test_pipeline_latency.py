@@ -108,8 +108,8 @@ def lying_tables(workshop: Workshop, folder: Path, lie: Callable[[float], float]
 
 
 def test_what_is_measured_corrects_what_was_predicted(workshop: Workshop, measured: Ran, tmp_path: Path) -> None:
-    """By its table the smallest networks cost a third less than they do: the search's own best is too slow."""
-    ran = lying_tables(workshop, tmp_path, lambda r: 0.65 * r).run(budget("latency_keep", LIMIT), trials=2)
+    """By its table the smallest networks cost a quarter less than they do: the search's own best is too slow."""
+    ran = lying_tables(workshop, tmp_path, lambda r: 0.75 * r).run(budget("latency_keep", LIMIT), trials=2)
     assert ran.result.guarantee == "measured"
     assert ran.report["ratio"]["high"] <= LIMIT
     assert ran.result.delivered_trial >= 2
