@@ -197,7 +197,7 @@ class TorchNetwork:
 
     def _moments(self, images: Tensor, paths: tuple[str, str] | None = None) -> list[tuple[Moments, Moments]]:
         """Of the inputs of two layers of each block; None: projection and fc2."""
-        moments = [(Moments(), Moments()) for _ in self.blocks()]
+        moments = [(Moments(), Moments()) for _ in self._structure.blocks]
         draw = torch.Generator().manual_seed(0)
 
         def record(block: int, side: int, x: Tensor) -> None:

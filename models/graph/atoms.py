@@ -129,6 +129,17 @@ def unify(one: Dim, other: Dim) -> None:
         fix(other)
 
 
+def by_members(dim: Dim, atom: Atom) -> list[int]:
+    """All indices along a dim, of whose leaves `atom` is one, member by member of it."""
+    every = leaves(dim)
+    place = every.index(atom)
+    slower, faster = size_of(every[:place]), size_of(every[place + 1 :])
+    return [
+        (outer * atom.size + member) * faster + inner
+        for member in range(atom.size) for outer in range(slower) for inner in range(faster)
+    ]  # fmt: skip
+
+
 def places(dim: Dim, kept: "dict[Atom, Sequence[int]]") -> list[int]:
     """Of the indices along a dim, those that stay when of some atoms only the members `kept` do."""
     found = [0]

@@ -1,6 +1,5 @@
 """A module as a graph of PyTorch's operators whose batch is free, with the size of every tensor in it."""
 
-import operator
 import warnings
 from typing import Any
 
@@ -74,6 +73,9 @@ def device_of(module: nn.Module) -> torch.device:
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
-def is_part(node: Node) -> bool:
-    """One of the several outputs of another node."""
-    return node.target is operator.getitem
+def stored(graph: nn.Module, node: Any) -> Tensor:
+    """The parameter or buffer that a `get_attr` node reads."""
+    owner, _, name = str(node.target).rpartition(".")
+    found = getattr(graph.get_submodule(owner), name)
+    assert isinstance(found, Tensor)
+    return found

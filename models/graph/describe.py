@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from models.errors import UnsupportedModel
 from models.graph.atoms import Atom, Dim, is_batch, leaves, size_of
+from models.graph.capture import stored
 from models.graph.halves import GraphBlock, Half
 from models.graph.products import convolution_groups, kernel
 from models.graph.trace import Traced
@@ -101,11 +102,12 @@ class _Counted:
         shape = self.tracer.sizes.get(node)
         if node.op not in ("call_function", "call_method") or not isinstance(shape, tuple):
             return []
-        if node in self.tracer.contractions or packet is aten.conv2d:
-            return [*self._tables(node, 2), self._product(node)]
+        product = node in self.tracer.contractions or packet is aten.conv2d
+        found = [] if packet in NORMS else self._tables(node, node.args[1:3] if product else ())
+        if product:
+            return [*found, self._product(node)]
         if node in self.tracer.mixtures:
-            return [*self._tables(node, 3), self._mixture(node)]
-        found = [] if packet in NORMS else self._tables(node, 0)
+            return [*found, self._mixture(node)]
         kind: OpKind | None = "norm" if packet in NORMS else "activation" if packet in ACTIVATIONS else None
         if kind is None and packet in ADDITIONS and len(node.all_input_nodes) > 1:
             kind = "add"
@@ -117,8 +119,7 @@ class _Counted:
         """Whether a node is a parameter that no operation has counted."""
         if not isinstance(node, Node) or node.op != "get_attr" or str(node.target) in self.seen:
             return False
-        owner, _, name = str(node.target).rpartition(".")
-        if not isinstance(getattr(self.traced.graph.get_submodule(owner), name), nn.Parameter):
+        if not isinstance(stored(self.traced.graph, node), nn.Parameter):
             return False
         self.seen.add(str(node.target))
         return True
@@ -187,9 +188,8 @@ class _Counted:
             inside = set(leaves(dims[-1]))
         return op, {atom: "cols" if atom in inside else "rows" for dim in dims for atom in leaves(dim)}
 
-    def _tables(self, node: Node, first: int) -> list[tuple[Op, dict[Atom, str]]]:
-        """Parameters that are no product's or norm's weights: `first` inputs of the node are its own."""
-        own = {one for one in node.args[1 : first + 1] if isinstance(one, Node)} if first == 2 else set()
+    def _tables(self, node: Node, own: Sequence[object]) -> list[tuple[Op, dict[Atom, str]]]:
+        """Parameters that a node reads, but for its own weights."""
         found = []
         for table in node.all_input_nodes:
             if table not in own and self._new(table):

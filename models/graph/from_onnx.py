@@ -166,7 +166,8 @@ class Builder:
 
     def build(self, output: str) -> GraphModule:
         nodes = list(self.model.graph.node)
-        biases = _biases(nodes, self.constants, self.uses)
+        self.biases = _biases(nodes, self.constants, self.uses)
+        self.sums = {total: product for product, (total, _) in self.biases.items()}
         for node in nodes:
             if node.op_type not in OPERATORS:
                 raise UnsupportedModel(
@@ -174,7 +175,7 @@ class Builder:
                     reasons=[f"operator {node.op_type} (node {node.name!r})"],
                 )
             try:
-                self._translate(node, biases)
+                self._translate(node)
             except (RuntimeError, IndexError, KeyError, ValueError, TypeError) as error:
                 raise UnsupportedModel(
                     f"Node {node.name!r} ({node.op_type}) could not be followed: {str(error)[:200]}",
@@ -186,16 +187,15 @@ class Builder:
         graph.recompile()
         return graph
 
-    def _translate(self, node: NodeProto, biases: dict[str, tuple[str, str]]) -> None:
+    def _translate(self, node: NodeProto) -> None:
         if node.op_type == "Constant":
             self.constants[node.output[0]] = np.asarray(_attributes(node)["value"])
             return
-        if node.output[0] in biases:  # an addition that its product does
-            product, _ = biases[node.output[0]]
-            self.values[node.output[0]] = self.values[product]
+        if node.output[0] in self.sums:  # an addition that its product does
+            self.values[node.output[0]] = self.values[self.sums[node.output[0]]]
             return
-        bias = next((bias for result, (product, bias) in biases.items() if product == node.output[0]), None)
-        found = OPERATORS[node.op_type](self, list(node.input) + ([bias] if bias else []), _attributes(node))
+        bias = [self.biases[node.output[0]][1]] if node.output[0] in self.biases else []
+        found = OPERATORS[node.op_type](self, [*node.input, *bias], _attributes(node))
         for name, value in zip(node.output, found if isinstance(found, list) else [found], strict=False):
             self.values[name] = value
 
@@ -249,7 +249,7 @@ class Builder:
 
 
 def _biases(nodes: Sequence[NodeProto], constants: dict[str, Any], uses: Counter[str]) -> dict[str, tuple[str, str]]:
-    """Additions of a constant row to a product with weights: result -> (product, bias)."""
+    """Additions of a constant row to a product with weights: product -> (result, bias)."""
     products = {n.output[0]: n for n in nodes if n.op_type == "MatMul" and n.input[1] in constants}
     found = {}
     for node in nodes:
@@ -259,7 +259,7 @@ def _biases(nodes: Sequence[NodeProto], constants: dict[str, Any], uses: Counter
             if one not in products or uses[one] != 1 or other not in constants:
                 continue
             if constants[other].shape == constants[products[one].input[1]].shape[-1:]:
-                found[node.output[0]] = (one, other)
+                found[one] = (node.output[0], other)
     return found
 
 

@@ -9,22 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from models.dependence import Dependence, dependence, output_kernel
 from models.errors import InvalidRequest, UnsupportedModel
 from models.export import export_onnx
-from models.graph.atoms import leaves, places
-from models.graph.capture import BATCH, capture
+from models.graph.atoms import by_members, leaves, places
+from models.graph.capture import BATCH, capture, stored
 from models.graph.describe import describe_graph
 from models.graph.halves import GraphBlock, Half, find_blocks
 from models.graph.trace import Traced, trace
-from models.moments import Moments
 from models.network import LayerWeights
 from models.plan import BlockPlan, Plan
 from models.preprocessing import Preprocessing
 from models.recover import refit
 from models.rows import Form
-from models.statistics import BlockStatistics, Kind, Statistics
-from models.torch_network import DEPENDENCE_IMAGES, MOMENT_ROWS, TorchNetwork
+from models.statistics import Kind, Statistics
+from models.torch_network import TorchNetwork
 
 KINDS: frozenset[Kind] = frozenset({"dependence"})
 METHODS = "Use method 'joint' or 'mdc'."
@@ -82,42 +80,12 @@ class GraphNetwork(TorchNetwork):
                 kinds=wanted,
             )  # fmt: skip
 
-    def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
-        self.check_kinds(kinds)
-        moments = [(Moments(), Moments()) for _ in self._blocks]
-        draw = torch.Generator().manual_seed(0)
-
-        def record(block: int, side: int, x: Tensor) -> None:
-            rows = x.reshape(-1, x.shape[-1])
-            share = min(1.0, MOMENT_ROWS / (len(images) * self._structure.blocks[block].tokens))
-            if share < 1:
-                rows = rows[torch.randperm(len(rows), generator=draw)[: max(1, round(share * len(rows)))]]
-            moments[block][side].add(rows)
-
-        self._read(record, images, 32)
-        found = self._dependences(images[:DEPENDENCE_IMAGES]) if "dependence" in kinds else [None] * len(moments)
-        return Statistics(
-            tuple(
-                BlockStatistics(heads.statistics(), neurons.statistics(), dependence=one)
-                for (heads, neurons), one in zip(moments, found, strict=True)
-            )
-        )
-
-    def _dependences(self, images: Tensor) -> list[Dependence]:
-        outputs = output_kernel(self.outputs(images))
-        seen: dict[tuple[int, int], Tensor] = {}
-        self._read(lambda block, side, x: seen.update({(block, side): x}), images, len(images))
-        found = []
-        for i, block in enumerate(self._structure.blocks):
-            assert block.attention is not None
-            heads = seen[i, 0].reshape(len(images), -1, block.attention.heads, block.attention.v_dim).mean(-1)
-            neurons = seen[i, 1].reshape(len(images), -1, seen[i, 1].shape[-1])
-            found.append(dependence(heads, neurons, outputs))
-        return found
-
-    def _read(self, record: Callable[[int, int, Tensor], None], images: Tensor, batch: int) -> None:
-        """Calls record(block, side, x) with what enters projections (side 0) and second layers of MLPs (side 1), members
-        slowest in the last dim."""
+    def _watch(
+        self, record: Callable[[int, int, Tensor], None], images: Tensor, batch: int = 32,
+        paths: tuple[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """What enters projections (side 0) and second layers of MLPs (side 1), members slowest in the last dim."""
+        assert paths is None, "the inputs of other layers are not among the kinds of a graph"
         watched = {}
         for i, block in enumerate(self._blocks):
             for side, half in enumerate((block.heads, block.neurons)):
@@ -177,21 +145,18 @@ class GraphNetwork(TorchNetwork):
         """Per member one row: the norms of what makes it, by input. (members, 1)."""
         total = torch.zeros(half.atom.size)
         for maker in half.makers:
-            weight = next(
-                (one for one in maker.all_input_nodes if one.op == "get_attr" and one in self._weights(maker)), None
+            weights = (
+                one for one in maker.all_input_nodes if one.op == "get_attr" and one in self._traced.tracer.weights
             )
+            weight = next(weights, None)
             if weight is None:
                 continue
-            tensor = _attribute(self._traced.graph, weight)
+            tensor = stored(self._traced.graph, weight).detach()
             for axis, dim in enumerate(self._traced.dims(weight)):
-                if half.atom in leaves(dim):
+                if half.atom in dim:
                     rows = (tensor**2).sum([i for i in range(tensor.ndim) if i != axis])
-                    for member in range(half.atom.size):
-                        total[member] += rows[places(dim, {half.atom: [member]})].sum()
+                    total += rows[by_members(dim, half.atom)].reshape(half.atom.size, -1).sum(1)
         return _linear(total.sqrt()[:, None], None)
-
-    def _weights(self, node: Node) -> set[Node]:
-        return {one for one in node.all_input_nodes if one in self._traced.tracer.weights}
 
     def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
         export_onnx(self.module, self._structure.image, self.preprocessing, path, batch)
@@ -219,32 +184,24 @@ class _Reader(Interpreter):
 
 def member_columns(traced: Traced, half: Half) -> list[int]:
     """The inputs of a half's reader, member by member."""
-    dim = leaves(traced.tracer.contractions[half.reader][0])
-    return [column for member in range(half.atom.size) for column in places(dim, {half.atom: [member]})]
+    return by_members(leaves(traced.tracer.contractions[half.reader][0]), half.atom)
 
 
 def reader_weight(graph: GraphModule, reader: Node) -> tuple[Tensor, Tensor | None]:
     """(outputs, inputs) and the bias."""
-    weight = _attribute(graph, reader.args[1])
+    weight = stored(graph, reader.args[1]).detach()
     bias = reader.args[2] if len(reader.args) > 2 else reader.kwargs.get("bias")
     turned = weight.T if "matmul" in str(reader.target) else weight.flatten(1)
-    return turned, _attribute(graph, bias) if isinstance(bias, Node) else None
+    return turned, stored(graph, bias).detach() if isinstance(bias, Node) else None
 
 
 def write_reader(graph: GraphModule, reader: Node, weight: Tensor, bias: Tensor | None) -> None:
     with torch.no_grad():
-        target = _attribute(graph, reader.args[1])
+        target = stored(graph, reader.args[1])
         target.copy_((weight.T if "matmul" in str(reader.target) else weight).reshape(target.shape))
         if bias is not None:
             place = reader.args[2] if len(reader.args) > 2 else reader.kwargs["bias"]
-            _attribute(graph, place).copy_(bias)
-
-
-def _attribute(graph: GraphModule, node: Any) -> Tensor:
-    owner, _, name = str(node.target).rpartition(".")
-    found = getattr(graph.get_submodule(owner), name)
-    assert isinstance(found, Tensor)
-    return found.detach()
+            stored(graph, place).copy_(bias)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -15,13 +15,11 @@ aten = torch.ops.aten
 def linear(tracer: Tracer, node: Node) -> Dims:
     x, weight = tracer.of(node.args[0]), tracer.of(node.args[1])
     unify(x[-1], weight[1])
-    made = leaves(weight[0])
     bias = argument(node, 2, "bias")
     if bias is not None:
         unify(weight[0], tracer.of(bias)[0])
-        made = leaves(weight[0])
     tracer.contractions[node] = (weight[1], weight[0])
-    return [*x[:-1], made]
+    return [*x[:-1], leaves(weight[0])]
 
 
 @rule(aten.matmul, aten.bmm, aten.mm)

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 import models.graph.rules  # noqa: F401  # they make themselves known
 from models.graph.atoms import Atom, Dim, leaves, places
-from models.graph.capture import BATCH, sizes_of
+from models.graph.capture import BATCH, sizes_of, stored
 from models.graph.resize import write_sizes
 from models.graph.tracer import Tracer
 
@@ -39,7 +39,7 @@ class Traced:
         small = copy.deepcopy(self.graph)
         chosen = dict(kept)
         for target, node in _weights(self.graph).items():
-            tensor = _tensor(small, target)
+            tensor = stored(small, node).detach()
             for axis, dim in enumerate(self.dims(node)):
                 if any(atom in chosen for atom in leaves(dim)):
                     tensor = tensor.index_select(axis, torch.tensor(places(dim, chosen)))
@@ -65,13 +65,6 @@ def trace(graph: GraphModule, image: tuple[int, int, int], batch: int = BATCH) -
 def _weights(graph: GraphModule) -> dict[str, Node]:
     """Tensors that a graph reads, each with one of the nodes that do."""
     return {str(node.target): node for node in graph.graph.nodes if node.op == "get_attr"}
-
-
-def _tensor(graph: GraphModule, target: str) -> Tensor:
-    owner, _, name = target.rpartition(".")
-    found = getattr(graph.get_submodule(owner), name)
-    assert isinstance(found, Tensor)
-    return found.detach()
 
 
 def _replace(graph: GraphModule, target: str, tensor: Tensor) -> None:

@@ -90,13 +90,19 @@ def test_a_lost_device_is_waited_for_and_then_named(
     assert mailbox.oldest() is None, "nobody waits for it any more"
 
 
+def measuring(files: list[Path]) -> tuple[threading.Thread, list[Any]]:
+    """Waits for the agent in a thread of its own, and what it gets."""
+    found: list[Any] = []
+    waiting = threading.Thread(target=lambda: found.extend(RemoteMeter("agent-a", Setting()).measure(files, EFFORT)))
+    waiting.start()
+    return waiting, found
+
+
 def test_a_device_that_comes_back_in_time_is_no_error(
     mailbox: Mailbox, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PATIENCE, "30")
-    found: list[Any] = []
-    waiting = threading.Thread(target=lambda: found.extend(RemoteMeter("agent-a", Setting()).measure(files, EFFORT)))
-    waiting.start()
+    waiting, found = measuring(files)
     time.sleep(0.5)
     assert not found
     with answering(mailbox, {"samples_ms": [[[2.0]] * 3, [[1.0]] * 3]}):
@@ -109,9 +115,7 @@ def test_a_clock_that_jumps_loses_neither_the_device_nor_the_task(
 ) -> None:
     """To the new time of day the agent has been silent for hours, and the task was abandoned hours ago."""
     monkeypatch.setenv(PATIENCE, "30")
-    found: list[Any] = []
-    waiting = threading.Thread(target=lambda: found.extend(RemoteMeter("agent-a", Setting()).measure(files, EFFORT)))
-    waiting.start()
+    waiting, found = measuring(files)
     thrown_away = wait_until(mailbox.oldest, "the task").id
     hours_ago = time.time() - 3 * 3600
     os.utime(mailbox._folder / "seen", (hours_ago, hours_ago))
