@@ -8,6 +8,7 @@ from pydantic.json_schema import models_json_schema
 
 from service.links import add_links
 from service.problems import PROBLEM_TYPE
+from service.rate_limit import FREE
 from service.schemas import DatasetRequest, ModelRequest, Problem
 
 DESCRIPTION = """
@@ -45,7 +46,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         add_links(schema)
         schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"token": []}]
-        schema["paths"]["/healthz"]["get"]["security"] = []
+        for path in FREE:
+            schema["paths"][path]["get"]["security"] = []
         schema["components"]["schemas"].pop("HTTPValidationError", None)
         schema["components"]["schemas"].pop("ValidationError", None)
         app.openapi_schema = schema
@@ -72,7 +74,7 @@ def _correct_problems(operation: dict[str, Any], method: str, path: str) -> None
 
 def _possible(status: int, method: str, path: str) -> bool:
     if status in (401, 403):
-        return path != "/healthz"
+        return path not in FREE
     if status == 404:
         return "{" in path
     if status == 409 and path.startswith("/v1/agents/"):

@@ -13,7 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import TooMany
 from service.problems import HEADERS, answer
 
-FREE = ("/healthz",)
+FREE = ("/healthz", "/livez")
+"""For those who watch the server: without a token, as often as they like."""
 WINDOW_S = 60.0
 
 

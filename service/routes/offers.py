@@ -1,4 +1,4 @@
-"""/v1/devices, /v1/methods and /healthz: what this server offers, and whether it works."""
+"""/v1/devices, /v1/methods, /livez and /healthz: what this server offers, and whether it works."""
 
 import json
 from typing import Annotated, Any
@@ -63,6 +63,11 @@ def list_methods(service: ServiceOf, _caller: Reader) -> MethodList:
 def metrics(request: Request, _caller: Reader) -> Response:
     """For Prometheus: requests, jobs by status, trials, free space."""
     return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/livez", status_code=204)
+def live() -> None:
+    """That the server answers at all: a database that is away is not mended by starting it again."""
 
 
 @router.get("/healthz")

@@ -76,6 +76,7 @@ def test_openapi_lists_the_whole_interface(web: TestClient) -> None:
             "GET /v1/methods",
             "GET /metrics",
             "GET /healthz",
+            "GET /livez",
             "GET /v1/jobs/{job_id}/events",
             "GET /v1/jobs/{job_id}/log",
         ),

@@ -171,6 +171,7 @@ def test_while_the_database_is_away_requests_are_asked_to_come_again(
             answer = web.get(path)
             problem(answer, 503, "database-away")
             assert answer.headers["Retry-After"] == "5"
+        assert web.get("/livez").status_code == 204, "starting the server again would mend nothing"
         outage.start()
         assert web.get("/v1/jobs").status_code == 200
         assert web.app.state.service.runner.alive  # type: ignore[attr-defined]

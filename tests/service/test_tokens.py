@@ -50,7 +50,7 @@ def test_every_address_asks_for_a_token(web: TestClient) -> None:
         answer = web.request(method, filled(path))
         problem(answer, 401, "unauthorized")
         assert answer.headers["WWW-Authenticate"] == "Bearer", path
-    assert web.get("/healthz").status_code == 200
+    assert web.get("/healthz").status_code == 200 and web.get("/livez").status_code == 204
 
 
 def test_reading_does_not_allow_to_change_anything(web: TestClient) -> None:

@@ -54,4 +54,4 @@ def test_requests_beyond_the_rate_are_refused_but_health_is_not(strict: TestClie
     problem(answers[5], 429, "too-many")
     assert "Retry-After" in answers[5].headers
     assert strict.get("/v1/methods", headers={"Authorization": "Bearer vft_other"}).status_code == 401, "its own count"
-    assert strict.get("/healthz").status_code == 200
+    assert strict.get("/healthz").status_code == 200 and strict.get("/livez").status_code == 204
