@@ -54,7 +54,7 @@ class Cluster:
 
     def __init__(self, address: str, resources: TrialResources, check: Check) -> None:
         """Raises: ClusterUnavailable when it does not answer; ClusterUnfit; what `check` raises."""
-        self._ray = _connected(address, check)
+        self._ray = connected(address, check)
         self._check, self._resources, self._needs = check, resources, _named(resources)
         self._ray.cloudpickle.register_pickle_by_value(node)
         self._expected = node.versions()
@@ -200,8 +200,8 @@ class OnCluster:
         self._running = []
 
 
-def _connected(address: str, check: Check) -> Any:
-    """The module `ray`, connected."""
+def connected(address: str, check: Check) -> Any:
+    """The module `ray`, connected. Raises: ClusterUnavailable; what `check` raises."""
     if find_spec("ray") is None:
         raise ClusterUnavailable(
             f"VITFIT_RAY is {address!r}, but Ray is not installed. Run pip install 'vitfit-server[ray]', or unset VITFIT_RAY."

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from fastapi import Depends, Request
 
 from service.agents import Agents
+from service.cluster_runner import ClusterRunner
 from service.device_shelf import DeviceShelf
 from service.engine import Catalog, catalog, validate_command
 from service.jobs import Jobs
@@ -72,7 +73,7 @@ class Service:
         retention = Retention(
             store, folder, storage, settings.keep_days, settings.quota_bytes, settings.keep_free_bytes
         )
-        runner = Runner(
+        runner = (ClusterRunner if settings.ray_jobs else Runner)(
             settings,
             folder,
             storage,

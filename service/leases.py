@@ -78,6 +78,11 @@ class Leases:
             self._renewals.look((job.id, job.fence), job.lease_expires_at)  # what changes from now on is a renewal
             return Lease(job.id, job.fence, job.request_id)
 
+    def queued(self) -> int:
+        """How many jobs wait for a worker."""
+        with self._store.read() as session:
+            return session.scalar(select(func.count()).where(JobRow.status == "queued")) or 0
+
     def job(self, lease: Lease) -> JobRow:
         """The row. Raises: Fenced."""
         with self._store.read() as session:

@@ -59,3 +59,12 @@ def trial(expected: dict[str, str], shared: list[Any], policy: dict[str, Any], t
 
         loaded, cluster_task.agreed = cluster_task, expected
     return loaded.evaluated(shared[0], policy, threads)
+
+
+def job(expected: dict[str, str], environment: dict[str, str]) -> Any:
+    """Whether there was a queued job, which this node has then seen through; or the list of the node's other versions."""
+    if found := differences(expected, versions()):
+        return found
+    from service import cluster_job
+
+    return cluster_job.run(environment)

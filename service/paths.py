@@ -122,6 +122,11 @@ def log_key(job_id: str) -> str:
     return f"jobs/{job_id}/log"
 
 
+def waits_file(folder: DataFolder) -> Path:
+    """Says why queued jobs wait for a cluster; not there when they do not."""
+    return folder.root / "cluster-waits.txt"
+
+
 def tail(path: Path, count: int) -> str:
     """At most so many of the last bytes of a text file, from the start of a line; empty when there is none."""
     try:

@@ -111,17 +111,38 @@ class Runner:
                 self._stopping.wait(AWAY_POLL_S)
             self._wake.wait(POLL_S)
             self._wake.clear()
+        self._let_go()
+
+    def work(self) -> bool:
+        """One queued job, in the caller's thread, to the end of this attempt; False: there was none. An interrupt gives it back.
+
+        Raises: Away before there is a job."""
+        try:
+            self._fill()
+            found = bool(self._workers)
+            while self._workers:
+                self._stopping.wait(POLL_S)
+                with contextlib.suppress(Away):
+                    self._watch_all()
+            return found
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
         for worker in self._workers:
             with about(worker.lease):
                 self._stop_worker(worker)
 
     def _tick(self) -> None:
         """Raises: Away."""
+        self._watch_all()
+        for step in (self._end_overdue, self._sweep, self._fill):
+            self._carefully(step)
+
+    def _watch_all(self) -> None:
         for worker in list(self._workers):
             with about(worker.lease):
                 self._carefully(self._watch, worker)
-        for step in (self._end_overdue, self._sweep, self._fill):
-            self._carefully(step)
 
     def _carefully(self, step: Callable[..., None], *arguments: Worker) -> None:
         """One step: what fails, for want of disk perhaps, hinders no other, and may succeed next time. Raises: Away."""

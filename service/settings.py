@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -92,6 +92,20 @@ class Settings(BaseSettings):
         description="Trials run on this Ray cluster: auto (the one that this machine is a node of), or an address.",
     )
 
+    ray_jobs: bool = Field(
+        default=False,
+        description="Whole jobs run on nodes of the Ray cluster that offer vitfit_jobs, not on this machine.",
+    )
+
+    @model_validator(mode="after")
+    def _nodes_can_reach_everything(self) -> Self:
+        if self.ray_jobs and None in (self.ray, self.database_url, self.storage_url):
+            raise ValueError(
+                "ray_jobs: jobs on other machines need a cluster (VITFIT_RAY), PostgreSQL (VITFIT_DATABASE_URL) and a bucket "
+                "(VITFIT_STORAGE_URL)"
+            )
+        return self
+
     @field_validator("allowed_roots", mode="before")
     @classmethod
     def _split_folders(cls, value: Any) -> Any:
@@ -121,13 +135,16 @@ class Settings(BaseSettings):
         return DataFolder(self.data).database if url is None else make_url(url.get_secret_value())
 
     def worker_environment(self) -> dict[str, str]:
-        """The variables that give a worker the settings of its server."""
+        """The variables that give a process that works on jobs the settings of its server."""
         roots = os.pathsep.join(map(str, self.allowed_roots))
         values = {
             "ENGINE": self.engine,
             "LEASE_S": str(self.lease_s),
             "ALLOWED_ROOTS": roots,
             "LOG_FORMAT": self.log_format,
+            "WORKERS": str(self.workers),
+            "MAX_CRASHES": str(self.max_crashes),
+            "MOST_RUNNING": str(self.most_running),
         }
         values |= {"DEVICES": str(DataFolder(self.data).devices), "PATIENCE_S": str(self.patience_s)}
         if self.database_url is not None:

@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     logs.bind(job_id=options.job)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` clauses run
     if options.parent_pipe is not None:
-        threading.Thread(target=_die_with_parent, args=(options.parent_pipe,), daemon=True).start()
+        threading.Thread(target=die_with_parent, args=(options.parent_pipe,), daemon=True).start()
     folder = DataFolder(settings.data)
     store = Store(settings.database)
     leases, lease = Leases(store, settings.lease_s), Lease(options.job, options.fence)
@@ -151,7 +151,7 @@ class Heartbeat:
                 wait_s = min(self._pause_s, RETRY_S)
 
 
-def _die_with_parent(pipe: int) -> None:
+def die_with_parent(pipe: int) -> None:
     """Nobody writes to the pipe: reading returns when its other end, the server, is gone."""
     os.read(pipe, 1)
     log.warning("the server has died")

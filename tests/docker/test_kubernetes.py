@@ -1,5 +1,6 @@
 """The Kubernetes manifest follows the schemas, and names what exists."""
 
+import json
 import re
 import shlex
 import tomllib
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from service.dispatcher import PLACE
 from service.settings import PREFIX, Settings
 from tests.docker.dockerfile import read_dockerfile
 
@@ -91,7 +93,9 @@ def test_servers_and_nodes_are_of_one_image_and_of_the_pinned_ray(manifest: dict
 
 
 def test_nothing_runs_as_root_or_with_rights_of_its_own(manifest: dict[str, dict[str, Any]]) -> None:
-    (user,) = (i.text for i in read_dockerfile(ROOT / "docker" / "Dockerfile") if i.name == "RUN" and "useradd" in i.text)
+    (user,) = (
+        i.text for i in read_dockerfile(ROOT / "docker" / "Dockerfile") if i.name == "RUN" and "useradd" in i.text
+    )
     for name, template in pod_templates(manifest).items():
         pod = template["spec"]
         assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"], name
@@ -115,7 +119,7 @@ def test_the_server_is_told_settings_that_exist_and_secrets_come_from_the_secret
             assert name.removeprefix(PREFIX).lower() in Settings.model_fields
             monkeypatch.setenv(name, value)
     settings = Settings()
-    assert settings.ray == "auto" and settings.storage_url == "s3://vitfit" and settings.log_format == "json"
+    assert settings.ray == "auto" and settings.ray_jobs and settings.storage_url == "s3://vitfit" and settings.log_format == "json"
     assert not secret.keys() & plain.keys() and "AWS_SECRET_ACCESS_KEY" in secret
 
 
@@ -137,8 +141,9 @@ def test_the_server_joins_the_cluster_that_the_manifest_makes(manifest: dict[str
     assert mounts == volumes | claims
 
 
-def test_probes_of_nodes_ask_ports_that_are_open(manifest: dict[str, dict[str, Any]]) -> None:
+def test_nodes_take_jobs_and_their_probes_ask_ports_that_are_open(manifest: dict[str, dict[str, Any]]) -> None:
     cluster = cluster_of(manifest)
+    assert any(json.loads(json.loads(g.rayStartParams["resources"])).get(PLACE) for g in cluster.workerGroupSpecs)
     for group in cluster.workerGroupSpecs:
         (node,) = group.template["spec"]["containers"]
         for probe in ("readinessProbe", "livenessProbe"):

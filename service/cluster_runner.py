@@ -1,0 +1,70 @@
+"""The server's side when whole jobs run on a Ray cluster: it keeps a dispatcher alive, and watches leases as ever.
+
+The dispatcher (service/dispatcher.py) is a process of its own, because Ray ends a process that has lost its cluster.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+
+from service.paths import waits_file
+from service.processes import child_environment, end_group
+from service.runner import Runner
+
+log = logging.getLogger("vitfit.runner")
+AGAIN_S = 5.0
+"""Between two starts of a dispatcher."""
+GOODBYE_S = 5.0
+"""For the jobs of a server that stops to be given back."""
+
+
+class ClusterRunner(Runner):
+    """Runs nothing on this machine."""
+
+    _dispatcher: "subprocess.Popen[bytes] | None" = None
+    _life = -1
+    _started_at = float("-inf")
+
+    def _fill(self) -> None:
+        file = waits_file(self._folder)
+        self.waits = file.read_text() if file.exists() else None
+        if self._dispatcher is not None and self._dispatcher.poll() is not None:
+            log.warning("the dispatcher ended with status %d", self._dispatcher.returncode)
+            self._forget()
+        if self._dispatcher is None and time.monotonic() - self._started_at > AGAIN_S and not self._stopping.is_set():
+            self._start()
+
+    def _start(self) -> None:
+        theirs, ours = os.pipe()
+        command = [
+            sys.executable,
+            "-m",
+            "service.dispatcher",
+            "--data",
+            str(self._folder.root),
+            "--parent-pipe",
+            str(theirs),
+        ]
+        self._started_at = time.monotonic()
+        try:
+            self._dispatcher = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=(theirs,),
+                env=child_environment(self._settings.worker_environment()),
+            )  # fmt: skip
+        except OSError:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
+        self._life = ours
+
+    def _forget(self) -> None:
+        os.close(self._life)
+        self._dispatcher = None
+
+    def _let_go(self) -> None:
+        if self._dispatcher is not None:
+            end_group(self._dispatcher, GOODBYE_S)
+            self._forget()
