@@ -111,16 +111,16 @@ class Soak:
             return False
         if way == "kill a worker":
             self._remember()
-            return _signalled(self._draw.choice(workers), signal.SIGKILL)
+            return signalled(self._draw.choice(workers), signal.SIGKILL)
         elif way == "kill a measuring child":
             return self._kill_child()
         elif way == "a worker sleeps":
             pid = self._draw.choice(workers)
-            if not _signalled(pid, signal.SIGSTOP):
+            if not signalled(pid, signal.SIGSTOP):
                 return False
             time.sleep(LEASE_S + 2)
             self._remember()
-            _signalled(pid, signal.SIGCONT)  # unless its server has killed it already
+            signalled(pid, signal.SIGCONT)  # unless its server has killed it already
         elif way == "cut the power":
             self._cut()
         else:
@@ -136,12 +136,12 @@ class Soak:
             return False
         child = self._draw.choice(doomed)
         self._killed[parent_of(child)] += 1
-        return _signalled(child, signal.SIGKILL)
+        return signalled(child, signal.SIGKILL)
 
     def _cut(self) -> None:
         while running := processes(str(self._folder)):  # one that was just being started is not in the first list
             for pid in running:
-                _signalled(pid, signal.SIGKILL)
+                signalled(pid, signal.SIGKILL)
             time.sleep(0.02)
         self._server.end(signal.SIGKILL)
         self._copies += 1
@@ -200,7 +200,7 @@ def parent_of(pid: int) -> int:
         return 0
 
 
-def _signalled(pid: int, number: signal.Signals) -> bool:
+def signalled(pid: int, number: signal.Signals) -> bool:
     """False: it has ended by itself meanwhile."""
     try:
         os.kill(pid, number)
