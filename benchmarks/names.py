@@ -13,9 +13,9 @@ import argparse
 import collections
 import itertools
 import json
+import multiprocessing
 import resource
-import subprocess
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +61,32 @@ def _rows(stored: Path) -> list[dict[str, Any]]:
 
 
 def _one(name: str, whole: bool, memory: int) -> dict[str, Any]:
-    """What benchmarks.one_name says, or why it could not."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory << 30, memory << 30))
-
-    command = [sys.executable, "-m", "benchmarks.one_name", name, *(["--whole"] if whole else [])]
+    """What a process of its own says, or why it could not. Processes are forked from one that has loaded the libraries."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.one_name"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_tell, args=(theirs, name, whole, memory))
+    process.start()
+    theirs.close()
+    why = f"not done in {SECONDS} s"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, preexec_fn=limit, check=False)
-        row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except subprocess.TimeoutExpired:
-        row = {"name": name, "works": False, "reasons": [f"not done in {SECONDS} s"]}
-    except (IndexError, ValueError):
-        row = {"name": name, "works": False, "reasons": [f"stopped: {done.stderr.strip().splitlines()[-1:]}"]}
-    return row
+        if ours.poll(SECONDS):
+            row: dict[str, Any] = ours.recv()
+            return row
+    except EOFError:
+        process.join()
+        why = f"stopped with status {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+    return {"name": name, "works": False, "reasons": [why]}
+
+
+def _tell(pipe: Connection, name: str, whole: bool, memory: int) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (memory << 30, memory << 30))
+    from benchmarks.one_name import row_of
+
+    pipe.send(row_of(name, whole))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -1,8 +1,6 @@
-"""One name of timm's, tried: `python -m benchmarks.one_name NAME [--whole]`. Prints one JSON object. See benchmarks/names.py."""
+"""One name of timm's, tried. See benchmarks/names.py."""
 
-import argparse
 import dataclasses
-import json
 import tempfile
 import time
 import warnings
@@ -26,23 +24,20 @@ KEEP = 0.7
 GIB = 1 << 30
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("name")
-    parser.add_argument("--whole", action="store_true")
-    options = parser.parse_args()
+def row_of(name: str, whole: bool) -> dict[str, Any]:
+    """Raises nothing: why a name does not work is in its row."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     start = time.perf_counter()
-    row: dict[str, Any] = {"name": options.name, "works": False, "reasons": []}
+    row: dict[str, Any] = {"name": name, "works": False, "reasons": []}
     try:
-        row |= tried(options.name, options.whole)
+        row |= tried(name, whole)
         row["works"] = not row["reasons"]
     except VitfitError as error:
         row["reasons"] = list(error.facts.get("reasons", [error.detail]))
     except Exception as error:  # what is not refused with a reason is a defect, and is shown as one
         row["reasons"] = [f"DEFECT {type(error).__name__}: {str(error)[:160]}"]
-    print(json.dumps({**row, "seconds": round(time.perf_counter() - start, 1)}))
+    return {**row, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def tried(name: str, whole: bool) -> dict[str, Any]:
@@ -110,7 +105,3 @@ def in_use(network: TorchNetwork) -> tuple[float, list[str]]:
         network.export(file, 1)
         parity = compare_outputs(network.outputs(images, 1), run_onnx(file, images, 1))
     return parity.max_relative, [] if parity.passed else [f"ONNX Runtime differs by {parity.max_relative:.1e}"]
-
-
-if __name__ == "__main__":
-    main()
