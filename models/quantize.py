@@ -9,6 +9,7 @@ products of activations stay in fp32.
 
 import functools
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from models.family import replace_part
 
 MARK = "int8"
+MARKED = re.compile(rf"/{MARK}(_\d+)?/")
+"""In the name of a node; the exporter numbers modules that it cannot tell apart by their names."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ def mark(module: nn.Module, layers: Iterable[nn.Linear]) -> None:
 def quantize_file(path: Path, weight_bits: int) -> None:
     """Quantises the marked products of an fp32 file, in place and at once."""
     model = onnx.load(path)
-    names = [node.name for node in model.graph.node if f"/{MARK}/" in node.name]
+    names = [node.name for node in model.graph.node if MARKED.search(node.name)]
+    if not names:  # which the quantiser would take for all
+        return
     add_pre_process_metadata(model)  # shapes and constants are folded already
     beside = path.with_suffix(".int8.part")
     quantize_dynamic(

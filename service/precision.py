@@ -1,5 +1,7 @@
 """Which precisions a job may use: each device of its budgets must run, and know, all of them."""
 
+import dataclasses
+
 from latency.devices import CUDA, describe_device, is_here, is_reachable
 from models.errors import InvalidRequest
 from models.quantize import Quantiser, saturates
@@ -26,14 +28,12 @@ def check_precisions(request: JobRequest) -> None:
 
 
 def check_quantisable(request: JobRequest, structure: Structure) -> None:
-    """Raises: InvalidRequest for a network whose linear layers are not known by their places in blocks."""
-    found_in_graph = any(
-        (block.attention and block.attention.parts) or (block.mlp and block.mlp.parts) for block in structure.blocks
-    )
-    if "int8" in request.precisions and found_in_graph:
+    """Raises: InvalidRequest for a network whose blocks have no linear layers: those are what is quantised."""
+    in_int8 = (dataclasses.replace(block, precision="int8") for block in structure.blocks)
+    if "int8" in request.precisions and not any(op.precision == "int8" for block in in_int8 for op in block.ops()):
         raise _refused(
-            request, "int8", f"the blocks of {structure.name} were found in its graph, and are quantised in known architectures only"
-        )  # fmt: skip
+            request, "int8", f"the blocks of {structure.name} are convolutions, and linear layers are quantised"
+        )
 
 
 def _check_device(request: JobRequest, device: str) -> None:

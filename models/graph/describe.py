@@ -1,7 +1,7 @@
 """A traced graph as a `Structure`: what belongs to heads and neurons as operations of one member, the rest as its stem."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
@@ -14,7 +14,7 @@ from models.graph.capture import stored
 from models.graph.halves import GraphBlock, Half
 from models.graph.products import convolution_groups, kernel
 from models.graph.trace import Traced
-from models.structure import Attention, Axis, Block, Mlp, Op, OpKind, Stage, Structure
+from models.structure import Attention, Axis, Block, Layer, Mlp, Op, OpKind, Stage, Structure
 
 aten = torch.ops.aten
 NORMS = (aten.layer_norm, aten.rms_norm, aten.batch_norm, aten.group_norm)
@@ -34,14 +34,20 @@ FIXED: tuple[Axis, ...] = ("embed", "inputs", "qk", "v", "halves")
 """Only whole heads and neurons are cut in a graph."""
 
 
-def describe_graph(traced: Traced, blocks: Sequence[GraphBlock], name: str, classes: int) -> Structure:
-    """Raises: UnsupportedModel when there is nothing to cut."""
+def describe_graph(
+    traced: Traced,
+    blocks: Sequence[GraphBlock],
+    name: str,
+    classes: int,
+    layers: Sequence[Mapping[Layer, Sequence[str]]],
+) -> Structure:
+    """layers: of each block, the nodes that are its linear layers. Raises: UnsupportedModel when there is nothing to cut."""
     if not blocks:
         raise UnsupportedModel(
             f"No attention followed by an MLP was found in {name} whose heads and neurons can be cut.",
             reasons=["no attention and MLP whose heads and neurons can be cut"],
         )
-    counted = _Counted(traced)
+    counted = _Counted(traced, {node: layer for block in layers for layer, nodes in block.items() for node in nodes})
     owner = {half.atom: half for block in blocks for half in (block.heads, block.neurons)}
     rest: list[Op] = []
     parts: dict[Atom, list[Op]] = {atom: [] for atom in owner}
@@ -92,8 +98,8 @@ def _of_one(op: Op, field: str, size: int) -> Op:
 class _Counted:
     """Operations of nodes; each weight is counted where it is first read."""
 
-    def __init__(self, traced: Traced) -> None:
-        self.traced, self.tracer = traced, traced.tracer
+    def __init__(self, traced: Traced, layers: Mapping[str, Layer]) -> None:
+        self.traced, self.tracer, self.layers = traced, traced.tracer, layers
         self.seen: set[str] = set()
 
     def ops(self, node: Node) -> list[tuple[Op, dict[Atom, str]]]:
@@ -145,12 +151,17 @@ class _Counted:
             groups, cols, inner = 1, size_of(made), size_of(over)
         rows = self._per_image(node) // max(1, groups * cols)
         op = Op(
-            "conv" if conv else "matmul", node.name, rows, cols, inner=inner, count=groups, weights=new,
+            "conv" if conv else "matmul", self._name(node), rows, cols, inner=inner, count=groups, weights=new,
             bias=with_bias and new,
         )  # fmt: skip
         scales = dict.fromkeys((atom for dim in self.tracer.of(node) for atom in leaves(dim)), "rows")
         scales |= dict.fromkeys(over, "inner")
         return op, scales | dict.fromkeys(made, "count" if groups > 1 else "cols")
+
+    def _name(self, node: Node) -> str:
+        """Of a linear layer with what it is for: only those are quantised."""
+        layer = self.layers.get(node.name)
+        return f"{node.name}.{layer}" if layer else node.name
 
     def _mixture(self, node: Node) -> tuple[Op, dict[Atom, str]]:
         dims = self.tracer.of(node)

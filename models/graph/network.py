@@ -1,7 +1,7 @@
 """The `Network` of any model whose attention and MLPs are found in its graph: heads and neurons are cut, nothing else."""
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from models.graph.atoms import by_members, leaves, places
 from models.graph.capture import BATCH, capture, stored
 from models.graph.describe import describe_graph
 from models.graph.halves import GraphBlock, Half, find_blocks
+from models.graph.layers import as_modules, linear_layers
 from models.graph.trace import Traced, trace
 from models.network import LayerWeights
 from models.plan import BlockPlan, Plan
 from models.preprocessing import Preprocessing
+from models.quantize import mark
 from models.recover import refit
 from models.rows import Form
 from models.statistics import Kind, Statistics
+from models.structure import LAYERS
 from models.torch_network import TorchNetwork
 
 KINDS: frozenset[Kind] = frozenset({"dependence"})
@@ -30,6 +33,9 @@ METHODS = "Use method 'joint' or 'mdc'."
 
 class GraphNetwork(TorchNetwork):
     """Of a dense network `module` is the captured graph, of a pruned one what was cut out of it."""
+
+    _placed: dict[str, str]
+    """Of a pruned one: where its linear layers are, by their nodes."""
 
     def __init__(
         self, module: nn.Module, name: str, preprocessing: Preprocessing, classes: int, batch: int = BATCH,
@@ -41,12 +47,13 @@ class GraphNetwork(TorchNetwork):
         try:
             self._traced = trace(graph, size, batch)
             self._blocks = find_blocks(self._traced)
+            self._layers = linear_layers(self._traced, self._blocks)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise UnsupportedModel(
                 f"{name} cannot be followed: {type(error).__name__}: {str(error)[:200]}",
                 reasons=["its graph cannot be followed"],
             ) from error
-        self._structure = describe_graph(self._traced, self._blocks, name, classes)
+        self._structure = describe_graph(self._traced, self._blocks, name, classes, self._layers)
         self.module, self.preprocessing = graph, preprocessing
         self.plan, self.class_names, self.gates, self.threshold = None, None, None, 0.5
 
@@ -111,7 +118,18 @@ class GraphNetwork(TorchNetwork):
             for block, wanted, seen in zip(self._blocks, plan.blocks, statistics.blocks, strict=True):
                 self._refit(small.module, block.heads, _heads(wanted), seen.projection)
                 self._refit(small.module, block.neurons, wanted.neurons, seen.neurons)
+        nodes = [node for layers in self._layers for some in layers.values() for node in some]
+        small._placed = as_modules(small.module, nodes)
         return small
+
+    def _int8_layers(self, module: nn.Module) -> Iterator[nn.Linear]:
+        assert self.plan is not None
+        for plan, layers in zip(self.plan.blocks, self._layers, strict=True):
+            for layer in LAYERS:
+                for node in () if layer in plan.exact else layers[layer]:
+                    found = module.get_submodule(self._placed[node])
+                    assert isinstance(found, nn.Linear)
+                    yield found
 
     def _refit(self, module: GraphModule, half: Half, kept: Sequence[int], seen: Any) -> None:
         """The reader of a half, re-fitted in closed form (models/recover.py)."""
@@ -159,7 +177,12 @@ class GraphNetwork(TorchNetwork):
         return _linear(total.sqrt()[:, None], None)
 
     def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
-        export_onnx(self.module, self._structure.image, self.preprocessing, path, batch)
+        if not self.is_int8:
+            export_onnx(self.module, self._structure.image, self.preprocessing, path, batch)
+            return
+        module = copy.deepcopy(self.module)
+        mark(module, self._int8_layers(module))
+        export_onnx(module, self._structure.image, self.preprocessing, path, batch, self.quantiser.weight_bits)
 
 
 class _Reader(Interpreter):

@@ -119,7 +119,12 @@ def test_the_server_is_told_settings_that_exist_and_secrets_come_from_the_secret
             assert name.removeprefix(PREFIX).lower() in Settings.model_fields
             monkeypatch.setenv(name, value)
     settings = Settings()
-    assert settings.ray == "auto" and settings.ray_jobs and settings.storage_url == "s3://vitfit" and settings.log_format == "json"
+    assert (
+        settings.ray == "auto"
+        and settings.ray_jobs
+        and settings.storage_url == "s3://vitfit"
+        and settings.log_format == "json"
+    )
     assert not secret.keys() & plain.keys() and "AWS_SECRET_ACCESS_KEY" in secret
 
 

@@ -84,16 +84,16 @@ def test_what_no_device_runs_or_no_method_delivers_is_refused_with_the_reason() 
             job_request(MACS, precisions=wrong)
 
 
-def test_networks_that_were_found_in_a_graph_are_refused(workshop: Workshop) -> None:
+def test_networks_whose_blocks_have_no_linear_layers_are_refused(workshop: Workshop) -> None:
     structure = open_model(workshop.model).structure
     block = structure.blocks[0]
     assert block.mlp is not None
-    parts = dataclasses.replace(block.mlp, parts=(Op("activation", "act", 4, 1, members="cols"),))
-    stage = dataclasses.replace(structure.stages[0], blocks=(dataclasses.replace(block, mlp=parts),))
+    parts = dataclasses.replace(block.mlp, parts=(Op("conv", "mix", 4, 1, inner=9, members="cols"),))
+    stage = dataclasses.replace(structure.stages[0], blocks=(dataclasses.replace(block, attention=None, mlp=parts),))
     found = dataclasses.replace(structure, stages=(stage,))
     check_quantisable(job_request(MACS, precisions=["fp32", "int8"]), structure)
     check_quantisable(job_request(MACS), found)
-    with pytest.raises(InvalidRequest, match=r"found in its graph.*Use \['fp32'\]"):
+    with pytest.raises(InvalidRequest, match=r"are convolutions.*Use \['fp32'\]"):
         check_quantisable(job_request(MACS, precisions=["fp32", "int8"]), found)
 
 
