@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from pathlib import Path
 
 from service.journal import JobFiles
 from service.processes import is_gone, whoami
+
+
+HOUR_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,11 @@ class JobFolder:
         return self.root / "log.txt"
 
     def create(self) -> None:
+        """What a killed attempt had not finished goes."""
         for folder in (self.artifacts, self.work):
             folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in folder.glob("**/*.part"):
+                unfinished.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,10 @@ class DataFolder:
         probe.unlink()
 
     def sweep(self) -> None:
-        """Delete what server processes of this machine that are gone had not finished."""
+        """Delete what processes of this machine that are gone had not finished."""
+        for unfinished in self.tables.glob("*.part"):
+            if time.time() - unfinished.stat().st_mtime > HOUR_S:  # another server's job may be writing one now
+                unfinished.unlink(missing_ok=True)
         for folder in self.uploads.iterdir():
             if is_gone(folder.name.replace("_", "/")):
                 shutil.rmtree(folder, ignore_errors=True)

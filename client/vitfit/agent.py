@@ -27,7 +27,6 @@ WAIT_S = 25.0
 BEAT_S = 20.0
 """While it measures: that it is alive."""
 CACHE_BYTES = 2 * 2**30
-MEASURE_S = 1800.0
 MEASURING = (sys.executable, "-m", "vitfit.measuring")
 Said = Callable[[str], None]
 log = logging.getLogger("vitfit.agent")
@@ -159,7 +158,7 @@ class Agent:
 def measured(command: Sequence[str], request: dict[str, Any]) -> dict[str, Any]:
     """{"samples_ms": ...} or {"refused": why}."""
     try:
-        return ask(command, request, MEASURE_S)
+        return ask(command, request)
     except ChildFailed as error:
         return {"refused": f"the measuring process failed: {error}"[:1000]}
 

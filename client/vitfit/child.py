@@ -12,6 +12,8 @@ from typing import Any, Final
 STARTS: Final = 3
 """A child that something kills (a person, or the system for want of memory) is started so often in all."""
 ASKED_BY: Final = "VITFIT_ASKED_BY"
+LONGEST_S: Final = 1800.0
+"""Of one start: many times what a measurement takes. A child that hangs must not hold the machine's measuring lease for ever."""
 PR_SET_PDEATHSIG: Final = 1
 
 
@@ -19,7 +21,7 @@ class ChildFailed(Exception):
     """It died, or took too long; the last thing that it said."""
 
 
-def ask(command: Sequence[str], request: Mapping[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
+def ask(command: Sequence[str], request: Mapping[str, Any], timeout_s: float = LONGEST_S) -> dict[str, Any]:
     """timeout_s: of one start. Raises: ChildFailed."""
     environment = {**os.environ, ASKED_BY: str(os.getpid())}
     for _ in range(STARTS):

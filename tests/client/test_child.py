@@ -40,6 +40,11 @@ def test_a_child_that_fails_by_itself_is_not_asked_again_and_half_an_answer_is_n
         ask([sys.executable, "-c", "print('{\"half', end='')"], {})
 
 
+def test_a_child_that_hangs_is_given_up() -> None:
+    with pytest.raises(ChildFailed, match=r"longer than 0\.5 s"):
+        ask([sys.executable, "-c", "import time; time.sleep(600)"], {}, 0.5)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
 def test_a_child_dies_with_whoever_asked(tmp_path: Path) -> None:
     told = tmp_path / "pid"

@@ -3,8 +3,10 @@
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
+from service.paths import HOUR_S, DataFolder
 from tests.service.running import Server, is_alive, wait_until
 
 
@@ -17,11 +19,24 @@ def finished_once(server: Server, job_id: str, finished: list[int]) -> bool:
 def test_a_killed_worker_goes_on_from_its_last_finished_trial(own_server: Server) -> None:
     job = own_server.submit(own_server.model(), trials=6)
     finished = own_server.wait_for_trials(job, 2)
+    half = own_server.data / "jobs" / job / "work" / "probe3.onnx.99.part"
+    half.write_bytes(b"as the killed process left it")
     os.kill(own_server.evaluated(job)[-1][1], signal.SIGKILL)
     done = own_server.wait(job)
     assert (done["status"], done["attempt"]) == ("succeeded", 2)
     assert own_server.trials(job) == [0, 1, 2, 3, 4, 5]
-    assert finished_once(own_server, job, finished)
+    assert finished_once(own_server, job, finished) and not half.exists()
+
+
+def test_tables_that_nobody_finishes_any_more_go(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    folder.create()
+    old, new = folder.tables / "old.json.1.part", folder.tables / "new.json.2.part"
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (0, time.time() - 2 * HOUR_S))
+    folder.sweep()
+    assert not old.exists() and new.exists()
 
 
 def test_a_killed_server_takes_its_worker_along_and_the_job_goes_on_after_a_restart(own_server: Server) -> None:
