@@ -11,7 +11,6 @@ from pathlib import Path
 from service.journal import JobFiles
 from service.processes import is_gone, whoami
 
-
 HOUR_S = 3600.0
 
 
