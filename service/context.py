@@ -66,7 +66,7 @@ class Service:
         patiently(storage.check, settings.patience_s)
         jobs, library, engine = Jobs(store, settings.most_unfinished), Library(store, storage), catalog(settings.engine)
         shelf = DeviceShelf(store, folder.devices, folder.tables, engine.devices)
-        offered = Catalog(shelf.all, engine.methods)
+        offered = Catalog(engine.devices if settings.ray_jobs else shelf.all, engine.methods)
         if validator is None:
             validator = Validator(validate_command(settings.engine), environment=settings.worker_environment())
         submissions = Submissions(settings, jobs, library, offered, validator)

@@ -94,7 +94,7 @@ def environment(settings: Settings, cluster: str) -> dict[str, str]:
     """For a node's process: the server's settings, but for the folder, which is the node's own."""
     found = {name: value for name, value in os.environ.items() if name.startswith(BUCKET)}
     found |= settings.worker_environment() | {f"{PREFIX}RAY": cluster}
-    del found[f"{PREFIX}DEVICES"]
+    found.pop(f"{PREFIX}DEVICES", None)  # of the server's machine
     return found
 
 

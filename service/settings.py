@@ -146,7 +146,9 @@ class Settings(BaseSettings):
             "MAX_CRASHES": str(self.max_crashes),
             "MOST_RUNNING": str(self.most_running),
         }
-        values |= {"DEVICES": str(DataFolder(self.data).devices), "PATIENCE_S": str(self.patience_s)}
+        values["PATIENCE_S"] = str(self.patience_s)
+        if not self.ray_jobs:  # what users added is on this machine only
+            values["DEVICES"] = str(DataFolder(self.data).devices)
         if self.database_url is not None:
             values["DATABASE_URL"] = self.database_url.get_secret_value()
         if self.storage_url is not None:

@@ -1,15 +1,19 @@
 """What is said of a cluster before work starts, without one."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from models.errors import Canceled, InvalidRequest
 from service import node
 from service.cluster import Cluster, check_resources
+from service.dispatcher import environment
 from service.errors import ClusterUnavailable
 from service.request import TrialResources
+from service.settings import Settings
 from tests.service.small_jobs import job_request
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -50,3 +54,24 @@ def test_resources_of_a_cluster_where_there_is_none_are_refused() -> None:
         check_resources(request, None)
     check_resources(request, "auto")
     check_resources(job_request({"metric": "macs_keep", "limit": 0.5}, parallel_trials=4), None)
+
+
+def test_a_server_whose_jobs_run_elsewhere_offers_no_devices_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    here = Settings(data=tmp_path)
+    elsewhere = Settings(
+        data=tmp_path, ray="auto", ray_jobs=True, database_url="postgresql://db/vitfit", storage_url="s3://bucket"
+    )
+    assert "VITFIT_DEVICES" in here.worker_environment() and "VITFIT_DEVICES" not in elsewhere.worker_environment()
+    told = environment(elsewhere, "10.0.0.1:6379")
+    assert told["VITFIT_RAY"] == "10.0.0.1:6379" and told["VITFIT_DATABASE_URL"].startswith("postgresql://")
+    assert "VITFIT_DEVICES" not in told and "VITFIT_DATA" not in told and told["AWS_ACCESS_KEY_ID"] == "key"
+
+
+@pytest.mark.parametrize("missing", ["ray", "database_url", "storage_url"])
+def test_jobs_on_nodes_need_a_cluster_a_database_and_a_bucket(tmp_path: Path, missing: str) -> None:
+    whole = {"ray": "auto", "database_url": "postgresql://db/vitfit", "storage_url": "s3://bucket", missing: None}
+    with pytest.raises(ValidationError, match=r"VITFIT_RAY.*VITFIT_DATABASE_URL.*VITFIT_STORAGE_URL"):
+        Settings(data=tmp_path, ray_jobs=True, **whole)  # type: ignore[arg-type]
