@@ -126,14 +126,14 @@ class Team:
                 print(f"{killed + 1} of {kills}: {way}", flush=True)
                 if (killed + 1) % KILLS_BETWEEN == 0:
                     done[self._outage()] += 1
-        states = self._wait()
+        states, begun = self._wait(), self._begun()
         found = {
             "done": dict(done),
             "jobs": len(self._jobs),
             "lost": {job: state for job, state in states.items() if state != "succeeded"},
             "ended twice": [job for job, ends in self._ends().items() if ends != 1],
             "files missing": [job for job in self._jobs if not self._has_files(job)],
-            "trials run again": [key for key, times in self._finished.items() if self._begun()[key] != times],
+            "trials run again": [key for key, times in self._finished.items() if begun[key] != times],
             "ran on": {
                 name: len(list((self._folder / name).glob("**/evaluated.txt"))) for name in (*self._servers, *NODES)
             },

@@ -53,7 +53,7 @@ class Example:
     def run(self, variables: dict[str, str], folder: Path) -> Answer:
         """The answer of the server at `$S`. Files that the command names are looked for in `folder`."""
         headers = folder / "headers.txt"
-        silent = f'curl() {{ command curl -sS --max-time 60 -D "{headers}" "$@"; }}\n'
+        silent = f'curl() {{ command curl -sS --max-time 300 -D "{headers}" "$@"; }}\n'
         done = subprocess.run(
             ["bash", "-euc", silent + self.command], cwd=folder, capture_output=True, env={**os.environ, **variables}
         )
