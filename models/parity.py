@@ -5,7 +5,7 @@ the difference is arithmetic; free, the delivered file runs as it is and images 
 
 An 8-bit file rounds everything to 256 steps, and a difference in the seventh digit may become one of a step: no bound on
 logits holds. So the network is compared before it is quantised, by the same rule as any other; and the quantised file
-with the arithmetic that it is meant to have (models/emulated.py), by its answers.
+with the arithmetic that it is meant to have (models/emulated.py), by its answers, with its own tokens and with given ones.
 """
 
 import copy
@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from models.data import Batch
+from models.emulated import emulated
 from models.evaluate import correct, same_answer
 from models.export import INPUT, OPSET, OUTPUT, Parity, compare_outputs, run_onnx
+from models.quantize import mark, quantize_file
 from models.record import Record
 from models.reduction import TokenReduction
 from models.torch_network import TorchNetwork
@@ -43,11 +45,17 @@ class QuantisedParity(Record):
     max_relative: float
     accuracy_file: float | None
     accuracy_emulated: float | None
+    forced_same_answers: float | None = None
+    """As same_answers, of EXACT_IMAGES images at most, with the tokens given that the emulation keeps; None where all stay."""
+    flipped_sets: int | None = None
+    """Of these images, those of which the file and its emulation keep different tokens."""
 
     @property
     def passed(self) -> bool:
         apart = abs((self.accuracy_file or 0.0) - (self.accuracy_emulated or 0.0))
-        return enough_same(self.same_answers, self.clear) and apart <= max(ACCURACY, 1.01 / self.images)
+        same = enough_same(self.same_answers, self.clear) and apart <= max(ACCURACY, 1.01 / self.images)
+        forced = self.forced_same_answers
+        return same and (forced is None or enough_same(forced, min(self.clear, EXACT_IMAGES)))
 
 
 @dataclass(frozen=True)
@@ -87,9 +95,31 @@ def check_quantised(network: TorchNetwork, file: Path, batch: int, data: Batch) 
         None if data.labels is None or not classes else correct(outputs, data.labels) / len(outputs)
         for outputs in (got, expected)
     ]
-    clear, same = same_clear_answers(expected, exact.outputs(data.images), got, classes)
+    unrounded = exact.outputs(data.images)
+    clear, same = same_clear_answers(expected, unrounded, got, classes)
     largest = compare_outputs(expected, got).max_relative
-    return dataclasses.replace(report, quantised=QuantisedParity(len(got), clear, same, largest, *accuracies))
+    forced, flipped = None, None
+    if network.reductions():
+        together = min(batch, len(data.images))
+        shown = data.images[: max(1, min(EXACT_IMAGES, len(data.images)) // together) * together]
+        outputs, flipped = _with_given_tokens(network, shown, together)
+        forced = same_clear_answers(expected[: len(shown)], unrounded[: len(shown)], outputs, classes)[1]
+    quantised = QuantisedParity(len(got), clear, same, largest, *accuracies, forced, flipped)
+    return dataclasses.replace(report, quantised=quantised)
+
+
+def _with_given_tokens(network: TorchNetwork, images: Tensor, batch: int) -> tuple[Tensor, int]:
+    """What the quantised network answers in ONNX Runtime with the tokens that its emulation keeps; and for how many images it
+    would keep others."""
+    probe, marked = TokenProbe(copy.deepcopy(network.module)), copy.deepcopy(network.module)
+    with torch.inference_mode(), emulated(probe.module, network.int8_layers_of(probe.module), network.quantiser):
+        _, *chosen = probe(images)
+    mark(marked, network.int8_layers_of(marked))
+    bits = network.quantiser.weight_bits
+    with tempfile.TemporaryDirectory() as folder:
+        _, *theirs = _run_probe(TokenProbe(marked), images, Path(folder) / "free.onnx", [], batch, bits)
+        answers = _run_probe(TokenProbe(marked), images, Path(folder) / "forced.onnx", chosen, batch, bits)[0]
+    return torch.from_numpy(answers), _flipped(chosen, theirs)
 
 
 def same_clear_answers(mine: Tensor, fp32: Tensor, others: Tensor, classes: int) -> tuple[int, float]:
@@ -116,12 +146,17 @@ def check_parity(network: TorchNetwork, file: Path, batch: int, images: Tensor) 
     with torch.inference_mode():
         outputs, *chosen = probe(images)
     with tempfile.TemporaryDirectory() as folder:
-        theirs = _run_probe(probe, images, Path(folder) / "free.onnx", [])
-        flipped = torch.zeros(len(images), dtype=torch.bool)
-        for mine, other in zip(chosen, theirs[1:], strict=True):
-            flipped |= (mine.sort(dim=1).values != torch.from_numpy(other).sort(dim=1).values).any(dim=1)
-        forced = _run_probe(probe, images, Path(folder) / "forced.onnx", chosen)[0]
-    return ParityReport(free, compare_outputs(outputs, torch.from_numpy(forced)), int(flipped.sum()))
+        _, *theirs = _run_probe(probe, images, Path(folder) / "free.onnx", [], len(images))
+        forced = _run_probe(probe, images, Path(folder) / "forced.onnx", chosen, len(images))[0]
+    return ParityReport(free, compare_outputs(outputs, torch.from_numpy(forced)), _flipped(chosen, theirs))
+
+
+def _flipped(mine: list[Tensor], others: list[np.ndarray]) -> int:
+    """Images whose kept sets differ in any stage."""
+    flipped = torch.zeros(len(mine[0]), dtype=torch.bool)
+    for one, other in zip(mine, others, strict=True):
+        flipped |= (one.sort(dim=1).values != torch.from_numpy(other).sort(dim=1).values).any(dim=1)
+    return int(flipped.sum())
 
 
 class TokenProbe(nn.Module):
@@ -143,16 +178,24 @@ class TokenProbe(nn.Module):
         return (self.module(images), *chosen)
 
 
-def _run_probe(probe: TokenProbe, images: Tensor, path: Path, forced: list[Tensor]) -> list[np.ndarray]:
+def _run_probe(
+    probe: TokenProbe, images: Tensor, path: Path, forced: list[Tensor], batch: int, weight_bits: int | None = None
+) -> list[np.ndarray]:
+    """Outputs and kept tokens of all images, `batch` in a run. weight_bits: of marked layers; None: nothing is quantised."""
     inputs = {INPUT: images, **{f"tokens{i}": index for i, index in enumerate(forced)}}
     outputs = [OUTPUT, *(f"kept{i}" for i in range(probe.stages))]
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            probe.eval(), tuple(inputs.values()), str(path), input_names=list(inputs), output_names=outputs,
+            probe.eval(), tuple(tensor[:batch] for tensor in inputs.values()), str(path), input_names=list(inputs), output_names=outputs,
             opset_version=OPSET, dynamo=False,
         )  # fmt: skip
+    if weight_bits is not None:
+        quantize_file(path, weight_bits)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     wanted = {entry.name for entry in session.get_inputs()}
-    found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items() if name in wanted})
-    return [np.asarray(value) for value in found]
+    runs = [
+        session.run(None, {name: tensor[i : i + batch].numpy() for name, tensor in inputs.items() if name in wanted})
+        for i in range(0, len(images), batch)
+    ]
+    return [np.concatenate(values) for values in zip(*runs, strict=True)]

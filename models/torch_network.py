@@ -104,11 +104,11 @@ class TorchNetwork:
         """Of an int8 network: as its file rounds (models/emulated.py)."""
         rounding: AbstractContextManager[None] = nullcontext()
         if self.is_int8:
-            rounding = emulated(self.module, self._int8_layers(self.module), self.quantiser)
+            rounding = emulated(self.module, self.int8_layers_of(self.module), self.quantiser)
         with rounding:
             return outputs_of(self.module, images, batch)
 
-    def _int8_layers(self, module: nn.Module) -> Iterator[nn.Linear]:
+    def int8_layers_of(self, module: nn.Module) -> Iterator[nn.Linear]:
         assert self.plan is not None
         return int8_layers(module, self._family, self.plan.blocks)
 
@@ -257,7 +257,7 @@ class TorchNetwork:
         form = "standard" if self.is_int8 else form
         as_rows(module, list(zip(block_lists(module, self._family), self._structure.stages, strict=True)), batch, form)
         if self.is_int8:
-            mark(module, self._int8_layers(module))
+            mark(module, self.int8_layers_of(module))
         weight_bits = self.quantiser.weight_bits if self.is_int8 else None
         export_onnx(module, self._structure.image, self.preprocessing, path, batch, weight_bits)
 

@@ -174,7 +174,7 @@ def _disagreement(parity: ParityReport) -> str:
     accuracies = f"accuracy {found.accuracy_file} and {found.accuracy_emulated}"
     return (
         f", or the quantised file with its emulation: {found.same_answers:.3f} of {found.clear} clear answers are the same "
-        f"(at least {SAME_ANSWERS}), {accuracies} (at most {ACCURACY} apart)"
+        f"(at least {SAME_ANSWERS}; with given tokens {found.forced_same_answers}), {accuracies} (at most {ACCURACY} apart)"
     )
 
 

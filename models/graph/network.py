@@ -122,7 +122,7 @@ class GraphNetwork(TorchNetwork):
         small._placed = as_modules(small.module, nodes)
         return small
 
-    def _int8_layers(self, module: nn.Module) -> Iterator[nn.Linear]:
+    def int8_layers_of(self, module: nn.Module) -> Iterator[nn.Linear]:
         assert self.plan is not None
         for plan, layers in zip(self.plan.blocks, self._layers, strict=True):
             for layer in LAYERS:
@@ -181,7 +181,7 @@ class GraphNetwork(TorchNetwork):
             export_onnx(self.module, self._structure.image, self.preprocessing, path, batch)
             return
         module = copy.deepcopy(self.module)
-        mark(module, self._int8_layers(module))
+        mark(module, self.int8_layers_of(module))
         export_onnx(module, self._structure.image, self.preprocessing, path, batch, self.quantiser.weight_bits)
 
 

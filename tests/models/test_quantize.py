@@ -12,10 +12,12 @@ import torch
 from onnxruntime.quantization.quant_utils import quantize_data
 from torch import Tensor
 
+from models.data import Batch
 from models.emulated import rounded_inputs, rounded_weight
 from models.evaluate import correct
 from models.export import run_onnx
 from models.open import open_model
+from models.parity import check_quantised
 from models.patches import kept_patches
 from models.plan import Plan, identity
 from models.preprocessing import Preprocessing
@@ -204,3 +206,25 @@ def test_on_the_digits_the_emulation_is_within_a_third_of_a_point_of_the_file(tm
     file, emulated = run_onnx(tmp_path / "digits.onnx", images, 1), small.outputs(images)
     assert abs(correct(file, labels) - correct(emulated, labels)) <= 0.003 * len(images)
     assert correct(network.outputs(images), labels) - correct(file, labels) <= 0.01 * len(images)
+
+
+def test_the_quantised_file_is_checked_with_its_own_tokens_and_with_given_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = small_network()
+    small = network.pruned(in_int8(random_plan(network.structure, 7)), None)
+    small.export(tmp_path / "file.onnx", 2)
+    small.quantiser = Quantiser(together=2)
+    data = Batch(images_for(small, 33), None, torch.arange(33))
+    found = check_quantised(small, tmp_path / "file.onnx", 2, data).quantised
+    assert found is not None and found.forced_same_answers is not None and found.flipped_sets is not None
+    assert found.passed and found.forced_same_answers >= 0.97 and found.flipped_sets <= 8
+    monkeypatch.setattr(
+        "models.emulated.rounded_weight", lambda weight, _: weight.round()
+    )  # not what the quantiser does
+    wrong = check_quantised(small, tmp_path / "file.onnx", 2, data).quantised
+    assert wrong is not None and wrong.flipped_sets is not None and wrong.flipped_sets > found.flipped_sets
+    dense = network.pruned(in_int8(identity(network.structure)), None)
+    dense.export(tmp_path / "dense.onnx", 1)
+    whole = check_quantised(dense, tmp_path / "dense.onnx", 1, data).quantised
+    assert whole is not None and whole.forced_same_answers is None and whole.flipped_sets is None
