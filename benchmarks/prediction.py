@@ -91,7 +91,8 @@ def one_model(name: str, policies: int, output: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, fitted: Table, predicted: Prediction) -> None:
-    path.write_text(json.dumps({"original_ms": fitted.original_ms, "ms": predicted.ms.tolist()}))
+    """The table too, so that another form of it can be held to the same measurements."""
+    path.write_text(json.dumps({"table": fitted.to_json(), "ms": predicted.ms.tolist()}))
 
 
 def _measured(network: TorchNetwork, plans: list[Plan], place: Place, folder: Path) -> list[Interval]:

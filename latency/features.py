@@ -14,7 +14,7 @@ PRIOR_NS = {
     "matmul_macs": 0.0087, "matmul_outputs": 0.015, "weight_values": 0.015, "rare_weights": 0.03, "conv_macs": 0.05,
     "attention_macs": 0.004, "heads": 500.0, "softmax_values": 0.7, "moved_values": 0.45,
     "norm_values": 0.3, "activation_values": 0.4, "other_values": 0.1, "gathered_values": 2.4,
-    "operations": 700.0, "attentions": 1600.0, "reductions": 2500.0, "reduced_values": 0.6,
+    "operations": 700.0, "attentions": 1600.0, "reductions": 4500.0, "reduced_values": 0.6,
     "packages": 2500.0, "weighings": 10_000.0, "merges": 35_000.0, "merge_macs": 0.017,
     "int8_macs": 0.0025, "int8_outputs": 0.04, "int8_weights": 0.004, "quantised_values": 0.15, "int8_products": 700.0,
     "plain_attentions": 5000.0, "plain_moved_values": 0.2,

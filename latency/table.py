@@ -34,7 +34,7 @@ RESIDUAL_SCALES, RESIDUAL_LENGTHS = (0.05, 0.03), (0.4, 0.06)
 """g: how far the sum over operations may be off, and over which change of the features' costs that is common. Its short part
 is what lets a measurement overrule the probes around it."""
 SAMPLE_NOISE, EXACT = 0.004, 1e-4
-UNEXPLAINED = 0.015
+UNEXPLAINED = 0.017
 """What no sample tells of a structure: how its tensors lie in memory, and what the measurement it is compared with is off by."""
 Z90 = 1.645
 PROBES = "probes5"
