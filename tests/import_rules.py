@@ -31,7 +31,7 @@ PIPELINE_SIDE = frozenset(
     for name in (
         "pipeline", "budgeting", "evaluation", "profiling", "verification", "delivery", "story", "report", "model_card", "patches",
         "compress", "measured_table", "validate", "cli", "token_verbs", "training", "dynamic", "precision",
-        "scoring", "cluster", "cluster_task", "node",
+        "scoring", "cluster", "cluster_task", "cluster_job", "dispatcher", "node",
     )
 )  # fmt: skip
 """The files of the service that run in processes of their own; the others serve requests and stay light."""
