@@ -104,7 +104,7 @@ def check_quantised(network: TorchNetwork, file: Path, batch: int, data: Batch) 
         shown = data.images[: max(1, min(EXACT_IMAGES, len(data.images)) // together) * together]
         outputs, flipped = _with_given_tokens(network, shown, together)
         forced = same_clear_answers(expected[: len(shown)], unrounded[: len(shown)], outputs, classes)[1]
-    quantised = QuantisedParity(len(got), clear, same, largest, *accuracies, forced, flipped)
+    quantised = QuantisedParity(len(got), clear, same, largest, accuracies[0], accuracies[1], forced, flipped)
     return dataclasses.replace(report, quantised=quantised)
 
 
