@@ -50,7 +50,8 @@ def _listen(settings: Settings) -> socket.socket:
     """A bound socket. Raises: StartError."""
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        listener = socket.socket(found[0][0], socket.SOCK_STREAM)
+        # Named as TCP: asyncio turns Nagle's algorithm off for such sockets only, and head and body of an answer are two writes.
+        listener = socket.socket(found[0][0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(found[0][4])
     except OSError as error:
