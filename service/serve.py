@@ -20,6 +20,7 @@ from service.settings import Settings
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CANNOT_START = 2  # exit status
 GOODBYE_S = 5  # downloads that are under way have so long to finish
+KEEP_ALIVE_S = 75  # longer than people poll: a connection that closes just when it is used again fails the request
 
 
 class StartError(Exception):
@@ -76,7 +77,9 @@ def _serve_on(listener: socket.socket, settings: Settings, ready_file: Path | No
             f"The data folder {settings.data} cannot be written: {error.strerror or error}. "
             "Choose another (VITFIT_DATA) or change its permissions."
         ) from error
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=GOODBYE_S, server_header=False)
+    config = uvicorn.Config(
+        app, log_config=None, timeout_graceful_shutdown=GOODBYE_S, timeout_keep_alive=KEEP_ALIVE_S, server_header=False
+    )
     _Server(config, settings, ready_file).run(sockets=[listener])
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from service.serve import _listen
+from service.settings import Settings
 from tests.service.running import Server, is_alive, job_body, wait_until
 
 
@@ -237,3 +239,9 @@ def _write_newer_database(folder: Path) -> None:
     with store.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     store.close()
+
+
+def test_answers_do_not_wait_for_acknowledgements(tmp_path: Path) -> None:
+    """asyncio turns Nagle's algorithm off for sockets that are named as TCP. Else each answer on a kept connection takes 40 ms."""
+    with _listen(Settings(data=tmp_path, port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
