@@ -1,6 +1,6 @@
 """Claim: as benchmarks.soak, but on PostgreSQL, S3 and Ray: no job lost, none ended twice, no finished trial run again, no orphans.
 
-    python -m benchmarks.soak_team                              about 20 minutes on 2 cores; needs PostgreSQL, moto and ray
+    python -m benchmarks.soak_team                              an hour on one core; needs PostgreSQL, moto and ray
 
 Two servers with folders of their own on one database and one bucket. The first runs jobs itself, the second on a Ray cluster of two nodes.
 Again and again, at a random moment, a server, a worker, a dispatcher or a Ray node is killed, a server is stopped, or a worker sleeps

@@ -6,11 +6,10 @@ The dispatcher (service/dispatcher.py) is a process of its own, because Ray ends
 import logging
 import os
 import subprocess
-import sys
 import time
 
 from service.paths import waits_file
-from service.processes import child_environment, end_group
+from service.processes import child_environment, end_group, start_child
 from service.runner import Runner
 
 log = logging.getLogger("vitfit.runner")
@@ -37,28 +36,11 @@ class ClusterRunner(Runner):
             self._start()
 
     def _start(self) -> None:
-        theirs, ours = os.pipe()
-        command = [
-            sys.executable,
-            "-m",
-            "service.dispatcher",
-            "--data",
-            str(self._folder.root),
-            "--parent-pipe",
-            str(theirs),
-        ]
         self._started_at = time.monotonic()
-        try:
-            self._dispatcher = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=(theirs,),
-                env=child_environment(self._settings.worker_environment()),
-            )  # fmt: skip
-        except OSError:
-            os.close(ours)
-            raise
-        finally:
-            os.close(theirs)
-        self._life = ours
+        self._dispatcher, self._life = start_child(
+            ["service.dispatcher", "--data", str(self._folder.root)],
+            child_environment(self._settings.worker_environment()),
+        )
 
     def _forget(self) -> None:
         os.close(self._life)

@@ -6,7 +6,10 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 PROC = Path("/proc")
@@ -66,6 +69,25 @@ def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     inherited = os.environ.get("PYTHONPATH")
     path = f"{ROOT}{os.pathsep}{inherited}" if inherited else str(ROOT)
     return {**os.environ, "PYTHONPATH": path, **(extra or {})}
+
+
+def start_child(
+    arguments: Sequence[str], environment: Mapping[str, str], output: IO[bytes] | None = None
+) -> tuple["subprocess.Popen[bytes]", int]:
+    """`python -m ARGUMENTS --parent-pipe N` as the leader of a process group, and our end of the pipe: the child ends when it
+    closes, even if this process is killed. output: in the place of ours. Raises: OSError."""
+    theirs, ours = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments, "--parent-pipe", str(theirs)], stdin=subprocess.DEVNULL, stdout=output,
+            stderr=None if output is None else subprocess.STDOUT, start_new_session=True, pass_fds=(theirs,), env=environment,
+        )  # fmt: skip
+    except OSError:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    return process, ours
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:

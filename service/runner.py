@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from service.errors import Away, StorageFull
 from service.journal import Fenced
 from service.leases import Lease, Leases
 from service.paths import DataFolder, log_key
-from service.processes import DISK_FULL, child_environment, end_group, is_gone, signal_group, whoami
+from service.processes import DISK_FULL, child_environment, end_group, is_gone, signal_group, start_child, whoami
 from service.retention import Retention
 from service.room import is_full, storage_full
 from service.settings import Settings
@@ -270,24 +269,16 @@ class Runner:
     def _spawn(self, lease: Lease) -> Worker:
         folder = self._folder.job(lease.job_id)
         folder.create()
-        theirs, ours = os.pipe()
-        command = [sys.executable, "-m", "service.worker", "--data", str(self._folder.root)]
-        command += ["--job", lease.job_id, "--fence", str(lease.fence), "--parent-pipe", str(theirs)]
-        try:
-            with folder.log.open("ab") as log_file:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log_file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=(theirs,),
-                    env=child_environment(self._settings.worker_environment()),
-                )
-        except OSError:
-            os.close(ours)
-            raise
-        finally:
-            os.close(theirs)
+        arguments = [
+            "service.worker",
+            "--data",
+            str(self._folder.root),
+            "--job",
+            lease.job_id,
+            "--fence",
+            str(lease.fence),
+        ]
+        with folder.log.open("ab") as log_file:
+            process, life = start_child(arguments, child_environment(self._settings.worker_environment()), log_file)
         log.info("%s: process %d works on it", lease.job_id, process.pid)
-        return Worker(lease, process, ours)
+        return Worker(lease, process, life)

@@ -77,16 +77,14 @@ def _as_module(graph: GraphModule, node: Node, alone: Collection[str]) -> str:
     turned = getattr(node.target, "overloadpacket", None) is not aten.linear
     own = bias if isinstance(bias, Node) and bias.op == "get_attr" and str(bias.target) in alone else None
     matrix = stored(graph, weight)
-    layer = _linear(matrix.detach().T.contiguous() if turned else matrix, None if own is None else stored(graph, own))
+    layer = linear_of(matrix.detach().T.contiguous() if turned else matrix, None if own is None else stored(graph, own))
     owner, _, name = str(weight.target).rpartition(".")
-    at_home = not turned and owner and name == "weight" and (own is None or own.target == f"{owner}.bias")
-    path = (
-        owner
-        if at_home and not list(graph.get_submodule(owner).children())
-        else f"{weight.target}_layer".replace(".", "_")
-    )
+    named = not turned and owner and name == "weight" and (own is None or own.target == f"{owner}.bias")
+    at_home = named and not list(graph.get_submodule(owner).children())
+    path = owner if at_home else f"{weight.target}_layer".replace(".", "_")
+    graph.add_submodule(path, layer)
     with graph.graph.inserting_before(node):
-        new = graph.graph.call_module(path, (inputs,)) if graph.add_submodule(path, layer) else node
+        new = graph.graph.call_module(path, (inputs,))
         if own is None and isinstance(bias, Node):  # of several layers, or computed
             new = graph.graph.call_function(aten.add.Tensor, (new, bias))
     node.replace_all_uses_with(new)
@@ -94,12 +92,13 @@ def _as_module(graph: GraphModule, node: Node, alone: Collection[str]) -> str:
     for read in (weight, own):
         if read is not None:
             graph.graph.erase_node(read)
-            if path != owner:
+            if not at_home:
                 _forget(graph, str(read.target))
     return path
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """weight (outputs, inputs). Parameters are shared, other tensors become parameters."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
     if bias is not None:

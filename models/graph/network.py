@@ -15,7 +15,7 @@ from models.graph.atoms import by_members, leaves, places
 from models.graph.capture import BATCH, capture, stored
 from models.graph.describe import describe_graph
 from models.graph.halves import GraphBlock, Half, find_blocks
-from models.graph.layers import as_modules, linear_layers
+from models.graph.layers import as_modules, linear_layers, linear_of
 from models.graph.trace import Traced, trace
 from models.network import LayerWeights
 from models.plan import BlockPlan, Plan
@@ -147,13 +147,13 @@ class GraphNetwork(TorchNetwork):
 
     def _layer_weights(self, block: GraphBlock) -> LayerWeights:
         heads = block.heads.atom.size
-        projection, fc2 = (_linear(*self._reader(half)) for half in (block.heads, block.neurons))
+        projection, fc2 = (linear_of(*self._reader(half)) for half in (block.heads, block.neurons))
         fc1 = self._made(block.neurons)
         q = self._made(block.heads)
         dims = projection.in_features // heads
         # what makes a head may be several layers of any widths: their norm, over its dims
         norms = (q.weight.detach() ** 2).sum(1).sqrt().repeat_interleave(dims) / dims**0.5
-        return LayerWeights(heads, _linear(norms[:, None].repeat(3, 1) / 3**0.5, None), projection, fc1, fc2)
+        return LayerWeights(heads, linear_of(norms[:, None].repeat(3, 1) / 3**0.5, None), projection, fc1, fc2)
 
     def _reader(self, half: Half) -> tuple[Tensor, Tensor | None]:
         weight, bias = reader_weight(self._traced.graph, half.reader)
@@ -174,7 +174,7 @@ class GraphNetwork(TorchNetwork):
                 if half.atom in dim:
                     rows = (tensor**2).sum([i for i in range(tensor.ndim) if i != axis])
                     total += rows[by_members(dim, half.atom)].reshape(half.atom.size, -1).sum(1)
-        return _linear(total.sqrt()[:, None], None)
+        return linear_of(total.sqrt()[:, None], None)
 
     def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
         if not self.is_int8:
@@ -225,14 +225,6 @@ def write_reader(graph: GraphModule, reader: Node, weight: Tensor, bias: Tensor 
         if bias is not None:
             place = reader.args[2] if len(reader.args) > 2 else reader.kwargs["bias"]
             stored(graph, place).copy_(bias)
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias)
-    return layer
 
 
 def _heads(plan: BlockPlan) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from collections.abc import Sequence
 
 import timm
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from models.plan import HeadPlan, Plan, TokenPlan, identity
 from models.preprocessing import Preprocessing
-from models.structure import Structure
+from models.structure import Layer, Structure
 from models.torch_network import TorchNetwork
 
 VARIANTS = {
@@ -56,6 +57,11 @@ def random_plan(structure: Structure, seed: int, embed: bool = False, tokens: bo
         blocks.append(dataclasses.replace(plan, heads=heads, neurons=neurons, tokens=kept))
     width = structure.width - 8 if embed else structure.width
     return Plan(_some(draw, whole.embed, width), tuple(blocks))
+
+
+def in_int8(plan: Plan, exact: Sequence[Layer] = ()) -> Plan:
+    blocks = tuple(dataclasses.replace(block, exact=tuple(exact)) for block in plan.blocks)
+    return dataclasses.replace(plan, blocks=blocks, precision="int8")
 
 
 def _some(draw: random.Random, members: tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -1,8 +1,6 @@
 """8-bit files: what is quantised, that standard operators do it, and that the emulation in PyTorch gives what the file gives."""
 
-import dataclasses
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +17,19 @@ from models.export import run_onnx
 from models.open import open_model
 from models.parity import check_quantised
 from models.patches import kept_patches
-from models.plan import Plan, identity
+from models.plan import identity
 from models.preprocessing import Preprocessing
 from models.quantize import Quantiser, saturates
 from models.sensitivity import quantisation_order
-from models.structure import LAYERS, Layer
+from models.structure import LAYERS
 from models.torch_network import TorchNetwork
 from tests.models.families import family_plan, small_family
-from tests.models.networks import VARIANTS, images_for, random_plan, small_network
+from tests.models.networks import VARIANTS, images_for, in_int8, random_plan, small_network
 
 DIGITS = Path(__file__).parents[2] / "benchmarks" / "digits"
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def in_int8(plan: Plan, exact: Sequence[Layer] = ()) -> Plan:
-    blocks = tuple(dataclasses.replace(block, exact=tuple(exact)) for block in plan.blocks)
-    return dataclasses.replace(plan, blocks=blocks, precision="int8")
 
 
 def operators(file: Path) -> Counter[str]:
