@@ -104,8 +104,9 @@ def _measured(network: TorchNetwork, plans: list[Plan], place: Place, folder: Pa
     return [ratio(other, first) for other in others]
 
 
-def unseen(structure: Structure, count: int, seed: int = 1) -> Iterator[tuple[str, Plan]]:
-    """Random directions and depths in the space of each method in turn, members ranked at random."""
+def unseen(structure: Structure, count: int, seed: int = 4) -> Iterator[tuple[str, Plan]]:
+    """Random directions and depths in the space of each method in turn, members ranked at random. The form of the table was
+    chosen on others (seeds 1 and 7)."""
     draw, methods = random.Random(seed), [method for method in METHODS.values() if _suits(method.name, structure)]
     for number in range(count):
         method = methods[number % len(methods)]

@@ -11,7 +11,7 @@ from latency.pricer import Array
 from models.structure import PACKAGING, Attention, Block, Layer, Mlp, Op, Reduction, Structure, block_ops
 
 PRIOR_NS = {
-    "matmul_macs": 0.0087, "matmul_outputs": 0.015, "weight_values": 0.015, "rare_weights": 0.03, "conv_macs": 0.05,
+    "matmul_macs": 0.0087, "matmul_outputs": 0.015, "weight_values": 0.005, "rare_weights": 0.01, "spilled_weights": 0.2, "conv_macs": 0.05,
     "attention_macs": 0.004, "heads": 500.0, "softmax_values": 0.7, "moved_values": 0.45,
     "norm_values": 0.3, "activation_values": 0.4, "other_values": 0.1, "gathered_values": 2.4,
     "operations": 700.0, "attentions": 1600.0, "reductions": 4500.0, "reduced_values": 0.6,
@@ -22,14 +22,18 @@ PRIOR_NS = {
 """Nanoseconds per unit on a core of a current server: where a fit starts, and what decides where samples are silent.
 
 Columns of a product are computed in whole registers. A gather copies value by value, a reduction is a dozen small operations
-whose number depends on its reducer. `moved_values`: q, k, v and the heads' outputs change their order in memory. int8: of products
+whose number depends on its reducer. `moved_values`: q, k, v and the heads' outputs change their order in memory. `spilled_weights`:
+those that no cache holds until the next run. int8: of products
 whose weights are, `quantised_values` go in. plain: the attentions of networks with such products, which are not one operator."""
 
 FEATURES = tuple(PRIOR_NS)
+WEIGHTS, INT8_WEIGHTS, SPILLED = (FEATURES.index(name) for name in ("weight_values", "int8_weights", "spilled_weights"))
 LANES, ROWS = 16, 6
 """Values in a vector register; rows that a product's kernel takes at a time."""
 FEW_ROWS = 64
 """Weights that fewer rows share are waited for."""
+CACHED = 5e6
+"""Weights of a network of which half come from a shared cache in the next run, and half from memory."""
 
 
 BlockPart = tuple[int, int, Attention | Mlp | Reduction, bool, str, tuple[Layer, ...]]
@@ -47,7 +51,10 @@ def features(structures: Sequence[Structure]) -> Array:
     if len(_known) > KNOWN:
         _known.clear()
     _learn({part for of_one in parts for part in of_one if part not in _known})
-    return np.stack([np.sum([_known[part] for part in of_one], axis=0) for of_one in parts])
+    rows = np.stack([np.sum([_known[part] for part in of_one], axis=0) for of_one in parts])
+    weights = rows[:, WEIGHTS] + rows[:, INT8_WEIGHTS] / 4
+    rows[:, SPILLED] = weights**2 / (weights + CACHED)
+    return rows
 
 
 def _parts(structure: Structure) -> Iterator[Part]:

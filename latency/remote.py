@@ -11,6 +11,7 @@ from latency.mailbox import Mailbox
 from latency.meter import Meter, Rounds
 from latency.setting import Setting
 from models.errors import DeviceUnavailable
+from models.onnx_store import files_of
 
 POLL_S = 0.2
 PATIENCE = "VITFIT_DEVICE_PATIENCE_S"
@@ -32,7 +33,13 @@ class RemoteMeter(Meter):
     def _one_process(
         self, files: Sequence[Path], seconds: float, rounds: int, seed: int, images: Path | None
     ) -> Rounds:  # fmt: skip
-        """Raises: DeviceUnavailable when the agent refuses, or is not heard of for too long."""
+        """Raises: DeviceUnavailable when the agent refuses, or is not heard of for too long, or for files above 2 GiB."""
+        large = [file.name for file in files if len(files_of(file)) > 1]
+        if large:
+            raise DeviceUnavailable(
+                f"{large[0]} is larger than 2 GiB, and agents take single files. Measure it with device 'cpu', or give a profile.",
+                device=self.device,
+            )
         request = {**self.setting.to_json(), "seconds": seconds, "rounds": rounds, "seed": seed}
         task = self._mailbox.post(request, files, images)
         try:

@@ -34,8 +34,9 @@ RESIDUAL_SCALES, RESIDUAL_LENGTHS = (0.05, 0.03), (0.4, 0.06)
 """g: how far the sum over operations may be off, and over which change of the features' costs that is common. Its short part
 is what lets a measurement overrule the probes around it."""
 SAMPLE_NOISE, EXACT = 0.004, 1e-4
-UNEXPLAINED = 0.017
-"""What no sample tells of a structure: how its tensors lie in memory, and what the measurement it is compared with is off by."""
+UNEXPLAINED, NOISE_SHARE = 0.012, 0.4
+"""What no sample tells of a structure: how its tensors lie in memory; and, as a share of the width that the samples' own intervals
+have, what the measurement it is compared with is off by: where neighbours use the cache, it is another one by then."""
 Z90 = 1.645
 PROBES = "probes5"
 """In the name of a stored table: which probes it was fitted to. A table of other probes is not found, and fitted anew."""
@@ -100,7 +101,9 @@ class TablePricer:
         self._scale = np.maximum(raw.max(axis=0), 1.0)
         x = raw / self._scale
         self._coefficients = _fit(x, y, self._scale)
-        self._residual = self._fit_residual(x, y, [s.ratio.width for s in table.samples])
+        widths = [sample.ratio.width for sample in table.samples]
+        self._residual = self._fit_residual(x, y, widths)
+        self._unexplained = float(np.hypot(UNEXPLAINED, NOISE_SHARE * np.median([w for w in widths if w] or [0.0])))
 
     def price(self, structures: Sequence[Structure]) -> Prediction:
         ratios, spread = self._ratios(structures)
@@ -111,7 +114,7 @@ class TablePricer:
         """Ratios to the original (whose own is exactly 1), and relative standard deviations."""
         costs = self._normalised(structures) * self._coefficients
         shift, spread = self._residual.predict(costs, return_std=True)
-        return np.asarray(costs.sum(axis=1) * np.exp(shift)), np.hypot(spread, UNEXPLAINED)
+        return np.asarray(costs.sum(axis=1) * np.exp(shift)), np.hypot(spread, self._unexplained)
 
     def _normalised(self, structures: Sequence[Structure]) -> Array:
         return np.asarray(features(structures) / self._scale)

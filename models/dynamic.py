@@ -8,7 +8,7 @@ structures (`structure_of`), so whatever prices structures gives the latency ove
 
 import copy
 import dataclasses
-import os
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from models import tokens
 from models.errors import InvalidRequest
 from models.export import INPUT, OPSET, OUTPUT, RELATIVE_TOLERANCE
 from models.family import replace_part
+from models.onnx_store import save_onnx
 from models.plan import Plan
 from models.pruned import PrunedBlocks
 from models.record import Record
@@ -109,20 +110,21 @@ class DynamicNetwork(nn.Module):
 
 def export_dynamic(network: TorchNetwork, path: Path) -> None:
     """Writes `model.dynamic-tokens.onnx` at once. Raises: InvalidRequest, see `DynamicNetwork`."""
-    dynamic, beside = DynamicNetwork(network), path.with_suffix(f".{os.getpid()}.part")
+    dynamic = DynamicNetwork(network)
     fold_scales(dynamic)
     # an image that keeps some tokens and loses some: what is traced must not look like a constant
     example = torch.randn(1, *network.structure.image, generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            dynamic, (example,), str(beside), input_names=[INPUT], output_names=[OUTPUT, KEPT], opset_version=OPSET,
-            dynamo=False,
-        )  # fmt: skip
-    model = onnx.load(beside)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        plain = Path(folder) / "model.onnx"
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                dynamic, (example,), str(plain), input_names=[INPUT], output_names=[OUTPUT, KEPT], opset_version=OPSET,
+                dynamo=False,
+            )  # fmt: skip
+        model = onnx.load(plain)
     onnx.helper.set_model_props(model, network.preprocessing.to_metadata())
-    onnx.save(model, beside)
-    os.replace(beside, path)
+    save_onnx(model, path)
 
 
 def run_dynamic(network: TorchNetwork, images: Tensor) -> tuple[Tensor, Tensor]:

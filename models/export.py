@@ -4,7 +4,7 @@ The TorchScript exporter is used on purpose: it takes a sixth of the time of the
 shapes folded. It runs once per delivered or verified file, never inside a trial.
 """
 
-import os
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from models.onnx_store import save_onnx
 from models.preprocessing import Preprocessing
 from models.quantize import quantize_file
 from models.record import Record
@@ -28,22 +29,23 @@ def export_onnx(
     module: nn.Module, image: tuple[int, int, int], preprocessing: Preprocessing, path: Path, batch: int | None,
     weight_bits: int | None = None,
 ) -> None:  # fmt: skip
-    """Writes `path` at once (beside, then replace). batch None: a free batch dimension. weight_bits: of the products that
+    """Writes `path` at once, above 2 GiB with its data (models/onnx_store.py). batch None: a free batch dimension. weight_bits: of the products that
     are marked (models/quantize.py); None: fp32."""
     example = torch.zeros(batch or 2, *image)
-    beside = path.with_suffix(f".{os.getpid()}.part")
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module.eval(), (example,), str(beside), input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET,
-            dynamic_axes=None if batch else {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}, dynamo=False,
-        )  # fmt: skip
-    if weight_bits is not None:
-        quantize_file(beside, weight_bits)
-    model = onnx.load(beside)
+    # above 2 GiB the exporter writes a file for each weight
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        plain = Path(folder) / "model.onnx"
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module.eval(), (example,), str(plain), input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET,
+                dynamic_axes=None if batch else {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}, dynamo=False,
+            )  # fmt: skip
+        if weight_bits is not None:
+            quantize_file(plain, weight_bits)
+        model = onnx.load(plain)
     onnx.helper.set_model_props(model, preprocessing.to_metadata())
-    onnx.save(model, beside)
-    os.replace(beside, path)
+    save_onnx(model, path)
 
 
 class OnnxFile:

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.errors import CheckpointMismatch, DamagedFile, InvalidRequest, UnsafeFile, UnsupportedModel
-from models.graph.network import GraphNetwork
+from models.open_graph import open_graph
 from models.preprocessing import Preprocessing
+from models.torch_network import TorchNetwork
 
 TOWERS = {
     "clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "siglip": "SiglipVisionModel",
@@ -40,7 +41,7 @@ class Outputs(nn.Module):
         return tokens[:, 0]
 
 
-def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> GraphNetwork:
+def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> TorchNetwork:
     """Raises: InvalidRequest without the extra; UnsafeFile for remote code or pickles; CheckpointMismatch, DamagedFile,
     UnsupportedModel."""
     config = _json(folder / "config.json")
@@ -55,7 +56,7 @@ def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | N
     model = _model(folder, name, config)
     wanted = Preprocessing.from_json(preprocessing) if preprocessing else preprocessing_of(folder, config)
     classes = int(model.config.num_labels) if "ForImageClassification" in type(model).__name__ else 0
-    network = GraphNetwork(Outputs(model), name, wanted, classes)
+    network = open_graph(Outputs(model), name, wanted, classes)
     if classes:
         labels = getattr(model.config, "id2label", None) or {}
         network.class_names = tuple(str(labels.get(i, i)) for i in range(classes))

@@ -144,7 +144,7 @@ class TorchNetwork:
                 heads = (None, None) if attention is None else (attention.projection, attention.qkv)
                 neurons = (None, None) if mlp is None else (mlp.fc2, mlp.fc1)
                 found.append(Readers(heads[0], neurons[0], heads[1], neurons[1]))
-            elif not isinstance(block, nn.LayerNorm):  # the norm that `PrunedBlocks` took along
+            elif not isinstance(block, nn.LayerNorm | nn.Identity):  # the norm, if any, that `PrunedBlocks` took along
                 found.append(Readers(*readers(block, self._family)))
         return found
 

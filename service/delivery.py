@@ -21,6 +21,7 @@ from latency.footprint import Footprint, footprint
 from models.errors import ParityFailure
 from models.evaluate import same_answer
 from models.export import OnnxFile, compare_outputs, run_onnx
+from models.onnx_store import bytes_of, copy_onnx
 from models.parity import (
     ACCURACY,
     SAME_ANSWERS,
@@ -116,10 +117,10 @@ def deliver_files(delivery: Delivery, files: JobFiles, journal: Journal) -> JobR
 def _export(delivery: Delivery, folder: Path) -> ParityReport:
     network, batch = delivery.network, delivery.pricing.report_place[1].batch
     # the very files that are measured
-    shutil.copyfile(delivery.verifier.file(network, delivery.name, batch), folder / MEASURED)
-    shutil.copyfile(delivery.verifier.file(delivery.evaluation.network, "original", batch), folder / "original.onnx")
+    copy_onnx(delivery.verifier.file(network, delivery.name, batch), folder / MEASURED)
+    copy_onnx(delivery.verifier.file(delivery.evaluation.network, "original", batch), folder / "original.onnx")
     for other in {place[1].batch for place in delivery.pricing.measured_places} - {batch}:
-        shutil.copyfile(delivery.verifier.file(network, delivery.name, other), folder / f"model.cpu.b{other}.onnx")
+        copy_onnx(delivery.verifier.file(network, delivery.name, other), folder / f"model.cpu.b{other}.onnx")
     network.export(folder / "model.onnx", batch)
     network.export(folder / "model.dynamic.onnx", None)
     save_file({k: v.contiguous() for k, v in network.module.state_dict().items()}, folder / "pruned.safetensors")
@@ -196,11 +197,11 @@ def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Jou
         "setting": f"{place[0]}, {place[1]}",
         "machine": first.original.machine,
         "original": story.side(
-            original.structure, (folder / "original.onnx").stat().st_size, before, len(dense), first.original,
+            original.structure, bytes_of(folder / "original.onnx"), before, len(dense), first.original,
             _footprint(folder / "original.onnx", place),
         ),
         "delivered": story.side(
-            network.structure, (folder / MEASURED).stat().st_size, after, len(dense), first.candidate,
+            network.structure, bytes_of(folder / MEASURED), after, len(dense), first.candidate,
             _footprint(folder / MEASURED, place),
         ),
         "agreement": {

@@ -38,7 +38,7 @@ def profile(
         pricing.set_table(place, table)
     for size_key in pricing.size_keys:
         pricing.set_line(size_key, weigh(size_key, network, verifier, work))
-    for file in work.glob("probe*.onnx"):  # places of one batch size share them
+    for file in work.glob("probe*.onnx*"):  # places of one batch size share them
         file.unlink()
 
 

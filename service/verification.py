@@ -14,6 +14,7 @@ from latency.sampling import Interval, Measurement, bootstrap, ratio
 from latency.sizes import SizeLine
 from latency.table import Sample
 from models.dynamic import export_dynamic
+from models.onnx_store import bytes_of
 from models.structure import Structure
 from models.torch_network import TorchNetwork
 from search.budgets import Budget
@@ -124,7 +125,7 @@ class Verifier:
         quantity, setting = key
         file = self.file(network, name, setting.batch)
         if quantity == "file":
-            return float(file.stat().st_size)
+            return float(bytes_of(file))
         return max(footprint(file, setting).peak_mib for _ in range(FOOTPRINTS)) * 2**20
 
     def _line(self, key: SizeKey) -> SizeLine:

@@ -16,6 +16,7 @@ from models.graph.capture import BATCH, capture, stored
 from models.graph.describe import describe_graph
 from models.graph.halves import GraphBlock, Half, find_blocks
 from models.graph.layers import as_modules, linear_layers, linear_of
+from models.graph.plain_model import plain_transformer
 from models.graph.trace import Traced, trace
 from models.network import LayerWeights
 from models.plan import BlockPlan, Plan
@@ -66,6 +67,10 @@ class GraphNetwork(TorchNetwork):
         self._traced = trace(state.pop("dense"), state["_structure"].image)
         self._blocks = find_blocks(self._traced)
         vars(self).update(state)
+
+    def plain(self) -> nn.Module | None:
+        """The plain vision transformer that this graph is, if it is one: of that, everything can be cut."""
+        return plain_transformer(self._traced, self._blocks, self._structure.classes)
 
     @property
     def pools_tokens(self) -> bool:

@@ -66,6 +66,15 @@ def test_a_duplicated_neuron_is_recovered_exactly() -> None:
     assert recovered < 0.02 * bare
 
 
+@pytest.mark.parametrize("fc_norm", [True, False])
+def test_tokens_that_leave_a_pooled_network_do_not_hinder_recovery(fc_norm: bool) -> None:
+    """What weighs the pooled tokens takes the last norm along, or the identity in its place."""
+    network = small_network(class_token=False, global_pool="avg", fc_norm=fc_norm)
+    images = images_for(network, 24)
+    small = network.pruned(random_plan(network.structure, 0), network.statistics(images))
+    assert small.reductions() and small.outputs(images[:2]).isfinite().all()
+
+
 def test_recovery_helps_a_random_plan() -> None:
     network = small_network()
     images = images_for(network, 128)

@@ -1,0 +1,112 @@
+"""Queries, keys, values and projection of one attention in a graph, read by feeding its parts (models/graph/probe.py)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from models.graph.halves import Half
+from models.graph.probe import Affine, NotPlain, Part, affine, dims_of
+from models.graph.trace import Traced
+
+aten = torch.ops.aten
+SOFTMAX = (aten.softmax, aten._softmax)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Nodes of q (B, H, N, d), k (B, H, N, d, or turned), v and of what the values give; scale: of the logits."""
+
+    q: Node
+    k: Node
+    v: Node
+    context: Node
+    turned: bool
+    scale: float
+
+
+def read_attention(
+    traced: Traced, half: Half, seen: Node, update: Node, tokens: int, width: int
+) -> tuple[Affine, int, Affine]:  # fmt: skip
+    """seen: the normed tokens; update: what is added to the stream. Returns q, k and v as one layer, in that order, such that
+    logits are scaled by 1 / sqrt(dim); the heads; the projection. Raises: NotPlain."""
+    found = _find(traced, half)
+    heads, dim = half.atom.size, width // half.atom.size
+    if dims_of(traced, found.context) != (heads, tokens, dim):
+        raise NotPlain("heads whose dims together are not the width")
+    parts = []
+    for node, turned in ((found.q, False), (found.k, found.turned), (found.v, False)):
+        wanted = (heads, dim, tokens) if turned else (heads, tokens, dim)
+        if dims_of(traced, node) != wanted:
+            raise NotPlain("queries, keys and values of different shapes")
+        order = (0, 3, 1, 2) if turned else (0, 2, 1, 3)
+        part = Part(traced, seen, node)
+        parts.append(affine(part, width, tokens, read=lambda y, order=order: y.permute(order).flatten(2)))  # type: ignore[misc]
+    q, k, v = parts
+    other = _scale(traced, half, found.k)
+    q, k = q.scaled(found.scale * other * math.sqrt(dim)), k.scaled(1 / other)
+    joined = Affine(torch.cat([q.weight, k.weight, v.weight]), torch.cat([q.bias, k.bias, v.bias]))
+    projection = affine(
+        Part(traced, found.context, update), width, tokens,
+        lambda rows: rows.view(len(rows), tokens, heads, dim).transpose(1, 2).contiguous(),
+    )  # fmt: skip
+    return joined, heads, projection
+
+
+def _find(traced: Traced, half: Half) -> _Found:
+    if len(half.mixtures) == 1:
+        node = half.mixtures[0]
+        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+        if node.target != aten.scaled_dot_product_attention.default or not _sees_all(traced, mask):
+            raise NotPlain("an attention with a mask")
+        if len(node.args) > 5 and node.args[5] or node.kwargs.get("is_causal"):
+            raise NotPlain("a causal attention")
+        q, k, v = node.args[:3]
+        assert isinstance(q, Node) and isinstance(k, Node) and isinstance(v, Node)
+        return _Found(q, k, v, node, False, float(node.kwargs["scale"]))  # type: ignore[arg-type]
+    if len(half.mixtures) != 2:
+        raise NotPlain(f"an attention of {len(half.mixtures)} products")
+    logits, context = half.mixtures
+    (q, k), (weights, v) = logits.args[:2], context.args[:2]
+    if not all(isinstance(node, Node) for node in (q, k, weights, v)):
+        raise NotPlain("an attention that is written otherwise")
+    node = weights
+    while getattr(node.target, "overloadpacket", None) not in SOFTMAX:  # type: ignore[union-attr]
+        if len(node.all_input_nodes) != 1:  # type: ignore[union-attr]
+            raise NotPlain("an attention whose softmax is changed")
+        node = node.all_input_nodes[0]  # type: ignore[union-attr]
+    scale = _factor(Part(traced, logits, node.all_input_nodes[0]), dims_of(traced, logits))  # type: ignore[union-attr]
+    return _Found(q, k, v, context, True, scale)  # type: ignore[arg-type]
+
+
+def _sees_all(traced: Traced, mask: object) -> bool:
+    """Libraries write down masks that hide nothing."""
+    if not isinstance(mask, Node):
+        return mask is None
+    images = next(node for node in traced.nodes if node.op == "placeholder")
+    found = Part(traced, images, mask)(torch.randn(2, *traced.image))
+    return bool(found.all()) if found.dtype == torch.bool else not bool(found.any())
+
+
+def _scale(traced: Traced, half: Half, node: Node) -> float:
+    """What q or k are multiplied by after their layer; 1 where that is not one number."""
+    for maker in half.makers:
+        try:
+            return _factor(Part(traced, maker, node), dims_of(traced, maker))
+        except (NotPlain, RuntimeError):
+            continue
+    return 1.0
+
+
+def _factor(part: Part, shape: tuple[int, ...]) -> float:
+    """Raises: NotPlain unless a part multiplies all values by one number."""
+    values = part(torch.stack([torch.zeros(shape), torch.ones(shape)]))
+    if bool(values[0].any()) or not _one_number(values[1]):
+        raise NotPlain("logits that are not only scaled")
+    return float(values[1].flatten()[0])
+
+
+def _one_number(values: Tensor) -> bool:
+    return bool((values == values.flatten()[0]).all())

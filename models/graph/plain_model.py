@@ -1,0 +1,100 @@
+"""timm's vision transformer with the parts that were read from a graph (models/graph/plain.py)."""
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from models.graph.halves import GraphBlock
+from models.graph.plain import Plain, PlainBlock, agrees, read_plain
+from models.graph.probe import Affine, Norm, NotPlain
+from models.graph.trace import Traced
+
+
+def plain_transformer(traced: Traced, blocks: list[GraphBlock], classes: int) -> VisionTransformer | None:
+    """The vision transformer that a graph is; None when it is none. classes: 0 for features."""
+    if next(traced.graph.parameters()).is_meta:
+        return None
+    try:
+        module = build(read_plain(traced, blocks))
+    except NotPlain:
+        return None
+    return module if module.num_classes == classes and agrees(traced, module) else None
+
+
+def build(plain: Plain) -> VisionTransformer:
+    """Raises: NotPlain for blocks that differ in their numbers of heads or neurons."""
+    first, stem, tail = plain.blocks[0], plain.stem, plain.tail
+    neurons = len(first.fc1.bias)
+    if any((block.heads, len(block.fc1.bias)) != (first.heads, neurons) for block in plain.blocks):
+        raise NotPlain("blocks of different widths")
+    if any(type(block.activation) is not type(first.activation) for block in plain.blocks):
+        raise NotPlain("blocks of different activations")
+    channels, *image = plain.image
+    tokens, width = stem.tokens.shape
+    with torch.device("meta"):
+        module = VisionTransformer(
+            img_size=(image[0], image[1]), patch_size=(stem.patch.shape[-2], stem.patch.shape[-1]), in_chans=channels, embed_dim=width,
+            num_classes=0 if tail.head is None else len(tail.head.bias), depth=len(plain.blocks), num_heads=first.heads,
+            global_pool="token" if tail.pooling == "token" else "avg", pool_include_prefix=tail.pooling == "all",
+            qkv_bias=_has_bias(plain), class_token=stem.prefix > 0, reg_tokens=max(0, stem.prefix - 1),
+            pre_norm=stem.norm is not None, final_norm=tail.norm is not None, fc_norm=tail.norm is not None and not tail.first,
+            weight_init="skip",
+        )  # fmt: skip
+    module.patch_embed.proj = _convolution(stem.patch)
+    _write_tokens(module, stem.tokens, stem.prefix)
+    for name, found in (("norm_pre", stem.norm), ("norm" if tail.first else "fc_norm", tail.norm)):
+        if found is not None:
+            setattr(module, name, _norm(found))
+    if tail.head is not None:
+        module.head = _linear(tail.head)
+    for block, found in zip(module.blocks, plain.blocks, strict=True):
+        _write_block(block, found)
+    return module.eval()
+
+
+def _has_bias(plain: Plain) -> bool:
+    """Fresh weights have no biases anywhere, which says nothing."""
+    qkv = any(bool(block.qkv.bias.any()) for block in plain.blocks)
+    return qkv or not any(bool(block.fc1.bias.any()) for block in plain.blocks)
+
+
+def _write_tokens(module: VisionTransformer, tokens: Tensor, prefix: int) -> None:
+    """What a black image gives: all of it stands in the positions but for the tokens before the patches."""
+    positions = tokens.clone()
+    positions[:prefix] = 0
+    module.pos_embed = nn.Parameter(positions[None])
+    if prefix:
+        module.cls_token = nn.Parameter(tokens[None, :1].clone())
+    if prefix > 1:
+        module.reg_token = nn.Parameter(tokens[None, 1:prefix].clone())
+
+
+def _write_block(block: nn.Module, found: PlainBlock) -> None:
+    block.norm1, block.norm2 = _norm(found.norm1), _norm(found.norm2)
+    attention, mlp = block.attn, block.mlp
+    assert isinstance(attention, nn.Module) and isinstance(mlp, nn.Module)
+    attention.qkv = _linear(found.qkv, bias=attention.qkv.bias is not None)  # type: ignore[union-attr]
+    attention.proj = _linear(found.projection)
+    mlp.fc1, mlp.act, mlp.fc2 = _linear(found.fc1), found.activation, _linear(found.fc2)
+
+
+def _convolution(weight: Tensor) -> nn.Conv2d:
+    width, channels, high, wide = weight.shape
+    layer = nn.Conv2d(channels, width, (high, wide), stride=(high, wide))
+    layer.weight = nn.Parameter(weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def _linear(found: Affine, bias: bool = True) -> nn.Linear:
+    layer = nn.Linear(found.weight.shape[1], found.weight.shape[0], bias=bias, device="meta")
+    layer.weight = nn.Parameter(found.weight)
+    if bias:
+        layer.bias = nn.Parameter(found.bias)
+    return layer
+
+
+def _norm(found: Norm) -> nn.LayerNorm:
+    layer = nn.LayerNorm(len(found.weight), eps=found.eps)
+    layer.weight, layer.bias = nn.Parameter(found.weight), nn.Parameter(found.bias)
+    return layer
