@@ -4,7 +4,7 @@
     python -m benchmarks.names --whole deit_tiny_patch16_224 levit_128s
     python -m benchmarks.names --table                      what is there so far
 
-Each name is built at its own image size in a process of its own, described, and its heads and neurons pruned to 0.7; MACs before
+Each name is built at its own image size in a process of its own, described, and its heads and neurons pruned to 0.7, its tokens too where its grid is free to shrink and they can go; MACs before
 and after are held to half of torch's counter, parameters to the model's. That needs no weights. `--whole` does it with random
 weights: forward and backward, export, and ONNX Runtime held to PyTorch within 1e-3. Names that are done are not done again.
 """
@@ -90,14 +90,15 @@ def _tell(pipe: Connection, name: str, whole: bool, memory: int) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| timm's file | names | work | refused, by first reason |", "|---|---|---|---|"]
+    lines = ["| timm's file | names | work | tokens too | refused, by first reason |", "|---|---|---|---|---|"]
     module_of = {name: module for module in MODULES for name in timm.list_models(module=module)}
     for module in MODULES:
         mine = [row for row in rows if module_of.get(row["name"]) == module]
         if mine:
             reasons = collections.Counter(row["reasons"][0] for row in mine if not row["works"])
             why = "; ".join(f"{number}: {reason}" for reason, number in reasons.most_common())
-            lines.append(f"| {module} | {len(mine)} | {sum(row['works'] for row in mine)} | {why} |")
+            tokens = sum(row["works"] and row.get("tokens", 0) > 0 for row in mine)
+            lines.append(f"| {module} | {len(mine)} | {sum(row['works'] for row in mine)} | {tokens or ''} | {why} |")
     works = sum(row["works"] for row in rows)
     summary = f"{works} of {len(rows)} names work ({100 * works / max(1, len(rows)):.1f} %)."
     return "\n".join([*lines, "", summary, ", ".join(machine().values())])

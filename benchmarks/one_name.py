@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.errors import VitfitError
 from models.export import compare_outputs, run_onnx
 from models.open import network_of
-from models.plan import Plan, identity
+from models.plan import Plan, TokenPlan, identity
 from models.preprocessing import Preprocessing
 from models.structure import Structure
 from models.torch_network import TorchNetwork
@@ -49,10 +49,13 @@ def tried(name: str, whole: bool) -> dict[str, Any]:
         model = timm.create_model(name, **({"depth": 2} if size > GIB else {}))
     preprocessing = Preprocessing.of_model(model)
     network = network_of(model.eval(), name, preprocessing)
-    small = network.pruned(plan_of(network.structure, KEEP), None)
-    reasons = [*differs(network, model), *differs(small, small.module)]
+    way = _way(network, model)
+    plan = plan_of(network.structure, KEEP)
+    small = network.pruned(with_tokens(plan, network.structure, KEEP), None)
+    reasons = [*differs(network, network.module if way == "plain" else model), *differs(small, small.module)]
     found = {
-        "way": "graph" if type(network) is not TorchNetwork else "family",
+        "way": way,
+        "tokens": len(small.reductions()),
         "blocks": len(network.structure.blocks),
         "macs": network.structure.macs,
         "macs_kept": small.structure.macs / network.structure.macs,
@@ -64,6 +67,13 @@ def tried(name: str, whole: bool) -> dict[str, Any]:
     return {**found, "reasons": reasons}
 
 
+def _way(network: TorchNetwork, model: nn.Module) -> str:
+    """How it was read: by its family, by its graph, or by its graph as a plain vision transformer."""
+    if type(network) is not TorchNetwork:
+        return "graph"
+    return "family" if network.module is model else "plain"
+
+
 def plan_of(structure: Structure, keep: float) -> Plan:
     """The first heads and neurons of every block."""
     whole = identity(structure)
@@ -72,6 +82,16 @@ def plan_of(structure: Structure, keep: float) -> Plan:
         for block in whole.blocks
     )
     return dataclasses.replace(whole, blocks=blocks)
+
+
+def with_tokens(plan: Plan, structure: Structure, keep: float) -> Plan:
+    """In the first block of every stage whose grid is free to shrink."""
+    blocks = list(plan.blocks)
+    for first, stage in zip(structure.first_blocks, structure.stages, strict=True):
+        patches = stage.blocks[0].tokens - structure.prefix
+        if stage.free_tokens and round(keep * patches) >= 1:
+            blocks[first] = dataclasses.replace(blocks[first], tokens=TokenPlan(round(keep * patches), "drop"))
+    return dataclasses.replace(plan, blocks=tuple(blocks))
 
 
 def _first(members: tuple[Any, ...], keep: float) -> tuple[Any, ...]:

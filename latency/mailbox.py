@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.whole_file import write_whole
+
 REQUEST, ANSWER = "request.json", "answer.json"
 ABANDONED_S = 60.0
 """A task that nobody has touched for so long is nobody's: its job has ended."""
@@ -78,9 +80,8 @@ class Mailbox:
     def open_session(self) -> str:
         """For an agent that registers. The one before it, if any, is out."""
         self._tasks.mkdir(parents=True, exist_ok=True)
-        session, beside = secrets.token_hex(16), self._folder / f".session-{secrets.token_hex(4)}"
-        beside.write_text(session)
-        os.replace(beside, self._folder / SESSION)
+        session = secrets.token_hex(16)
+        write_whole(self._folder / SESSION, session)
         self.heard()
         return session
 
@@ -120,10 +121,7 @@ class Mailbox:
         return path if any(entry["sha256"] == sha256 for entry in entries) and path.is_file() else None
 
     def reply(self, task: str, answer: dict[str, Any]) -> None:
-        path = self._tasks / task
-        beside = path / f".{secrets.token_hex(4)}.part"
-        beside.write_text(json.dumps(answer))
-        os.replace(beside, path / ANSWER)
+        write_whole(self._tasks / task / ANSWER, json.dumps(answer))
 
     def delete(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

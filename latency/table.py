@@ -10,7 +10,6 @@ original are what is fitted: they were measured interleaved, so the machine's dr
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from latency.sampling import Interval
 from latency.setting import Setting
 from models.record import Record
 from models.structure import Precision, Structure
+from models.whole_file import write_whole
 
 PRIOR_STRENGTH, PRIOR_FLOOR = 0.05, 0.01
 """Relative error that one measured structure must show to move a coefficient by its whole size, or by this share of the
@@ -77,9 +77,7 @@ class Table(Record):
         return dataclasses.replace(self, samples=self.samples + tuple(samples), original_ms=ms)
 
     def save(self, folder: Path) -> None:
-        beside = folder / f"{self.name}.{os.getpid()}.part"
-        beside.write_text(json.dumps(self.to_json()))
-        os.replace(beside, folder / self.name)
+        write_whole(folder / self.name, json.dumps(self.to_json()))
 
 
 def table_name(device: str, machine: str, setting_key: str, structure_key: str) -> str:

@@ -31,6 +31,7 @@ from models.reduction import TokenReduction
 from models.rows import fold_scales
 from models.structure import PACKAGING, Structure
 from models.torch_network import TorchNetwork
+from models.whole_file import UNFINISHED
 
 KEPT = "kept_tokens"
 """Second output of the file, int64 (stages,)."""
@@ -114,7 +115,7 @@ def export_dynamic(network: TorchNetwork, path: Path) -> None:
     fold_scales(dynamic)
     # an image that keeps some tokens and loses some: what is traced must not look like a constant
     example = torch.randn(1, *network.structure.image, generator=torch.Generator().manual_seed(0))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-", suffix=UNFINISHED) as folder:
         plain = Path(folder) / "model.onnx"
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")

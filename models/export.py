@@ -19,6 +19,7 @@ from models.onnx_store import save_onnx
 from models.preprocessing import Preprocessing
 from models.quantize import quantize_file
 from models.record import Record
+from models.whole_file import UNFINISHED
 
 OPSET = 20
 INPUT, OUTPUT = "images", "logits"
@@ -33,7 +34,7 @@ def export_onnx(
     are marked (models/quantize.py); None: fp32."""
     example = torch.zeros(batch or 2, *image)
     # above 2 GiB the exporter writes a file for each weight
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-", suffix=UNFINISHED) as folder:
         plain = Path(folder) / "model.onnx"
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")

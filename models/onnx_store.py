@@ -11,6 +11,8 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
+from models.whole_file import UNFINISHED
+
 LARGEST = 2**31 - 2**26
 """Bytes of weights in one file; the graph itself needs some room too."""
 
@@ -36,7 +38,7 @@ def weight_bytes(model: ModelProto) -> int:
 def save_onnx(model: ModelProto, path: Path) -> None:
     """Whole or not at all: the data first, then the file that names it."""
     data = data_of(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx-", suffix=UNFINISHED) as folder:
         beside = Path(folder) / path.name
         if weight_bytes(model) > LARGEST:
             onnx.save(model, beside, save_as_external_data=True, location=data.name, size_threshold=1024)

@@ -23,7 +23,7 @@ from models.errors import (
     UnsafeFile,
     UnsupportedModel,
 )
-from models.graph.network import GraphNetwork
+from models.open_graph import open_graph
 from models.open_hugging_face import open_hugging_face
 from models.open_onnx import open_onnx
 from models.package import unpack_model
@@ -140,7 +140,7 @@ def network_of(module: nn.Module, name: str, preprocessing: Preprocessing) -> To
         return TorchNetwork(module, name, preprocessing)
     except UnsupportedModel as unknown:
         try:
-            return GraphNetwork(module, name, preprocessing, classes_of(module))
+            return open_graph(module, name, preprocessing, classes_of(module))
         except UnsupportedModel as error:
             reasons = [*unknown.facts.get("reasons", ()), *error.facts.get("reasons", ())]
             raise UnsupportedModel(f"{unknown.detail} {error.detail}", reasons=reasons) from error

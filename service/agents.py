@@ -7,7 +7,6 @@ sees them.
 import asyncio
 import json
 import math
-import os
 import re
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from vitfit.agent import PROTOCOL
 from latency.devices import AGENT
 from latency.mailbox import Mailbox, Task
 from models.errors import InvalidRequest
+from models.whole_file import write_whole
 from service.errors import Conflict, NotFound
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
@@ -87,9 +87,7 @@ class Agents:
         document = {"name": device, "kind": AGENT, **request.model_dump(exclude={"name", "protocol"})}
         if path.exists():
             self._require_same(json.loads(path.read_text()), document)
-        beside = path.with_name(f".{device}.{os.getpid()}.part")
-        beside.write_text(json.dumps(document, indent=1))
-        os.replace(beside, path)
+        write_whole(path, json.dumps(document, indent=1))
         return Registered(device=device, session=Mailbox(path.with_suffix("")).open_session())
 
     def _require_same(self, known: dict[str, Any], now: dict[str, Any]) -> None:

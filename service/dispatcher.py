@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from models.whole_file import write_whole
 from service import logs, node
 from service.cluster import connected
 from service.errors import Away, ClusterUnavailable
@@ -135,9 +136,7 @@ def say(file: Path, why: str | None) -> None:
         file.unlink(missing_ok=True)
     elif not file.exists() or file.read_text() != why:
         log.error("%s", why)
-        beside = file.with_suffix(".part")
-        beside.write_text(why)
-        os.replace(beside, file)
+        write_whole(file, why)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.whole_file import UNFINISHED
 from service.journal import JobFiles
 from service.processes import is_gone, whoami
 
 HOUR_S = 3600.0
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder with all that is in it; whether or not it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,8 @@ class JobFolder:
         """What a killed attempt had not finished goes."""
         for folder in (self.artifacts, self.work):
             folder.mkdir(parents=True, exist_ok=True)
-            for unfinished in folder.glob("**/*.part"):
-                unfinished.unlink(missing_ok=True)
+            for unfinished in list(folder.glob(f"**/*{UNFINISHED}")):
+                remove(unfinished)
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ class DataFolder:
 
     def sweep(self) -> None:
         """Delete what processes of this machine that are gone had not finished."""
-        for unfinished in self.tables.glob("*.part"):
+        for unfinished in self.tables.glob(f"*{UNFINISHED}"):
             if time.time() - unfinished.stat().st_mtime > HOUR_S:  # another server's job may be writing one now
                 unfinished.unlink(missing_ok=True)
         for folder in self.uploads.iterdir():

@@ -1,7 +1,6 @@
 """Fits the latency table of a job's network: two dozen random plans of it, exported and measured in one interleaved run."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from latency.sizes import SizeLine, Weighed, known_bytes
 from latency.table import Sample, Table, load_table
 from models.structure import Precision
 from models.torch_network import TorchNetwork
+from models.whole_file import write_whole
 from service.budgeting import Place, Pricing, SizeKey
 from service.verification import PROFILE, Verifier
 
@@ -55,9 +55,7 @@ def weigh(key: SizeKey, network: TorchNetwork, verifier: Verifier, work: Path) -
     line = SizeLine(quantity, setting.batch, (original,)).with_sample(
         small.structure, verifier.weigh(key, "probe0", small)
     )
-    beside = stored.with_suffix(".part")
-    beside.write_text(json.dumps(line.to_json()))
-    os.replace(beside, stored)
+    write_whole(stored, json.dumps(line.to_json()))
     return line
 
 

@@ -1,7 +1,6 @@
 """The report as one self-contained HTML file: the numbers of `report.json`, with plots as SVG inside."""
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import matplotlib
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
+from models.whole_file import write_whole
 from service import story
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -30,9 +30,7 @@ def write_html(report: dict[str, Any], path: Path, patches: dict[str, Any] | Non
         patches=patches,
         dimmed=_dimmed,
     )
-    beside = path.with_suffix(".part")
-    beside.write_text(text)
-    os.replace(beside, path)
+    write_whole(path, text)
 
 
 def _svg(figure: Figure) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import os
 import signal
 import socket
 import sys
@@ -13,6 +12,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from models.errors import VitfitError
+from models.whole_file import write_whole
 from service import logs
 from service.app import create_app
 from service.settings import Settings
@@ -107,9 +107,7 @@ class _Server(uvicorn.Server):
         url = f"http://{host}:{sockets[0].getsockname()[1]}"
         print(f"vitfit serves {url}", flush=True)
         if self._ready_file:
-            beside = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
-            beside.write_text(f"{url}\n")
-            os.replace(beside, self._ready_file)
+            write_whole(self._ready_file, f"{url}\n")
 
 
 def main(arguments: list[str] | None = None) -> None:

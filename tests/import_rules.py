@@ -18,7 +18,7 @@ MAY_IMPORT = {
 }
 LIGHT = frozenset(
     [
-        "models", "models.errors", "models.record", "models.structure", "models.plan",
+        "models", "models.errors", "models.record", "models.structure", "models.plan", "models.whole_file",
         "search", "search.budgets", "search.methods", "search.policy", "search.token_rule",
         "vitfit.child", "vitfit.machine", "latency", "latency.devices", "latency.lease", "latency.mailbox", "latency.setting", "latency.profiles",
     ]

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from models.graph.halves import GraphBlock, Half
 from models.graph.plain_attention import read_attention
-from models.graph.probe import Affine, Norm, NotPlain, Part, activation, affine, dims_of, near, norm
+from models.graph.probe import Affine, Norm, NotPlain, Part, activation, affine, dims_of, near, noise, norm
 from models.graph.trace import Traced
 
 aten = torch.ops.aten
@@ -148,11 +148,11 @@ def _read_stem(traced: Traced, x: Node) -> Stem:
                 break
     part, tokens = Part(traced, images, start), shape[0]
     base = part(torch.zeros(1, *traced.image))[0]
-    noise = torch.randn(2, *traced.image)
+    images_of_noise = noise(2, *traced.image)
     for prefix, side in _grids(tokens, traced.image):
         patch = _patch(part, traced.image, side, base, prefix)
-        made = functional.conv2d(noise, patch, stride=side).flatten(2).transpose(1, 2)
-        if near(part(noise) - base, functional.pad(made, (0, 0, prefix, 0))):
+        made = functional.conv2d(images_of_noise, patch, stride=side).flatten(2).transpose(1, 2)
+        if near(part(images_of_noise) - base, functional.pad(made, (0, 0, prefix, 0))):
             return Stem(patch, base, prefix, found)
     raise NotPlain("tokens that are no grid of patches")
 
@@ -245,7 +245,7 @@ def _last_norm(traced: Traced, x: Node, nodes: Sequence[Node], shape: tuple[int,
 
 def _pooled(traced: Traced, x: Node, nodes: Sequence[Node], prefix: int) -> tuple[Pooling, Node]:
     shape = dims_of(traced, x)
-    tokens = torch.randn(3, *shape)
+    tokens = noise(3, *shape)
     wanted: dict[Pooling, Tensor] = {
         "avg": tokens[:, prefix:].mean(1), "all": tokens.mean(1), "token": tokens[:, 0],
     }  # fmt: skip
@@ -264,6 +264,6 @@ def _pooled(traced: Traced, x: Node, nodes: Sequence[Node], prefix: int) -> tupl
 
 def agrees(traced: Traced, module: nn.Module) -> bool:
     """Whether a module gives what the graph gives, on random images."""
-    images = torch.randn(CHECKED, *traced.image)
+    images = noise(CHECKED, *traced.image)
     with torch.inference_mode():
         return near(module.eval()(images), traced.graph(images))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from models.graph.halves import Half
-from models.graph.probe import Affine, NotPlain, Part, affine, dims_of
+from models.graph.probe import Affine, NotPlain, Part, affine, dims_of, noise
 from models.graph.trace import Traced
 
 aten = torch.ops.aten
@@ -61,7 +61,7 @@ def _find(traced: Traced, half: Half) -> _Found:
         mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
         if node.target != aten.scaled_dot_product_attention.default or not _sees_all(traced, mask):
             raise NotPlain("an attention with a mask")
-        if len(node.args) > 5 and node.args[5] or node.kwargs.get("is_causal"):
+        if (len(node.args) > 5 and node.args[5]) or node.kwargs.get("is_causal"):
             raise NotPlain("a causal attention")
         q, k, v = node.args[:3]
         assert isinstance(q, Node) and isinstance(k, Node) and isinstance(v, Node)
@@ -86,7 +86,7 @@ def _sees_all(traced: Traced, mask: object) -> bool:
     if not isinstance(mask, Node):
         return mask is None
     images = next(node for node in traced.nodes if node.op == "placeholder")
-    found = Part(traced, images, mask)(torch.randn(2, *traced.image))
+    found = Part(traced, images, mask)(noise(2, *traced.image))
     return bool(found.all()) if found.dtype == torch.bool else not bool(found.any())
 
 

@@ -16,7 +16,14 @@ def plain_transformer(traced: Traced, blocks: list[GraphBlock], classes: int) ->
         return None
     try:
         module = build(read_plain(traced, blocks))
-    except NotPlain:
+    except (
+        NotPlain,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AssertionError,
+    ):  # parts that cannot be fed are not plain
         return None
     return module if module.num_classes == classes and agrees(traced, module) else None
 
@@ -30,7 +37,7 @@ def build(plain: Plain) -> VisionTransformer:
     if any(type(block.activation) is not type(first.activation) for block in plain.blocks):
         raise NotPlain("blocks of different activations")
     channels, *image = plain.image
-    tokens, width = stem.tokens.shape
+    width = stem.tokens.shape[1]
     with torch.device("meta"):
         module = VisionTransformer(
             img_size=(image[0], image[1]), patch_size=(stem.patch.shape[-2], stem.patch.shape[-1]), in_chans=channels, embed_dim=width,

@@ -230,13 +230,14 @@ def save_checkpoint(path: Path) -> None:
     ("save", "beside"),
     [
         (save_checkpoint, "x.part"),
-        (lambda path: save_program(torch.nn.Conv2d(3, 300, 3), (3, 8, 8), path), "x.part.pt2"),
+        (lambda path: save_program(torch.nn.Conv2d(3, 300, 3), (3, 8, 8), path), ".x.pt2.0.part"),
         (lambda path: np.save(path.with_suffix(".part"), np.zeros(100_000)), "x.part.npy"),
     ],
 )
 def test_what_cannot_be_written_is_an_error_and_not_the_end_of_the_process(
-    tmp_path: Path, save: Callable[[Path], None], beside: str
+    tmp_path: Path, save: Callable[[Path], None], beside: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("models.whole_file.secrets.token_hex", lambda length: "0")
     (tmp_path / beside).symlink_to("/dev/full")
     with pytest.raises((OSError, RuntimeError)) as caught:
         save(tmp_path / "x.pt2")

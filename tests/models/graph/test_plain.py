@@ -44,7 +44,9 @@ def test_queries_and_keys_come_back_as_they_were(tmp_path: Path, scaled: str) ->
     for block in network.module.blocks:  # type: ignore[union-attr]
         block.attn.fused_attn = scaled == "torch"
     read = open_onnx(exported(tmp_path / "model.onnx", network), "read", None)
-    mine, theirs = ({name: value for name, value in one.module.named_parameters() if ".qkv." in name} for one in (network, read))
+    mine, theirs = (
+        {name: value for name, value in one.module.named_parameters() if ".qkv." in name} for one in (network, read)
+    )
     assert mine.keys() == theirs.keys()
     assert all(torch.allclose(mine[name], theirs[name], atol=1e-5) for name in mine)
 
@@ -60,7 +62,7 @@ def test_hugging_face_s_plain_ones_lose_tokens(tmp_path: Path, name: str) -> Non
     pytest.importorskip("transformers")
     from tests.models.test_hugging_face import folder_of
 
-    folder, model = folder_of(name, tmp_path)
+    folder, _ = folder_of(name, tmp_path)
     network = open_hugging_face(folder, name, None)
     assert type(network) is TorchNetwork
     small = network.pruned(random_plan(network.structure, 1), network.statistics(images_for(network, 12)))
