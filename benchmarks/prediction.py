@@ -116,6 +116,8 @@ def unseen(structure: Structure, count: int, seed: int = 4) -> Iterator[tuple[st
 
 
 def _suits(name: str, structure: Structure) -> bool:
+    if set(METHODS[name].axes) & {"inputs"} & set(structure.fixed):
+        return False
     try:
         check_suits(METHODS[name], structure)
     except InvalidRequest:

@@ -32,7 +32,6 @@ from models.errors import (
     UnsafeFile,
     VitfitError,
 )
-from models.whole_file import write_whole
 from service.journal import JobFiles, JobResult, Journal
 from service.request import JobRequest
 from service.settings import Settings
@@ -176,7 +175,9 @@ def _write_artifacts(files: JobFiles, best: dict[str, Any], trials: int) -> None
         "report.html": b"<!doctype html><title>Fake</title><p>Nothing was pruned.",
     }
     for name, content in contents.items():
-        write_whole(files.artifacts / name, content)
+        beside = files.work / f"{name}.tmp"
+        beside.write_bytes(content)
+        os.replace(beside, files.artifacts / name)
 
 
 def _pretended_patches() -> dict[str, Any]:

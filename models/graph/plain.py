@@ -23,6 +23,8 @@ aten = torch.ops.aten
 ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
 MOST_PREFIX = 16
 """Class, distillation and register tokens."""
+TOGETHER = 64
+"""Rows that are fed at a time."""
 CHECKED = 4
 """Random images on which the two must agree."""
 Pooling = Literal["token", "avg", "all"]
@@ -54,12 +56,14 @@ class Stem:
 
 @dataclass(frozen=True)
 class Tail:
-    """The norm is taken before pooling or after it, or there is none."""
+    """The norm is taken before pooling or after it, or there is none. second: the head of a distillation token, the second token;
+    logits are the mean of both heads'."""
 
     norm: Norm | None
     first: bool
     pooling: Pooling
     head: Affine | None
+    second: Affine | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,9 @@ def _read_tail(traced: Traced, x: Node, prefix: int) -> Tail:
     later = [(node, _dims_or_none(traced, node)) for node in _after(traced, x)]
     whole = _last_norm(traced, x, [node for node, dims in later if dims == shape], shape)
     start = x if whole is None else whole[1]
+    heads = _two_heads(Part(traced, start, output), shape) if whole and prefix == 2 else None
+    if whole and heads:
+        return Tail(whole[0], True, "token", *heads)
     flat = [node for node, dims in later if dims == shape[1:]]
     pooling, pooled = _pooled(traced, start, flat, prefix)
     after = None if whole else _last_norm(traced, pooled, [n for n in flat if n is not pooled], shape[1:])
@@ -217,6 +224,25 @@ def _read_tail(traced: Traced, x: Node, prefix: int) -> Tail:
         head = affine(Part(traced, end, output), shape[1], 1, lambda rows: rows[:, 0])
     found = whole or after
     return Tail(None if found is None else found[0], whole is not None, pooling, head)
+
+
+def _two_heads(part: Part, shape: tuple[int, ...]) -> tuple[Affine, Affine] | None:
+    """Of a class token and a distillation token; None where the second token does not reach the logits."""
+    width = shape[1]
+    bias = part(torch.zeros(1, *shape))[0]
+    weights = []
+    for token in range(2):
+        rows = []
+        for some in torch.eye(width).split(TOGETHER):
+            tokens = torch.zeros(len(some), *shape)
+            tokens[:, token] = some
+            rows.append(part(tokens) - bias)
+        weights.append(torch.cat(rows).T.contiguous())
+    patches = noise(1, *shape)
+    patches[:, :2] = 0
+    if not weights[1].any() or not near(part(patches)[0], bias):
+        return None
+    return Affine(2 * weights[0], 2 * bias), Affine(2 * weights[1], torch.zeros_like(bias))
 
 
 def _after(traced: Traced, x: Node) -> list[Node]:

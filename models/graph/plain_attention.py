@@ -70,15 +70,14 @@ def _find(traced: Traced, half: Half) -> _Found:
         raise NotPlain(f"an attention of {len(half.mixtures)} products")
     logits, context = half.mixtures
     (q, k), (weights, v) = logits.args[:2], context.args[:2]
-    if not all(isinstance(node, Node) for node in (q, k, weights, v)):
-        raise NotPlain("an attention that is written otherwise")
+    assert isinstance(q, Node) and isinstance(k, Node) and isinstance(weights, Node) and isinstance(v, Node)
     node = weights
-    while getattr(node.target, "overloadpacket", None) not in SOFTMAX:  # type: ignore[union-attr]
-        if len(node.all_input_nodes) != 1:  # type: ignore[union-attr]
+    while getattr(node.target, "overloadpacket", None) not in SOFTMAX:
+        if len(node.all_input_nodes) != 1:
             raise NotPlain("an attention whose softmax is changed")
-        node = node.all_input_nodes[0]  # type: ignore[union-attr]
-    scale = _factor(Part(traced, logits, node.all_input_nodes[0]), dims_of(traced, logits))  # type: ignore[union-attr]
-    return _Found(q, k, v, context, True, scale)  # type: ignore[arg-type]
+        (node,) = node.all_input_nodes
+    scale = _factor(Part(traced, logits, node.all_input_nodes[0]), dims_of(traced, logits))
+    return _Found(q, k, v, context, True, scale)
 
 
 def _sees_all(traced: Traced, mask: object) -> bool:

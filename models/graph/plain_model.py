@@ -1,6 +1,7 @@
 """timm's vision transformer with the parts that were read from a graph (models/graph/plain.py)."""
 
 import torch
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -39,21 +40,25 @@ def build(plain: Plain) -> VisionTransformer:
     channels, *image = plain.image
     width = stem.tokens.shape[1]
     with torch.device("meta"):
-        module = VisionTransformer(
+        kind = VisionTransformer if tail.second is None else VisionTransformerDistilled
+        module = kind(
             img_size=(image[0], image[1]), patch_size=(stem.patch.shape[-2], stem.patch.shape[-1]), in_chans=channels, embed_dim=width,
             num_classes=0 if tail.head is None else len(tail.head.bias), depth=len(plain.blocks), num_heads=first.heads,
             global_pool="token" if tail.pooling == "token" else "avg", pool_include_prefix=tail.pooling == "all",
-            qkv_bias=_has_bias(plain), class_token=stem.prefix > 0, reg_tokens=max(0, stem.prefix - 1),
+            qkv_bias=_has_bias(plain), class_token=stem.prefix > 0,
+            reg_tokens=max(0, stem.prefix - 1) if tail.second is None else 0,
             pre_norm=stem.norm is not None, final_norm=tail.norm is not None, fc_norm=tail.norm is not None and not tail.first,
             weight_init="skip",
         )  # fmt: skip
     module.patch_embed.proj = _convolution(stem.patch)
     _write_tokens(module, stem.tokens, stem.prefix)
-    for name, found in (("norm_pre", stem.norm), ("norm" if tail.first else "fc_norm", tail.norm)):
-        if found is not None:
-            setattr(module, name, _norm(found))
+    for name, norm in (("norm_pre", stem.norm), ("norm" if tail.first else "fc_norm", tail.norm)):
+        if norm is not None:
+            setattr(module, name, _norm(norm))
     if tail.head is not None:
         module.head = _linear(tail.head)
+    if tail.second is not None:
+        module.head_dist = _linear(tail.second)
     for block, found in zip(module.blocks, plain.blocks, strict=True):
         _write_block(block, found)
     return module.eval()
@@ -73,7 +78,8 @@ def _write_tokens(module: VisionTransformer, tokens: Tensor, prefix: int) -> Non
     if prefix:
         module.cls_token = nn.Parameter(tokens[None, :1].clone())
     if prefix > 1:
-        module.reg_token = nn.Parameter(tokens[None, 1:prefix].clone())
+        name = "dist_token" if isinstance(module, VisionTransformerDistilled) else "reg_token"
+        setattr(module, name, nn.Parameter(tokens[None, 1:prefix].clone()))
 
 
 def _write_block(block: nn.Module, found: PlainBlock) -> None:

@@ -32,6 +32,14 @@ def test_dims_and_tokens_are_cut_from_the_file_as_from_pytorch(tmp_path: Path, v
     assert torch.allclose(*results, atol=1e-4 * float(results[0].abs().max()))
 
 
+def test_a_distillation_token_has_its_own_head(tmp_path: Path) -> None:
+    network = small_network(name="deit_tiny_distilled_patch16_224")
+    read = open_onnx(exported(tmp_path / "model.onnx", network), "read", None)
+    assert type(read.module) is type(network.module)
+    images = images_for(network, 4)
+    assert torch.allclose(read.outputs(images), network.outputs(images), atol=1e-4)
+
+
 def test_it_trains(tmp_path: Path) -> None:
     read = open_onnx(exported(tmp_path / "model.onnx", small_network()), "read", None)
     read.module(images_for(read, 2)).sum().backward()
