@@ -20,7 +20,9 @@ from vitfit.child import die_with_parent
 
 WARMUP_RUNS = 5
 WARMUP_LIMIT = 40
-STABLE = 0.02
+STABLE, WARMUP_MS = 0.02, 300.0
+"""Warm is what agrees from one group of runs to the next. Where a neighbour keeps them apart that would never end: after so
+many ms two groups will do, and the rounds tell the rest."""
 SETTLE_MS, SETTLE_RUNS = 10.0, 10
 """After another network ran, caches and branch predictors are that one's: of a 1 ms network the first run takes half as
 long again as the tenth. So files take turns in bursts, and the runs of a burst's first milliseconds are not counted."""
@@ -142,11 +144,12 @@ def _burst(run_ms: float) -> tuple[int, int]:
 
 
 def _warm_up(run: Any) -> float:
-    """Until two successive groups of runs agree, or the limit. Returns about how many ms a run takes."""
-    before = float("inf")
+    """Until two successive groups of runs agree, or a limit. Returns about how many ms a run takes."""
+    before, spent = float("inf"), 0.0
     for _ in range(WARMUP_LIMIT // WARMUP_RUNS):
-        now = min(_timed_ms(run) for _ in range(WARMUP_RUNS))
-        if abs(now - before) <= STABLE * now:
+        group = [_timed_ms(run) for _ in range(WARMUP_RUNS)]
+        now, spent = min(group), spent + sum(group)
+        if abs(now - before) <= STABLE * now or (spent > WARMUP_MS and math.isfinite(before)):
             break
         before = now
     return now
