@@ -1,9 +1,9 @@
 """The JSON of the REST interface, beside `JobRequest` (service/request.py): what comes in, and what goes out."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from service.artifacts import Artifact
 from service.errors import stored_problem
@@ -42,13 +42,20 @@ class Problem(BaseModel):
     detail: str = Field(description="What, which value, what is allowed, what to do next.")
 
 
+Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
+"""`false` is none."""
+
+
 class PreprocessingRequest(Strict):
     """How a picture becomes the model's input, when it is not as timm says."""
 
-    size: tuple[int, int, int] = Field(description="Channels, height, width.")
-    mean: tuple[float, ...] = Field(description="For each channel, of pixels in [0, 1].")
-    std: tuple[float, ...]
-    crop: float = Field(default=1.0, gt=0, le=1, description="Share of the resized picture that the centre crop keeps.")
+    size: tuple[Whole, Whole, Whole] = Field(description="Channels, height, width.")
+    mean: tuple[Number, ...] = Field(description="For each channel, of pixels in [0, 1].")
+    std: tuple[Number, ...]
+    crop: Number = Field(
+        default=1.0, gt=0, le=1, description="Share of the resized picture that the centre crop keeps."
+    )
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     crop_mode: Literal["center", "squash"] = "center"
 
@@ -64,7 +71,7 @@ class ModelRequest(Strict):
     options: dict[str, bool | int | float | str | None] = Field(
         default_factory=dict, max_length=50, description="Arguments of timm.create_model."
     )
-    pretrained: bool = Field(default=True, description="Fetch timm's weights (not used with a checkpoint).")
+    pretrained: StrictBool = Field(default=True, description="Fetch timm's weights (not used with a checkpoint).")
     preprocessing: PreprocessingRequest | None = Field(default=None, description="As timm says, when left out.")
     classes: list[str] | None = Field(default=None, max_length=100_000, description="Names of the classes, in order.")
 
