@@ -79,7 +79,7 @@ def test_the_order_of_layers_is_found(tmp_path: Path) -> None:
 
 
 def test_a_file_that_came_as_onnx_is_quantised_too(tmp_path: Path) -> None:
-    whole = small_network()
+    whole = small_network(qk_norm=True)  # no plain vision transformer, so it stays a graph
     whole.export(tmp_path / "whole.onnx", None)
     network = open_onnx(tmp_path / "whole.onnx", "whole", None)
     assert isinstance(network, GraphNetwork)
