@@ -4,9 +4,9 @@
     python -m benchmarks.names --whole deit_tiny_patch16_224 levit_128s
     python -m benchmarks.names --table                      what is there so far
 
-Each name is built at its own image size in a process of its own, described, and its heads and neurons pruned to 0.7, its tokens too where its grid is free to shrink and they can go; MACs before
-and after are held to half of torch's counter, parameters to the model's. That needs no weights. `--whole` does it with random
-weights: forward and backward, export, and ONNX Runtime held to PyTorch within 1e-3. Names that are done are not done again.
+Each name is built at its own image size in a process of its own, described, and its heads and neurons pruned to 0.7, its tokens
+too where its grid is free to shrink and they can go; MACs before and after are held to half of torch's counter, parameters to the
+model's. That needs no weights. `--whole` does it with random weights: forward and backward, export, and ONNX Runtime held to PyTorch within 1e-3. Names that are done are not done again.
 """
 
 import argparse

@@ -83,9 +83,7 @@ def rows(name: str, network: TorchNetwork, folder: Path) -> Iterator[str]:
 
 
 def in_int8(network: TorchNetwork) -> TorchNetwork:
-    whole = identity(network.structure)
-    blocks = tuple(dataclasses.replace(block, exact=()) for block in whole.blocks)
-    return network.pruned(dataclasses.replace(whole, blocks=blocks, precision="int8"), None)
+    return network.pruned(dataclasses.replace(identity(network.structure), precision="int8"), None)
 
 
 def static(

@@ -8,22 +8,18 @@ structures (`structure_of`), so whatever prices structures gives the latency ove
 
 import copy
 import dataclasses
-import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from models import tokens
 from models.errors import InvalidRequest
-from models.export import INPUT, OPSET, OUTPUT, RELATIVE_TOLERANCE
+from models.export import INPUT, OUTPUT, RELATIVE_TOLERANCE, write_onnx
 from models.family import replace_part
-from models.onnx_store import save_onnx
 from models.plan import Plan
 from models.pruned import PrunedBlocks
 from models.record import Record
@@ -31,7 +27,6 @@ from models.reduction import TokenReduction
 from models.rows import fold_scales
 from models.structure import PACKAGING, Structure
 from models.torch_network import TorchNetwork
-from models.whole_file import UNFINISHED
 
 KEPT = "kept_tokens"
 """Second output of the file, int64 (stages,)."""
@@ -115,17 +110,7 @@ def export_dynamic(network: TorchNetwork, path: Path) -> None:
     fold_scales(dynamic)
     # an image that keeps some tokens and loses some: what is traced must not look like a constant
     example = torch.randn(1, *network.structure.image, generator=torch.Generator().manual_seed(0))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-", suffix=UNFINISHED) as folder:
-        plain = Path(folder) / "model.onnx"
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                dynamic, (example,), str(plain), input_names=[INPUT], output_names=[OUTPUT, KEPT], opset_version=OPSET,
-                dynamo=False,
-            )  # fmt: skip
-        model = onnx.load(plain)
-    onnx.helper.set_model_props(model, network.preprocessing.to_metadata())
-    save_onnx(model, path)
+    write_onnx(dynamic, example, [OUTPUT, KEPT], network.preprocessing, path)
 
 
 def run_dynamic(network: TorchNetwork, images: Tensor) -> tuple[Tensor, Tensor]:

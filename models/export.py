@@ -6,6 +6,7 @@ shapes folded. It runs once per delivered or verified file, never inside a trial
 
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,23 +31,38 @@ def export_onnx(
     module: nn.Module, image: tuple[int, int, int], preprocessing: Preprocessing, path: Path, batch: int | None,
     weight_bits: int | None = None,
 ) -> None:  # fmt: skip
-    """Writes `path` at once, above 2 GiB with its data (models/onnx_store.py). batch None: a free batch dimension. weight_bits: of the products that
-    are marked (models/quantize.py); None: fp32."""
+    """A network of images and logits, see `write_onnx`. batch None: a free batch dimension."""
     example = torch.zeros(batch or 2, *image)
-    # above 2 GiB the exporter writes a file for each weight
+    write_onnx(module, example, [OUTPUT], preprocessing, path, batch is None, weight_bits)
+
+
+def write_onnx(
+    module: nn.Module, images: Tensor, outputs: Sequence[str], preprocessing: Preprocessing, path: Path,
+    free_batch: bool = False, weight_bits: int | None = None,
+) -> None:  # fmt: skip
+    """Writes `path` at once, above 2 GiB with its data (models/onnx_store.py). weight_bits: of the products that are marked
+    (models/quantize.py); None: fp32."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-", suffix=UNFINISHED) as folder:
         plain = Path(folder) / "model.onnx"
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                module.eval(), (example,), str(plain), input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET,
-                dynamic_axes=None if batch else {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}, dynamo=False,
-            )  # fmt: skip
+        to_onnx(module, {INPUT: images}, outputs, plain, free_batch)
         if weight_bits is not None:
             quantize_file(plain, weight_bits)
         model = onnx.load(plain)
     onnx.helper.set_model_props(model, preprocessing.to_metadata())
     save_onnx(model, path)
+
+
+def to_onnx(
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path, free_batch: bool = False
+) -> None:  # fmt: skip
+    """What torch's exporter makes of a module; above 2 GiB with a file for each weight beside it."""
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(), tuple(inputs.values()), str(path), input_names=list(inputs), output_names=list(outputs),
+            opset_version=OPSET, dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)} if free_batch else None,
+            dynamo=False,
+        )  # fmt: skip
 
 
 class OnnxFile:

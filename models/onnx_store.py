@@ -31,8 +31,9 @@ def bytes_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files_of(path))
 
 
-def weight_bytes(model: ModelProto) -> int:
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+def is_large(model: ModelProto) -> bool:
+    """Whether its weights, which it holds, need a file of their own."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST
 
 
 def save_onnx(model: ModelProto, path: Path) -> None:
@@ -40,7 +41,7 @@ def save_onnx(model: ModelProto, path: Path) -> None:
     data = data_of(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx-", suffix=UNFINISHED) as folder:
         beside = Path(folder) / path.name
-        if weight_bytes(model) > LARGEST:
+        if is_large(model):
             onnx.save(model, beside, save_as_external_data=True, location=data.name, size_threshold=1024)
             os.replace(data_of(beside), data)
         else:

@@ -11,7 +11,6 @@ with the arithmetic that it is meant to have (models/emulated.py), by its answer
 import copy
 import dataclasses
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from models.data import Batch
 from models.emulated import emulated
 from models.evaluate import correct, same_answer
-from models.export import INPUT, OPSET, OUTPUT, Parity, compare_outputs, run_onnx
+from models.export import INPUT, OUTPUT, Parity, compare_outputs, run_onnx, to_onnx
 from models.quantize import mark, quantize_file
 from models.record import Record
 from models.reduction import TokenReduction
@@ -184,12 +183,7 @@ def _run_probe(
     """Outputs and kept tokens of all images, `batch` in a run. weight_bits: of marked layers; None: nothing is quantised."""
     inputs = {INPUT: images, **{f"tokens{i}": index for i, index in enumerate(forced)}}
     outputs = [OUTPUT, *(f"kept{i}" for i in range(probe.stages))]
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            probe.eval(), tuple(tensor[:batch] for tensor in inputs.values()), str(path), input_names=list(inputs), output_names=outputs,
-            opset_version=OPSET, dynamo=False,
-        )  # fmt: skip
+    to_onnx(probe, {name: tensor[:batch] for name, tensor in inputs.items()}, outputs, path)
     if weight_bits is not None:
         quantize_file(path, weight_bits)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

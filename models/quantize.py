@@ -23,7 +23,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from torch import Tensor, nn
 
 from models.family import replace_part
-from models.onnx_store import LARGEST, weight_bytes
+from models.onnx_store import is_large
 
 MARK = "int8"
 MARKED = re.compile(rf"/{MARK}(_\d+)?/")
@@ -71,7 +71,7 @@ def quantize_file(path: Path, weight_bits: int) -> None:
     quantize_dynamic(
         model, beside, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=weight_bits < 8,
         weight_type=QuantType.QInt8, nodes_to_quantize=[*names, *(f"{name}_MatMul" for name in names)],  # of a Gemm
-        use_external_data_format=weight_bytes(model) > LARGEST,
+        use_external_data_format=is_large(model),
     )  # fmt: skip
     os.replace(beside, path)
 

@@ -23,7 +23,7 @@ from torch.fx import Graph, GraphModule, Node
 from models.errors import DamagedFile, UnsafeFile, UnsupportedModel
 from models.graph.capture import BATCH
 from models.graph.onnx_operators import OPERATORS
-from models.onnx_store import LARGEST, weight_bytes
+from models.onnx_store import is_large
 
 NEWEST = 23
 """The newest opset whose operators are known here."""
@@ -137,7 +137,7 @@ def _folded(model: ModelProto) -> ModelProto:
     """What ONNX Runtime leaves after folding constants. Raises: UnsupportedModel when it does not take the file."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / "folded.onnx"
-        onnx.save(model, source, save_as_external_data=weight_bytes(model) > LARGEST)
+        onnx.save(model, source, save_as_external_data=is_large(model))
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(target)

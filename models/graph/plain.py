@@ -142,7 +142,6 @@ def _activations(product: Node, traced: Traced) -> Node:
 
 def _read_stem(traced: Traced, x: Node) -> Stem:
     shape = dims_of(traced, x)
-    images = next(node for node in traced.nodes if node.op == "placeholder")
     found, start = None, x
     for node in _before(x):
         if traced.tracer.sizes.get(node) == traced.tracer.shape(x) and node is not x:
@@ -150,7 +149,7 @@ def _read_stem(traced: Traced, x: Node) -> Stem:
             if found is not None:
                 start = node
                 break
-    part, tokens = Part(traced, images, start), shape[0]
+    part, tokens = Part(traced, traced.images, start), shape[0]
     base = part(torch.zeros(1, *traced.image))[0]
     images_of_noise = noise(2, *traced.image)
     for prefix, side in _grids(tokens, traced.image):
@@ -246,11 +245,14 @@ def _two_heads(part: Part, shape: tuple[int, ...]) -> tuple[Affine, Affine] | No
 
 
 def _after(traced: Traced, x: Node) -> list[Node]:
-    reached = {x}
+    """What depends on a node, in order."""
+    reached: list[Node] = []
+    known = {x}
     for node in traced.nodes:
-        if any(one in reached for one in node.all_input_nodes):
-            reached.add(node)
-    return [node for node in traced.nodes if node in reached and node is not x]
+        if any(one in known for one in node.all_input_nodes):
+            known.add(node)
+            reached.append(node)
+    return reached
 
 
 def _dims_or_none(traced: Traced, node: Node) -> tuple[int, ...] | None:

@@ -84,8 +84,7 @@ def _sees_all(traced: Traced, mask: object) -> bool:
     """Libraries write down masks that hide nothing."""
     if not isinstance(mask, Node):
         return mask is None
-    images = next(node for node in traced.nodes if node.op == "placeholder")
-    found = Part(traced, images, mask)(noise(2, *traced.image))
+    found = Part(traced, traced.images, mask)(noise(2, *traced.image))
     return bool(found.all()) if found.dtype == torch.bool else not bool(found.any())
 
 

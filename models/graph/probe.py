@@ -49,7 +49,7 @@ class Part:
     def __init__(self, traced: Traced, source: Node, target: Node) -> None:
         """Raises: NotPlain when `target` depends on the images by another way too."""
         self.graph, self.source, self.target = traced.graph, source, target
-        self.images = next(node for node in traced.nodes if node.op == "placeholder")
+        self.images = traced.images
         self._flat = len(traced.tracer.shape(source)) <= len(dims_of(traced, source))
         self._dims = dims_of(traced, target)
         self.nodes = self._nodes()

@@ -30,6 +30,11 @@ class Traced:
     def nodes(self) -> list[Node]:
         return list(self.graph.graph.nodes)
 
+    @property
+    def images(self) -> Node:
+        """What the graph is given."""
+        return next(node for node in self.nodes if node.op == "placeholder")
+
     def dims(self, node: Node) -> list[Dim]:
         return self.tracer.of(node)
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from models import onnx_store
-from models.export import run_onnx
-from models.onnx_store import bytes_of, copy_onnx, data_of, files_of
+from models.export import export_onnx, run_onnx
+from models.onnx_store import LARGEST, bytes_of, copy_onnx, data_of, files_of
+from models.preprocessing import Preprocessing
 from tests.models.networks import images_for, in_int8, random_plan, small_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,11 +46,30 @@ def test_what_shrinks_below_the_limit_leaves_no_data_behind(tmp_path: Path, monk
 
 
 @pytest.mark.usefixtures("little_room")
-def test_eight_bit_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.quantize.LARGEST", 100_000)
+def test_eight_bit_files_too(tmp_path: Path) -> None:
     network = small_network()
     small = network.pruned(in_int8(random_plan(network.structure, 0, tokens=False)), None)
     small.export(tmp_path / "model.onnx", 1)
     images = images_for(network, 4)
     difference = (run_onnx(tmp_path / "model.onnx", images, 1) - small.outputs(images)).abs().max()
     assert difference < 0.1 * small.outputs(images).abs().max()
+
+
+@pytest.mark.slow
+def test_weights_that_are_really_so_many(tmp_path: Path) -> None:
+    """One layer of 2.2 GB: what the exporter, protobuf and the runtime do with it."""
+    image, outputs = (1, 128, 128), 33_000
+    layer = torch.nn.Linear(128 * 128, outputs, bias=False, device="meta").to_empty(device="cpu")
+    torch.nn.init.constant_(layer.weight, 0.5)
+    export_onnx(
+        torch.nn.Sequential(torch.nn.Flatten(), layer),
+        image,
+        Preprocessing(image, (0.5,), (0.5,)),
+        tmp_path / "source.onnx",
+        1,
+    )
+    copy_onnx(tmp_path / "source.onnx", tmp_path / "model.onnx")
+    data_of(tmp_path / "source.onnx").unlink()
+    assert bytes_of(tmp_path / "model.onnx") > 2**31 > LARGEST
+    found = run_onnx(tmp_path / "model.onnx", torch.ones(1, *image), 1)
+    assert found.shape == (1, outputs) and torch.allclose(found, torch.full_like(found, 0.5 * 128 * 128))

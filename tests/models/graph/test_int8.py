@@ -19,11 +19,11 @@ from tests.models.networks import in_int8, small_network
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def check_emulation(small: GraphNetwork, file: Path) -> None:
-    """The emulation is much nearer to the file than the network in fp32 is."""
+def check_emulation(small: GraphNetwork, file: Path, share: float = 0.3) -> None:
+    """The emulation is much nearer to the file than the network in fp32 is: at most so much of its distance."""
     shown = images(small, 12)
     made, emulated, exact = run_onnx(file, shown, 1), small.outputs(shown), small.exact().outputs(shown)
-    assert (emulated - made).abs().mean() < 0.5 * (exact - made).abs().mean()
+    assert (emulated - made).abs().mean() < share * (exact - made).abs().mean()
 
 
 def products(file: Path) -> int:
@@ -43,7 +43,7 @@ def test_the_file_is_in_8_bits_and_the_emulation_gives_what_it_gives(name: str, 
     small.export(tmp_path / "file.onnx", 1)
     counted = sum(op.precision == "int8" for op in small.structure.ops())
     assert products(tmp_path / "file.onnx") == counted >= NAMES[name] * len(network.structure.blocks)
-    check_emulation(small, tmp_path / "file.onnx")
+    check_emulation(small, tmp_path / "file.onnx", 0.35 if "xcit" in name else 0.3)
 
 
 def test_layers_that_stay_exact_stay_in_fp32(tmp_path: Path) -> None:
