@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 
 from models.plan import BlockPlan, HeadPlan, Plan, TokenPlan, TokenScore, identity
-from models.structure import LAYERS, Block, Precision, Reducer, Structure
+from models.structure import IN_GRAPH, LAYERS, Block, Precision, Reducer, Structure
 
 COUNT = 24
 KINDS: tuple[tuple[Reducer, TokenScore] | None, ...] = (
@@ -68,6 +68,9 @@ class _Probe:
             self._keep, self._spread = dict.fromkeys(self._keep, LEAST), 0.15
         if self._kind == ("merge", "similarity") and any(b.attention and b.attention.table for b in structure.blocks):
             self._kind = ("fuse", "attention")  # merged tokens have no place for relative positions
+        if self._kind is not None and any(stage.in_graph for stage in structure.stages):
+            reducer, _ = self._kind
+            self._kind = (reducer if reducer in IN_GRAPH else "fuse", "attention")
         self._embed = self._whole.embed
         if self._embed and number % 3 == 1:
             self._embed = self._some(self._embed, self._draw.uniform(0.3, 0.9), EMBED_MULTIPLE)

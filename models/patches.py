@@ -29,11 +29,11 @@ class KeptPatches:
 
 def kept_patches(network: TorchNetwork, images: Tensor) -> list[KeptPatches]:
     """Of each block that removes tokens, in their order, as the network runs images (n, C, H, W). Empty: it removes none."""
-    blocks = [
-        (place, block.reduction)
-        for place, block in enumerate(network.pruned_blocks())
-        if block.reduction is not None and block.reduction.reducer != "merge"
+    planned = [
+        place for place, block in enumerate(network.plan.blocks if network.plan else ()) if block.tokens is not None
     ]
+    reductions = zip(planned, network.reductions(), strict=True)
+    blocks = [(place, reduction) for place, reduction in reductions if reduction.reducer != "merge"]
     for _, reduction in blocks:
         reduction.chosen = []
     try:

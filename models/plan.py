@@ -12,6 +12,7 @@ from typing import Literal
 from models.errors import InvalidRequest
 from models.record import Record, later
 from models.structure import (
+    IN_GRAPH,
     LAYERS,
     PACKAGING,
     Attention,
@@ -96,8 +97,9 @@ class Plan(Record):
         for plan in self.blocks:
             original = originals[plan.source]
             if (now := bisect.bisect(firsts, plan.source)) != stage:
-                stage, tokens = now, original.tokens
-                patches = tokens - structure.prefix
+                stage = now
+                if not structure.stages[stage - 1].follows:
+                    tokens, patches = original.tokens, original.tokens - structure.prefix
             width = len(self.embed) or original.width
             block = _apply_block(plan, original, width, tokens, structure.prefix, self.precision)
             if plan.tokens is not None:
@@ -177,6 +179,8 @@ def check(plan: Plan, structure: Structure) -> None:
                 f"{originals[block.source].name}: its tokens cannot be reduced, a later layer needs their grid. "
                 f"Blocks whose tokens are free: {', '.join(str(i) for i, f in enumerate(free) if f) or 'none'}"
             )
+        if block.tokens is not None and structure.stages[stage - 1].in_graph:
+            _check_in_graph(block.tokens, originals[block.source].name)
         _check_fixed(block, originals[block.source], structure.fixed)
         _check_exact(block, originals[block.source].name, plan.precision)
         patches = _check_block(block, originals[block.source], plan, patches)
@@ -184,6 +188,14 @@ def check(plan: Plan, structure: Structure) -> None:
     sources = [block.source for block in plan.blocks]
     if sources != sorted(set(sources)):
         raise InvalidRequest(f"Blocks must keep their order and appear once; got sources {sources}")
+
+
+def _check_in_graph(tokens: TokenPlan, name: str) -> None:
+    if tokens.at != "middle" or tokens.score != "attention" or tokens.reducer not in IN_GRAPH:
+        raise InvalidRequest(
+            f"{name}: tokens of a model that goes by its graph leave in the middle of a block, by its attention and by reducer "
+            f"{', '.join(IN_GRAPH)}; not {tokens.reducer} at the {tokens.at} by {tokens.score}"
+        )
 
 
 def _check_embed(plan: Plan, structure: Structure) -> None:

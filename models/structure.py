@@ -56,6 +56,17 @@ class Op(Record):
     rows_are_tokens: bool = False
     members: Literal["", "rows", "cols", "inner", "count", "dims"] = later("")
     """Which size counts the heads (or neurons) of a half that is given by its `parts`; dims: inner and depth."""
+    tokens: tuple[Literal["rows", "cols", "inner"], ...] = later(())
+    """Of such a part: sizes that are given for one token and grow with them; one that is named twice, with their square."""
+    shift: int = later(0)
+    """How many more tokens than the block it sees."""
+
+    def of_tokens(self, tokens: int) -> "Op":
+        """The operation of one token, for so many that the block has."""
+        sizes: dict[str, int] = {}
+        for name in self.tokens:
+            sizes[name] = sizes.get(name, getattr(self, name)) * (tokens + self.shift)
+        return dataclasses.replace(self, **sizes) if sizes else self  # type: ignore[arg-type]
 
     def of_members(self, members: int) -> "Op":
         """The operation of one member, for so many."""
@@ -151,13 +162,16 @@ class Mlp(Record):
     """Operations between fc1 and the activation that belong to the neurons, written for one neuron (depthwise
     convolution)."""
     parts: tuple[Op, ...] = later(())
-    """Of an MLP that was found in a graph: all operations that its neurons take part in, for one neuron."""
+    """Of an MLP that was found in a graph: all operations that its neurons take part in, for one neuron; and whatever else sees
+    the tokens that the block leaves, up to the next block's reduction."""
 
 
 Reducer = Literal["drop", "fuse", "weighted", "merge"]
 """What becomes of the tokens that are not kept: nothing, one package token (their mean, or their mean by score), or each
 is merged into the most similar one that stays."""
 PACKAGING: tuple[Reducer, ...] = ("fuse", "weighted")
+IN_GRAPH: tuple[Reducer, ...] = ("drop", "fuse", "weighted")
+"""Those that a stage allows which is `in_graph`."""
 Place = Literal["start", "middle"]
 """Before a block's attention, or between its attention and its MLP."""
 
@@ -223,6 +237,10 @@ class Stage(Record):
     free_tokens: bool
     entry: tuple[Op, ...] = ()
     branches: tuple["Stage", ...] = ()
+    follows: bool = later(False)
+    """Its tokens are those that the stage before has left, however many."""
+    in_graph: bool = later(False)
+    """Its tokens leave a graph (models/graph/token_cut.py): in the middle of a block and by its own attention."""
 
     def ops(self) -> Iterator[Op]:
         yield from self.entry
@@ -346,7 +364,7 @@ def _precision_of(op: Op, block: Block) -> str:
 
 def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
     if shape.parts:
-        yield from (part.of_members(shape.heads) for part in shape.parts)
+        yield from (part.of_members(shape.heads).of_tokens(block.tokens_attended) for part in shape.parts)
         return
     name, tokens, heads = block.name, block.tokens_attended, shape.heads
     window = shape.window or tokens // shape.windows
@@ -393,7 +411,7 @@ def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
 
 def _mlp_ops(block: Block, shape: Mlp) -> Iterator[Op]:
     if shape.parts:
-        yield from (part.of_members(shape.neurons) for part in shape.parts)
+        yield from (part.of_members(shape.neurons).of_tokens(block.tokens_out) for part in shape.parts)
         return
     name, tokens = block.name, block.tokens_out
     yield Op("norm", f"{name}.norm2", tokens, block.width, weights=True, bias=True)

@@ -133,6 +133,16 @@ def check_suits(method: Method, structure: Structure) -> None:
             f"Method {method.name!r} removes tokens from the second block of a stage on, but {structure.name} has no stage "
             "of two blocks whose token grid may shrink. Take method 'joint', which removes heads, dims and neurons too."
         )
+    rule = method.tokens
+    if (
+        needs_tokens
+        and any(s.in_graph for s in structure.stages)
+        and (rule.at != "middle" or rule.score != "attention")
+    ):
+        raise InvalidRequest(
+            f"Method {method.name!r} removes tokens at the {rule.at} of blocks by {rule.score}; those of {structure.name}, whose "
+            "attention and MLPs were found in its graph, leave in the middle of a block by its attention. Take method 'joint' or 'mdc'."
+        )
 
 
 def describe_methods() -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """A traced graph as a `Structure`: what belongs to heads and neurons as operations of one member, the rest as its stem."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from models.graph.atoms import Atom, Dim, is_batch, leaves, size_of
 from models.graph.capture import stored
 from models.graph.halves import GraphBlock, Half
 from models.graph.products import convolution_groups, kernel
+from models.graph.token_axes import NotFree, TokenAxis
+from models.graph.token_flow import TokenFlow
 from models.graph.trace import Traced
 from models.structure import Attention, Axis, Block, Layer, Mlp, Op, OpKind, Stage, Structure
 
@@ -30,6 +33,7 @@ ACTIVATIONS = (
     aten.tanh,
 )
 ADDITIONS = (aten.add, aten.add_)
+SizeName = Literal["rows", "cols", "inner"]
 FIXED: tuple[Axis, ...] = ("embed", "inputs", "qk", "v", "halves")
 """Only whole heads and neurons are cut in a graph."""
 
@@ -40,8 +44,10 @@ def describe_graph(
     name: str,
     classes: int,
     layers: Sequence[Mapping[Layer, Sequence[str]]],
+    flow: TokenFlow,
 ) -> Structure:
-    """layers: of each block, the nodes that are its linear layers. Raises: UnsupportedModel when there is nothing to cut."""
+    """layers: of each block, the nodes that are its linear layers. Raises: UnsupportedModel when there is nothing to cut; NotFree
+    when it cannot be said what fewer tokens cost."""
     if not blocks:
         raise UnsupportedModel(
             f"No attention followed by an MLP was found in {name} whose heads and neurons can be cut.",
@@ -52,24 +58,52 @@ def describe_graph(
     rest: list[Op] = []
     parts: dict[Atom, list[Op]] = {atom: [] for atom in owner}
     for node in traced.nodes:
+        axes = token_sizes(traced, node, flow)
+        behind = next((axis.block for _, axis in axes if axis.block is not None), None)
         for op, atoms in counted.ops(node):
+            op = _of_one_token(op, axes, flow)
             mine = next((atom for atom in owner if atom in atoms), None)
-            if mine is None:
-                rest.append(op)
-            else:
+            if mine is not None:
                 parts[mine].append(_of_one(op, atoms[mine], mine.size))
-    stages = tuple(
-        Stage(f"{i}", (_block(traced, block, f"{i}", parts),), free_tokens=False) for i, block in enumerate(blocks)
+            elif behind is not None and op.tokens:
+                parts[blocks[behind].neurons.atom].append(op)
+            else:
+                rest.append(op)
+    made = [_block(traced, block, f"{i}", parts, flow) for i, block in enumerate(blocks)]
+    return Structure(
+        name,
+        traced.image,
+        classes,
+        flow.prefix,
+        flow.has_class_token,
+        tuple(rest),
+        tuple(_stages(made, flow)),
+        (),
+        FIXED,
     )
-    return Structure(name, traced.image, classes, 0, False, tuple(rest), stages, (), FIXED)
 
 
-def _block(traced: Traced, block: GraphBlock, number: str, parts: dict[Atom, list[Op]]) -> Block:
+def _stages(blocks: Sequence[Block], flow: TokenFlow) -> Iterator[Stage]:
+    """Blocks side by side whose tokens can go are one stage; every other block is one."""
+    place = 0
+    while place < len(blocks):
+        free = place
+        while free in flow.streams:
+            free += 1
+        some = tuple(blocks[place : max(free, place + 1)])
+        behind = bool(flow.streams) and place > min(flow.streams)
+        yield Stage(f"{place}", some, free_tokens=free > place, follows=behind, in_graph=free > place)
+        place += len(some)
+
+
+def _block(traced: Traced, block: GraphBlock, number: str, parts: dict[Atom, list[Op]], flow: TokenFlow) -> Block:
     heads, neurons = block.heads, block.neurons
     dim = members_of(traced, heads)[1]
     width = traced.tracer.shape(block.neurons.reader)
     channels = size_of(traced.tracer.contractions[neurons.reader][1])
     tokens = max(1, prod(width) // channels // traced.tracer.batch.size)
+    if flow.streams and int(number) >= min(flow.streams):
+        tokens = flow.tokens
     return Block(
         name_of(heads) or number, channels, tokens,
         Attention(heads.atom.size, dim, dim, channels, heads.atom.size * dim, parts=tuple(parts[heads.atom])),
@@ -87,6 +121,48 @@ def members_of(traced: Traced, half: Half) -> tuple[int, int]:
     """Members of a half, and the inputs of its reader that each has."""
     inputs = size_of(traced.tracer.contractions[half.reader][0])
     return half.atom.size, inputs // half.atom.size
+
+
+def token_sizes(traced: Traced, node: Node, flow: TokenFlow) -> list[tuple[SizeName, TokenAxis]]:
+    """Which sizes of a node's operation count tokens, and which."""
+    mine = flow.axes.get(node, {})
+    found: list[tuple[SizeName, TokenAxis]] = []
+    last = len(traced.tracer.shape(node)) - 1 if mine else 0
+    packet = getattr(node.target, "overloadpacket", None)
+    fused = packet is aten.scaled_dot_product_attention
+    mixes = node in traced.tracer.mixtures
+    for place, axis in mine.items():
+        found.append(("cols" if place == last and not fused else "rows", axis))
+    if mixes:
+        source = node.args[1] if fused else node.args[0]
+        axes = flow.axes.get(source, {}) if isinstance(source, Node) else {}
+        for place, axis in axes.items():
+            if place == len(traced.tracer.shape(source)) - (2 if fused else 1):  # type: ignore[arg-type]
+                found.append(("cols" if fused else "inner", axis))
+    elif packet is aten.mean or packet is aten.sum:
+        found = []  # not counted
+    return found
+
+
+def _of_one_token(op: Op, axes: Sequence[tuple[SizeName, TokenAxis]], flow: TokenFlow) -> Op:
+    """The operation with sizes for one token. Parameters are not counted by tokens. Raises: NotFree."""
+    if not axes or op.kind == "table":
+        return op
+    sizes: dict[str, int] = {}
+    for name, axis in axes:
+        length = axis.before + flow.patches
+        if sizes.get(name, getattr(op, name)) % length:
+            raise NotFree(f"{op.name}: {name} is no multiple of its tokens")
+        sizes[name] = sizes.get(name, getattr(op, name)) // length
+    before = {axis.before for _, axis in axes}
+    if len(before) > 1:
+        raise NotFree(f"{op.name}: two kinds of tokens")
+    return dataclasses.replace(
+        op,
+        tokens=tuple(name for name, _ in axes),
+        shift=before.pop() - flow.prefix,
+        **sizes,  # type: ignore[arg-type]
+    )
 
 
 def _of_one(op: Op, field: str, size: int) -> Op:

@@ -1,7 +1,9 @@
-"""The `Network` of any model whose attention and MLPs are found in its graph: heads and neurons are cut, nothing else."""
+"""The `Network` of any model whose attention and MLPs are found in its graph: heads and neurons are cut, and tokens where their
+number is free."""
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,16 @@ from models.graph.describe import describe_graph
 from models.graph.halves import GraphBlock, Half, find_blocks
 from models.graph.layers import as_modules, linear_layers, linear_of
 from models.graph.plain_model import plain_transformer
+from models.graph.token_axes import NotFree
+from models.graph.token_cut import TokenCut
+from models.graph.token_flow import TokenFlow, token_flow
 from models.graph.trace import Traced, trace
 from models.network import LayerWeights
 from models.plan import BlockPlan, Plan
 from models.preprocessing import Preprocessing
 from models.quantize import mark
 from models.recover import refit
+from models.reduction import TokenReduction
 from models.rows import Form
 from models.statistics import Kind, Statistics
 from models.structure import LAYERS
@@ -54,18 +60,26 @@ class GraphNetwork(TorchNetwork):
                 f"{name} cannot be followed: {type(error).__name__}: {str(error)[:200]}",
                 reasons=["its graph cannot be followed"],
             ) from error
-        self._structure = describe_graph(self._traced, self._blocks, name, classes, self._layers)
+        describe = partial(describe_graph, self._traced, self._blocks, name, classes, self._layers)
+        self._flow = token_flow(self._traced, self._blocks)
+        try:
+            self._structure = describe(self._flow)
+        except NotFree as error:
+            self._flow = TokenFlow(reason=str(error))
+            self._structure = describe(self._flow)
         self.module, self.preprocessing = graph, preprocessing
         self.plan, self.class_names, self.gates, self.threshold = None, None, None, 0.5
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the tracer, whose operators cannot be pickled: the graph is traced again where it arrives."""
-        left = {name: value for name, value in vars(self).items() if name not in ("_traced", "_blocks")}
+        left = {name: value for name, value in vars(self).items() if name not in ("_traced", "_blocks", "_flow")}
         return {**left, "dense": self._traced.graph}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._traced = trace(state.pop("dense"), state["_structure"].image)
         self._blocks = find_blocks(self._traced)
+        free = any(stage.in_graph for stage in state["_structure"].stages)
+        self._flow = token_flow(self._traced, self._blocks) if free else TokenFlow()
         vars(self).update(state)
 
     def plain(self) -> nn.Module | None:
@@ -78,6 +92,9 @@ class GraphNetwork(TorchNetwork):
 
     def blocks(self) -> list[nn.Module]:
         return []
+
+    def reductions(self) -> list[TokenReduction]:
+        return [module for module in self.module.modules() if isinstance(module, TokenReduction)]
 
     def weights(self) -> tuple[LayerWeights, ...]:
         return tuple(self._layer_weights(block) for block in self._blocks)
@@ -123,6 +140,9 @@ class GraphNetwork(TorchNetwork):
             for block, wanted, seen in zip(self._blocks, plan.blocks, statistics.blocks, strict=True):
                 self._refit(small.module, block.heads, _heads(wanted), seen.projection)
                 self._refit(small.module, block.neurons, wanted.neurons, seen.neurons)
+        reductions = {i: block.tokens for i, block in enumerate(plan.blocks) if block.tokens is not None}
+        if reductions:
+            TokenCut(small.module, self._flow, self._traced.tracer.sizes, reductions).write()
         nodes = [node for layers in self._layers for some in layers.values() for node in some]
         small._placed = as_modules(small.module, nodes)
         return small

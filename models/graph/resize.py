@@ -17,6 +17,7 @@ SIZES_AT = {
 }  # fmt: skip
 """Where an operator has the sizes of what it gives."""
 FILLED_BY_MINUS_ONE = (aten.view, aten.reshape, aten._unsafe_view)
+TO_THE_END = 2**63 - 1
 Count = Callable[[Atom], int]
 
 
@@ -71,6 +72,29 @@ def _view(graph: GraphModule, node: Node, original: Node, tracer: Tracer, count:
         _set(node, SIZES_AT[packet], sizes)  # type: ignore[index]
 
 
+def write_length(node: Node, place: int, length: int) -> None:
+    """In place: of what a node gives, the size of one dim, where the node states it as a number. The dim counts tokens, and a slice
+    goes to its end."""
+    packet = METHODS.get(node.target) if node.op == "call_method" else getattr(node.target, "overloadpacket", None)
+    if node.op == "call_method" and packet is aten.expand:
+        if node.args[1 + place] != -1:
+            node.update_arg(1 + place, length)
+    elif packet in SIZES_AT:
+        sizes = list(argument(node, SIZES_AT[packet], "size"))
+        if sizes[place] != -1:
+            sizes[place] = length
+            _set(node, SIZES_AT[packet], sizes)
+    elif packet is aten.slice and argument(node, 1, "dim", 0) == place and argument(node, 3, "end", None) is not None:
+        _set(node, 3, TO_THE_END)
+    elif packet is aten.narrow and argument(node, 1, "dim") == place:
+        _set(node, 3, length)
+
+
+def write_last_part(node: Node, length: int) -> None:
+    """In place: the size of the last part that `split_with_sizes` gives."""
+    _set(node, 1, [*argument(node, 1, "split_sizes")[:-1], length])
+
+
 def _repeat(graph: GraphModule, node: Node, original: Node, tracer: Tracer) -> None:
     dims, before = tracer.of(original), tracer.of(original.args[0])
     before = [[] for _ in range(len(dims) - len(before))] + before
@@ -106,4 +130,4 @@ def _set(node: Node, place: int, value: Any) -> None:
     if len(node.args) > place:
         node.update_arg(place, value)
     else:
-        node.update_kwarg({0: "size", 1: "size", 6: "groups"}[place], value)
+        node.update_kwarg({0: "size", 1: "size", 3: "end", 6: "groups"}[place], value)

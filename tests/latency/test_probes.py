@@ -6,6 +6,7 @@ import pytest
 
 from latency.features import FEATURES, features
 from latency.probes import COUNT, probe_plans
+from models.open import untrained
 from models.plan import TokenPlan, identity
 from models.structure import Op, Structure
 from tests.models.families import SMALL, small_family
@@ -44,6 +45,13 @@ def test_probes_fit_every_family(variant: str) -> None:
             pruned = network.pruned(plan, None)
             assert pruned.structure == shape
             assert pruned.outputs(images).isfinite().all()
+
+
+def test_probes_fit_a_graph_whose_tokens_are_free() -> None:
+    network = untrained("eva02_tiny_patch14_224", depth=3, img_size=56)
+    shapes = [plan.apply_to(network.structure) for plan in probe_plans(network.structure)]
+    reducers = {block.reduction.reducer for shape in shapes for block in shape.blocks if block.reduction}
+    assert reducers == {"drop", "fuse", "weighted"}
 
 
 def test_probes_of_one_patch_are_plans_too() -> None:

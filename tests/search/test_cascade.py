@@ -152,6 +152,14 @@ def test_a_method_of_tokens_alone_needs_a_grid_that_may_shrink() -> None:
     check_suits(METHODS["mdc"], structure)
 
 
+def test_a_method_that_chooses_tokens_otherwise_than_a_graph_can_is_refused() -> None:
+    structure = untrained("eva02_tiny_patch14_224", depth=4).structure
+    for method in ("spvit", "cp-vit"):
+        with pytest.raises(InvalidRequest, match="'joint' or 'mdc'"):
+            check_suits(METHODS[method], structure)
+    check_suits(METHODS["joint"], structure)
+
+
 def test_the_last_span_of_a_short_network_takes_all_tokens() -> None:
     """Four blocks: a third of the depth ends before the second block, so one span is left."""
     space = cascade(small_network(depth=4).structure)
