@@ -131,8 +131,9 @@ def token_sizes(traced: Traced, node: Node, flow: TokenFlow) -> list[tuple[SizeN
     packet = getattr(node.target, "overloadpacket", None)
     fused = packet is aten.scaled_dot_product_attention
     mixes = node in traced.tracer.mixtures
+    product = node in traced.tracer.contractions
     for place, axis in mine.items():
-        found.append(("cols" if place == last and not fused else "rows", axis))
+        found.append(("cols" if place == last and not fused and not product else "rows", axis))
     if mixes:
         source = node.args[1] if fused else node.args[0]
         axes = flow.axes.get(source, {}) if isinstance(source, Node) else {}

@@ -45,10 +45,23 @@ def write_sizes(graph: GraphModule, known: Mapping[str, Node], tracer: Tracer, c
             _set(node, 1, [_size(dims[place], count) for dims in tracer.dims[original]])
         elif packet is aten.split and isinstance(node.args[1], int):
             _set(node, 1, _size(tracer.dims[original][0][argument(node, 2, "dim", 0)], count))
+        elif packet is aten.slice:
+            _slice(node, original, tracer, count)
         elif packet is aten.conv2d and argument(node, 6, "groups", 1) != 1:
             channels = tracer.of(original.args[0])[1]
             if argument(node, 6, "groups") == math.prod(atom.size for atom in channels):
                 _set(node, 6, _size(channels, count))
+
+
+def _slice(node: Node, original: Node, tracer: Tracer, count: Count) -> None:
+    """One of equal parts stays that part."""
+    place = argument(original, 1, "dim", 0)
+    left = tracer.of(original)[place]
+    old, new = math.prod(atom.size for atom in left), _size(left, count)
+    if new != old:
+        start = (argument(original, 2, "start") or 0) // old * new
+        _set(node, 2, start)
+        _set(node, 3, start + new)
 
 
 def _view(graph: GraphModule, node: Node, original: Node, tracer: Tracer, count: Count) -> None:
@@ -130,4 +143,4 @@ def _set(node: Node, place: int, value: Any) -> None:
     if len(node.args) > place:
         node.update_arg(place, value)
     else:
-        node.update_kwarg({0: "size", 1: "size", 3: "end", 6: "groups"}[place], value)
+        node.update_kwarg({0: "size", 1: "size", 2: "start", 3: "end", 6: "groups"}[place], value)

@@ -1,11 +1,10 @@
-"""What each operator does to the axes that count tokens: the rules of `token_flow.py`.
+"""Axes that count tokens, followed through a graph.
 
 An axis of `before + patches` entries counts tokens: first some that are never removed, then all patches in their order. An operator
 either leaves such an axis whole or takes it apart between the two; whatever would see the patches as a grid, one by one or in
 another order raises `NotFree`, and then their number cannot change.
 """
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from models.graph.tracer import METHODS, RULES, argument, pointwise
+from models.graph.tracer import METHODS, RULES, pointwise
 
 aten = torch.ops.aten
 
@@ -24,10 +23,12 @@ class NotFree(Exception):
 
 @dataclass(frozen=True)
 class TokenAxis:
-    """before: tokens on it that stay. block: the last one before it that may remove some; None: none may."""
+    """before: tokens on it that stay. block: the last one before it that may remove some; None: none may. of_all: the tokens of
+    all images, one image behind the other."""
 
     before: int
     block: int | None
+    of_all: bool = False
 
 
 Axes = dict[int, TokenAxis]
@@ -58,8 +59,8 @@ class Pool:
 class TokenAxes:
     """What is known so far. `still`: whether a node is the same for all images."""
 
-    def __init__(self, sizes: dict[Node, Any], patches: int, still: Callable[[Node], bool]) -> None:
-        self.sizes, self.patches, self.still = sizes, patches, still
+    def __init__(self, sizes: dict[Node, Any], batch: int, patches: int, still: Callable[[Node], bool]) -> None:
+        self.sizes, self.batch, self.patches, self.still = sizes, batch, patches, still
         self.axes: dict[Node, Any] = {}
         """Of each node that has any: its `Axes`, or those of its several outputs."""
         self.tables: list[Table] = []
@@ -74,7 +75,7 @@ class TokenAxes:
         packet = METHODS.get(node.target, getattr(node.target, "overloadpacket", node.target))
         rule = TOKEN_RULES.get(packet)
         if rule is None and (RULES.get(packet) is pointwise or torch.Tag.pointwise in getattr(node.target, "tags", ())):
-            rule = _pointwise
+            rule = TOKEN_RULES[pointwise]
         if rule is None:
             raise NotFree(f"{node.name}: what {node.target} does to tokens is not known")
         if found := rule(self, node):
@@ -96,7 +97,7 @@ class TokenAxes:
         rank, found = max(len(self.shape(source)) for source in sources), {}
         tables: dict[Node, list[tuple[int, TokenAxis]]] = {}
         for place in range(-rank, 0):
-            known = {axis for source in sources if (axis := self._at(source, place))}
+            known = {axis for source in sources if (axis := self.at(source, place))}
             if not known:
                 continue
             if len(known) > 1:
@@ -105,9 +106,9 @@ class TokenAxes:
             found[rank + place] = axis
             for source in sources:
                 shape = self.shape(source)
-                if self._at(source, place) or -place > len(shape) or shape[place] == 1:
+                if self.at(source, place) or -place > len(shape) or shape[place] == 1:
                     continue
-                if not self.still(source):
+                if not self.still(source) or axis.of_all:
                     raise NotFree(f"{node.name}: joins tokens with {source.name}, which is not known to be of tokens")
                 tables.setdefault(source, []).append((place, axis))
         for source, places in tables.items():
@@ -116,7 +117,7 @@ class TokenAxes:
             self.tables.append(Table(node, source, tuple(place for place, _ in places), places[0][1]))
         return found
 
-    def _at(self, node: Node, place: int) -> TokenAxis | None:
+    def at(self, node: Node, place: int) -> TokenAxis | None:
         """place: from the end."""
         found: TokenAxis | None = self.of(node).get(len(self.shape(node)) + place)
         return found
@@ -126,275 +127,9 @@ Rule = Callable[[TokenAxes, Node], Any]
 TOKEN_RULES: dict[Any, Rule] = {}
 
 
-def _rule(*operators: Any) -> Callable[[Rule], Rule]:
+def token_rule(*operators: Any) -> Callable[[Rule], Rule]:
     def add(function: Rule) -> Rule:
         TOKEN_RULES.update(dict.fromkeys(operators, function))
         return function
 
     return add
-
-
-def _pointwise(known: TokenAxes, node: Node) -> Axes:
-    return known.broadcast(node, [source for source in node.all_input_nodes if known.shape(source)])
-
-
-@_rule(aten.dropout, aten.contiguous, aten.clone, aten.to, aten.type_as, aten.alias, aten.detach, aten._to_copy, aten.dropout_,
-       aten.lift_fresh_copy, aten.feature_dropout)  # fmt: skip
-def _same(known: TokenAxes, node: Node) -> Axes:
-    return dict(known.of(node.args[0]))
-
-
-@_rule(aten.linear)
-def _linear(known: TokenAxes, node: Node) -> Axes:
-    return _untouched(known, node, [-1])
-
-
-@_rule(aten.layer_norm, aten.rms_norm)
-def _layer_norm(known: TokenAxes, node: Node) -> Axes:
-    return _untouched(known, node, range(-len(node.args[1]), 0))  # type: ignore[arg-type]
-
-
-@_rule(aten.batch_norm, aten._native_batch_norm_legit_no_training)
-def _batch_norm(known: TokenAxes, node: Node) -> Axes:
-    return _untouched(known, node, [1])
-
-
-@_rule(aten.softmax, aten._softmax, aten.log_softmax)
-def _softmax(known: TokenAxes, node: Node) -> Axes:
-    return dict(known.of(node.args[0]))
-
-
-def _untouched(known: TokenAxes, node: Node, places: Sequence[int]) -> Axes:
-    """Of an operator that mixes, or has weights for, what stands at these places."""
-    axes, rank = known.of(node.args[0]), len(known.shape(node.args[0]))  # type: ignore[arg-type]
-    if any(place % rank in axes for place in places):
-        raise NotFree(f"{node.name}: has weights for single tokens, or mixes them")
-    return dict(axes)
-
-
-@_rule(aten.matmul, aten.bmm, aten.mm)
-def _matmul(known: TokenAxes, node: Node) -> Axes:
-    a, b = node.args[:2]
-    assert isinstance(a, Node) and isinstance(b, Node)
-    return _product(known, node, (a, -1), (b, -2))
-
-
-def _product(known: TokenAxes, node: Node, left: tuple[Node, int], right: tuple[Node, int]) -> Axes:
-    """Of two tensors over one place of each."""
-    (a, over_a), (b, over_b) = left, right
-    rank = len(known.shape(node))
-    if known._at(a, over_a) != known._at(b, over_b):
-        raise NotFree(f"{node.name}: sums over tokens with weights for single ones")
-    found: Axes = {}
-    for place in range(-rank, -2):
-        axes = {axis for source in (a, b) if (axis := known._at(source, place))}
-        if axes:  # windows of tokens, or tokens of their own each
-            raise NotFree(f"{node.name}: a product for each token")
-    for place, axis in ((-2, known._at(a, -2 if over_a == -1 else -1)), (-1, known._at(b, -1 if over_b == -2 else -2))):
-        if axis:
-            found[rank + place] = axis
-    return found
-
-
-@_rule(aten.scaled_dot_product_attention)
-def _attention(known: TokenAxes, node: Node) -> Axes:
-    q, k, v = node.args[:3]
-    assert isinstance(q, Node) and isinstance(k, Node) and isinstance(v, Node)
-    queries, keys = known._at(q, -2), known._at(k, -2)
-    if keys != known._at(v, -2) or any(known._at(one, place) for one in (q, k, v) for place in (-1, -3, -4)):
-        raise NotFree(f"{node.name}: keys and values are of different tokens")
-    mask = argument(node, 3, "attn_mask")
-    if mask is not None:
-        _mask(known, node, mask, {-2: queries, -1: keys})
-    return {len(known.shape(q)) - 2: queries} if queries else {}
-
-
-def _mask(known: TokenAxes, node: Node, mask: Node, wanted: dict[int, TokenAxis | None]) -> None:
-    """What is added to the logits: a table where it has values for single tokens."""
-    shape, places = known.shape(mask), []
-    for place, axis in wanted.items():
-        if known._at(mask, place) != axis and shape[place] != 1:
-            if known._at(mask, place) or not known.still(mask):
-                raise NotFree(f"{node.name}: its mask is of other tokens")
-            places.append(place)
-    if places:
-        axes = {axis for place in places if (axis := wanted[place])}
-        if len(axes) != 1:
-            raise NotFree(f"{node.name}: its mask is of other tokens")
-        known.tables.append(Table(node, mask, tuple(places), axes.pop()))
-
-
-@_rule(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.squeeze, aten.unsqueeze,
-       aten.reshape_as, aten.view_as, aten.squeeze_)  # fmt: skip
-def _reshape(known: TokenAxes, node: Node) -> Axes:
-    """An axis goes on where one of the same length has as much before it."""
-    before, after = known.shape(node.args[0]), known.shape(node)  # type: ignore[arg-type]
-    starts = {(_slower(after, place), size): place for place, size in enumerate(after) if size != 1}
-    found: Axes = {}
-    for place, axis in known.of(node.args[0]).items():
-        now = starts.get((_slower(before, place), before[place]))
-        if now is None:
-            raise NotFree(f"{node.name}: lays tokens out as {list(after)}")
-        found[now] = axis
-    return found
-
-
-def _slower(shape: Sequence[int], place: int) -> int:
-    found = 1
-    for size in shape[:place]:
-        found *= size
-    return found
-
-
-@_rule(aten.permute)
-def _permute(known: TokenAxes, node: Node) -> Axes:
-    axes, order = known.of(node.args[0]), argument(node, 1, "dims")
-    rank = len(order)
-    return {now: axes[old % rank] for now, old in enumerate(order) if old % rank in axes}
-
-
-@_rule(aten.transpose, aten.swapaxes, aten.transpose_)
-def _transpose(known: TokenAxes, node: Node) -> Axes:
-    rank = len(known.shape(node))
-    a, b = (int(place) % rank for place in node.args[1:3])  # type: ignore[arg-type]
-    return {{a: b, b: a}.get(place, place): axis for place, axis in known.of(node.args[0]).items()}
-
-
-@_rule(aten.t, aten.numpy_T, aten.mT)
-def _turned(known: TokenAxes, node: Node) -> Axes:
-    rank = len(known.shape(node))
-    swapped = {rank - 1: rank - 2, rank - 2: rank - 1}
-    return {swapped.get(place, place): axis for place, axis in known.of(node.args[0]).items()}
-
-
-@_rule(aten.expand, aten.expand_as, aten.broadcast_to)
-def _expand(known: TokenAxes, node: Node) -> Axes:
-    source = node.args[0]
-    more = len(known.shape(node)) - len(known.shape(source))  # type: ignore[arg-type]
-    return {place + more: axis for place, axis in known.of(source).items()}
-
-
-@_rule(aten.select)
-def _select(known: TokenAxes, node: Node) -> Axes:
-    axes, rank = known.of(node.args[0]), len(known.shape(node.args[0]))  # type: ignore[arg-type]
-    place, index = argument(node, 1, "dim", 0) % rank, argument(node, 2, "index")
-    if place in axes:
-        if not 0 <= index < axes[place].before:
-            raise NotFree(f"{node.name}: reads one token by its place")
-        known.reads_first |= index == 0 and rank == 3
-    return {old - (old > place): axis for old, axis in axes.items() if old != place}
-
-
-@_rule(aten.slice, aten.narrow)
-def _slice(known: TokenAxes, node: Node) -> Axes:
-    axes, shape = dict(known.of(node.args[0])), known.shape(node.args[0])  # type: ignore[arg-type]
-    place = argument(node, 1, "dim", 0) % len(shape)
-    if place not in axes:
-        return axes
-    start = argument(node, 2, "start", None) or 0
-    length = known.shape(node)[place]
-    if argument(node, 4, "step", 1) != 1:
-        raise NotFree(f"{node.name}: takes tokens by their places")
-    rest = _run(known, node, axes.pop(place), start % shape[place], length)
-    return axes | ({place: rest} if rest else {})
-
-
-def _run(known: TokenAxes, node: Node, axis: TokenAxis, start: int, length: int) -> TokenAxis | None:
-    """Of some tokens side by side: either none of the patches or all."""
-    if start + length <= axis.before:
-        known.reads_first |= start == 0 and length == 1 and len(known.shape(node)) == 3
-        return None
-    if start <= axis.before and start + length == known.length(axis):
-        return TokenAxis(axis.before - start, axis.block)
-    raise NotFree(f"{node.name}: takes tokens by their places")
-
-
-@_rule(aten.split, aten.chunk, aten.split_with_sizes, aten.tensor_split)
-def _split(known: TokenAxes, node: Node) -> list[Axes]:
-    axes, shape = known.of(node.args[0]), known.shape(node.args[0])  # type: ignore[arg-type]
-    place, start, found = argument(node, 2, "dim", 0) % len(shape), 0, []
-    if place in axes and getattr(node.target, "overloadpacket", None) is not aten.split_with_sizes:
-        raise NotFree(f"{node.name}: takes tokens by their places")
-    for part in known.sizes[node]:
-        own = dict(axes)
-        if place in own:
-            rest = _run(known, node, own.pop(place), start, part[place])
-            own |= {place: rest} if rest else {}
-        start += part[place]
-        found.append(own)
-    return found
-
-
-@_rule(aten.unbind)
-def _unbind(known: TokenAxes, node: Node) -> list[Axes]:
-    axes, rank = known.of(node.args[0]), len(known.shape(node.args[0]))  # type: ignore[arg-type]
-    place = argument(node, 1, "dim", 0) % rank
-    if place in axes:
-        raise NotFree(f"{node.name}: takes tokens one by one")
-    one = {old - (old > place): axis for old, axis in axes.items()}
-    return [one for _ in known.sizes[node]]
-
-
-@_rule(operator.getitem)
-def _getitem(known: TokenAxes, node: Node) -> Axes:
-    several = known.of(node.args[0])
-    return dict(several[node.args[1]]) if several else {}
-
-
-@_rule(aten.cat, aten.concat)
-def _cat(known: TokenAxes, node: Node) -> Axes:
-    """Tokens behind some that stay; or side by side, all of the same tokens."""
-    sources = [one for one in node.args[0] if 0 not in known.shape(one)]  # type: ignore[union-attr, arg-type]
-    assert all(isinstance(one, Node) for one in sources)
-    place = argument(node, 1, "dim", 0) % len(known.shape(node))
-    joined = [known.of(one).get(place) for one in sources]
-    others = [{p: axis for p, axis in known.of(one).items() if p != place} for one in sources]
-    if any(other != others[0] for other in others):
-        raise NotFree(f"{node.name}: joins tokens with what is not known to be of tokens")
-    found = dict(others[0])
-    if any(joined):
-        if sum(map(bool, joined)) > 1 or not joined[-1]:
-            raise NotFree(f"{node.name}: puts something behind the tokens")
-        ahead = sum(known.shape(one)[place] for one in sources[:-1])  # type: ignore[arg-type]
-        found[place] = TokenAxis(joined[-1].before + ahead, joined[-1].block)
-    return found
-
-
-@_rule(aten.stack)
-def _stack(known: TokenAxes, node: Node) -> Axes:
-    sources = list(node.args[0])  # type: ignore[arg-type]
-    axes = known.of(sources[0])
-    if any(known.of(one) != axes for one in sources):
-        raise NotFree(f"{node.name}: joins tokens with what is not known to be of tokens")
-    place = argument(node, 1, "dim", 0) % len(known.shape(node))
-    return {old + (old >= place): axis for old, axis in axes.items()}
-
-
-@_rule(aten.mean, aten.sum, aten.amax, aten.amin, aten.linalg_vector_norm, aten.std, aten.var, aten.norm)
-def _reduce(known: TokenAxes, node: Node) -> Axes:
-    source = node.args[0]
-    axes, shape, wanted = known.of(source), known.shape(source), known.shape(node)  # type: ignore[arg-type]
-    packet = getattr(node.target, "overloadpacket", None)
-    which = argument(node, 2 if packet in (aten.linalg_vector_norm, aten.norm) else 1, "dim")
-    which = range(len(shape)) if which is None else [which] if isinstance(which, int) else which
-    gone = sorted(place % len(shape) for place in which)
-    for place in gone:
-        if place in axes:
-            if packet not in (aten.mean, aten.sum, aten.amax, aten.amin):
-                raise NotFree(f"{node.name}: a norm over tokens")
-            if packet in (aten.mean, aten.sum):
-                known.pools.append(Pool(node, place, axes[place], packet is aten.mean))
-    left = {place: axis for place, axis in axes.items() if place not in gone}
-    if len(wanted) == len(shape):
-        return left
-    return {place - sum(one < place for one in gone): axis for place, axis in left.items()}
-
-
-@_rule(aten.repeat)
-def _repeat(known: TokenAxes, node: Node) -> Axes:
-    source = node.args[0]
-    axes, before, after = known.of(source), known.shape(source), known.shape(node)  # type: ignore[arg-type]
-    more = len(after) - len(before)
-    if any(after[place + more] != before[place] for place in axes):
-        raise NotFree(f"{node.name}: repeats tokens")
-    return {place + more: axis for place, axis in axes.items()}

@@ -107,6 +107,8 @@ class TokenCut:
     def write(self) -> None:
         for node, axes in self.flow.axes.items():
             for place, axis in axes.items():
+                if axis.of_all:
+                    continue  # stated as what is left, as the number of images is
                 write_length(self._node[node.name], place, self._length(axis))
         for node in self._node.values():
             if getattr(node.target, "overloadpacket", None) is aten.split_with_sizes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
+import models.graph.token_rules  # noqa: F401  # they make themselves known
 from models.graph.halves import GraphBlock, Half
 from models.graph.token_axes import Axes, NotFree, Pool, Table, TokenAxes, TokenAxis
 from models.graph.trace import Traced
@@ -46,12 +47,12 @@ def token_flow(traced: Traced, blocks: Sequence[GraphBlock]) -> TokenFlow:
     """From the first block on for which all later operators allow it."""
     moving = _moving(traced)
     streams = _streams(traced, blocks, moving)
-    reason = "no tensor between attention and MLP holds all that later layers read"
+    reason = "" if streams else "no tensor between attention and MLP holds all that later layers read"
     for first in streams:
         try:
             return _flow_from(first, traced, blocks, streams, moving)
         except NotFree as error:
-            reason = str(error)
+            reason = reason or str(error)
     return TokenFlow(reason=reason)
 
 
@@ -65,7 +66,7 @@ def _flow_from(
     usable = {block: same[block] for block in attentions}
     if first not in usable or tokens - prefix < 2:
         raise NotFree(f"{streams[first].name}: its tokens do not attend to each other")
-    known = TokenAxes(traced.tracer.sizes, tokens - prefix, lambda node: node not in moving)
+    known = TokenAxes(traced.tracer.sizes, traced.tracer.batch.size, tokens - prefix, lambda node: node not in moving)
     block_of = {stream: block for block, stream in usable.items()}
     given: dict[Node, Axes] = {}
     for node in traced.nodes[traced.nodes.index(streams[first]) :]:
@@ -106,7 +107,7 @@ def _streams(traced: Traced, blocks: Sequence[GraphBlock], moving: set[Node]) ->
         if node in moving:
             if open_until <= order[node]:  # all that was there before is used up
                 narrow.add(node)
-            open_until = max([open_until, *(order[user] for user in node.users)])
+            open_until = max([open_until, *(order[user] for user in node.users if user in moving)])
     found = {}
     for i, block in enumerate(blocks):
         between = nodes[order[block.heads.reader] + 1 : min(order[maker] for maker in block.neurons.makers)]

