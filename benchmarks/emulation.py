@@ -1,13 +1,14 @@
-"""Claim: trials of int8 policies, which emulate the quantiser in PyTorch, score within 0.3 points of the real files.
+"""Claim: trials of int8 and fp16 policies, which emulate their files in PyTorch, score within 0.3 points of these.
 
     python -m benchmarks.emulation --scenes scenes.npz        digits and the cluttered task (python -m benchmarks.scenes), ten minutes
 
 Networks of each model, unpruned and pruned at random by the joint method's space, with recovery, all layers or about two thirds
-of them in int8: the accuracy of the emulation and of the quantised file in ONNX Runtime on the whole test split. On the digits,
+of them in int8, or everything in fp16: the accuracy of the emulation and of the quantised file in ONNX Runtime on the whole test split. On the digits,
 500 images, one image is 0.2 points; on the cluttered task, 5,000, it is 0.02.
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from benchmarks.comparison.bench import Case
 from benchmarks.machine import machine
 from models.evaluate import correct
 from models.export import OnnxFile
+from models.plan import BlockPlan, Plan
 from models.torch_network import TorchNetwork
-from search.policy import Policy
 from service.evaluation import Evaluation
 from service.request import JobRequest
 
@@ -35,6 +36,7 @@ class Row:
     model: str
     macs_keep: float
     int8: float
+    """Share of the layers; -1: everything is fp16."""
     fp32: int
     """Right answers before quantisation."""
     emulated: int
@@ -76,16 +78,24 @@ def compare(name: str, data: Path) -> list[Row]:
         for step in STEPS:
             for level in (1.0, 0.6):
                 policy = space.along([*draw.random(len(space.dimensions) - 1).tolist(), level], step)
-                rows.append(_row(name, evaluation, policy, files.work / "file.onnx"))
+                plan = evaluation.policy_space().plan(policy)
+                rows.append(_row(name, evaluation, plan, policy.int8, files.work / "file.onnx"))
                 print(rows[-1], flush=True)
+            half = dataclasses.replace(plan, precision="fp16", blocks=tuple(map(_whole, plan.blocks)))
+            rows.append(_row(name, evaluation, half, -1, files.work / "file.onnx"))
+            print(rows[-1], flush=True)
     return rows
 
 
-def _row(name: str, evaluation: Evaluation, policy: Policy, file: Path) -> Row:
-    network = evaluation.finished(evaluation.policy_space().plan(policy), True)
+def _whole(block: BlockPlan) -> BlockPlan:
+    return dataclasses.replace(block, exact=())
+
+
+def _row(name: str, evaluation: Evaluation, plan: Plan, int8: float, file: Path) -> Row:
+    network = evaluation.finished(plan, True)
     network.export(file, 1, "cpu")
     keep = network.structure.macs / evaluation.network.structure.macs
-    return Row(name, keep, policy.int8, *_answers(evaluation, network, file))
+    return Row(name, keep, int8, *_answers(evaluation, network, file))
 
 
 def _answers(evaluation: Evaluation, network: TorchNetwork, file: Path) -> tuple[int, int, int, int, int]:
@@ -101,13 +111,17 @@ def _answers(evaluation: Evaluation, network: TorchNetwork, file: Path) -> tuple
     return fp32, emulated, quantised, same, images
 
 
+def _precision(row: Row) -> str:
+    return "fp16" if row.int8 < 0 else f"int8, {100 * row.int8:.0f} % of the layers"
+
+
 def table(rows: list[Row]) -> str:
     lines = [
-        "| model | MACs kept | layers in int8 | right in fp32 | emulated | file | points apart | same answers |",
+        "| model | MACs kept | precision | right in fp32 | emulated | file | points apart | same answers |",
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {r.model} | {r.macs_keep:.2f} | {100 * r.int8:.0f} % | {r.fp32}/{r.images} | {r.emulated} | {r.file} | "
+        f"| {r.model} | {r.macs_keep:.2f} | {_precision(r)} | {r.fp32}/{r.images} | {r.emulated} | {r.file} | "
         f"{r.points:.2f} | {100 * r.same_answers / r.images:.2f} % |"
         for r in rows
     ]

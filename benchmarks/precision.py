@@ -103,7 +103,7 @@ def make(
             {
                 "task": task, "row": name, "keep": keep, "trained": bool(kind), "right": right, "dense": dense, "images": images,
                 "macs_keep": network.structure.macs / bench.original.structure.macs, "file": file.name,
-                "int8": 1 - exact / layers if network.is_int8 else 0.0,
+                "int8": 1 - exact / layers if network.rounding is not None else 0.0,
             }
         )  # fmt: skip
     path.write_text(json.dumps(rows, indent=1))

@@ -17,6 +17,7 @@ PRIOR_NS = {
     "operations": 700.0, "attentions": 1600.0, "reductions": 4500.0, "reduced_values": 0.6,
     "packages": 2500.0, "weighings": 10_000.0, "merges": 35_000.0, "merge_macs": 0.017,
     "int8_macs": 0.0025, "int8_outputs": 0.04, "int8_weights": 0.004, "quantised_values": 0.15, "int8_products": 700.0,
+    "half_macs": 0.0045, "half_values": 0.2, "half_weights": 0.0025,
     "plain_attentions": 5000.0, "plain_moved_values": 0.2,
 }  # fmt: skip
 """Nanoseconds per unit on a core of a current server: where a fit starts, and what decides where samples are silent.
@@ -24,7 +25,7 @@ PRIOR_NS = {
 Columns of a product are computed in whole registers. A gather copies value by value, a reduction is a dozen small operations
 whose number depends on its reducer. `moved_values`: q, k, v and the heads' outputs change their order in memory. `spilled_weights`:
 those that no cache holds until the next run. int8: of products
-whose weights are, `quantised_values` go in. plain: the attentions of networks with such products, which are not one operator."""
+whose weights are, `quantised_values` go in. half: of operations in fp16, of whichever kind. plain: the attentions of networks with such products, which are not one operator."""
 
 FEATURES = tuple(PRIOR_NS)
 WEIGHTS, INT8_WEIGHTS, SPILLED = (FEATURES.index(name) for name in ("weight_values", "int8_weights", "spilled_weights"))
@@ -135,7 +136,7 @@ def _rows(group: list[Part]) -> Array:
         elif isinstance(shape, Attention) and first[4] == "int8":
             values["plain_attentions"] = 1.0
             values["plain_moved_values"] = shape.heads * tokens * 2 * (shape.qk_dim + shape.v_dim)
-        elif isinstance(shape, Attention):
+        elif isinstance(shape, Attention) and first[4] == "fp32":
             values["matmul_macs"] += _padding_of_heads(shape, tokens)
     for op in ops:
         _count(op, values)
@@ -185,6 +186,11 @@ def _count_reduction(shape: Reduction, width: Any, tokens: Any, values: dict[str
 def _count(op: Op, values: dict[str, Any]) -> None:
     """Adds an operation to the features."""
     values["operations"] += 1.0
+    if op.precision == "fp16":
+        values["half_macs"] += op.macs
+        values["half_values"] += op.values
+        values["half_weights"] += op.params
+        return
     if op.precision == "int8":  # of products only
         values["int8_products"] += 1.0
         values["int8_macs"] += op.count * _padded(op.rows, ROWS) * op.inner * _padded(op.cols)

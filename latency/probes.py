@@ -39,7 +39,7 @@ def probe_plans(structure: Structure, count: int = COUNT, precision: Precision =
     """The same plans in every precision."""
     for number in range(count):
         plan = _Probe(structure, number).plan()
-        yield plan if precision == "fp32" else _in_int8(plan, number)
+        yield _in_int8(plan, number) if precision == "int8" else dataclasses.replace(plan, precision=precision)
 
 
 def _in_int8(plan: Plan, number: int) -> Plan:

@@ -6,7 +6,7 @@ shapes folded. It runs once per delivered or verified file, never inside a trial
 
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from models.onnx_store import save_onnx
 from models.preprocessing import Preprocessing
-from models.quantize import quantize_file
 from models.record import Record
 from models.whole_file import UNFINISHED
 
@@ -29,24 +28,24 @@ RELATIVE_TOLERANCE = 1e-3
 
 def export_onnx(
     module: nn.Module, image: tuple[int, int, int], preprocessing: Preprocessing, path: Path, batch: int | None,
-    weight_bits: int | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> None:  # fmt: skip
     """A network of images and logits, see `write_onnx`. batch None: a free batch dimension."""
     example = torch.zeros(batch or 2, *image)
-    write_onnx(module, example, [OUTPUT], preprocessing, path, batch is None, weight_bits)
+    write_onnx(module, example, [OUTPUT], preprocessing, path, batch is None, finish)
 
 
 def write_onnx(
     module: nn.Module, images: Tensor, outputs: Sequence[str], preprocessing: Preprocessing, path: Path,
-    free_batch: bool = False, weight_bits: int | None = None,
+    free_batch: bool = False, finish: Callable[[Path], None] | None = None,
 ) -> None:  # fmt: skip
-    """Writes `path` at once, above 2 GiB with its data (models/onnx_store.py). weight_bits: of the products that are marked
-    (models/quantize.py); None: fp32."""
+    """Writes `path` at once, above 2 GiB with its data (models/onnx_store.py). finish: what is done to
+    the file before (models/rounding.py)."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-", suffix=UNFINISHED) as folder:
         plain = Path(folder) / "model.onnx"
         to_onnx(module, {INPUT: images}, outputs, plain, free_batch)
-        if weight_bits is not None:
-            quantize_file(plain, weight_bits)
+        if finish is not None:
+            finish(plain)
         model = onnx.load(plain)
     onnx.helper.set_model_props(model, preprocessing.to_metadata())
     save_onnx(model, path)

@@ -11,6 +11,7 @@ with the arithmetic that it is meant to have (models/emulated.py), by its answer
 import copy
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from models.data import Batch
-from models.emulated import emulated
 from models.evaluate import correct, same_answer
 from models.export import INPUT, OUTPUT, Parity, compare_outputs, run_onnx, to_onnx
-from models.quantize import mark, quantize_file
 from models.record import Record
 from models.reduction import TokenReduction
 from models.torch_network import TorchNetwork
@@ -81,7 +80,7 @@ class ParityReport(Record):
 
 
 def check_quantised(network: TorchNetwork, file: Path, batch: int, data: Batch) -> ParityReport:
-    """Of an int8 `network` and its file. data: as many images as the answers shall be compared on; of the first of them
+    """Of a `network` that is not in fp32, and its file. data: as many images as the answers shall be compared on; of the first of them
     the network in fp32 is checked as any other."""
     exact = network.exact()
     with tempfile.TemporaryDirectory() as folder:
@@ -110,14 +109,17 @@ def check_quantised(network: TorchNetwork, file: Path, batch: int, data: Batch) 
 def _with_given_tokens(network: TorchNetwork, images: Tensor, batch: int) -> tuple[Tensor, int]:
     """What the quantised network answers in ONNX Runtime with the tokens that its emulation keeps; and for how many images it
     would keep others."""
+    rounding = network.rounding
+    assert rounding is not None
     probe, marked = TokenProbe(copy.deepcopy(network.module)), copy.deepcopy(network.module)
-    with torch.inference_mode(), emulated(probe.module, network.int8_layers_of(probe.module), network.quantiser):
+    with torch.inference_mode(), rounding.emulated(probe.module):
         _, *chosen = probe(images)
-    mark(marked, network.int8_layers_of(marked))
-    bits = network.quantiser.weight_bits
+    rounding.prepare(marked)
     with tempfile.TemporaryDirectory() as folder:
-        _, *theirs = _run_probe(TokenProbe(marked), images, Path(folder) / "free.onnx", [], batch, bits)
-        answers = _run_probe(TokenProbe(marked), images, Path(folder) / "forced.onnx", chosen, batch, bits)[0]
+        _, *theirs = _run_probe(TokenProbe(marked), images, Path(folder) / "free.onnx", [], batch, rounding.finish)
+        answers = _run_probe(TokenProbe(marked), images, Path(folder) / "forced.onnx", chosen, batch, rounding.finish)[
+            0
+        ]
     return torch.from_numpy(answers), _flipped(chosen, theirs)
 
 
@@ -178,14 +180,19 @@ class TokenProbe(nn.Module):
 
 
 def _run_probe(
-    probe: TokenProbe, images: Tensor, path: Path, forced: list[Tensor], batch: int, weight_bits: int | None = None
+    probe: TokenProbe,
+    images: Tensor,
+    path: Path,
+    forced: list[Tensor],
+    batch: int,
+    finish: Callable[[Path], None] | None = None,
 ) -> list[np.ndarray]:
-    """Outputs and kept tokens of all images, `batch` in a run. weight_bits: of marked layers; None: nothing is quantised."""
+    """Outputs and kept tokens of all images, `batch` in a run. finish: what is done to the file."""
     inputs = {INPUT: images, **{f"tokens{i}": index for i, index in enumerate(forced)}}
     outputs = [OUTPUT, *(f"kept{i}" for i in range(probe.stages))]
     to_onnx(probe, {name: tensor[:batch] for name, tensor in inputs.items()}, outputs, path)
-    if weight_bits is not None:
-        quantize_file(path, weight_bits)
+    if finish is not None:
+        finish(path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     wanted = {entry.name for entry in session.get_inputs()}
     runs = [

@@ -76,7 +76,7 @@ class BlockPlan(Record):
 @dataclass(frozen=True)
 class Plan(Record):
     """embed: the embedding dims that stay, everywhere; empty where the structure's width is fixed: all of them stay.
-    precision: "int8" quantises the linear layers of all blocks, but for those that are `exact`."""
+    precision: "int8" quantises the linear layers of all blocks, but for those that are `exact`; "fp16" is of everything."""
 
     embed: tuple[int, ...]
     blocks: tuple[BlockPlan, ...]
@@ -108,12 +108,13 @@ class Plan(Record):
             tokens = block.tokens_out
             kept.append(block)
         width = len(self.embed) or structure.width
-        return dataclasses.replace(
+        small = dataclasses.replace(
             structure,
             stem=tuple(_resize(op, width, structure.tokens) for op in structure.stem),
             stages=_regroup(structure, self, kept),
             tail=tuple(_resize(op, width, tokens) for op in structure.tail),
         )
+        return small.in_precision("fp16") if self.precision == "fp16" else small
 
     def only(self, axis: PlanAxis, structure: Structure) -> "Plan":
         """The part of this plan that concerns one axis; everything else as in the original. For accounts per axis."""

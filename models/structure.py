@@ -20,7 +20,7 @@ OpKind = Literal[
 Axis = Literal["embed", "inputs", "qk", "v", "halves"]
 """Members that some architectures cannot lose: embedding dims, inputs of single layers, dims inside heads, and the
 attention or MLP of a block alone. Heads, neurons and whole blocks can go everywhere; for tokens, see `Stage`."""
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "int8", "fp16"]
 """Of the networks that vitfit makes."""
 Layer = Literal["qkv", "proj", "fc1", "fc2"]
 LAYERS: tuple[Layer, ...] = get_args(Layer)
@@ -211,7 +211,7 @@ class Block(Record):
     reduction: Reduction | None = None
     layer_scale: bool = False
     precision: str = "fp32"
-    """int8: its linear layers are; everything else stays in fp32."""
+    """int8: its linear layers are; everything else stays in fp32. fp16: everything is."""
     exact: tuple[Layer, ...] = later(())
     """Of an int8 block: the layers that stay in fp32."""
 
@@ -296,6 +296,13 @@ class Structure(Record):
         """Multiply-accumulates per image."""
         return _macs(self.stem) + self.block_macs + _macs(self.tail)
 
+    def in_precision(self, precision: Literal["fp32", "fp16"]) -> "Structure":
+        """The same with everything in one precision."""
+        stages = tuple(_stage_in(stage, precision) for stage in self.stages)
+        return dataclasses.replace(
+            self, stem=_ops_in(self.stem, precision), stages=stages, tail=_ops_in(self.tail, precision)
+        )
+
     @property
     def block_macs(self) -> int:
         """MACs of the blocks alone: the arithmetic of most papers, MDC among them."""
@@ -311,6 +318,18 @@ class Structure(Record):
         """Of all weights in a file."""
         ends = sum(op.weight_bytes for op in self.stem + self.tail)
         return ends + sum(_stage_sum(stage, "weight_bytes") for stage in self.stages)
+
+
+def _ops_in(ops: tuple[Op, ...], precision: str) -> tuple[Op, ...]:
+    return tuple(dataclasses.replace(op, precision=precision) for op in ops)
+
+
+def _stage_in(stage: Stage, precision: str) -> Stage:
+    return dataclasses.replace(
+        stage, entry=_ops_in(stage.entry, precision),
+        blocks=tuple(dataclasses.replace(block, precision=precision, exact=()) for block in stage.blocks),
+        branches=tuple(_stage_in(branch, precision) for branch in stage.branches),
+    )  # fmt: skip
 
 
 Quantity = Literal["macs", "params", "weight_bytes"]

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from models.block_layers import int8_layers
 from models.deletion import deletion_scores
 from models.dependence import Dependence, dependence, output_kernel
 from models.describe import describe, head_count
-from models.emulated import emulated
 from models.errors import InvalidRequest
 from models.export import export_onnx
 from models.families import family_of
@@ -29,13 +28,14 @@ from models.plan import Plan, identity
 from models.preprocessing import Preprocessing
 from models.prune import prune
 from models.pruned import PrunedBlock
-from models.quantize import Quantiser, mark
+from models.quantize import Quantiser
 from models.recover import Readers, recover
 from models.reduction import TokenReduction
+from models.rounding import Half, Int8, Rounding
 from models.rows import Form, as_rows, fold_scales
 from models.slice import readers
 from models.statistics import BlockStatistics, Inputs, Kind, Statistics
-from models.structure import Block, Structure
+from models.structure import Structure
 
 PLAIN_KINDS: frozenset[Kind] = frozenset({"attention", "gates", "inputs", "deletion"})
 DEPENDENCE_IMAGES = 128
@@ -97,15 +97,15 @@ class TorchNetwork:
         )
 
     @property
-    def is_int8(self) -> bool:
-        return self.plan is not None and self.plan.precision == "int8"
+    def rounding(self) -> Rounding | None:
+        """None: it is an fp32 network."""
+        if self.plan is None or self.plan.precision == "fp32":
+            return None
+        return Half() if self.plan.precision == "fp16" else Int8(self.int8_layers_of, self.quantiser)
 
     def outputs(self, images: Tensor, batch: int = 64) -> Tensor:
-        """Of an int8 network: as its file rounds (models/emulated.py)."""
-        rounding: AbstractContextManager[None] = nullcontext()
-        if self.is_int8:
-            rounding = emulated(self.module, self.int8_layers_of(self.module), self.quantiser)
-        with rounding:
+        """As its file rounds."""
+        with nullcontext() if self.rounding is None else self.rounding.emulated(self.module):
             return outputs_of(self.module, images, batch)
 
     def int8_layers_of(self, module: nn.Module) -> Iterator[nn.Linear]:
@@ -114,13 +114,12 @@ class TorchNetwork:
 
     def exact(self) -> "TorchNetwork":
         """The same network in fp32."""
-        if not self.is_int8 or self.plan is None:
+        if self.rounding is None or self.plan is None:
             return self
         whole = copy.copy(self)
         blocks = tuple(dataclasses.replace(block, exact=()) for block in self.plan.blocks)
         whole.plan = dataclasses.replace(self.plan, blocks=blocks, precision="fp32")
-        stages = tuple(dataclasses.replace(s, blocks=tuple(map(_in_fp32, s.blocks))) for s in self._structure.stages)
-        whole._structure = dataclasses.replace(self._structure, stages=stages)
+        whole._structure = self._structure.in_precision("fp32")
         return whole
 
     def pruned(self, plan: Plan, statistics: Statistics | None) -> "TorchNetwork":
@@ -254,16 +253,17 @@ class TorchNetwork:
         whole = self.plan is None and not self._family.sliced
         module = self.pruned(identity(self._structure), None).module if whole else copy.deepcopy(self.module)
         fold_scales(module)
-        form = "standard" if self.is_int8 else form
+        form = form if self.rounding is None else "standard"
         as_rows(module, list(zip(block_lists(module, self._family), self._structure.stages, strict=True)), batch, form)
-        if self.is_int8:
-            mark(module, self.int8_layers_of(module))
-        weight_bits = self.quantiser.weight_bits if self.is_int8 else None
-        export_onnx(module, self._structure.image, self.preprocessing, path, batch, weight_bits)
+        self._write(module, path, batch)
 
-
-def _in_fp32(block: Block) -> Block:
-    return dataclasses.replace(block, precision="fp32", exact=())
+    def _write(self, module: nn.Module, path: Path, batch: int | None) -> None:
+        """Of a copy of the module in its exported form."""
+        rounding = self.rounding
+        if rounding is not None:
+            rounding.prepare(module)
+        finish = None if rounding is None else rounding.finish
+        export_onnx(module, self._structure.image, self.preprocessing, path, batch, finish)
 
 
 def outputs_of(module: nn.Module, images: Tensor, batch: int = 64) -> Tensor:

@@ -144,12 +144,12 @@ def _parity(delivery: Delivery, folder: Path, batch: int) -> ParityReport:
     """Of the measured file; the others must agree with it. Raises: ParityFailure when they do not."""
     network, data = delivery.network, delivery.evaluation.data
     images = data.take("test", PARITY_IMAGES, 0).images
-    if network.is_int8:
+    if network.rounding is not None:
         parity = check_quantised(network, folder / MEASURED, batch, data.take("test", QUANTISED_IMAGES, 0))
     else:
         parity = check_parity(network, folder / MEASURED, batch, images)
     answers = run_onnx(folder / MEASURED, images, batch)
-    for name, many in (("model.onnx", batch), ("model.dynamic.onnx", batch if network.is_int8 else 8)):
+    for name, many in (("model.onnx", batch), ("model.dynamic.onnx", 8 if network.rounding is None else batch)):
         others = run_onnx(folder / name, images, many)
         if not _agree(network, images, answers, others) and not parity.flipped_sets:
             raise ParityFailure(
@@ -161,7 +161,7 @@ def _parity(delivery: Delivery, folder: Path, batch: int) -> ParityReport:
 
 def _agree(network: TorchNetwork, images: Tensor, answers: Tensor, others: Tensor) -> bool:
     """Two files of one network."""
-    if not network.is_int8:
+    if network.rounding is None:
         return compare_outputs(answers, others).passed
     fp32 = network.exact().outputs(images)
     clear, same = same_clear_answers(answers, fp32, others, network.structure.classes)
@@ -222,7 +222,7 @@ def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Jou
         "precision": story.precision(network.plan),
         "blocks": story.removed(original.structure, network.plan),
         "axes": axes,
-        "share_of_macs_fall": (1 - first.ratio.value) / fall if fall > 0.005 and not network.is_int8 else None,
+        "share_of_macs_fall": (1 - first.ratio.value) / fall if fall > 0.005 and network.rounding is None else None,
         "trials": [trial.to_json() for trial in delivery.trials],
         "delivered_trial": delivery.trial.number,
         "samples_ms": {"original": first.original.samples_ms, "delivered": first.candidate.samples_ms},
@@ -307,7 +307,7 @@ def _remarks(delivery: Delivery) -> list[str]:
     if delivery.network.structure.macs == delivery.evaluation.network.structure.macs:
         meets = (
             "Quantised, the original meets the budgets"
-            if delivery.network.is_int8
+            if delivery.network.rounding is not None
             else "The original meets the budgets"
         )
         remarks.append(f"{meets}: it is delivered unpruned.")

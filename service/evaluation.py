@@ -26,6 +26,7 @@ from search.criteria import CRITERIA, rank
 from search.methods import criterion_of, method_for, method_named
 from search.ranking import Ranking
 from search.spaces import space_of
+from search.spaces.half import HalfSpace
 from search.spaces.precision import LEFT_OUT, PrecisionSpace
 from search.spaces.space import Space
 from search.spaces.target import TargetSpace
@@ -97,7 +98,9 @@ class Evaluation:
         if "int8" in request.precisions:
             order = self._quantisation_order(work, check)
             left_out = 0.0 if priced_in_one_precision(request) else LEFT_OUT
-            self.space = PrecisionSpace(self.space, order, request.made_precisions, left_out)
+            self.space = PrecisionSpace(self.space, order, request.precisions, left_out)
+        if "fp16" in request.precisions:
+            self.space = HalfSpace(self.space)
         self.dense = self.network.outputs(self.selection.images)
 
     def _quantisation_order(self, work: Path, check: Callable[[], None]) -> list[tuple[int, Layer]]:

@@ -163,7 +163,7 @@ class Job:
         self.journal.stage("profiling")
         profile(
             self.pricing, self.evaluation.network, self.verifier, self.files.tables, self.files.work,
-            self.request.made_precisions,
+            self.request.precisions,
         )  # fmt: skip
         self.journal.check()
 

@@ -5,7 +5,7 @@ import dataclasses
 from latency.devices import CUDA, describe_device, is_here, is_reachable
 from models.errors import InvalidRequest
 from models.quantize import Quantiser, saturates
-from models.structure import Structure
+from models.structure import Precision, Structure
 from service.request import JobRequest
 
 MEASURED = ("latency", "memory")
@@ -13,18 +13,18 @@ MEASURED = ("latency", "memory")
 
 def check_precisions(request: JobRequest) -> None:
     """Raises: UnknownName; InvalidRequest naming the precision, the device and what is allowed."""
-    if "fp16" in request.precisions:
-        raise _refused(
-            request, "fp16",
-            "CPUs run it as fp32 with conversions around it, which is slower, and files for GPUs are made in fp32 only",
-        )  # fmt: skip
-    if "int8" not in request.precisions:
+    asked = next((precision for precision in request.precisions if precision != "fp32"), None)
+    if asked is None:
         return
+    if "fp16" in request.precisions and len(request.precisions) > 1:
+        raise _refused(
+            request, "fp16", "a device that runs it runs every network faster in it, so it goes alone", allowed=["fp16"]
+        )
     if request.method == "spvit":
-        raise _refused(request, "int8", "method 'spvit' delivers a form whose tokens depend on the image, in fp32 only")
+        raise _refused(request, asked, "method 'spvit' delivers a form whose tokens depend on the image, in fp32 only")
     for budget in request.budgets:
         if budget.metric.startswith(MEASURED):
-            _check_device(request, budget.device)
+            _check_device(request, budget.device, asked)
 
 
 def check_quantisable(request: JobRequest, structure: Structure) -> None:
@@ -36,10 +36,15 @@ def check_quantisable(request: JobRequest, structure: Structure) -> None:
         )
 
 
-def _check_device(request: JobRequest, device: str) -> None:
+def _check_device(request: JobRequest, device: str, asked: Precision) -> None:
     if device.startswith(CUDA):
-        raise _refused(request, "int8", f"ONNX Runtime has no dynamic 8-bit products on {device}")
+        if asked == "int8":
+            raise _refused(request, "int8", f"ONNX Runtime has no dynamic 8-bit products on {device}")
+        return
     if is_reachable(device):
+        if asked == "fp16":
+            reason = f"{device} is a CPU, which runs it as fp32 with conversions around it"
+            raise _refused(request, "fp16", reason, allowed=["fp32", "int8"])
         return
     known = describe_device(device)["precision"]
     for precision in request.precisions:

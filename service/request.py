@@ -102,10 +102,11 @@ class JobRequest(Strict):
         None, max_length=200,
         description="Method up-vit: a smaller timm model whose exact shape is delivered, without a search.",
     )  # fmt: skip
-    precisions: Annotated[tuple[Literal["fp32", "int8", "fp16"], ...], Field(min_length=1)] = Field(
+    precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = Field(
         ("fp32",),
         description="What the search may use. int8: linear layers in 8 bits, the sensitive ones left in fp32 where that pays; with "
-        "fp32 beside it the search also decides between pruning more in fp32 and less in int8.",
+        "fp32 beside it the search also decides between pruning more in fp32 and less in int8. fp16: everything, alone, for GPUs and "
+        "for profiles that know it.",
     )
     trials: int = Field(32, ge=1, le=2000)
     parallel_trials: int = Field(
@@ -158,11 +159,6 @@ class JobRequest(Strict):
                 f"not {self.method!r}: set method, or leave statistic out"
             )
         return self
-
-    @property
-    def made_precisions(self) -> tuple[Precision, ...]:
-        """Without those that are refused (service/precision.py)."""
-        return tuple(precision for precision in self.precisions if precision != "fp16")
 
     @property
     def planned_trials(self) -> int:

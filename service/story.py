@@ -157,7 +157,7 @@ def _quantised(report: dict[str, Any]) -> list[str]:
     found = report["parity"]["quantised"]
     if found is not None:
         lines.append(
-            f"the 8-bit file gives the answers of its emulation in PyTorch for {100 * found['same_answers']:.1f} % of "
+            f"the {report['precision']['name']} file gives the answers of its emulation in PyTorch for {100 * found['same_answers']:.1f} % of "
             f"{found['clear']} test images ({found['images'] - found['clear']} left out, too near to call); parity within 1e-3 was checked before quantisation"
         )
     return lines

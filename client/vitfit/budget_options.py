@@ -142,7 +142,7 @@ class SearchOptions:
     precision: Annotated[
         list[str] | None,
         typer.Option(
-            help="fp32, int8, or both (repeated, or fp32,int8): the search decides. (default: fp32)",
+            help="fp32, int8, or both (repeated, or fp32,int8): the search decides; or fp16, for GPUs. (default: fp32)",
             rich_help_panel=SEARCH_PANEL,
         ),
     ] = None

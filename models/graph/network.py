@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from models.errors import InvalidRequest, UnsupportedModel
-from models.export import export_onnx
 from models.graph.atoms import by_members, leaves, places
 from models.graph.capture import BATCH, capture, stored
 from models.graph.describe import describe_graph
@@ -26,7 +25,6 @@ from models.graph.trace import Traced, trace
 from models.network import LayerWeights
 from models.plan import BlockPlan, Plan
 from models.preprocessing import Preprocessing
-from models.quantize import mark
 from models.recover import refit
 from models.reduction import TokenReduction
 from models.rows import Form
@@ -202,12 +200,7 @@ class GraphNetwork(TorchNetwork):
         return linear_of(total.sqrt()[:, None], None)
 
     def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
-        if not self.is_int8:
-            export_onnx(self.module, self._structure.image, self.preprocessing, path, batch)
-            return
-        module = copy.deepcopy(self.module)
-        mark(module, self.int8_layers_of(module))
-        export_onnx(module, self._structure.image, self.preprocessing, path, batch, self.quantiser.weight_bits)
+        self._write(self.module if self.rounding is None else copy.deepcopy(self.module), path, batch)
 
 
 class _Reader(Interpreter):

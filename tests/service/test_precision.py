@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from latency.devices import describe_devices
+from latency.features import FEATURES, features
 from latency.meter import Effort
 from latency.probes import probe_plans
 from latency.table import Table
@@ -75,13 +76,47 @@ def test_a_profile_of_int8_devices_gets_networks_that_are_int8_throughout(worksh
 
 
 def test_what_no_device_runs_or_no_method_delivers_is_refused_with_the_reason() -> None:
-    with pytest.raises(InvalidRequest, match=r"fp16.*CPUs run it as fp32"):
-        check_precisions(job_request(MACS, precisions=["fp16"]))
+    with pytest.raises(InvalidRequest, match=r"fp16.*cpu is a CPU, which runs it as fp32.*Use \['fp32', 'int8'\]"):
+        check_precisions(job_request(budget("latency_keep", 0.5), precisions=["fp16"]))
+    with pytest.raises(InvalidRequest, match=r"goes alone. Use \['fp16'\]"):
+        check_precisions(job_request(MACS, precisions=["fp16", "fp32"]))
+    with pytest.raises(InvalidRequest, match="spvit"):
+        check_precisions(job_request(MACS, precisions=["fp16"], method="spvit"))
     with pytest.raises(InvalidRequest, match="spvit"):
         check_precisions(job_request(MACS, precisions=["int8"], method="spvit"))
     for wrong in (["int4"], [], ["int8", "int8"]):
         with pytest.raises(ValueError, match="precisions"):
             job_request(MACS, precisions=wrong)
+
+
+def test_fp16_is_for_gpus_and_profiles_that_know_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("latency.devices.gpus", lambda: {"cuda:0": "a GPU"})
+    check_precisions(job_request(budget("latency_keep", 0.5, "cuda:0"), precisions=["fp16"]))
+    check_precisions(job_request(MACS, precisions=["fp16"]))
+    fp32 = next(d["name"] for d in describe_devices() if d["kind"] == "profile" and d["precision"] == "fp32")
+    with pytest.raises(InvalidRequest, match=r"knows fp32 only. Use \['fp32'\]"):
+        check_precisions(job_request(budget("latency_keep", 0.5, fp32), precisions=["fp16"]))
+
+
+def test_an_fp16_job_delivers_fp16_files_and_says_so(workshop: Workshop) -> None:
+    ran = workshop.run(MACS, budget("file_keep", 0.45), precisions=["fp16"], trials=4)
+    assert ran.report["precision"]["name"] == "fp16" and ran.report["parity"]["quantised"]["same_answers"] >= 0.97
+    for name in ("model.onnx", "model.cpu.onnx", "model.dynamic.onnx"):
+        kinds = {tensor.data_type for tensor in onnx.load(ran.path(name)).graph.initializer}
+        assert onnx.TensorProto.FLOAT16 in kinds and onnx.TensorProto.FLOAT not in kinds
+    share = ran.path("model.cpu.onnx").stat().st_size / ran.path("original.onnx").stat().st_size
+    assert share <= 0.45
+    assert any("fp16 file gives the answers of its emulation" in note for note in ran.result.summary["notes"])
+
+
+def test_probes_in_fp16_are_priced_as_such(workshop: Workshop) -> None:
+    structure = open_model(workshop.model).structure
+    half, whole = (
+        [plan.apply_to(structure) for plan in probe_plans(structure, 3, precision)] for precision in ("fp16", "fp32")
+    )
+    assert [shape.macs for shape in half] == [shape.macs for shape in whole]
+    rows = dict(zip(FEATURES, features(half).sum(axis=0), strict=True))
+    assert rows["half_macs"] == sum(shape.macs for shape in half) and rows["matmul_macs"] == rows["norm_values"] == 0
 
 
 def test_networks_whose_blocks_have_no_linear_layers_are_refused(workshop: Workshop) -> None:
@@ -136,7 +171,7 @@ def test_an_int8_job_delivers_int8_files_and_says_so(ran: Ran) -> None:
     assert not any(node.op_type == "MatMulInteger" for node in onnx.load(ran.path("original.onnx")).graph.node)
     rows = {row[0]: row[1:] for row in ran.result.summary["rows"]}
     assert rows["precision"][0] == "fp32" and rows["precision"][1].startswith("int8")
-    assert any("8-bit file gives the answers of its emulation" in note for note in ran.result.summary["notes"])
+    assert any("int8 file gives the answers of its emulation" in note for note in ran.result.summary["notes"])
 
 
 def test_the_reports_accuracy_is_the_quantised_files_own(ran: Ran) -> None:
