@@ -23,6 +23,7 @@ INTERPOLATIONS = {
 CROP_MODES = ("center", "squash")  # timm has a third, "border", which no plain vision transformer uses
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 MAX_SIDE = 4096
+MAX_CROP = 2.0
 MAX_RESIZED = 8192  # the shorter side before the crop
 MAX_ASPECT = 64  # the resized long side is this much longer than the network's input, at most
 
@@ -35,7 +36,7 @@ class Preprocessing(Record):
         size: (C, H, W) of the network's input; C is 1 or 3 for pictures.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1]; above 0.
-        crop: share of the resized shorter side that the centre crop keeps, in (0, 1].
+        crop: share of the resized shorter side that the centre crop keeps; above 1 (timm's VOLO) black is put around it.
         interpolation: one of `INTERPOLATIONS`.
         crop_mode: "center" keeps the aspect ratio, "squash" resizes both sides before the crop.
     """
@@ -98,8 +99,7 @@ class Preprocessing(Record):
         channels, height, width = self.size
         picture = picture.convert("L" if channels == 1 else "RGB")
         picture = picture.resize(self._resized(picture.size), INTERPOLATIONS[self.interpolation])
-        left = round((picture.width - width) / 2.0)
-        top = round((picture.height - height) / 2.0)
+        left, top = _start(picture.width, width), _start(picture.height, height)
         picture = picture.crop((left, top, left + width, top + height))
         pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
         return self._normalised(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
@@ -163,8 +163,8 @@ def _problems(value: Preprocessing) -> list[str]:
             problems.append(f"{name} {list(numbers)} must be {value.size[0]} finite numbers, one per channel.")
     if not all(_is_finite(number) and number > 0 for number in value.std):
         problems.append(f"std {list(value.std)} must be above 0.")
-    if not (_is_finite(value.crop) and 0 < value.crop <= 1):
-        problems.append(f"crop {value.crop} must be above 0 and at most 1.")
+    if not (_is_finite(value.crop) and 0 < value.crop <= MAX_CROP):
+        problems.append(f"crop {value.crop} must be above 0 and at most {MAX_CROP:g}.")
     elif max(value.size[1:]) / value.crop > MAX_RESIZED:
         problems.append(
             f"size {list(value.size)} with crop {value.crop} resizes to more than {MAX_RESIZED} pixels: raise crop."
@@ -174,6 +174,11 @@ def _problems(value: Preprocessing) -> list[str]:
     if value.crop_mode not in CROP_MODES:
         problems.append(f"crop_mode {value.crop_mode!r} must be one of {', '.join(CROP_MODES)}.")
     return problems
+
+
+def _start(length: int, kept: int) -> int:
+    """Where a centre crop starts; before the picture, where it is smaller and black is put around it (torchvision's rounding)."""
+    return round((length - kept) / 2.0) if length >= kept else -((kept - length) // 2)
 
 
 def _is_finite(value: object) -> bool:

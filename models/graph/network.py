@@ -68,6 +68,12 @@ class GraphNetwork(TorchNetwork):
         self.module, self.preprocessing = graph, preprocessing
         self.plan, self.class_names, self.gates, self.threshold = None, None, None, 0.5
 
+    def __copy__(self) -> "GraphNetwork":
+        """Of the same traced graph."""
+        same = object.__new__(GraphNetwork)
+        vars(same).update(vars(self))
+        return same
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the tracer, whose operators cannot be pickled: the graph is traced again where it arrives."""
         left = {name: value for name, value in vars(self).items() if name not in ("_traced", "_blocks", "_flow")}

@@ -13,6 +13,7 @@ import models.graph.rules  # noqa: F401  # they make themselves known
 from models.graph.atoms import Atom, Dim, leaves, places
 from models.graph.capture import BATCH, sizes_of, stored
 from models.graph.resize import write_sizes
+from models.graph.shared import cut_shared, part_shared
 from models.graph.tracer import Tracer
 
 aten = torch.ops.aten
@@ -49,6 +50,7 @@ class Traced:
                 if any(atom in chosen for atom in leaves(dim)):
                     tensor = tensor.index_select(axis, torch.tensor(places(dim, chosen)))
             _replace(small, target, tensor)
+        cut_shared(small, lambda name: self.dims(names[name]), chosen)
         write_sizes(small, names, self.tracer, lambda atom: len(chosen.get(atom, range(atom.size))))
         small.recompile()
         return small
@@ -56,6 +58,7 @@ class Traced:
 
 def trace(graph: GraphModule, image: tuple[int, int, int], batch: int = BATCH) -> Traced:
     """Finds the atoms of a clean graph that was captured for `batch` images, and frees its batch, in place."""
+    part_shared(graph)
     sizes = sizes_of(graph, image, batch)
     tracer = Tracer(sizes, batch)
     for node in graph.graph.nodes:

@@ -53,7 +53,7 @@ class Tracer:
             return
         if node.op not in ("call_function", "call_method") or node.target == "size":
             return
-        if node.all_input_nodes and all(source in self.weights for source in node.all_input_nodes):
+        if all(source in self.weights for source in node.all_input_nodes):
             self.weights.add(node)
         try:
             found = self._rule(node)(self, node)

@@ -27,6 +27,8 @@ def pixels(height: int, width: int, channels: int) -> np.ndarray:
     [
         {},
         {"crop": 1.0},
+        {"crop": 1.15},
+        {"size": (3, 32, 48), "crop": 1.3},
         {"crop_mode": "squash"},
         {"interpolation": "bilinear"},
         {"size": (3, 32, 48)},
@@ -130,7 +132,7 @@ def test_json_without_a_crop_mode_is_read() -> None:
         ({"std": (0.0,)}, "std"),
         ({"crop": 0.0}, "crop"),
         ({"crop": 1e-320}, "crop"),
-        ({"crop": 1.1}, "crop"),
+        ({"crop": 2.1}, "crop"),
         ({"interpolation": "magic"}, "interpolation"),
         ({"crop_mode": "border"}, "crop_mode"),
     ],

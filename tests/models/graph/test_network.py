@@ -22,6 +22,7 @@ from models.program import save_program
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = {
+    "vit_srelpos_small_patch16_224": "one table of positions for the heads of all blocks",
     "eva02_tiny_patch14_224": "rotary positions, gated MLP",
     "xcit_nano_12_p16_224": "attention over channels",
     "levit_128s": "batch norms, q narrower than v, tables of positions",
@@ -46,7 +47,13 @@ def images(network: GraphNetwork, count: int = 2) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", ["levit_128s", "xcit_nano_12_p16_224", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES)]
+    "name",
+    [
+        "vit_srelpos_small_patch16_224",
+        "levit_128s",
+        "xcit_nano_12_p16_224",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES),
+    ],
 )
 def test_a_cut_network_gives_what_the_whole_gives_when_nobody_reads_the_members(name: str) -> None:
     """What is cut is exactly these members: with zeros in the columns that read them the whole network gives the same."""
@@ -71,7 +78,7 @@ def test_a_cut_network_gives_what_the_whole_gives_when_nobody_reads_the_members(
 
 
 @pytest.mark.parametrize(
-    "name", [*list(NAMES)[:4], *(pytest.param(n, marks=pytest.mark.slow) for n in list(NAMES)[4:])]
+    "name", [*list(NAMES)[:5], *(pytest.param(n, marks=pytest.mark.slow) for n in list(NAMES)[5:])]
 )
 def test_macs_and_parameters_are_torch_s_own_before_and_after(name: str) -> None:
     with torch.device("meta"):
