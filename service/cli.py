@@ -54,7 +54,12 @@ def serve(
 
 
 def compress(
-    model: Annotated[str, typer.Argument(help="timm name, or a folder with model.json.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="timm name, ONNX file, Hugging Face folder, or a folder with model.json.", show_default=False
+        ),
+    ],
     budgets: BudgetOptions,
     search: SearchOptions,
     output: Annotated[

@@ -36,7 +36,11 @@ MODEL_ID_PATTERN = re.compile(r"mdl_[A-Za-z0-9]+")
 @verb(app)
 def submit(
     model: Annotated[
-        str, typer.Option(help="timm name, id of an uploaded model, or a folder with model.json.", show_default=False)
+        str,
+        typer.Option(
+            help="timm name, id of an uploaded model, ONNX file, Hugging Face folder, or a folder with model.json.",
+            show_default=False,
+        ),
     ],
     target: ServerOptions,
     budgets: BudgetOptions,

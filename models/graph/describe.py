@@ -183,10 +183,12 @@ class _Counted:
         """Each with the atoms that scale it, and the size that they scale."""
         packet = getattr(node.target, "overloadpacket", None)
         shape = self.tracer.sizes.get(node)
-        if node.op not in ("call_function", "call_method") or not isinstance(shape, tuple):
+        if node.op not in ("call_function", "call_method"):
             return []
         if node in self.tracer.weights:  # done once, when a file is loaded
             return self._tables(node, ())
+        if not isinstance(shape, tuple):
+            return []
         product = node in self.tracer.contractions or packet is aten.conv2d
         found = [] if packet in NORMS else self._tables(node, node.args[1:3] if product else ())
         if product:

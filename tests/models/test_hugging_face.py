@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.one_name import plan_of
+from benchmarks.one_name import differs, plan_of, with_tokens
 from models.errors import CheckpointMismatch, UnsafeFile, UnsupportedModel
 from models.open_hugging_face import open_hugging_face
 
@@ -19,6 +19,7 @@ SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "i
 PLAIN = {**SIZES, "image_size": 32, "patch_size": 8}
 SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 24, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4}
 PVT = {"image_size": 64, "hidden_sizes": [16, 32, 40, 64], "depths": [1, 1, 1, 1]}
+BEIT = {**PLAIN, "use_relative_position_bias": True, "use_absolute_position_embeddings": False}
 DINO = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
 
 
@@ -31,6 +32,8 @@ def model_of(name: str) -> Any:
         "ViTForImageClassification": (t.ViTConfig, PLAIN), "DeiTForImageClassification": (t.DeiTConfig, PLAIN),
         "SwinForImageClassification": (t.SwinConfig, SWIN), "PvtForImageClassification": (t.PvtConfig, PVT),
         "Dinov2Model": (t.Dinov2Config, DINO), "SiglipVisionModel": (t.SiglipVisionConfig, PLAIN),
+        "BeitForImageClassification": (t.BeitConfig, BEIT), "Data2VecVisionForImageClassification": (t.Data2VecVisionConfig, BEIT),
+        "DINOv3ViTModel": (t.DINOv3ViTConfig, {**PLAIN, "num_register_tokens": 4}),
     }[name]  # fmt: skip
     more = {"num_labels": 5} if "Classification" in name else {}
     return getattr(t, name)(config(**sizes, **more))
@@ -44,7 +47,8 @@ def folder_of(name: str, folder: Path) -> tuple[Path, Any]:
 
 NAMES = (
     "ViTForImageClassification", "DeiTForImageClassification", "SwinForImageClassification", "PvtForImageClassification",
-    "Dinov2Model", "SiglipVisionModel", "clip",
+    "Dinov2Model", "SiglipVisionModel", "clip", "BeitForImageClassification", "Data2VecVisionForImageClassification",
+    "DINOv3ViTModel",
 )  # fmt: skip
 
 
@@ -59,6 +63,11 @@ def test_outputs_are_the_library_s_and_heads_and_neurons_go(tmp_path: Path, name
     assert torch.allclose(network.outputs(x), wanted, atol=1e-5)
     small = network.pruned(plan_of(network.structure, 0.6), network.statistics(x))
     assert small.outputs(x).shape == wanted.shape
+    assert differs(network, network.module) == differs(small, small.module) == []
+    if "Swin" not in name and "Pvt" not in name:
+        fewer = network.pruned(with_tokens(plan_of(network.structure, 0.6), network.structure, 0.5), None)
+        assert len(fewer.reductions()) == 1 and fewer.outputs(x).isfinite().all()
+        assert differs(fewer, fewer.module) == []
     assert small.structure.macs < 0.95 * network.structure.macs
     assert network.structure.classes == (5 if "Classification" in name else 0)
 
