@@ -69,6 +69,13 @@ def compress(
     options: Annotated[
         str | None, typer.Option(help="Arguments of timm's create_model, JSON or @FILE.", metavar="JSON")
     ] = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(
+            help="size, mean, std, crop, interpolation, where the model does not say them: JSON or @FILE.",
+            metavar="JSON",
+        ),
+    ] = None,
     no_pretrained: Annotated[bool, typer.Option("--no-pretrained", help="Random weights.")] = False,
     data: Annotated[
         Path | None, typer.Option(help=".npz, zip, tar or a folder of class folders.", metavar="FILE_OR_FOLDER")
@@ -76,7 +83,7 @@ def compress(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Do a whole job here, without a server."""
-    source = model_source(model, options, checkpoint, False if no_pretrained else None)
+    source = model_source(model, options, checkpoint, False if no_pretrained else None, preprocessing)
     if data is not None and not data.exists():
         raise ClientError.local("no-such-file", f"--data {data}: there is no such file or folder.")
     body = _request_body(source, budgets, search, data)

@@ -49,6 +49,13 @@ def submit(
     options: Annotated[
         str | None, typer.Option(help="Arguments of timm's create_model, JSON or @FILE.", metavar="JSON")
     ] = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(
+            help="size, mean, std, crop, interpolation, where the model does not say them: JSON or @FILE.",
+            metavar="JSON",
+        ),
+    ] = None,
     no_pretrained: Annotated[bool, typer.Option("--no-pretrained", help="Random weights.")] = False,
     data: Annotated[
         str | None, typer.Option(help=".npz, zip or tar to upload, a folder on the server, or an id.", metavar="FILE")
@@ -63,10 +70,10 @@ def submit(
         chosen["name"] = name
     source = None
     if not MODEL_ID_PATTERN.fullmatch(model):
-        source = model_source(model, options, checkpoint, False if no_pretrained else None)
-    elif checkpoint or options or no_pretrained:
+        source = model_source(model, options, checkpoint, False if no_pretrained else None, preprocessing)
+    elif checkpoint or options or no_pretrained or preprocessing:
         raise typer.BadParameter(
-            f"--model {model} is uploaded already: leave out --checkpoint, --options, --no-pretrained."
+            f"--model {model} is uploaded already: leave out --checkpoint, --options, --no-pretrained, --preprocessing."
         )
     with target.client() as client:
         dataset = _dataset_id(client, data)

@@ -38,9 +38,10 @@ class ModelSource:
 
 
 def model_source(
-    name: str, options: str | None = None, checkpoint: Path | None = None, pretrained: bool | None = None
-) -> ModelSource:
-    """Reads what the command line says about a model; `options` is JSON or `@FILE`, and goes over the folder's.
+    name: str, options: str | None = None, checkpoint: Path | None = None, pretrained: bool | None = None,
+    preprocessing: str | None = None,
+) -> ModelSource:  # fmt: skip
+    """Reads what the command line says about a model; `options` and `preprocessing` are JSON or `@FILE`, and go over the folder's.
 
     Raises: VitfitError for a file that is missing or is not what it should be.
     """
@@ -51,6 +52,8 @@ def model_source(
         source = _from_folder(path) if _is_file_or_folder(name) else ModelSource(name, {})
     if options is not None:
         source = replace(source, options={**source.options, **_object(options, "--options")})
+    if preprocessing is not None:
+        source = replace(source, preprocessing=_object(preprocessing, "--preprocessing"))
     if checkpoint is not None:
         source = replace(source, checkpoint=checkpoint)
     if pretrained is not None:

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional
 
 from models import tokens
-from models.graph.capture import device_of
+from models.graph.capture import device_of, stored
 from models.graph.resize import write_last_part, write_length
 from models.graph.token_axes import Pool, Table, TokenAxis
 from models.graph.token_flow import TokenFlow
@@ -196,7 +196,11 @@ class TokenCut:
         reader.replace_input_with(node, self._rows[key])
 
     def _canonical(self, node: Node) -> Any:
-        """Equal for nodes that compute the same from the same tensors."""
+        """Equal for nodes that compute the same from the same tensors; files have rotary tables once for each use."""
+        if node not in self._alike and node.op == "get_attr":
+            tensor = stored(self.graph, node).detach()
+            written = not tensor.is_meta and tensor.ndim > 1 and bool((tensor != tensor.flatten()[0]).any())
+            self._alike[node] = (tensor.shape, tensor.cpu().numpy().tobytes()) if written else node.target
         if node not in self._alike:
             arguments = torch.fx.node.map_arg((node.args, node.kwargs), lambda one: self._canonical(one))
             self._alike[node] = (node.op, str(node.target), str(arguments))

@@ -87,11 +87,13 @@ def test_a_model_folder_brings_its_configuration_and_weights(server: FakeServer,
     config = {"name": "vit_tiny", "options": {"depth": 2}, "preprocessing": preprocessing, "classes": ["0", "1"]}
     (folder / "model.json").write_text(json.dumps(config))
     (folder / "weights.safetensors").write_bytes(b"weights")
-    vitfit(server, "submit", "--model", str(folder), "--options", '{"num_classes": 2}', *MACS)
+    other = {**preprocessing, "crop": 0.5}
+    options = ("--options", '{"num_classes": 2}', "--preprocessing", json.dumps(other))
+    vitfit(server, "submit", "--model", str(folder), *options, *MACS)
     parts = server.requests("POST", "/v1/models")[0].parts
     assert parts["checkpoint"] == b"weights"
     sent = json.loads(parts["config"])
-    assert sent == {**config, "options": {"depth": 2, "num_classes": 2}, "pretrained": False}
+    assert sent == {**config, "options": {"depth": 2, "num_classes": 2}, "preprocessing": other, "pretrained": False}
 
 
 def test_ids_are_used_without_uploading(server: FakeServer) -> None:

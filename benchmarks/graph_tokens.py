@@ -1,0 +1,83 @@
+"""Claim: tokens that leave a model which goes by its graph leave its latency too.
+
+    python -m benchmarks.graph_tokens                a minute or two on one core
+
+Random weights, one thread, batch 1, all three files of a model in turn: whole, and with a fifth to a third of the patches leaving behind a
+quarter, a half and three quarters of the blocks (0.7, 0.49 and 0.34 of them stay), dropped or as a package.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import timm
+import torch
+
+from benchmarks.machine import machine
+from models.graph.network import GraphNetwork
+from models.plan import Plan, TokenPlan, identity
+from models.preprocessing import Preprocessing
+from models.structure import Reducer, Structure
+
+NAMES = {
+    "eva02_tiny_patch14_224": "rotary positions, gated MLP",
+    "vit_small_patch16_dinov3": "rotary positions, registers",
+    "beit_base_patch16_224": "tables of relative positions",
+    "vit_base_patch16_siglip_224": "attention pooling",
+}
+STAYS = {0.25: 0.7, 0.5: 0.49, 0.75: 0.34}
+"""Depth -> share of the patches."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(NAMES))
+    parser.add_argument("--runs", type=int, default=40)
+    options = parser.parse_args()
+    print("| model | has | ms | MACs, dropped | latency | MACs, package | latency |\n|---|---|---|---|---|---|---|")
+    for name in options.names:
+        print(row(name, options.runs), flush=True)
+    print(", ".join(machine().values()))
+
+
+def row(name: str, runs: int) -> str:
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    network = GraphNetwork(model, name, Preprocessing.of_model(model), 1000)
+    whole, macs, sessions = identity(network.structure), {}, {}
+    limit = onnxruntime.SessionOptions()
+    limit.intra_op_num_threads = 1
+    plans = {"whole": whole} | {reducer: reduced(whole, network.structure, reducer) for reducer in ("drop", "fuse")}
+    with tempfile.TemporaryDirectory() as folder:
+        for key, plan in plans.items():
+            small = network.pruned(plan, None)
+            small.export(Path(folder) / f"{key}.onnx", 1)
+            macs[key] = small.structure.macs
+            file = str(Path(folder) / f"{key}.onnx")
+            sessions[key] = onnxruntime.InferenceSession(file, limit, providers=["CPUExecutionProvider"])
+    image = {"images": np.random.default_rng(0).standard_normal((1, *network.structure.image)).astype(np.float32)}
+    seconds: dict[str, list[float]] = {key: [] for key in sessions}
+    for _ in range(runs):
+        for key, session in sessions.items():
+            start = time.perf_counter()
+            session.run(None, image)
+            seconds[key].append(time.perf_counter() - start)
+    median = {key: float(np.median(found)) for key, found in seconds.items()}
+    shares = (f"{macs[key] / macs['whole']:.2f} | {median[key] / median['whole']:.2f}" for key in ("drop", "fuse"))
+    return f"| {name} | {NAMES.get(name, '')} | {1e3 * median['whole']:.1f} | {' | '.join(shares)} |"
+
+
+def reduced(whole: Plan, structure: Structure, reducer: Reducer) -> Plan:
+    blocks, patches = list(whole.blocks), structure.tokens - structure.prefix
+    for depth, share in STAYS.items():
+        place = int(depth * len(blocks))
+        blocks[place] = dataclasses.replace(blocks[place], tokens=TokenPlan(round(share * patches), reducer))
+    return dataclasses.replace(whole, blocks=tuple(blocks))
+
+
+if __name__ == "__main__":
+    main()
