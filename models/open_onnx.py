@@ -3,12 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from models.errors import UnsupportedModel
 from models.graph.from_onnx import OnnxModel, read_onnx
 from models.open_graph import open_graph
 from models.preprocessing import Preprocessing
 from models.torch_network import TorchNetwork
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SAME = 1e-3
 FEATURES = ("hidden", "feature", "embed", "pool")
 """In the name of an output that is no logits."""
 
@@ -20,7 +24,22 @@ def open_onnx(file: Path, name: str, preprocessing: dict[str, Any] | None) -> To
     """
     model = read_onnx(file)
     classes = 0 if any(word in model.output.lower() for word in FEATURES) else model.outputs
-    return open_graph(model.graph, name, _preprocessing(model, preprocessing), classes, model.batch, model.image)
+    network = open_graph(model.graph, name, _preprocessing(model, preprocessing), classes, model.batch, model.image)
+    _check_images_apart(network)
+    return network
+
+
+def _check_images_apart(network: TorchNetwork) -> None:
+    """Raises: UnsupportedModel for a file whose operators mix images, as those of a file for one image may: there, a row is a
+    row of whichever image."""
+    images = torch.randn(2, *network.structure.image, generator=torch.Generator().manual_seed(0))
+    alone, together = network.outputs(images, 1), network.outputs(images, 2)
+    if (alone - together).abs().max() > SAME * alone.abs().max():
+        raise UnsupportedModel(
+            "This ONNX file works on one number of images alone: with others its operators would mix the values of several. Export it with a free number of "
+            "images (dynamic_axes); of vitfit's own results take model.dynamic.onnx.",
+            reasons=["its operators mix images"],
+        )
 
 
 def _preprocessing(model: OnnxModel, wanted: dict[str, Any] | None) -> Preprocessing:

@@ -142,6 +142,8 @@ def _folded(model: ModelProto) -> ModelProto:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(target)
         options.log_severity_level = 4
+        if is_large(model):
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "folded.data")
         try:
             onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
         except Exception as error:

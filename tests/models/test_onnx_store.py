@@ -9,6 +9,7 @@ import torch
 from models import onnx_store
 from models.export import export_onnx, run_onnx
 from models.onnx_store import LARGEST, bytes_of, copy_onnx, data_of, files_of
+from models.open_onnx import open_onnx
 from models.preprocessing import Preprocessing
 from tests.models.networks import images_for, in_int8, random_plan, small_network
 
@@ -43,6 +44,16 @@ def test_what_shrinks_below_the_limit_leaves_no_data_behind(tmp_path: Path, monk
     network.export(tmp_path / "model.onnx", 1)
     assert files_of(tmp_path / "model.onnx") == [tmp_path / "model.onnx"]
     onnx.checker.check_model(tmp_path / "model.onnx")
+
+
+@pytest.mark.usefixtures("little_room")
+def test_it_is_taken_again(tmp_path: Path) -> None:
+    network = small_network()
+    network.export(tmp_path / "model.onnx", None)
+    read = open_onnx(tmp_path / "model.onnx", "read", None)
+    assert read.structure.macs == network.structure.macs
+    images = images_for(network, 2)
+    assert torch.allclose(read.outputs(images), network.outputs(images), atol=1e-4)
 
 
 @pytest.mark.usefixtures("little_room")

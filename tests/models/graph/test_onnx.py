@@ -68,9 +68,16 @@ def test_other_architectures(tmp_path: Path, name: str) -> None:
 
 def test_our_own_files_are_taken_again_with_their_preprocessing(tmp_path: Path) -> None:
     network = small()
-    network.export(tmp_path / "model.onnx", 1)
+    network.export(tmp_path / "model.onnx", None)
     read = open_onnx(tmp_path / "model.onnx", "again", None)
     assert read.preprocessing == network.preprocessing and len(read.structure.blocks) == 2
+
+
+def test_a_file_of_one_image_that_would_mix_several_is_refused(tmp_path: Path) -> None:
+    """Of one image our own files have tokens as rows: of two, all rows would attend to each other."""
+    small().export(tmp_path / "model.onnx", 1)
+    with pytest.raises(UnsupportedModel, match=r"mix the values of several.*model.dynamic.onnx"):
+        open_onnx(tmp_path / "model.onnx", "one", None)
 
 
 def edited(path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
