@@ -174,7 +174,9 @@ def check(plan: Plan, structure: Structure) -> None:
                 f"Block {block.source} does not exist; the network has blocks 0 to {len(originals) - 1}"
             )
         if (now := bisect.bisect(firsts, block.source)) != stage:
-            stage, patches = now, originals[block.source].tokens - structure.prefix
+            stage = now
+            if not structure.stages[stage - 1].follows:
+                patches = originals[block.source].tokens - structure.prefix
         if block.tokens is not None and not free[block.source]:
             raise InvalidRequest(
                 f"{originals[block.source].name}: its tokens cannot be reduced, a later layer needs their grid. "
