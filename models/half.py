@@ -1,8 +1,8 @@
 """fp16 files, by ONNX Runtime's own converter, and their arithmetic in PyTorch.
 
 In the file weights, activations and operators are fp16; images come and answers go in fp32. Products add up in fp32 and are
-rounded at the end, on GPUs as in the emulation: each operator rounds what it reads and what it gives. What is above 65,504 is
-infinite in both, so that a network whose activations do not fit is seen in its trials.
+rounded at the end, on GPUs as in the emulation: each operator rounds what it reads and what it gives. Activations above 65,504 are
+infinite in both, so that a network whose activations do not fit is seen in its trials; parameters above it become 65,504 in both.
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,13 @@ from typing import Any
 import onnx
 import torch
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from models.onnx_store import is_large, save_onnx
+
+MOST = torch.finfo(torch.float16).max
 
 
 def to_half(path: Path) -> None:
@@ -28,10 +30,18 @@ def to_half(path: Path) -> None:
 
 
 @contextmanager
-def half_precision() -> Iterator[None]:
-    """Meanwhile every operator of PyTorch rounds to fp16."""
-    with _Half():  # type: ignore[no-untyped-call]
-        yield
+def half_precision(module: nn.Module) -> Iterator[None]:
+    """Meanwhile every operator of PyTorch rounds to fp16, and `module` has parameters that fit."""
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point() and t.numel()]
+    large = [(t, t.detach().clone()) for t in tensors if t.detach().abs().max() > MOST]
+    try:
+        for tensor, _ in large:
+            tensor.data.clamp_(-MOST, MOST)
+        with _Half():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        for tensor, kept in large:
+            tensor.data.copy_(kept)
 
 
 class _Half(TorchDispatchMode):

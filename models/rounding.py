@@ -46,7 +46,7 @@ class Half:
     """fp16: everything but images and answers."""
 
     def emulated(self, module: nn.Module) -> AbstractContextManager[None]:
-        return half_precision()
+        return half_precision(module)
 
     def prepare(self, module: nn.Module) -> None:
         """Nothing to do."""

@@ -41,8 +41,6 @@ def clean(graph: GraphModule) -> GraphModule:
         elif packet in (aten.dropout, aten.dropout_, aten.feature_dropout):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-        elif node.target is aten.view.default:  # what is cut may lie otherwise in memory
-            node.target = aten.reshape.default
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return GraphModule(graph, graph.graph)

@@ -58,8 +58,8 @@ def describe_graph(
     rest: list[Op] = []
     parts: dict[Atom, list[Op]] = {atom: [] for atom in owner}
     for node in traced.nodes:
-        axes = token_sizes(traced, node, flow)
-        behind = next((axis.block for _, axis in axes if axis.block is not None), None)
+        axes = [(name, axis) for name, axis in token_sizes(traced, node, flow) if axis.block is not None]
+        behind = next((axis.block for _, axis in axes), None)
         for op, atoms in counted.ops(node):
             op = _of_one_token(op, axes, flow)
             mine = next((atom for atom in owner if atom in atoms), None)

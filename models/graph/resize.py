@@ -8,6 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from models.graph.atoms import Atom, Dim, is_batch, leaves
+from models.graph.normal import TO_THE_END
 from models.graph.tracer import METHODS, Tracer, argument, numbers
 
 aten = torch.ops.aten
@@ -17,7 +18,6 @@ SIZES_AT = {
 }  # fmt: skip
 """Where an operator has the sizes of what it gives."""
 FILLED_BY_MINUS_ONE = (aten.view, aten.reshape, aten._unsafe_view)
-TO_THE_END = 2**63 - 1
 Count = Callable[[Atom], int]
 
 
@@ -97,15 +97,14 @@ def write_length(node: Node, place: int, length: int) -> None:
         if sizes[place] != -1:
             sizes[place] = length
             _set(node, SIZES_AT[packet], sizes)
-    elif packet is aten.slice and argument(node, 1, "dim", 0) == place and argument(node, 3, "end", None) is not None:
+    elif packet is aten.slice and node.args[1] == place:
         _set(node, 3, TO_THE_END)
-    elif packet is aten.narrow and argument(node, 1, "dim") == place:
-        _set(node, 3, length)
 
 
-def write_last_part(node: Node, length: int) -> None:
-    """In place: the size of the last part that `split_with_sizes` gives."""
-    _set(node, 1, [*argument(node, 1, "split_sizes")[:-1], length])
+def write_last_part(node: Node, total: int) -> None:
+    """In place: what the last part of `split_with_sizes` has, so that all have `total`."""
+    *others, _ = argument(node, 1, "split_sizes")
+    _set(node, 1, [*others, total - sum(others)])
 
 
 def _repeat(graph: GraphModule, node: Node, original: Node, tracer: Tracer) -> None:

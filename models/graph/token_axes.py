@@ -48,19 +48,21 @@ class Table:
 
 @dataclass(frozen=True)
 class Pool:
-    """`node` sums over the tokens of `axis`, which stand at `place` of what it reads. mean: and divides by their number."""
+    """`node` is a mean over the tokens of `axis`, which stand at `place` of what it reads."""
 
     node: Node
     place: int
     axis: TokenAxis
-    mean: bool
 
 
 class TokenAxes:
-    """What is known so far. `still`: whether a node is the same for all images."""
+    """What is known so far. still: whether a node is the same for all images. images_first: whether its first dim counts them."""
 
-    def __init__(self, sizes: dict[Node, Any], batch: int, patches: int, still: Callable[[Node], bool]) -> None:
-        self.sizes, self.batch, self.patches, self.still = sizes, batch, patches, still
+    def __init__(
+        self, sizes: dict[Node, Any], batch: int, patches: int, still: Callable[[Node], bool],
+        images_first: Callable[[Node], bool],
+    ) -> None:  # fmt: skip
+        self.sizes, self.batch, self.patches, self.still, self.images_first = sizes, batch, patches, still, images_first
         self.axes: dict[Node, Any] = {}
         """Of each node that has any: its `Axes`, or those of its several outputs."""
         self.tables: list[Table] = []
@@ -114,8 +116,14 @@ class TokenAxes:
         for source, places in tables.items():
             if len({axis for _, axis in places}) > 1:
                 raise NotFree(f"{node.name}: a table of two kinds of tokens")
-            self.tables.append(Table(node, source, tuple(place for place, _ in places), places[0][1]))
+            self.read(Table(node, source, tuple(place for place, _ in places), places[0][1]))
         return found
+
+    def read(self, table: Table) -> None:
+        """Rows that are looked up are those of each image, and stand where the images do. Raises: NotFree."""
+        if not self.images_first(table.reader) or -len(self.shape(table.reader)) in table.axes:
+            raise NotFree(f"{table.reader.name}: reads a table, and its first dim does not count images")
+        self.tables.append(table)
 
     def at(self, node: Node, place: int) -> TokenAxis | None:
         """place: from the end."""

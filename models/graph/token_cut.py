@@ -17,7 +17,7 @@ from torch.nn import functional
 from models import tokens
 from models.graph.capture import device_of, stored
 from models.graph.resize import write_last_part, write_length
-from models.graph.token_axes import Pool, Table, TokenAxis
+from models.graph.token_axes import Axes, Pool, Table, TokenAxis
 from models.graph.token_flow import TokenFlow
 from models.graph.tracer import argument
 from models.plan import TokenPlan
@@ -110,9 +110,9 @@ class TokenCut:
                 if axis.of_all:
                     continue  # stated as what is left, as the number of images is
                 write_length(self._node[node.name], place, self._length(axis))
-        for node in self._node.values():
-            if getattr(node.target, "overloadpacket", None) is aten.split_with_sizes:
-                self._split(node)
+            for user in node.users:
+                if getattr(user.target, "overloadpacket", None) is aten.split_with_sizes:
+                    self._split(user, axes)
         packaged, patches = 0, self.flow.patches
         for block in sorted(self.plans):
             packaged, patches = self._reduce(block, packaged, patches)
@@ -137,15 +137,11 @@ class TokenCut:
         _, patches, packaged = self._left(axis)
         return axis.before + patches + bool(packaged)
 
-    def _split(self, node: Node) -> None:
-        """Along tokens, the last part has the patches."""
-        parts = {user.args[1]: user for user in node.users}
-        last = parts.get(len(argument(node, 1, "split_sizes")) - 1)
-        original = next((one for one in self.flow.axes if last is not None and one.name == last.name), None)
-        if original is not None:
-            axis = self.flow.axes[original].get(argument(node, 2, "dim", 0) % len(self.shapes[original]))
-            if axis is not None:
-                write_last_part(node, self._length(axis))
+    def _split(self, node: Node, axes: Axes) -> None:
+        """Along tokens, the last part has the patches. axes: of what is split."""
+        axis = axes.get(argument(node, 2, "dim", 0) % len(self.shapes[node.args[0]]))  # type: ignore[index]
+        if axis is not None:
+            write_last_part(self._node[node.name], self._length(axis))
 
     def _reduce(self, block: int, packaged: int, patches: int) -> tuple[int, int]:
         """Puts one reduction behind its block's stream. packaged, patches: before it; returned: behind it."""
@@ -214,9 +210,9 @@ class TokenCut:
         node = self._node[pool.node.name]
         sizes = torch.ones(pool.axis.before + patches + 1, device=device_of(self.graph))
         sizes[-1] = packaged
-        weights = sizes / sizes.mean() if pool.mean else sizes
+        weights = sizes / sizes.mean()
         rank = len(self.shapes[pool.node.args[0]])  # type: ignore[index]
-        name = f"token_sizes_{node.name}"
+        name = f"token_sizes_{node.name}_{pool.place}"
         self.graph.register_buffer(name, weights.reshape([-1] + [1] * (rank - pool.place - 1)))
         read = node.args[0]
         with self.graph.graph.inserting_before(node):

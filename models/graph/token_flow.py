@@ -46,47 +46,65 @@ class TokenFlow:
 def token_flow(traced: Traced, blocks: Sequence[GraphBlock]) -> TokenFlow:
     """From the first block on for which all later operators allow it."""
     moving = _moving(traced)
-    streams = _streams(traced, blocks, moving)
+    rows = _rows(traced, moving)
+    streams = _streams(traced, blocks, rows)
     reason = "" if streams else "no tensor between attention and MLP holds all that later layers read"
     for first in streams:
         try:
-            return _flow_from(first, traced, blocks, streams, moving)
+            return _flow_from(first, traced, blocks, streams, rows, moving)
         except NotFree as error:
             reason = reason or str(error)
     return TokenFlow(reason=reason)
 
 
 def _flow_from(
-    first: int, traced: Traced, blocks: Sequence[GraphBlock], streams: dict[int, Node], moving: set[Node]
-) -> TokenFlow:
+    first: int, traced: Traced, blocks: Sequence[GraphBlock], streams: dict[int, Node], rows: Sequence[Node],
+    moving: set[Node],
+) -> TokenFlow:  # fmt: skip
     """Raises: NotFree."""
     tokens, prefix = traced.tracer.shape(streams[first])[1], prefix_of(streams[first], traced, moving)
-    same = {block: s for block, s in streams.items() if block >= first and traced.tracer.shape(s)[1] == tokens}
-    attentions = {block: found for block in same if (found := _attention(traced, blocks[block].heads, tokens))}
-    usable = {block: same[block] for block in attentions}
-    if first not in usable or tokens - prefix < 2:
-        raise NotFree(f"{streams[first].name}: its tokens do not attend to each other")
-    known = TokenAxes(traced.tracer.sizes, traced.tracer.batch.size, tokens - prefix, lambda node: node not in moving)
-    block_of = {stream: block for block, stream in usable.items()}
+    order = {node: place for place, node in enumerate(traced.nodes)}
+    begin = min(order[maker] for maker in blocks[first].heads.makers)
+    entering = [row for row in rows if order[row] < begin and traced.tracer.shape(row)[1] == tokens]
+    if not entering or tokens - prefix < 2:
+        raise NotFree(f"{streams[first].name}: its tokens are not those that enter the block")
+    known = TokenAxes(
+        traced.tracer.sizes, traced.tracer.batch.size, tokens - prefix, lambda node: node not in moving,
+        lambda node: traced.dims(node)[:1] == [[traced.tracer.batch]],
+    )  # fmt: skip
+    known.axes[entering[-1]] = {1: TokenAxis(prefix, None)}
+    block_of = {stream: block for block, stream in streams.items() if block >= first}
+    usable: dict[int, Node] = {}
+    attentions: dict[int, Node] = {}
     given: dict[Node, Axes] = {}
-    for node in traced.nodes[traced.nodes.index(streams[first]) :]:
-        if node is streams[first]:
-            known.axes[node] = {1: TokenAxis(prefix, None)}
-        elif node.op == "output":
-            if any(known.of(source) for source in node.all_input_nodes):
-                raise NotFree("the outputs have values for single tokens")
-        else:
-            known.visit(node)
-        if isinstance(known.of(node), dict) and known.of(node):
-            given[node] = known.of(node)
-        if node in block_of:
-            if known.of(node) != {1: TokenAxis(prefix, known.of(node)[1].block)}:
-                raise NotFree(f"{node.name}: other tokens than at the first block")
-            known.axes[node] = {1: TokenAxis(prefix, block_of[node])}
+    for node in traced.nodes[order[entering[-1]] + 1 :]:
+        _visit(known, node)
+        axes = known.of(node)
+        if isinstance(axes, dict) and axes:
+            given[node] = axes
+        block = block_of.get(node)
+        attention = None if block is None else _attention(known, blocks[block].heads)
+        if block is not None and attention is not None and axes == {1: TokenAxis(prefix, max(usable, default=None))}:
+            usable[block], attentions[block] = node, attention
+            known.axes[node] = {1: TokenAxis(prefix, block)}
+        elif block == first:
+            raise NotFree(f"{node.name}: its tokens do not attend to each other")
     return TokenFlow(
         usable, attentions, prefix, tokens - prefix, prefix > 0 and known.reads_first, given, tuple(known.tables),
         tuple(known.pools),
     )  # fmt: skip
+
+
+def _visit(known: TokenAxes, node: Node) -> None:
+    """Raises: NotFree."""
+    if node.op == "output":
+        if any(known.of(source) for source in node.all_input_nodes):
+            raise NotFree("the outputs have values for single tokens")
+        return
+    try:
+        known.visit(node)
+    except (AssertionError, LookupError, TypeError, ValueError) as error:  # used in a way that its rule does not know
+        raise NotFree(f"{node.name}: what {node.target} does to tokens is not known") from error
 
 
 def _moving(traced: Traced) -> set[Node]:
@@ -98,20 +116,25 @@ def _moving(traced: Traced) -> set[Node]:
     return found
 
 
-def _streams(traced: Traced, blocks: Sequence[GraphBlock], moving: set[Node]) -> dict[int, Node]:
-    """Of each block the last tensor between its halves without which nothing later can be computed."""
-    nodes = traced.nodes
-    order = {node: place for place, node in enumerate(nodes)}
-    open_until, narrow = -1, set()
-    for node in nodes:
+def _rows(traced: Traced, moving: set[Node]) -> list[Node]:
+    """The rows of tokens without which nothing later can be computed, in their order."""
+    order = {node: place for place, node in enumerate(traced.nodes)}
+    open_until, found = -1, []
+    for node in traced.nodes:
         if node in moving:
-            if open_until <= order[node]:  # all that was there before is used up
-                narrow.add(node)
+            if open_until <= order[node] and _is_row_of_tokens(traced, node):  # all that was there before is used up
+                found.append(node)
             open_until = max([open_until, *(order[user] for user in node.users if user in moving)])
+    return found
+
+
+def _streams(traced: Traced, blocks: Sequence[GraphBlock], rows: Sequence[Node]) -> dict[int, Node]:
+    """Of each block the last row of tokens between its halves."""
+    order = {node: place for place, node in enumerate(traced.nodes)}
     found = {}
     for i, block in enumerate(blocks):
-        between = nodes[order[block.heads.reader] + 1 : min(order[maker] for maker in block.neurons.makers)]
-        ours = [node for node in between if node in narrow and _is_row_of_tokens(traced, node)]
+        begin, end = order[block.heads.reader], min(order[maker] for maker in block.neurons.makers)
+        ours = [row for row in rows if begin < order[row] < end]
         if ours:
             found[i] = ours[-1]
     return found
@@ -143,27 +166,28 @@ def prefix_of(stream: Node, traced: Traced, moving: set[Node]) -> int:
     return most
 
 
-def _attention(traced: Traced, half: Half, tokens: int) -> Node | None:
-    """Where each of `tokens` attends to each: a fused attention, or a softmax (B, H, N, N)."""
+def _attention(known: TokenAxes, half: Half) -> Node | None:
+    """Where each token attends to each: a fused attention, or a softmax, (B, H, N, N)."""
     for mixture in half.mixtures:
-        shape = traced.tracer.sizes.get(mixture)
-        if not isinstance(shape, tuple) or len(shape) != 4:
-            continue
         if getattr(mixture.target, "overloadpacket", None) is aten.scaled_dot_product_attention:
-            q, k = (traced.tracer.shape(one) for one in mixture.args[:2])  # type: ignore[arg-type]
-            return mixture if len(q) == 4 and q[2] == k[2] == tokens and not argument(mixture, 5, "is_causal") else None
-    return next((s for m in half.mixtures if (s := _softmax_before(traced, m, tokens))), None)
+            q, k = mixture.args[:2]
+            whole = _counts(known, q, [2]) and known.of(q) == known.of(k)
+            same_heads = whole and known.shape(q)[1] == known.shape(k)[1]  # type: ignore[arg-type]
+            return mixture if same_heads and known.images_first(mixture) else None
+    return next((found for mixture in half.mixtures if (found := _softmax_before(known, mixture))), None)
 
 
-def _softmax_before(traced: Traced, mixture: Node, tokens: int) -> Node | None:
+def _counts(known: TokenAxes, node: object, places: Sequence[int]) -> bool:
+    """Whether a tensor of four dims counts tokens at these places, and nowhere else."""
+    return isinstance(node, Node) and len(known.shape(node)) == 4 and sorted(known.of(node)) == list(places)
+
+
+def _softmax_before(known: TokenAxes, mixture: Node) -> Node | None:
     """The nearest one that a product with values reads."""
     node = mixture.args[0]
     while isinstance(node, Node) and node.op == "call_function":
-        shape = traced.tracer.sizes.get(node)
-        if not isinstance(shape, tuple) or len(shape) != 4:
-            return None
         if getattr(node.target, "overloadpacket", None) in (aten.softmax, aten._softmax):
             rows_sum_to_one = node.args[1] in (-1, 3)
-            return node if rows_sum_to_one and shape[2] == shape[3] == tokens else None
+            return node if rows_sum_to_one and _counts(known, node, [2, 3]) and known.images_first(node) else None
         node = node.args[0]
     return None

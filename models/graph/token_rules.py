@@ -92,6 +92,8 @@ def _attention(known: TokenAxes, node: Node) -> Axes:
     queries, keys = known.at(q, -2), known.at(k, -2)
     if keys != known.at(v, -2) or any(known.at(one, place) for one in (q, k, v) for place in (-1, -3, -4)):
         raise NotFree(f"{node.name}: keys and values are of different tokens")
+    if argument(node, 5, "is_causal"):
+        raise NotFree(f"{node.name}: tokens have an order")
     mask = argument(node, 3, "attn_mask")
     if mask is not None:
         _mask(known, node, mask, {-2: queries, -1: keys})
@@ -110,10 +112,10 @@ def _mask(known: TokenAxes, node: Node, mask: Node, wanted: dict[int, TokenAxis 
         axes = {axis for place in places if (axis := wanted[place])}
         if len(axes) != 1:
             raise NotFree(f"{node.name}: its mask is of other tokens")
-        known.tables.append(Table(node, mask, tuple(places), axes.pop()))
+        known.read(Table(node, mask, tuple(places), axes.pop()))
 
 
-@token_rule(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.squeeze, aten.unsqueeze,
+@token_rule(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.squeeze, aten.unsqueeze,
        aten.reshape_as, aten.view_as, aten.squeeze_)  # fmt: skip
 def _reshape(known: TokenAxes, node: Node) -> Axes:
     """An axis goes on where one of the same length has as much before it; that of one image may become that of all and back."""
@@ -179,7 +181,7 @@ def _select(known: TokenAxes, node: Node) -> Axes:
     return {old - (old > place): axis for old, axis in axes.items() if old != place}
 
 
-@token_rule(aten.slice, aten.narrow)
+@token_rule(aten.slice)
 def _slice(known: TokenAxes, node: Node) -> Axes:
     axes, shape = dict(known.of(node.args[0])), known.shape(node.args[0])  # type: ignore[arg-type]
     place = argument(node, 1, "dim", 0) % len(shape)
@@ -189,7 +191,9 @@ def _slice(known: TokenAxes, node: Node) -> Axes:
     length = known.shape(node)[place]
     if argument(node, 4, "step", 1) != 1:
         raise NotFree(f"{node.name}: takes tokens by their places")
-    rest = _run(known, node, axes.pop(place), start % shape[place], length)
+    axis = axes.pop(place)
+    rest = _run(known, node, axis, start, length)
+    known.reads_first |= rest is None and start == 0 and length == 1 and len(shape) == 3
     return axes | ({place: rest} if rest else {})
 
 
@@ -198,7 +202,6 @@ def _run(known: TokenAxes, node: Node, axis: TokenAxis, start: int, length: int)
     if axis.of_all:
         raise NotFree(f"{node.name}: takes images one by one")
     if start + length <= axis.before:
-        known.reads_first |= start == 0 and length == 1 and len(known.shape(node)) == 3
         return None
     if start <= axis.before and start + length == known.length(axis):
         return TokenAxis(axis.before - start, axis.block)
@@ -208,7 +211,8 @@ def _run(known: TokenAxes, node: Node, axis: TokenAxis, start: int, length: int)
 @token_rule(aten.split, aten.chunk, aten.split_with_sizes, aten.tensor_split)
 def _split(known: TokenAxes, node: Node) -> list[Axes]:
     axes, shape = known.of(node.args[0]), known.shape(node.args[0])  # type: ignore[arg-type]
-    place, start, found = argument(node, 2, "dim", 0) % len(shape), 0, []
+    place, start = argument(node, 2, "dim", 0) % len(shape), 0
+    found: list[Axes] = []
     if place in axes and getattr(node.target, "overloadpacket", None) is not aten.split_with_sizes:
         raise NotFree(f"{node.name}: takes tokens by their places")
     for part in known.sizes[node]:
@@ -216,6 +220,8 @@ def _split(known: TokenAxes, node: Node) -> list[Axes]:
         if place in own:
             rest = _run(known, node, own.pop(place), start, part[place])
             own |= {place: rest} if rest else {}
+            used = any(user.args[1] == len(found) for user in node.users)
+            known.reads_first |= used and not rest and start == 0 and part[place] == 1 and len(shape) == 3
         start += part[place]
         found.append(own)
     return found
@@ -276,10 +282,10 @@ def _reduce(known: TokenAxes, node: Node) -> Axes:
     gone = sorted(place % len(shape) for place in which)
     for place in gone:
         if place in axes:
-            if packet not in (aten.mean, aten.sum, aten.amax, aten.amin) or axes[place].of_all:
-                raise NotFree(f"{node.name}: a norm over tokens")
-            if packet in (aten.mean, aten.sum):
-                known.pools.append(Pool(node, place, axes[place], packet is aten.mean))
+            if packet not in (aten.mean, aten.amax, aten.amin) or axes[place].of_all:
+                raise NotFree(f"{node.name}: a sum or a norm over tokens, which their number changes")
+            if packet is aten.mean:
+                known.pools.append(Pool(node, place, axes[place]))
     left = {place: axis for place, axis in axes.items() if place not in gone}
     if len(wanted) == len(shape):
         return left

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 import models.graph.rules  # noqa: F401  # they make themselves known
 from models.graph.atoms import Atom, Dim, leaves, places
 from models.graph.capture import BATCH, sizes_of, stored
+from models.graph.normal import normalise
 from models.graph.resize import write_sizes
 from models.graph.shared import cut_shared, part_shared
 from models.graph.tracer import Tracer
@@ -60,6 +61,7 @@ def trace(graph: GraphModule, image: tuple[int, int, int], batch: int = BATCH) -
     """Finds the atoms of a clean graph that was captured for `batch` images, and frees its batch, in place."""
     part_shared(graph)
     sizes = sizes_of(graph, image, batch)
+    normalise(graph, sizes)
     tracer = Tracer(sizes, batch)
     for node in graph.graph.nodes:
         if node.target == aten.scaled_dot_product_attention.default and node.kwargs.get("scale") is None:

@@ -13,6 +13,7 @@ from models.export import compare_outputs, run_onnx
 from models.graph.network import GraphNetwork
 from models.open import open_model
 from models.parity import check_quantised
+from models.plan import identity
 from models.torch_network import TorchNetwork
 from tests.models.families import family_plan, small_family
 from tests.models.networks import images_for, random_plan, small_network
@@ -73,6 +74,19 @@ def test_both_are_checked_with_the_same_tokens(tmp_path: Path) -> None:
     images = images_for(small, 64)
     report = check_quantised(small, tmp_path / "half.onnx", 1, Batch(images, None, torch.arange(64)))
     assert report.passed and report.quantised is not None and report.quantised.forced_same_answers == 1.0
+
+
+def test_parameters_that_do_not_fit_are_the_largest_that_does_in_both(tmp_path: Path) -> None:
+    network = small_network()
+    with torch.no_grad():
+        network.module.head.weight[0, 0] = 1e5  # type: ignore[union-attr, index]
+    plan = dataclasses.replace(identity(network.structure), precision="fp16")
+    small, x = network.pruned(plan, None), images_for(network, 4)
+    small.export(tmp_path / "half.onnx", 1)
+    emulated = small.outputs(x)
+    assert compare_outputs(emulated, run_onnx(tmp_path / "half.onnx", x, 1)).max_relative < 0.01
+    assert compare_outputs(emulated, small.exact().outputs(x)).max_relative > 0.1
+    assert float(small.module.head.weight[0, 0]) == 1e5  # type: ignore[union-attr, index, arg-type]
 
 
 def test_activations_that_do_not_fit_are_seen_in_trials() -> None:
