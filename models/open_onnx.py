@@ -7,6 +7,7 @@ import torch
 
 from models.errors import UnsupportedModel
 from models.graph.from_onnx import OnnxModel, read_onnx
+from models.graph.network import GraphNetwork
 from models.open_graph import open_graph
 from models.preprocessing import Preprocessing
 from models.torch_network import TorchNetwork
@@ -25,7 +26,8 @@ def open_onnx(file: Path, name: str, preprocessing: dict[str, Any] | None) -> To
     model = read_onnx(file)
     classes = 0 if any(word in model.output.lower() for word in FEATURES) else model.outputs
     network = open_graph(model.graph, name, _preprocessing(model, preprocessing), classes, model.batch, model.image)
-    _check_images_apart(network)
+    if isinstance(network, GraphNetwork):  # a plain transformer, which a file was found to be, mixes none
+        _check_images_apart(network)
     return network
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 from vitfit.budget_options import BudgetOptions, SearchOptions
 from vitfit.errors import VitfitError as ClientError
+from vitfit.model_options import Checkpoint, NoPretrained, Options, Preprocessing
 from vitfit.model_source import ModelSource, model_source
 from vitfit.render import JobBar, console, show_summary
 from vitfit.results import Job, Progress
@@ -65,18 +66,10 @@ def compress(
     output: Annotated[
         Path, typer.Option(help="Folder for the files of the result.", metavar="DIR", show_default=False)
     ],
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights: .safetensors or .pth.", metavar="FILE")] = None,
-    options: Annotated[
-        str | None, typer.Option(help="Arguments of timm's create_model, JSON or @FILE.", metavar="JSON")
-    ] = None,
-    preprocessing: Annotated[
-        str | None,
-        typer.Option(
-            help="size, mean, std, crop, interpolation, where the model does not say them: JSON or @FILE.",
-            metavar="JSON",
-        ),
-    ] = None,
-    no_pretrained: Annotated[bool, typer.Option("--no-pretrained", help="Random weights.")] = False,
+    checkpoint: Checkpoint = None,
+    options: Options = None,
+    preprocessing: Preprocessing = None,
+    no_pretrained: NoPretrained = False,
     data: Annotated[
         Path | None, typer.Option(help=".npz, zip, tar or a folder of class folders.", metavar="FILE_OR_FOLDER")
     ] = None,

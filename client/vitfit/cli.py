@@ -16,6 +16,7 @@ from vitfit.budget_options import BudgetOptions, SearchOptions
 from vitfit.client import DEFAULT_SERVER, Client
 from vitfit.connection import Connection
 from vitfit.errors import VitfitError
+from vitfit.model_options import Checkpoint, NoPretrained, Options, Preprocessing
 from vitfit.model_source import ModelSource, model_source
 from vitfit.results import Artifact, Job
 from vitfit.verbs import INTERRUPTED, ServerOptions, fail, load_verbs, print_json, verb
@@ -45,18 +46,10 @@ def submit(
     target: ServerOptions,
     budgets: BudgetOptions,
     search: SearchOptions,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights: .safetensors or .pth.", metavar="FILE")] = None,
-    options: Annotated[
-        str | None, typer.Option(help="Arguments of timm's create_model, JSON or @FILE.", metavar="JSON")
-    ] = None,
-    preprocessing: Annotated[
-        str | None,
-        typer.Option(
-            help="size, mean, std, crop, interpolation, where the model does not say them: JSON or @FILE.",
-            metavar="JSON",
-        ),
-    ] = None,
-    no_pretrained: Annotated[bool, typer.Option("--no-pretrained", help="Random weights.")] = False,
+    checkpoint: Checkpoint = None,
+    options: Options = None,
+    preprocessing: Preprocessing = None,
+    no_pretrained: NoPretrained = False,
     data: Annotated[
         str | None, typer.Option(help=".npz, zip or tar to upload, a folder on the server, or an id.", metavar="FILE")
     ] = None,

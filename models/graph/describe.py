@@ -130,18 +130,15 @@ def token_sizes(traced: Traced, node: Node, flow: TokenFlow) -> list[tuple[SizeN
     last = len(traced.tracer.shape(node)) - 1 if mine else 0
     packet = getattr(node.target, "overloadpacket", None)
     fused = packet is aten.scaled_dot_product_attention
-    mixes = node in traced.tracer.mixtures
     product = node in traced.tracer.contractions
     for place, axis in mine.items():
         found.append(("cols" if place == last and not fused and not product else "rows", axis))
-    if mixes:
+    if node in traced.tracer.mixtures:
         source = node.args[1] if fused else node.args[0]
         axes = flow.axes.get(source, {}) if isinstance(source, Node) else {}
         for place, axis in axes.items():
             if place == len(traced.tracer.shape(source)) - (2 if fused else 1):  # type: ignore[arg-type]
                 found.append(("cols" if fused else "inner", axis))
-    elif packet is aten.mean or packet is aten.sum:
-        found = []  # not counted
     return found
 
 

@@ -69,7 +69,7 @@ def repeat_interleave(tracer: Tracer, node: Node) -> Dims | None:
     return dims
 
 
-@rule(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.squeeze, aten.unsqueeze,
+@rule(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.squeeze, aten.unsqueeze,
       aten.reshape_as, aten.view_as, aten.squeeze_)  # fmt: skip
 def reshape(tracer: Tracer, node: Node) -> Dims | None:
     pending = [atom for dim in tracer.of(node.args[0]) for atom in dim]
@@ -129,7 +129,7 @@ def unbind(tracer: Tracer, node: Node) -> list[Dims]:
     return [list(dims) for _ in tracer.sizes[node]]
 
 
-@rule(aten.slice, aten.narrow)
+@rule(aten.slice)
 def slice_(tracer: Tracer, node: Node) -> Dims:
     """One of equal parts leaves a factor of the dim, the faster one; other runs do not."""
     dims, wanted = tracer.of(node.args[0]), tracer.shape(node)
@@ -137,8 +137,8 @@ def slice_(tracer: Tracer, node: Node) -> Dims:
         total = size_of(dims[place])
         if total == size:
             continue
-        start = argument(node, 2, "start") or 0
-        if size > 1 and total % size == start % size == 0 and argument(node, 4, "step", 1) == 1:
+        _, _, start, _, step = node.args
+        if size > 1 and total % size == start % size == 0 and step == 1:  # type: ignore[operator]
             pending = list(dims[place])
             try:
                 fix(split_off(pending, total // size))

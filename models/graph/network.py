@@ -26,7 +26,6 @@ from models.network import LayerWeights
 from models.plan import BlockPlan, Plan
 from models.preprocessing import Preprocessing
 from models.recover import refit
-from models.reduction import TokenReduction
 from models.rows import Form
 from models.statistics import Kind, Statistics
 from models.structure import LAYERS
@@ -96,9 +95,6 @@ class GraphNetwork(TorchNetwork):
 
     def blocks(self) -> list[nn.Module]:
         return []
-
-    def reductions(self) -> list[TokenReduction]:
-        return [module for module in self.module.modules() if isinstance(module, TokenReduction)]
 
     def weights(self) -> tuple[LayerWeights, ...]:
         return tuple(self._layer_weights(block) for block in self._blocks)

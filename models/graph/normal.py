@@ -20,7 +20,7 @@ def normalise(graph: GraphModule, shapes: dict[Node, object]) -> None:
             found = (argument(node, i, name) for i, name in enumerate(("dim", "start", "end", "step"), 1))
             dim, start, end, step = found
             _slice(node, shapes, dim or 0, start or 0, end, step or 1)
-        elif packet in (aten.unflatten, aten.view) and isinstance(shapes.get(node), tuple):
+        elif packet is aten.unflatten or node.target is aten.view.default:
             node.target = aten.reshape.default
             node.args, node.kwargs = (node.args[0], list(shapes[node])), {}  # type: ignore[call-overload]
 

@@ -7,17 +7,17 @@ from typing import Any, cast
 import torch
 from torch.fx import GraphModule, Node
 
-from models.graph.atoms import Atom, Dim, is_batch, leaves
+from models.graph.atoms import Atom, Dim, is_batch, leaves, size_of
 from models.graph.normal import TO_THE_END
 from models.graph.tracer import METHODS, Tracer, argument, numbers
 
 aten = torch.ops.aten
 SIZES_AT = {
-    aten.view: 1, aten.reshape: 1, aten._unsafe_view: 1, aten.expand: 1, aten.broadcast_to: 1, aten.zeros: 0, aten.ones: 0,
+    aten.reshape: 1, aten._unsafe_view: 1, aten.expand: 1, aten.broadcast_to: 1, aten.zeros: 0, aten.ones: 0,
     aten.full: 0, aten.empty: 0, aten.new_zeros: 1, aten.new_ones: 1, aten.new_full: 1, aten.new_empty: 1,
 }  # fmt: skip
 """Where an operator has the sizes of what it gives."""
-FILLED_BY_MINUS_ONE = (aten.view, aten.reshape, aten._unsafe_view)
+FILLED_BY_MINUS_ONE = (aten.reshape, aten._unsafe_view)
 Count = Callable[[Atom], int]
 
 
@@ -32,11 +32,6 @@ def write_sizes(graph: GraphModule, known: Mapping[str, Node], tracer: Tracer, c
             _view(graph, node, original, tracer, count)
         elif packet is aten.repeat:
             _repeat(graph, node, original, tracer)
-        elif packet is aten.unflatten:
-            before, dims = tracer.of(original.args[0]), tracer.of(original)
-            start = cast(int, node.args[1]) % len(before)
-            parts = dims[start : start + len(dims) - len(before) + 1]
-            _set(node, 2, [-1 if is_batch(dim) else _size(dim, count) for dim in parts])
         elif packet in (aten.layer_norm, aten.rms_norm):
             normed = len(cast(Any, node.args[1]))
             _set(node, 1, [_size(dim, count) for dim in tracer.of(original)[-normed:]])
@@ -55,13 +50,13 @@ def write_sizes(graph: GraphModule, known: Mapping[str, Node], tracer: Tracer, c
 
 def _slice(node: Node, original: Node, tracer: Tracer, count: Count) -> None:
     """One of equal parts stays that part."""
-    place = argument(original, 1, "dim", 0)
+    _, place, before, *_ = cast(Any, original.args)
     left = tracer.of(original)[place]
-    old, new = math.prod(atom.size for atom in left), _size(left, count)
+    old, new = size_of(left), _size(left, count)
     if new != old:
-        start = (argument(original, 2, "start") or 0) // old * new
-        _set(node, 2, start)
-        _set(node, 3, start + new)
+        start = before // old * new
+        node.update_arg(2, start)
+        node.update_arg(3, start + new)
 
 
 def _view(graph: GraphModule, node: Node, original: Node, tracer: Tracer, count: Count) -> None:
@@ -98,7 +93,7 @@ def write_length(node: Node, place: int, length: int) -> None:
             sizes[place] = length
             _set(node, SIZES_AT[packet], sizes)
     elif packet is aten.slice and node.args[1] == place:
-        _set(node, 3, TO_THE_END)
+        node.update_arg(3, TO_THE_END)
 
 
 def write_last_part(node: Node, total: int) -> None:
@@ -142,4 +137,4 @@ def _set(node: Node, place: int, value: Any) -> None:
     if len(node.args) > place:
         node.update_arg(place, value)
     else:
-        node.update_kwarg({0: "size", 1: "size", 2: "start", 3: "end", 6: "groups"}[place], value)
+        node.update_kwarg({0: "size", 1: "size", 6: "groups"}[place], value)

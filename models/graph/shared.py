@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from models.graph.atoms import Atom, Dims, fix, is_batch, leaves, places, size_of
 from models.graph.capture import stored
-from models.graph.tracer import RULES, Tracer, pointwise, rule
+from models.graph.tracer import Tracer, is_pointwise, packet_of, rule
 
 aten = torch.ops.aten
 
@@ -77,7 +77,4 @@ def _parameters_behind(graph: GraphModule) -> dict[Node, set[str]]:
 
 
 def _adds(node: Node) -> bool:
-    packet = getattr(node.target, "overloadpacket", None)
-    tags = getattr(node.target, "tags", ())
-    fused = packet is aten.scaled_dot_product_attention
-    return fused or RULES.get(packet) is pointwise or torch.Tag.pointwise in tags
+    return is_pointwise(node) or packet_of(node) is aten.scaled_dot_product_attention

@@ -9,12 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.fx import Node
 
-from models.graph.tracer import METHODS, RULES, pointwise
-
-aten = torch.ops.aten
+from models.graph.tracer import is_pointwise, packet_of, pointwise, registering
 
 
 class NotFree(Exception):
@@ -74,10 +71,7 @@ class TokenAxes:
         """Raises: NotFree."""
         if not any(self.of(source) for source in node.all_input_nodes):
             return
-        packet = METHODS.get(node.target, getattr(node.target, "overloadpacket", node.target))
-        rule = TOKEN_RULES.get(packet)
-        if rule is None and (RULES.get(packet) is pointwise or torch.Tag.pointwise in getattr(node.target, "tags", ())):
-            rule = TOKEN_RULES[pointwise]
+        rule = TOKEN_RULES.get(packet_of(node), TOKEN_RULES[pointwise] if is_pointwise(node) else None)
         if rule is None:
             raise NotFree(f"{node.name}: what {node.target} does to tokens is not known")
         if found := rule(self, node):
@@ -133,11 +127,4 @@ class TokenAxes:
 
 Rule = Callable[[TokenAxes, Node], Any]
 TOKEN_RULES: dict[Any, Rule] = {}
-
-
-def token_rule(*operators: Any) -> Callable[[Rule], Rule]:
-    def add(function: Rule) -> Rule:
-        TOKEN_RULES.update(dict.fromkeys(operators, function))
-        return function
-
-    return add
+token_rule = registering(TOKEN_RULES)

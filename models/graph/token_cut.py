@@ -113,9 +113,8 @@ class TokenCut:
             for user in node.users:
                 if getattr(user.target, "overloadpacket", None) is aten.split_with_sizes:
                     self._split(user, axes)
-        packaged, patches = 0, self.flow.patches
         for block in sorted(self.plans):
-            packaged, patches = self._reduce(block, packaged, patches)
+            self._reduce(block)
         for table in self.flow.tables:
             self._read(table)
         for pool in self.flow.pools:
@@ -123,18 +122,19 @@ class TokenCut:
         self.graph.graph.lint()
         self.graph.recompile()
 
-    def _left(self, axis: TokenAxis) -> tuple[int | None, int, int]:
-        """The last block that reduced these tokens, patches that are left, and how many a package at their end stands for."""
+    def _left(self, behind: int | None) -> tuple[int | None, int, int]:
+        """Behind a block: the last one that reduced the tokens, patches that are left, and how many a package at their end stands
+        for."""
         last, patches, packaged = None, self.flow.patches, 0
         for block in sorted(self.plans):
-            if axis.block is not None and block <= axis.block:
+            if behind is not None and block <= behind:
                 plan = self.plans[block]
                 packaged += patches - plan.kept if plan.reducer in PACKAGING else 0
                 last, patches = block, plan.kept
         return last, patches, packaged
 
     def _length(self, axis: TokenAxis) -> int:
-        _, patches, packaged = self._left(axis)
+        _, patches, packaged = self._left(axis.block)
         return axis.before + patches + bool(packaged)
 
     def _split(self, node: Node, axes: Axes) -> None:
@@ -143,9 +143,10 @@ class TokenCut:
         if axis is not None:
             write_last_part(self._node[node.name], self._length(axis))
 
-    def _reduce(self, block: int, packaged: int, patches: int) -> tuple[int, int]:
-        """Puts one reduction behind its block's stream. packaged, patches: before it; returned: behind it."""
+    def _reduce(self, block: int) -> None:
+        """Puts one reduction behind its block's stream."""
         flow, plan = self.flow, self.plans[block]
+        _, patches, packaged = self._left(block - 1)
         watch = TokenWatch("attention", flow.prefix, patches, flow.has_class_token)
         choice = TokenChoice(TokenReduction(plan, flow.prefix, patches, packaged), watch)
         attention, stream = self._attention(block), self._node[flow.streams[block].name]
@@ -156,8 +157,6 @@ class TokenCut:
             places = self.graph.graph.call_function(operator.getitem, (chosen, 1))
         stream.replace_all_uses_with(left, delete_user_cb=lambda user: user is not chosen)
         self._places[block] = places
-        gone = patches - plan.kept if plan.reducer in PACKAGING else 0
-        return packaged + gone, plan.kept
 
     def _attention(self, block: int) -> Node:
         """Where the block looks, (B, H, N, N)."""
@@ -177,7 +176,7 @@ class TokenCut:
 
     def _read(self, table: Table) -> None:
         """Lets one reader have a table's rows of the tokens that are left; readers of the same share them."""
-        last, patches, packaged = self._left(table.axis)
+        last, patches, packaged = self._left(table.axis.block)
         if last is None:
             return
         reader, node = self._node[table.reader.name], self._node[table.node.name]
@@ -204,7 +203,7 @@ class TokenCut:
 
     def _weigh(self, pool: Pool) -> None:
         """A mean counts a package as all that it stands for."""
-        _, patches, packaged = self._left(pool.axis)
+        _, patches, packaged = self._left(pool.axis.block)
         if not packaged:
             return
         node = self._node[pool.node.name]

@@ -3,6 +3,7 @@
 import dataclasses
 import operator
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch.fx import Node
@@ -65,22 +66,14 @@ def _untouched(known: TokenAxes, node: Node, places: Sequence[int]) -> Axes:
 def _matmul(known: TokenAxes, node: Node) -> Axes:
     a, b = node.args[:2]
     assert isinstance(a, Node) and isinstance(b, Node)
-    return _product(known, node, (a, -1), (b, -2))
-
-
-def _product(known: TokenAxes, node: Node, left: tuple[Node, int], right: tuple[Node, int]) -> Axes:
-    """Of two tensors over one place of each."""
-    (a, over_a), (b, over_b) = left, right
     rank = len(known.shape(node))
-    if known.at(a, over_a) != known.at(b, over_b):
+    if known.at(a, -1) != known.at(b, -2):
         raise NotFree(f"{node.name}: sums over tokens with weights for single ones")
     found: Axes = {}
-    for place in range(-rank, -2):
-        axes = {axis for source in (a, b) if (axis := known.at(source, place))}
-        if axes:  # windows of tokens, or tokens of their own each
-            raise NotFree(f"{node.name}: a product for each token")
-    for place, axis in ((-2, known.at(a, -2 if over_a == -1 else -1)), (-1, known.at(b, -1 if over_b == -2 else -2))):
-        if axis:
+    if any(known.at(source, place) for source in (a, b) for place in range(-rank, -2)):
+        raise NotFree(f"{node.name}: a product for each token")  # windows of tokens, or tokens of their own each
+    for source, place in ((a, -2), (b, -1)):
+        if axis := known.at(source, place):
             found[rank + place] = axis
     return found
 
@@ -184,12 +177,11 @@ def _select(known: TokenAxes, node: Node) -> Axes:
 @token_rule(aten.slice)
 def _slice(known: TokenAxes, node: Node) -> Axes:
     axes, shape = dict(known.of(node.args[0])), known.shape(node.args[0])  # type: ignore[arg-type]
-    place = argument(node, 1, "dim", 0) % len(shape)
+    _, place, start, _, step = cast(Any, node.args)
     if place not in axes:
         return axes
-    start = argument(node, 2, "start", None) or 0
     length = known.shape(node)[place]
-    if argument(node, 4, "step", 1) != 1:
+    if step != 1:
         raise NotFree(f"{node.name}: takes tokens by their places")
     axis = axes.pop(place)
     rest = _run(known, node, axis, start, length)

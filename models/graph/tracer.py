@@ -3,7 +3,7 @@ norms.py, products.py); what has none fixes all that it sees, so an unknown oper
 never makes a wrong cut."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.fx import Node
@@ -13,18 +13,36 @@ from models.graph.atoms import Atom, Batch, Dim, Dims, Mismatch, fix, fixed, lea
 aten = torch.ops.aten
 Sizes = tuple[int, ...]
 Rule = Callable[["Tracer", Node], Any]
+R = TypeVar("R")
 METHODS: dict[Any, Any] = {"expand": aten.expand, "repeat": aten.repeat}
 """What is called as a method once the batch is free, so that an exporter sees that the number of images is not constant."""
 RULES: dict[Any, Rule] = {}
 """By operator, whatever its overload."""
 
 
-def rule(*operators: Any) -> Callable[[Rule], Rule]:
-    def add(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(operators, function))
-        return function
+def registering(rules: dict[Any, R]) -> Callable[..., Callable[[R], R]]:
+    """A decorator for rules of some operators, which puts them into this table."""
 
-    return add
+    def of(*operators: Any) -> Callable[[R], R]:
+        def add(function: R) -> R:
+            rules.update(dict.fromkeys(operators, function))
+            return function
+
+        return add
+
+    return of
+
+
+rule = registering(RULES)
+
+
+def packet_of(node: Node) -> Any:
+    """Its operator, whatever the overload, called as a function or as a method."""
+    return METHODS.get(node.target, getattr(node.target, "overloadpacket", node.target))
+
+
+def is_pointwise(node: Node) -> bool:
+    return RULES.get(packet_of(node)) is pointwise or torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 class Tracer:
@@ -62,12 +80,9 @@ class Tracer:
         self.dims[node] = found if found is not None else self.unknown(node)
 
     def _rule(self, node: Node) -> Rule:
-        packet = METHODS.get(node.target, getattr(node.target, "overloadpacket", node.target))
-        if packet in RULES:
-            return RULES[packet]
-        if torch.Tag.pointwise in getattr(node.target, "tags", ()):
-            return pointwise
-        return lambda tracer, node: tracer.unknown(node)
+        if found := RULES.get(packet_of(node)):
+            return found
+        return pointwise if is_pointwise(node) else lambda tracer, node: tracer.unknown(node)
 
     def unknown(self, node: Node) -> Any:
         """Fixes all inputs. The first dim goes on as the batch where it has its size."""
