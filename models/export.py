@@ -24,6 +24,8 @@ from models.whole_file import UNFINISHED
 OPSET = 20
 INPUT, OUTPUT = "images", "logits"
 RELATIVE_TOLERANCE = 1e-3
+EXACT_PRODUCTS = "session.x64quantprecision"
+"""ONNX Runtime's session option: unsigned weights for 8-bit products, where signed ones saturate."""
 
 
 def export_onnx(
@@ -65,10 +67,17 @@ def to_onnx(
 
 
 class OnnxFile:
-    """A file that is open in ONNX Runtime's CPU."""
+    """A file that is open in ONNX Runtime's CPU.
 
-    def __init__(self, path: Path) -> None:
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    exact_products: 8-bit products are exact on every processor. Without it, x86 processors without VNNI lose what does
+    not fit into 16 bits (models/quantize.py); ONNX Runtime's default, so what users get, is without it.
+    """
+
+    def __init__(self, path: Path, exact_products: bool = False) -> None:
+        options = onnxruntime.SessionOptions()
+        if exact_products:
+            options.add_session_config_entry(EXACT_PRODUCTS, "1")
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def outputs(self, images: Tensor, batch: int) -> Tensor:
         """Logits, in fixed batches (the last one is filled up with zeros)."""
@@ -80,9 +89,9 @@ class OnnxFile:
         return torch.cat(outputs)
 
 
-def run_onnx(path: Path, images: Tensor, batch: int) -> Tensor:
-    """Logits (n, C) of one file."""
-    return OnnxFile(path).outputs(images, batch)
+def run_onnx(path: Path, images: Tensor, batch: int, exact_products: bool = False) -> Tensor:
+    """Logits (n, C) of one file. exact_products: see `OnnxFile`."""
+    return OnnxFile(path, exact_products).outputs(images, batch)
 
 
 @dataclass(frozen=True)

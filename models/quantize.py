@@ -38,6 +38,11 @@ class Quantiser:
     weight_bits: int = 8
     together: int = 1
 
+    @classmethod
+    def here(cls, together: int = 1) -> "Quantiser":
+        """The quantiser whose files this machine's processor computes exactly."""
+        return cls(7 if saturates() else 8, together)
+
 
 class Marked(nn.Linear):
     """A linear layer whose product has `MARK` in its name when it is exported. Shares the weights."""

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,7 @@ MOMENT_ROWS = 16384
 class TorchNetwork:
     """A module with its structure. `pruned` returns a new one; nothing here changes `module`."""
 
-    quantiser = Quantiser()
-    """How files of int8 plans are made."""
+    _quantiser: Quantiser | None = None
 
     def __init__(self, module: nn.Module, name: str, preprocessing: Preprocessing) -> None:
         """Raises: UnsupportedModel with the reasons."""
@@ -95,6 +94,17 @@ class TorchNetwork:
             )
             for block in self.blocks()
         )
+
+    @property
+    def quantiser(self) -> Quantiser:
+        """How files of int8 plans are made. Unless it was chosen, the one that suits this machine's processor."""
+        return self._quantiser or Quantiser.here()
+
+    def with_quantiser(self, quantiser: Quantiser) -> Self:
+        """The same network, whose int8 files are made by `quantiser`."""
+        same = copy.copy(self)
+        same._quantiser = quantiser
+        return same
 
     @property
     def rounding(self) -> Rounding | None:
@@ -149,7 +159,7 @@ class TorchNetwork:
 
     def reductions(self) -> list[TokenReduction]:
         """In the order of the blocks."""
-        return [block.reduction for block in self.pruned_blocks() if block.reduction is not None]
+        return [module for module in self.module.modules() if isinstance(module, TokenReduction)]
 
     def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
         """One pass over the images for the moments, and what each kind takes. labels (n,): only `taylor` reads them."""

@@ -61,8 +61,7 @@ class Evaluation:
     def open(cls, request: JobRequest, files: JobFiles, allowed: Sequence[Path] = ()) -> "Evaluation":
         """Loads model and data; refuses what cannot be handled. Raises: the errors of open_model and open_data, and of
         check_gates."""
-        network = open_model(files.model)
-        network.quantiser = quantiser_of(request)
+        network = open_model(files.model).with_quantiser(quantiser_of(request))
         if files.dataset is None:
             data = noise_data(network.preprocessing, NOISE, request.seed)
         else:

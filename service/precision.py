@@ -4,7 +4,7 @@ import dataclasses
 
 from latency.devices import CUDA, describe_device, is_here, is_reachable
 from models.errors import InvalidRequest
-from models.quantize import Quantiser, saturates
+from models.quantize import Quantiser
 from models.structure import Precision, Structure
 from service.request import JobRequest
 
@@ -69,4 +69,5 @@ def quantiser_of(request: JobRequest) -> Quantiser:
     """How the job's 8-bit files are made. Of an agent's processor it is not known whether its products saturate."""
     away = any(budget.metric.startswith(MEASURED) and not is_here(budget.device) for budget in request.budgets)
     batches = [budget.setting.batch for budget in request.budgets if budget.metric.startswith(MEASURED)]
-    return Quantiser(7 if away or saturates() else 8, batches[0] if batches else 1)
+    together = batches[0] if batches else 1
+    return Quantiser(weight_bits=7, together=together) if away else Quantiser.here(together)

@@ -19,6 +19,7 @@ from models.export import run_onnx
 from models.open import open_model
 from models.parity import check_quantised
 from models.plan import Plan
+from models.quantize import saturates
 from models.structure import Op, Precision
 from models.torch_network import TorchNetwork
 from service.budgeting import Pricing
@@ -139,8 +140,10 @@ def test_files_for_other_processors_have_seven_bits_and_runs_share_their_ranges(
     assert here.together == 4
     monkeypatch.setattr("service.precision.is_here", lambda name: name == "cpu")
     assert quantiser_of(job_request(budget("latency_keep", 0.5, "agent-x"), precisions=["int8"])).weight_bits == 7
-    monkeypatch.setattr("service.precision.saturates", lambda: True)
-    assert quantiser_of(job_request(MACS, precisions=["int8"])).weight_bits == 7
+    assert here.weight_bits == (7 if saturates() else 8)
+    for loses, weight_bits in ((True, 7), (False, 8)):
+        monkeypatch.setattr("models.quantize.saturates", lambda loses=loses: loses)
+        assert quantiser_of(job_request(MACS, precisions=["int8"])).weight_bits == weight_bits
 
 
 @pytest.fixture(scope="module")
