@@ -8,44 +8,26 @@ attention range, here of random weights on noise; how much is removed up to the 
 """
 
 import argparse
-import dataclasses
 
 import numpy as np
 import timm
 import torch
 
-from models.data import noise_data
-from models.describe import describe
-from models.families import family_of
-from models.preprocessing import Preprocessing
-from models.structure import Structure
-from models.torch_network import TorchNetwork
+from models.data.noise import noise_data
+from models.data.preprocessing import Preprocessing
+from models.networks.torch_network import TorchNetwork
 from search.criteria import CRITERIA, rank
-from search.methods import method_named
 from search.policy import Policy
 from search.ranking import Ranking, unranked
 from search.spaces.cascade import CascadeSpace
+from tests.support.cascades import MODEL, deit_structure, space_with
 
-MODEL = "deit_small_patch16_224"
-METHOD = method_named("cp-vit")
 SCHEDULES = {
     "half of the patches by block 4": ((1 / 3, 1.0), Policy(tokens=(0.5, 1.0))),
     "half of the patches by block 4, heads down to half": ((1 / 3, 1.0), Policy(tokens=(0.5, 1.0), heads=0.5)),
     "half of the patches over all blocks, heads down to half": ((1.0,), Policy(tokens=(0.5,), heads=0.5)),
 }
 """Depths at which spans end, and what is left of the tokens at each end and of the heads in the last block."""
-
-
-def deit_structure(name: str = MODEL) -> Structure:
-    """Without weights."""
-    with torch.device("meta"):
-        module = timm.create_model(name)
-    return describe(module, family_of(module), name)
-
-
-def space_with(structure: Structure, ranking: Ranking, depths: tuple[float, ...]) -> CascadeSpace:
-    rule = dataclasses.replace(METHOD.tokens, depths=depths)
-    return CascadeSpace(structure, ranking, METHOD.axes, rule)
 
 
 def measured_ranking(name: str, images: int) -> Ranking:

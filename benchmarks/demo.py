@@ -23,11 +23,11 @@ from vitfit.model_source import model_source
 from vitfit.render import followed
 
 from benchmarks.serving import serving
-from latency.meter import Effort, Meter
-from latency.sampling import Interval, ratio
-from latency.setting import Setting, runtime_version
-from models.export import run_onnx
-from models.preprocessing import Preprocessing
+from latency.devices.setting import Setting, runtime_version
+from latency.measuring.meter import Effort, Meter
+from latency.measuring.sampling import Interval, ratio
+from models.data.preprocessing import Preprocessing
+from models.export.onnx_export import run_onnx
 
 DIGITS = Path(__file__).parent / "digits"
 BUDGET = Budget("latency_keep", 0.6, device="cpu", threads=1, batch=1)

@@ -19,12 +19,12 @@ import torch
 
 from benchmarks.comparison.bench import Case
 from benchmarks.machine import machine
-from models.evaluate import correct
-from models.export import OnnxFile
-from models.plan import BlockPlan, Plan
-from models.torch_network import TorchNetwork
-from service.evaluation import Evaluation
-from service.request import JobRequest
+from models.evaluation.metrics import correct
+from models.export.onnx_export import OnnxFile
+from models.networks.torch_network import TorchNetwork
+from models.structure import BlockPlan, Plan
+from service.jobs.job_request import JobRequest
+from service.pipeline.evaluation import Evaluation
 
 HERE = Path(__file__).parent
 STEPS = (0.0, 0.3, 0.6, 0.8)

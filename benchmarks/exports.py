@@ -23,14 +23,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.machine import machine
-from latency.meter import Effort, Meter
-from latency.sampling import Interval, ratio
-from latency.setting import Setting, runtime_version
-from models.export import INPUT, OPSET, OUTPUT, run_onnx
-from models.open import untrained
-from models.plan import Plan, identity
-from models.structure import Structure
-from models.torch_network import TorchNetwork
+from latency.devices.setting import Setting, runtime_version
+from latency.measuring.meter import Effort, Meter
+from latency.measuring.sampling import Interval, ratio
+from models.export.onnx_export import INPUT, OPSET, OUTPUT, run_onnx
+from models.loading.load_model import untrained
+from models.networks.torch_network import TorchNetwork
+from models.structure import Plan, Structure, identity
 
 EFFORT = Effort(seconds=40.0, width=0.01, processes=4, rounds=8)
 KEEP = 2 / 3

@@ -37,8 +37,8 @@ from fastapi.testclient import TestClient
 from benchmarks.hostile import archives, arrays, checkpoints, documents
 from benchmarks.hostile.upload import Upload
 from service.app import create_app
-from service.settings import Settings
-from service.validation import Validator, parsed
+from service.core.settings import Settings
+from service.jobs.validator import Validator, parsed
 
 PATIENCE_S = 60.0
 """A validation that takes longer hangs."""
@@ -47,7 +47,7 @@ OURS = re.compile(
     r"(model|dataset)\.json|weights\.(safetensors|pth)|model\.(onnx|zip)|data\.(npz|zip|tar)|pictures/(index\.json|\d{8}\.\w{3,4})"
 )
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["service.validate"])
+FORKS.set_forkserver_preload(["service.pipeline.validate_job"])
 
 
 class ForkedValidator(Validator):
@@ -74,10 +74,10 @@ class ForkedValidator(Validator):
 
 
 def _validate(document: dict[str, Any], answer: Connection) -> None:
-    """`python -m service.validate`, in a forked process."""
+    """`python -m service.pipeline.validate_job`, in a forked process."""
     import torch
 
-    from service import validate
+    from service.pipeline import validate_job as validate
 
     torch.set_num_threads(1)
     heard, said = io.StringIO(), io.StringIO()

@@ -18,10 +18,9 @@ import timm
 import torch
 
 from benchmarks.machine import machine
+from models.data.preprocessing import Preprocessing
 from models.graph.network import GraphNetwork
-from models.plan import Plan, TokenPlan, identity
-from models.preprocessing import Preprocessing
-from models.structure import Reducer, Structure
+from models.structure import Plan, Reducer, Structure, TokenPlan, identity
 
 NAMES = {
     "eva02_tiny_patch14_224": "rotary positions, gated MLP",

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from latency.meter import Effort, Meter
-from latency.sampling import ratio
-from latency.setting import Setting, runtime_version
+from latency.devices.setting import Setting, runtime_version
+from latency.measuring.meter import Effort, Meter
+from latency.measuring.sampling import ratio
 from models.errors import ImpossibleBudget
-from service.compress import compress
-from service.request import JobRequest
+from service.jobs.job_request import JobRequest
+from service.pipeline.compress import compress
 
 HERE = Path(__file__).parent
 LEAST, MOST = 0.35, 0.9

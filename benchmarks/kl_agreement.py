@@ -17,9 +17,9 @@ from torch import Tensor
 
 from benchmarks.machine import machine
 from benchmarks.train_digits import NAME, PREPROCESSING, load_split, load_stored
-from models.member_scores import MemberScores
-from models.statistics import Statistics
-from models.torch_network import TorchNetwork
+from models.networks.torch_network import TorchNetwork
+from models.statistics.member_scores import MemberScores
+from models.statistics.statistics import Statistics
 from search.criteria import rank
 
 FOLDER = Path(__file__).parent / "digits"

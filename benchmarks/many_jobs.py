@@ -22,7 +22,7 @@ import httpx
 from benchmarks.machine import machine
 from benchmarks.polling import request
 from benchmarks.serving import processes, serving
-from service.jobs import FINISHED
+from service.db.job_states import FINISHED
 
 FAKE = {"VITFIT_ENGINE": "fake", "VITFIT_FAKE_TRIAL_S": "0.01"}
 TRIALS, CLIENTS, LOOK_S = 4, 8, 2.0

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine
-from latency.meter import Effort, Meter
-from latency.probes import probe_plans
-from latency.sampling import ratio
-from latency.setting import Setting, runtime_version
-from models.open import open_model
+from latency.devices.setting import Setting, runtime_version
+from latency.measuring.meter import Effort, Meter
+from latency.measuring.sampling import ratio
+from latency.prediction.probes import probe_plans
+from models.loading.load_model import open_model
 
 DIGITS = Path(__file__).parent / "digits"
 EFFORT = Effort(seconds=20.0, width=0.01, processes=4, rounds=10)

@@ -22,17 +22,17 @@ import torch
 from benchmarks.comparison.bench import Bench, Case
 from benchmarks.comparison.trained import finetuned
 from benchmarks.machine import machine
-from latency.meter import Effort, Meter
-from latency.sampling import Interval, ratio
-from latency.setting import Setting, runtime_version
-from models.evaluate import correct
-from models.export import OnnxFile
+from latency.devices.setting import Setting, runtime_version
+from latency.measuring.meter import Effort, Meter
+from latency.measuring.sampling import Interval, ratio
+from models.evaluation.metrics import correct
+from models.export.onnx_export import OnnxFile
+from models.networks.torch_network import TorchNetwork
 from models.structure import LAYERS, Precision
-from models.torch_network import TorchNetwork
-from search.decode import decode
+from search.loop.decode import decode
 from search.spaces.compact import CompactSpace
 from search.spaces.precision import PrecisionSpace
-from service.verification import VERIFY
+from service.pipeline.verification import VERIFY
 
 HERE = Path(__file__).parent
 TRIALS, AIMS = 40, 3

@@ -20,22 +20,21 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine
-from latency.meter import Effort, Meter
-from latency.pricer import Prediction
-from latency.sampling import Interval, ratio
-from latency.table import Table, TablePricer
+from latency.measuring.meter import Effort, Meter
+from latency.measuring.sampling import Interval, ratio
+from latency.prediction.pricer import Prediction
+from latency.prediction.table import Table, TablePricer
 from models.errors import InvalidRequest
-from models.open import open_model, untrained
-from models.plan import Plan
-from models.structure import Structure
-from models.torch_network import TorchNetwork
+from models.loading.load_model import open_model, untrained
+from models.networks.torch_network import TorchNetwork
+from models.structure import Plan, Structure
 from search.methods import METHODS, check_suits
 from search.ranking import BlockRanking, Ranking
 from search.spaces import space_of
-from service.budgeting import Place, Pricing
-from service.profiling import fit
-from service.request import JobRequest
-from service.verification import Verifier
+from service.jobs.job_request import JobRequest
+from service.pipeline.pricing import DeviceSetting, Pricing
+from service.pipeline.profiling import fit
+from service.pipeline.verification import Verifier
 
 DIGITS = Path(__file__).parent / "digits"
 MODELS = ("digits", "deit_tiny_patch16_224", "deit_small_patch16_224", "pvt_v2_b0")
@@ -95,7 +94,7 @@ def _write(path: Path, fitted: Table, predicted: Prediction) -> None:
     path.write_text(json.dumps({"table": fitted.to_json(), "ms": predicted.ms.tolist()}))
 
 
-def _measured(network: TorchNetwork, plans: list[Plan], place: Place, folder: Path) -> list[Interval]:
+def _measured(network: TorchNetwork, plans: list[Plan], place: DeviceSetting, folder: Path) -> list[Interval]:
     original = folder / "original-b1.onnx"
     files = [folder / f"unseen{i}.onnx" for i in range(len(plans))]
     for plan, file in zip(plans, files, strict=True):

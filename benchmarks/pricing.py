@@ -16,16 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import machine
-from latency.meter import Effort
-from models.data import noise_data
-from models.plan import identity
-from models.structure import Structure
-from service.budgeting import Pricing
-from service.evaluation import Evaluation
-from service.journal import JobFiles
-from service.profiling import profile
-from service.request import JobRequest
-from service.verification import Verifier
+from latency.measuring.meter import Effort
+from models.data.noise import noise_data
+from models.structure import Structure, identity
+from service.core.data_folder import JobFiles
+from service.jobs.job_request import JobRequest
+from service.pipeline.evaluation import Evaluation
+from service.pipeline.pricing import Pricing
+from service.pipeline.profiling import profile
+from service.pipeline.verification import Verifier
 
 MODEL = "deit_small_patch16_224"
 POLICIES = 2000

@@ -22,14 +22,14 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from torch import Tensor
 
 from benchmarks.machine import machine
-from latency.meter import Effort, Meter
-from latency.sampling import ratio
-from latency.setting import Setting
-from models.export import export_onnx, run_onnx
-from models.open import open_model, untrained
-from models.plan import identity
-from models.quantize import MARKED, mark
-from models.torch_network import TorchNetwork
+from latency.devices.setting import Setting
+from latency.measuring.meter import Effort, Meter
+from latency.measuring.sampling import ratio
+from models.export.onnx_export import export_onnx, run_onnx
+from models.loading.load_model import open_model, untrained
+from models.networks.torch_network import TorchNetwork
+from models.quantization.int8 import MARKED, mark
+from models.structure import identity
 
 DIGITS = Path(__file__).parent / "digits"
 CALIBRATION, IMAGES = 32, 64

@@ -19,11 +19,11 @@ from typing import Any
 from sqlalchemy import URL, make_url, text
 
 from benchmarks.machine import machine
-from service.jobs import Jobs, NewJob
-from service.journal import JobResult
-from service.leases import Leases
-from service.schema import upgrade
-from service.store import ModelRow, Store
+from service.db.migrate import upgrade
+from service.db.tables import ModelRow, Store
+from service.jobs.job_store import Jobs, NewJob
+from service.jobs.journal import JobResult
+from service.jobs.leases import Leases
 
 TRIALS = 32
 

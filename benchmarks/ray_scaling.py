@@ -18,17 +18,17 @@ import ray
 from ray.cluster_utils import Cluster as LocalCluster
 
 from benchmarks.machine import machine
-from models.open import open_model
+from models.loading.load_model import open_model
 from models.structure import Structure
 from search.budgets import Budget, Budgets
-from search.place import Place
+from search.loop.executor import Executor
+from search.loop.search import Search
+from search.loop.trial import Score, Trial
 from search.policy import Policy
 from search.ranking import Array, BlockRanking, Ranking
-from search.search import Search
 from search.spaces.compact import CompactSpace
-from search.trial import Score, Trial
-from service.cluster import Cluster
-from service.request import TrialResources
+from service.cluster.ray_cluster import Cluster
+from service.jobs.job_request import TrialResources
 
 WORKERS, AT_A_TIME, EMPTY = (1, 2, 4), 6, 50
 """Two more at a time than workers: the next trials are proposed while these wait, not while a worker does."""
@@ -66,7 +66,7 @@ def price(structures: Sequence[Structure]) -> Array:
     return np.asarray([[s.macs / SPACE.structure.macs] for s in structures])
 
 
-def search(place: Place, trials: int) -> list[Trial]:
+def search(place: Executor, trials: int) -> list[Trial]:
     budgets = Budgets((Budget("macs_keep", 0.6),))
     return Search(SPACE, budgets, price, place, lambda _: None, 0, parallel=AT_A_TIME).run([], trials)
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from latency.meter import Effort, Meter
-from latency.sampling import ratio
-from latency.setting import Setting, runtime_version
-from service.compress import compress
-from service.request import JobRequest
+from latency.devices.setting import Setting, runtime_version
+from latency.measuring.meter import Effort, Meter
+from latency.measuring.sampling import ratio
+from service.jobs.job_request import JobRequest
+from service.pipeline.compress import compress
 
 DIGITS = Path(__file__).parent / "digits"
 AGAIN = Effort(seconds=10.0, width=0.02, processes=4, rounds=10)

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import machine
-from models.data import Batch, Dataset, open_data
-from models.finetune import Recipe, finetune
-from models.open import open_model
-from models.plan import Plan, TokenPlan, TokenScore, identity
-from models.selector_training import train_selectors
-from models.structure import Structure
-from models.torch_network import TorchNetwork
+from models.data.dataset import Batch, Dataset
+from models.data.open_dataset import open_data
+from models.loading.load_model import open_model
+from models.networks.torch_network import TorchNetwork
+from models.structure import Plan, Structure, TokenPlan, TokenScore, identity
+from models.training.finetune import Recipe, finetune
+from models.training.train_selectors import train_selectors
 from search.methods import method_named
 
 DIGITS = Path(__file__).parent / "digits"

@@ -106,7 +106,7 @@ class Soak:
 
     def _trouble(self, way: str) -> bool:
         """False: there was no worker to trouble."""
-        workers = self._named("service.worker")
+        workers = self._named("service.jobs.worker")
         if "worker" in way and not workers:
             return False
         if way == "kill a worker":

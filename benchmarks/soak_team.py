@@ -31,9 +31,9 @@ from ray.cluster_utils import Cluster
 from benchmarks.machine import machine
 from benchmarks.serving import Serving, processes
 from benchmarks.soak import FINISHED, signalled
-from service.processes import ROOT
-from tests.service.postgres import Postgres
-from tests.service.s3 import S3
+from service.core.processes import ROOT
+from tests.support.postgres import Postgres
+from tests.support.s3 import S3
 
 WAYS = {
     "kill a server": 4, "stop a server": 1, "kill a worker": 5, "a worker sleeps": 1, "kill a Ray node": 2, "kill a dispatcher": 1,
@@ -162,7 +162,7 @@ class Team:
             self._cluster.remove_node(self._nodes[name], allow_graceful=False)
             self._nodes[name] = begin_node(self._cluster, self._folder / name)
         else:
-            running = self._named("service.dispatcher" if "dispatcher" in way else "service.worker")
+            running = self._named("service.cluster.dispatcher" if "dispatcher" in way else "service.jobs.worker")
             return bool(running) and self._trouble_process(self._draw.choice(running), sleeps="sleeps" in way)
         return True
 

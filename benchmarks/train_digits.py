@@ -37,7 +37,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.preprocessing import Preprocessing
+from models.data.preprocessing import Preprocessing
 
 NAME = "vit_tiny_patch16_224"
 OPTIONS: dict[str, Any] = {

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from models.plan import TokenPlan, TokenScore
 from models.record import Record
-from models.structure import Place, Reducer, Structure
+from models.structure import Reducer, ReductionPoint, Structure, TokenPlan, TokenScore
 
 
 @dataclass(frozen=True)
@@ -12,7 +11,7 @@ class TokenRule(Record):
     """How a method removes tokens, and at which depths (0 to 1) of the network."""
 
     reducer: Reducer = "fuse"
-    at: Place = "middle"
+    at: ReductionPoint = "middle"
     score: TokenScore = "attention"
     depths: tuple[float, ...] = (0.25, 0.5, 0.75)
     """Blocks 4, 7, 10 of 12, as in MDC and SPViT."""

@@ -6,17 +6,17 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from service.body_limit import BodyLimit
-from service.context import Service, server_version
-from service.metrics import Measured, Metrics
-from service.openapi import PROBLEMS, describe
-from service.problems import add_handlers
-from service.rate_limit import RateLimit
-from service.request_ids import RequestIds
-from service.routes import agents, artifacts, datasets, jobs, models, offers, pages
-from service.security_headers import SecurityHeaders
-from service.settings import Settings
-from service.validation import Validator
+from service.api.context import Service, server_version
+from service.api.openapi import PROBLEMS, describe
+from service.api.routes import agents, artifacts, datasets, jobs, models, offers, pages
+from service.core.settings import Settings
+from service.jobs.validator import Validator
+from service.middleware.body_limit import BodyLimit
+from service.middleware.metrics import Measured, Metrics
+from service.middleware.problems import add_handlers
+from service.middleware.rate_limit import RateLimit
+from service.middleware.request_ids import RequestIds
+from service.middleware.security_headers import SecurityHeaders
 
 
 def create_app(settings: Settings, validator: Validator | None = None) -> FastAPI:

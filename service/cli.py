@@ -19,7 +19,7 @@ from vitfit.verbs import print_json, verb
 from service.token_verbs import our_errors, token_verbs
 
 if TYPE_CHECKING:
-    from service.journal import MemoryJournal
+    from service.jobs.journal import MemoryJournal
 
 LOCAL = "local"  # stands for an id in a request that never meets a server
 
@@ -44,8 +44,8 @@ def serve(
     ready_file: Annotated[Path | None, typer.Option(help="Receives the server's address when it answers.")] = None,
 ) -> None:
     """Run the server. Further settings: environment variables VITFIT_..., see docs/."""
+    from service.core.settings import Settings
     from service.serve import serve as run
-    from service.settings import Settings
 
     asked = {"data": data, "host": host, "port": port, "allowed_roots": tuple(allow) if allow else None}
     asked["anonymous"] = anonymous or None
@@ -101,11 +101,11 @@ def _request_body(
 def _compress(
     body: dict[str, Any], source: ModelSource, data: Path | None, output: Path, quiet: bool
 ) -> dict[str, Any]:
-    from service.request import JobRequest
+    from service.jobs.job_request import JobRequest
 
     with _readable_fields():
         request = JobRequest.model_validate(body)
-    from service.compress import compress as run  # imports torch: only once the request is sound
+    from service.pipeline.compress import compress as run  # imports torch: only once the request is sound
 
     with contextlib.ExitStack() as stack:
         bar = None if quiet else stack.enter_context(JobBar())
@@ -166,7 +166,7 @@ def measure(
 
 
 def _write_table(source: ModelSource, table: Path, name: str, threads: int, batch: int) -> None:
-    from service.measured_table import measured_table
+    from service.pipeline.measured_table import measured_table
 
     document = measured_table(source.to_json(), source.checkpoint, name, threads, batch)
     table.write_text(json.dumps(document, indent=1))
@@ -175,15 +175,15 @@ def _write_table(source: ModelSource, table: Path, name: str, threads: int, batc
 
 
 def _measure(files: list[Path], device: str, threads: int, batch: int, seconds: float) -> dict[str, Any]:
-    from latency.devices import check_device, is_reachable
+    from latency.devices.devices import check_device, is_reachable
     from models.errors import DeviceUnavailable
 
     check_device(device)
     if not is_reachable(device):
         raise DeviceUnavailable(f"{device!r} is a profile: its latency is predicted, not measured. Measure on cpu.")
-    from latency.meter import Effort, Meter
-    from latency.sampling import ratio
-    from latency.setting import Setting, runtime_version
+    from latency.devices.setting import Setting, runtime_version
+    from latency.measuring.meter import Effort, Meter
+    from latency.measuring.sampling import ratio
 
     setting = Setting(threads, batch, runtime=runtime_version())
     measured = Meter(setting).measure(files, Effort(seconds=seconds))

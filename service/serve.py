@@ -11,11 +11,11 @@ from typing import Any
 import uvicorn
 from pydantic import ValidationError
 
+from models.atomic_write import write_whole
 from models.errors import VitfitError
-from models.whole_file import write_whole
-from service import logs
 from service.app import create_app
-from service.settings import Settings
+from service.core import logs
+from service.core.settings import Settings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CANNOT_START = 2  # exit status

@@ -15,7 +15,7 @@ from vitfit.verbs import print_json, verb
 from models.errors import VitfitError
 
 if TYPE_CHECKING:
-    from service.tokens import Tokens
+    from service.api.access_tokens import Tokens
 
 
 def token_verbs() -> typer.Typer:
@@ -42,11 +42,11 @@ DataOption = Annotated[Path | None, typer.Option(help="The server's folder. (def
 @contextlib.contextmanager
 def _tokens(data: Path | None) -> "Iterator[Tokens]":
     """Of the server with this folder, which may be running."""
-    from service.paths import DataFolder
-    from service.schema import upgrade
-    from service.settings import Settings
-    from service.store import Store
-    from service.tokens import Tokens
+    from service.api.access_tokens import Tokens
+    from service.core.data_folder import DataFolder
+    from service.core.settings import Settings
+    from service.db.migrate import upgrade
+    from service.db.tables import Store
 
     settings = Settings(data=data) if data else Settings()
     DataFolder(settings.data).create()

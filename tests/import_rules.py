@@ -2,7 +2,7 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,25 +16,49 @@ MAY_IMPORT = {
     "latency": {"models", "latency", "vitfit"},
     "service": {"models", "search", "latency", "service", "vitfit"},
 }
-LIGHT = frozenset(
-    [
-        "models", "models.errors", "models.record", "models.structure", "models.plan", "models.whole_file",
-        "search", "search.budgets", "search.methods", "search.policy", "search.token_rule",
-        "vitfit.child", "vitfit.machine", "latency", "latency.devices", "latency.lease", "latency.mailbox", "latency.setting", "latency.profiles",
-    ]
+FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "models": (
+        ("errors", "record", "atomic_write", "throttle"),
+        ("structure", "data"),
+        ("families",),
+        ("statistics",),
+        ("pruning",),
+        ("export",),
+        ("quantization",),
+        ("networks",),
+        ("training", "evaluation", "graph.tracing"),
+        ("graph.tokens",),
+        ("graph",),
+        ("loading",),
+    ),
+    "search": (("budgets", "methods", "policy", "ranking", "token_rule"), ("criteria", "spaces"), ("loop",)),
+    "latency": (("devices",), ("measuring",), ("prediction",)),
+    "service": (
+        ("core",),
+        ("db",),
+        ("storage",),
+        ("library",),
+        ("jobs",),
+        ("cluster", "middleware", "reports"),
+        ("api", "pipeline"),
+        ("api.routes",),
+        ("app", "serve", "token_verbs", "cli"),
+    ),
+}
+"""The order of the folders in each room, from the ground up. A folder imports from itself and from lower floors only; so do
+files that stand in the room itself. Folders on one floor do not know each other."""
+LIGHT = (
+    "models.errors", "models.record", "models.atomic_write", "models.throttle", "models.structure",
+    "models.loading.model_files",
+    "search.budgets", "search.methods", "search.policy", "search.token_rule",
+    "vitfit.child", "vitfit.machine", "latency.devices", "latency.measuring.machine_lock",
 )  # fmt: skip
-"""Standard library and each other only: the web process, or the measuring agent, uses them."""
-SCHEMAS = frozenset(["latency.profile_schema"])
+"""Files, and folders with all that is in them, which need the standard library and each other only: the web process, or the
+measuring agent, uses them."""
+SCHEMAS = ("latency.devices.profile_schema",)
 """Of what users send, so the web process reads them too: pydantic, and nothing heavy."""
-PIPELINE_SIDE = frozenset(
-    f"service.{name}"
-    for name in (
-        "pipeline", "budgeting", "evaluation", "profiling", "verification", "delivery", "story", "report", "model_card", "patches",
-        "compress", "measured_table", "validate", "cli", "token_verbs", "training", "dynamic", "precision",
-        "scoring", "cluster", "cluster_task", "cluster_job", "dispatcher", "node",
-    )
-)  # fmt: skip
-"""The files of the service that run in processes of their own; the others serve requests and stay light."""
+PIPELINE_SIDE = ("service.pipeline", "service.reports", "service.cluster", "service.cli", "service.token_verbs")
+"""The parts of the service that run in processes of their own; the others serve requests and stay light."""
 HEAVY = frozenset(
     [
         "torch",
@@ -126,19 +150,60 @@ def violations(root: Path = ROOT) -> list[str]:
 
 def _broken_rule(module: str, item: Import, known: dict[str, Path]) -> str | None:
     room = module.partition(".")[0]
-    ours = [name for name in (*item.submodules, item.name) if name in known]
+    ours = [name for name in (*item.submodules, item.name) if name in known and not _is_bare_package(name, known)]
     if item.top in OURS and item.top not in MAY_IMPORT[room]:
         return f"{room} may import {', '.join(sorted(MAY_IMPORT[room]))} only"
-    if module in LIGHT and not (ours and set(ours) <= LIGHT) and item.top not in sys.stdlib_module_names:
+    if is_light(module) and not (ours and all(map(is_light, ours))) and item.top not in sys.stdlib_module_names:
         return "it must stay with the standard library"
     if module in SCHEMAS and item.top in HEAVY:
         return "the web process must not need it"
-    if room != "service" or module in PIPELINE_SIDE:
+    if upward := next((name for name in ours if _goes_up(module, name)), None):
+        return f"{upward} stands on the same floor or above"
+    if room != "service" or is_in(module, PIPELINE_SIDE):
         return None
     if item.top in HEAVY:
         return "the web process must not need it"
-    if item.top in ("models", "search", "latency") and not set(ours) <= LIGHT | SCHEMAS:
-        return "only the pipeline's files know the rooms; here: " + ", ".join(sorted(LIGHT))
-    if set(ours) & (PIPELINE_SIDE - {"service.cli", "service.token_verbs"}):
+    if item.top in ("models", "search", "latency") and not all(is_light(name) or name in SCHEMAS for name in ours):
+        return "only the pipeline's files know the rooms; here: " + ", ".join(LIGHT)
+    if any(is_in(name, PIPELINE_SIDE) for name in ours) and module not in ("service.serve",):
         return "it would bring the pipeline into the web process"
     return None
+
+
+def is_in(module: str, places: Iterable[str]) -> bool:
+    """Whether a module is one of these, or lies in one of these folders."""
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def is_light(module: str) -> bool:
+    return is_in(module, LIGHT) and module not in SCHEMAS
+
+
+def floor_of(module: str) -> tuple[int, str] | None:
+    """The floor of a module's folder in its room, and that folder; None for what stands in no folder of `FLOORS`."""
+    room, _, rest = module.partition(".")
+    found = [(floor, folder) for floor, folders in enumerate(FLOORS.get(room, ())) for folder in folders]
+    mine = [(floor, folder) for floor, folder in found if is_in(rest, [folder])]
+    return max(mine, key=lambda place: len(place[1]), default=None)
+
+
+def _goes_up(module: str, imported: str) -> bool:
+    """Whether an import leads to the same floor in another folder, or above. Files on the ground floor know each other."""
+    if module.partition(".")[0] != imported.partition(".")[0]:
+        return False
+    mine, other = floor_of(module), floor_of(imported)
+    if mine is None or other is None or mine[1] == other[1]:
+        return False
+    top = len(FLOORS[module.partition(".")[0]]) - 1
+    return other[0] > mine[0] or (other[0] == mine[0] and mine[0] not in (0, top))
+
+
+def _is_bare_package(name: str, known: dict[str, Path]) -> bool:
+    """A package that holds a docstring only: what counts is the file that is imported from it."""
+    path = known[name]
+    return path.name == "__init__.py" and len(ast.parse(path.read_text()).body) <= 1
+
+
+def without_floor(known: Iterable[str]) -> list[str]:
+    """Modules that the table of floors does not place."""
+    return [name for name in known if name.partition(".")[0] in ROOMS and "." in name and floor_of(name) is None]

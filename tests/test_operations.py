@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from service.settings import PREFIX, Settings
+from service.core.settings import PREFIX, Settings
 
 
 def test_every_setting_is_explained() -> None:

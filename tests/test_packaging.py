@@ -3,15 +3,30 @@
 import tomllib
 from pathlib import Path
 
+from setuptools import find_packages
+
 from tests.import_rules import ROOMS, ROOT
 
 
 def test_every_package_is_installed() -> None:
-    """An editable install finds packages that the list forgets; the image does not."""
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = [
-        ".".join(init.parent.relative_to(ROOT).parts)
-        for room in ROOMS
-        for init in Path(ROOT / room).rglob("__init__.py")
-    ]
-    assert sorted(listed) == sorted(found)
+    """An editable install finds folders that a built package forgets; the image does not."""
+    include = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    folders = {path.parent for room in ROOMS for path in Path(ROOT / room).rglob("*.py")}
+    needed = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(find_packages(str(ROOT), include=include)) == needed
+
+
+def test_every_file_that_is_no_module_is_installed() -> None:
+    """Templates, profiles and the page travel with their packages."""
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    listed = {
+        path
+        for package, globs in data.items()
+        for glob in globs
+        for path in (ROOT / package.replace(".", "/")).glob(glob)
+    }
+    there = {
+        path for room in ROOMS for path in (ROOT / room).rglob("*")
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+    }  # fmt: skip
+    assert listed == there != set()

@@ -15,12 +15,12 @@ from benchmarks.comparison.rows import ROWS, Row
 from benchmarks.comparison.table import markdown
 from benchmarks.comparison.trained import TRAINED, finetuned
 from benchmarks.machine import machine
-from latency.meter import Effort, Meter
-from latency.sampling import ratio
-from latency.setting import Setting, runtime_version
+from latency.devices.setting import Setting, runtime_version
+from latency.measuring.meter import Effort, Meter
+from latency.measuring.sampling import ratio
 from models.errors import ImpossibleBudget
-from models.plan import Plan
-from models.torch_network import TorchNetwork
+from models.networks.torch_network import TorchNetwork
+from models.structure import Plan
 from search.methods import METHODS
 
 CLUTTER = Path(__file__).parents[1] / "clutter"

@@ -9,26 +9,25 @@ from pathlib import Path
 
 import torch
 
-from latency.sampling import Interval
-from latency.table import Sample
-from models.data import Batch
-from models.evaluate import correct
-from models.plan import Plan
-from models.structure import Precision
-from models.torch_network import TorchNetwork
+from latency.measuring.sampling import Interval
+from latency.prediction.table import Sample
+from models.data.dataset import Batch
+from models.evaluation.metrics import correct
+from models.networks.torch_network import TorchNetwork
+from models.structure import Plan, Precision
 from search.budgets import Budgets
-from search.place import Here
-from search.search import Search
-from search.searcher import Proposal, by_expected_improvement
+from search.loop.executor import LocalExecutor
+from search.loop.search import Search
+from search.loop.searcher import Proposal, by_expected_improvement
+from search.loop.trial import Trial
 from search.spaces.space import Space
-from search.trial import Trial
-from service.budgeting import Pricing
-from service.evaluation import Evaluation
-from service.journal import JobFiles
-from service.pipeline import FINALISTS
-from service.profiling import profile
-from service.request import JobRequest
-from service.verification import Verifier
+from service.core.data_folder import JobFiles
+from service.jobs.job_request import JobRequest
+from service.pipeline.evaluation import Evaluation
+from service.pipeline.pipeline import FINALISTS
+from service.pipeline.pricing import Pricing
+from service.pipeline.profiling import profile
+from service.pipeline.verification import Verifier
 
 ASSESSED, MOST = 500, 20_000
 """Test images at once; training images at most."""
@@ -121,7 +120,9 @@ class Bench:
 
     def searching(self, space: Space, recovery: bool, propose: Proposal = by_expected_improvement) -> Search:
         scorer = dataclasses.replace(self.evaluation.scorer(recovery), space=space)
-        return Search(space, self.budgets, self.pricing.price, Here(scorer), lambda _: None, self.case.seed, propose)
+        return Search(
+            space, self.budgets, self.pricing.price, LocalExecutor(scorer), lambda _: None, self.case.seed, propose
+        )
 
     def finished(self, plan: Plan, recovery: bool) -> TorchNetwork:
         """As a job delivers it."""

@@ -10,10 +10,10 @@ import optuna
 from benchmarks.comparison.bench import Bench
 from benchmarks.comparison.torch_pruning import Importance, kept_by_torch_pruning
 from models.errors import ImpossibleBudget
-from models.plan import BlockPlan, Plan, identity
-from models.torch_network import TorchNetwork
-from search.decode import decode
-from search.searcher import Canonical, at_random
+from models.networks.torch_network import TorchNetwork
+from models.structure import BlockPlan, Plan, identity
+from search.loop.decode import decode
+from search.loop.searcher import Canonical, at_random
 from search.spaces.compact import CompactSpace
 from search.token_rule import TokenRule
 

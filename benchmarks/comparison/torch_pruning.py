@@ -1,7 +1,7 @@
 """Torch-Pruning's choice of heads and neurons, carried out by our engine.
 
 The library decides (its dependency graph, its importance, its pruner); what it kept is read back from the weights that are
-left, and the same members are then removed by `models.prune`. The network is the same, its ONNX file is ours: the row is
+left, and the same members are then removed by `models.pruning.prune`. The network is the same, its ONNX file is ours: the row is
 not held back by an exporter, and closed-form recovery can be tried on it.
 """
 
@@ -13,9 +13,9 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.data import Batch
-from models.plan import BlockPlan, Plan, identity
-from models.torch_network import TorchNetwork
+from models.data.dataset import Batch
+from models.networks.torch_network import TorchNetwork
+from models.structure import BlockPlan, Plan, identity
 
 Importance = Literal["magnitude", "taylor"]
 

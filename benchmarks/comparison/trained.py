@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.comparison.bench import Bench
-from models.data import Batch
-from models.finetune import Recipe, distillation_loss, finetune
-from models.selector_plan import merge_stages
-from models.selector_training import train_selectors
-from models.torch_network import TorchNetwork
-from models.train_gates import GateRecipe, train_gates
-from search.search import best
-from service.evaluation import better
-from service.training import SELECTOR_RATE
+from models.data.dataset import Batch
+from models.networks.torch_network import TorchNetwork
+from models.structure.selector_plan import merge_stages
+from models.training.finetune import Recipe, distillation_loss, finetune
+from models.training.train_gates import GateRecipe, train_gates
+from models.training.train_selectors import train_selectors
+from search.loop.search import best
+from service.pipeline.evaluation import better
+from service.pipeline.training import SELECTOR_RATE
 
 BATCH, LEARNING_RATE, GATE_RATE, L1 = 64, 1e-4, 1e-2, 1e-4
 """The defaults of a job."""

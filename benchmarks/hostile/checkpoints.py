@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from benchmarks.hostile.upload import Upload, damaged
-from models.open import untrained
+from models.loading.load_model import untrained
 
 MODEL = "vit_tiny_patch16_224"
 OPTIONS: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.hostile.checkpoints import MODEL, OPTIONS
 from benchmarks.hostile.upload import Upload, damaged
-from latency.devices import PROFILES
+from latency.devices.devices import PROFILES
 
 JUNK: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 2**31, 2**63, 2**70, -(2**63), 10**400, 0.0, -0.5, 1e-320, 1e308, 7.5, "", "x", "\ud800", "\x00", "../../etc",

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 import benchmarks.profiles as package
-from latency.profile import ProfilePricer
-from latency.profile_schema import UNITS, Check, Roofline, parse_profile
-from latency.setting import Setting
-from models.open import untrained
+from latency.devices.profile_schema import UNITS, Check, Roofline, parse_profile
+from latency.devices.setting import Setting
+from latency.prediction.profile import ProfilePricer
+from models.loading.load_model import untrained
 from models.structure import Structure
 
 Array = npt.NDArray[np.float64]

@@ -14,9 +14,10 @@ from benchmarks.machine import machine
 from benchmarks.published.cases import CASES, Case
 from benchmarks.published.pictures import class_names, noise, view
 from models.errors import VitfitError
-from service.journal import JobFiles, MemoryJournal
-from service.pipeline import run
-from service.request import JobRequest
+from service.core.data_folder import JobFiles
+from service.jobs.job_request import JobRequest
+from service.jobs.journal import MemoryJournal
+from service.pipeline.pipeline import run
 
 
 def main(arguments: list[str] | None = None) -> None:

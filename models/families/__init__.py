@@ -3,11 +3,11 @@
 from torch import nn
 
 from models.errors import UnsupportedModel
+from models.families.family import Family
 from models.families.pit import PIT
 from models.families.pvt_v2 import PVT_V2
 from models.families.swin import SWIN
 from models.families.vision_transformer import VISION_TRANSFORMER
-from models.family import Family
 
 FAMILIES: dict[str, Family] = {}
 

@@ -6,8 +6,8 @@ Nothing reads the patch tokens of the last stage after its blocks, so there toke
 from timm.models.pit import PoolingVisionTransformer
 from torch import nn
 
+from models.families.family import Family, is_present, part
 from models.families.vision_transformer import block_refusals
-from models.family import Family, is_present, part
 
 
 def _refusals(model: nn.Module) -> list[str]:

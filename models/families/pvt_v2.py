@@ -7,8 +7,8 @@ layer needs the whole token grid: tokens are nowhere free.
 from timm.models.pvt_v2 import Attention, Block, MlpWithDepthwiseConv, PyramidVisionTransformerV2
 from torch import nn
 
+from models.families.family import Family, is_present, part
 from models.families.vision_transformer import NORMS
-from models.family import Family, is_present, part
 
 
 def _refusals(model: nn.Module) -> list[str]:

@@ -9,8 +9,8 @@ from timm.layers import ClassifierHead, Mlp, PatchEmbed
 from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import nn
 
+from models.families.family import Family, is_present, part
 from models.families.vision_transformer import NORMS
-from models.family import Family, is_present, part
 
 
 def _refusals(model: nn.Module) -> list[str]:

@@ -5,7 +5,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from models.family import Family, is_present
+from models.families.family import Family, is_present
 
 NORMS = (nn.LayerNorm, LayerNorm)
 POOLINGS = {"token": "token", "avg": "avg"}

@@ -10,13 +10,13 @@ from torch import nn
 from torch.fx import Node
 
 from models.errors import UnsupportedModel
-from models.graph.atoms import Atom, Dim, is_batch, leaves, size_of
-from models.graph.capture import stored
-from models.graph.halves import GraphBlock, Half
-from models.graph.products import convolution_groups, kernel
-from models.graph.token_axes import NotFree, TokenAxis
-from models.graph.token_flow import TokenFlow
-from models.graph.trace import Traced
+from models.graph.tokens.axes import NotFree, TokenAxis
+from models.graph.tokens.flow import TokenFlow
+from models.graph.tracing.atoms import Atom, Dim, is_batch, leaves, size_of
+from models.graph.tracing.capture import stored
+from models.graph.tracing.products import convolution_groups, kernel
+from models.graph.tracing.sublayers import GraphBlock, Half
+from models.graph.tracing.trace import Traced
 from models.structure import Attention, Axis, Block, Layer, Mlp, Op, OpKind, Stage, Structure
 
 aten = torch.ops.aten

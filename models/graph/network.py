@@ -2,40 +2,40 @@
 number is free."""
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from models.data.preprocessing import Preprocessing
 from models.errors import InvalidRequest, UnsupportedModel
-from models.graph.atoms import by_members, leaves, places
-from models.graph.capture import BATCH, capture, stored
+from models.export.inference_blocks import Form
 from models.graph.describe import describe_graph
-from models.graph.halves import GraphBlock, Half, find_blocks
-from models.graph.layers import as_modules, linear_layers, linear_of
+from models.graph.linear_layers import as_modules, linear_layers, linear_of
 from models.graph.plain_model import plain_transformer
-from models.graph.token_axes import NotFree
-from models.graph.token_cut import TokenCut
-from models.graph.token_flow import TokenFlow, token_flow
-from models.graph.trace import Traced, trace
-from models.network import LayerWeights
-from models.plan import BlockPlan, Plan
-from models.preprocessing import Preprocessing
-from models.recover import refit
-from models.rows import Form
-from models.statistics import Kind, Statistics
-from models.structure import LAYERS
-from models.torch_network import TorchNetwork
+from models.graph.tokens.axes import NotFree
+from models.graph.tokens.cut import TokenCut
+from models.graph.tokens.flow import TokenFlow, token_flow
+from models.graph.tracing.atoms import by_members, leaves, places
+from models.graph.tracing.capture import BATCH, capture, stored
+from models.graph.tracing.sublayers import GraphBlock, Half, find_blocks
+from models.graph.tracing.trace import Traced, trace
+from models.networks.network import Network
+from models.pruning.recovery import refit
+from models.statistics.collect import READERS, Observer, Sides, collect
+from models.statistics.layer_weights import LayerWeights
+from models.statistics.statistics import Kind, Statistics
+from models.structure import LAYERS, BlockPlan, Plan
 
 KINDS: frozenset[Kind] = frozenset({"dependence"})
 METHODS = "Use method 'joint' or 'mdc'."
 
 
-class GraphNetwork(TorchNetwork):
+class GraphNetwork(Network):
     """Of a dense network `module` is the captured graph, of a pruned one what was cut out of it."""
 
     _placed: dict[str, str]
@@ -65,7 +65,6 @@ class GraphNetwork(TorchNetwork):
             self._flow = TokenFlow(reason=str(error))
             self._structure = describe(self._flow)
         self.module, self.preprocessing = graph, preprocessing
-        self.plan, self.class_names, self.gates, self.threshold = None, None, None, 0.5
 
     def __copy__(self) -> "GraphNetwork":
         """Of the same traced graph."""
@@ -93,8 +92,12 @@ class GraphNetwork(TorchNetwork):
     def pools_tokens(self) -> bool:
         return False
 
-    def blocks(self) -> list[nn.Module]:
-        return []
+    @property
+    def recovers_in_sequence(self) -> bool:
+        return False
+
+    def recovered_in_sequence(self, dense: Self, images: Tensor) -> Self:
+        raise AssertionError("a graph is not recovered in sequence: see recovers_in_sequence")
 
     def weights(self) -> tuple[LayerWeights, ...]:
         return tuple(self._layer_weights(block) for block in self._blocks)
@@ -109,22 +112,23 @@ class GraphNetwork(TorchNetwork):
                 kinds=wanted,
             )  # fmt: skip
 
-    def _watch(
-        self, record: Callable[[int, int, Tensor], None], images: Tensor, batch: int = 32,
-        paths: tuple[str, str] | None = None,
-    ) -> None:  # fmt: skip
-        """What enters projections (side 0) and second layers of MLPs (side 1), members slowest in the last dim."""
-        assert paths is None, "the inputs of other layers are not among the kinds of a graph"
+    def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
+        self.check_kinds(kinds)
+        return collect(self._structure, images, self.outputs, self._observe, kinds)
+
+    def _observe(self, observer: Observer, images: Tensor, batch: int, sides: Sides) -> None:
+        """Shows the observer what enters projections and second layers of MLPs, members slowest in the last dim."""
+        assert sides == READERS, "the inputs of other layers are not among the kinds of a graph"
         watched = {}
         for i, block in enumerate(self._blocks):
             for side, half in enumerate((block.heads, block.neurons)):
                 watched[half.reader] = (i, side, torch.tensor(member_columns(self._traced, half)))
-        reader = _Reader(self._traced.graph, watched, record)
+        reader = _Reader(self._traced.graph, watched, observer)
         with torch.inference_mode():
             for chunk in images.split(batch):
                 reader.run(chunk)
 
-    def pruned(self, plan: Plan, statistics: Statistics | None) -> "GraphNetwork":
+    def pruned(self, plan: Plan, statistics: Statistics | None) -> Self:
         """Raises: InvalidRequest when the plan does not fit."""
         small = copy.copy(self)
         small._structure, small.plan = plan.apply_to(self._structure), plan
@@ -157,7 +161,7 @@ class GraphNetwork(TorchNetwork):
                     yield found
 
     def _refit(self, module: GraphModule, half: Half, kept: Sequence[int], seen: Any) -> None:
-        """The reader of a half, re-fitted in closed form (models/recover.py)."""
+        """The reader of a half, re-fitted in closed form (models/pruning/recovery.py)."""
         if len(kept) == half.atom.size:
             return
         columns = member_columns(self._traced, half)
@@ -202,7 +206,7 @@ class GraphNetwork(TorchNetwork):
         return linear_of(total.sqrt()[:, None], None)
 
     def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
-        self._write(self.module if self.rounding is None else copy.deepcopy(self.module), path, batch)
+        self.write(self.module if self.rounding is None else copy.deepcopy(self.module), path, batch)
 
 
 class _Reader(Interpreter):
@@ -210,10 +214,10 @@ class _Reader(Interpreter):
         self,
         graph: GraphModule,
         watched: dict[Node, tuple[int, int, Tensor]],
-        record: Callable[[int, int, Tensor], None],
+        observer: Observer,
     ) -> None:
         super().__init__(graph)
-        self._watched, self._record = watched, record
+        self._watched, self._observer = watched, observer
 
     def run_node(self, n: Node) -> Any:
         if n in self._watched:
@@ -221,7 +225,7 @@ class _Reader(Interpreter):
             x = self.env[n.all_input_nodes[0]]
             if "conv" in str(n.target):
                 x = x.movedim(1, -1)
-            self._record(block, side, x[..., columns])
+            self._observer(block, side, x[..., columns])
         return super().run_node(n)
 
 

@@ -1,4 +1,4 @@
-"""Queries, keys, values and projection of one attention in a graph, read by feeding its parts (models/graph/probe.py)."""
+"""Queries, keys, values and projection of one attention in a graph, read by feeding its parts (models/graph/plain_probe.py)."""
 
 import math
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from models.graph.halves import Half
-from models.graph.probe import Affine, NotPlain, Part, affine, dims_of, noise
-from models.graph.trace import Traced
+from models.graph.plain_probe import Affine, NotPlain, Part, affine, dims_of, noise
+from models.graph.tracing.sublayers import Half
+from models.graph.tracing.trace import Traced
 
 aten = torch.ops.aten
 SOFTMAX = (aten.softmax, aten._softmax)

@@ -1,14 +1,14 @@
-"""timm's vision transformer with the parts that were read from a graph (models/graph/plain.py)."""
+"""timm's vision transformer with the parts that were read from a graph (models/graph/plain_layers.py)."""
 
 import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.graph.halves import GraphBlock
-from models.graph.plain import Plain, PlainBlock, agrees, read_plain
-from models.graph.probe import Affine, Norm, NotPlain
-from models.graph.trace import Traced
+from models.graph.plain_layers import Plain, PlainBlock, agrees, read_plain
+from models.graph.plain_probe import Affine, Norm, NotPlain
+from models.graph.tracing.sublayers import GraphBlock
+from models.graph.tracing.trace import Traced
 
 
 def plain_transformer(traced: Traced, blocks: list[GraphBlock], classes: int) -> VisionTransformer | None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from models.errors import InvalidRequest
-from models.network import LayerWeights
-from models.statistics import BlockStatistics, Kind, Statistics
+from models.statistics.layer_weights import LayerWeights
+from models.statistics.statistics import BlockStatistics, Kind, Statistics
 from search.criteria.cumulative import accumulate, cumulative
 from search.criteria.gates import gates
 from search.criteria.hsic import hsic

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.errors import InvalidRequest
-from models.network import LayerWeights
-from models.statistics import BlockStatistics, Statistics
+from models.statistics.layer_weights import LayerWeights
+from models.statistics.statistics import BlockStatistics, Statistics
 from search.criteria.variance import variance
 from search.ranking import BlockRanking, Ranking
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from models.errors import InvalidRequest
-from models.network import LayerWeights
-from models.statistics import BlockStatistics
+from models.statistics.layer_weights import LayerWeights
+from models.statistics.statistics import BlockStatistics
 from search.criteria.magnitude import qk_scores
 from search.ranking import Array, BlockRanking
 

@@ -1,7 +1,7 @@
 """UP-ViTs (arXiv 2111.15127): the divergence of the answers without a member, estimated from gradients or by deleting it."""
 
-from models.network import LayerWeights
-from models.statistics import BlockStatistics
+from models.statistics.layer_weights import LayerWeights
+from models.statistics.statistics import BlockStatistics
 from search.criteria.members import block_ranking
 from search.ranking import BlockRanking
 

@@ -3,8 +3,8 @@
 import numpy as np
 from torch import Tensor
 
-from models.network import LayerWeights
-from models.statistics import BlockStatistics
+from models.statistics.layer_weights import LayerWeights
+from models.statistics.statistics import BlockStatistics
 from search.ranking import Array, BlockRanking
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from models.errors import InvalidRequest
-from models.member_scores import MemberScores, StreamScores
-from models.network import LayerWeights
-from models.statistics import Kind, Statistics
+from models.statistics.layer_weights import LayerWeights
+from models.statistics.member_scores import MemberScores, StreamScores
+from models.statistics.statistics import Kind, Statistics
 from search.ranking import Array, BlockRanking, Ranking
 
 

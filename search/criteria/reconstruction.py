@@ -1,6 +1,6 @@
 """Reconstruction: what the block's output loses when a member goes and the others are re-fitted in closed form.
 
-Backward elimination by optimal brain surgeon over whole columns (the score that `models.recover` then realises):
+Backward elimination by optimal brain surgeon over whole columns (the score that `models.pruning.recovery` then realises):
     P = (C + ridge)^-1,  loss(k) = |w_k|^2 / P_kk,
     after removing k:  W <- W - w_k P_k: / P_kk,  P <- P - P_:k P_k: / P_kk
 A duplicated member costs nothing once, then all: its twin stays. The score of a member is the loss at its removal,
@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from models.moments import InputStatistics
-from models.network import LayerWeights
-from models.statistics import BlockStatistics, Statistics
+from models.statistics.layer_weights import LayerWeights
+from models.statistics.moments import InputStatistics
+from models.statistics.statistics import BlockStatistics, Statistics
 from search.criteria.magnitude import qk_scores
 from search.ranking import Array, BlockRanking, Ranking
 

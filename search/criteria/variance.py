@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from models.network import LayerWeights
-from models.statistics import BlockStatistics
+from models.statistics.layer_weights import LayerWeights
+from models.statistics.statistics import BlockStatistics
 from search.criteria.magnitude import qk_scores
 from search.ranking import BlockRanking
 

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from models.plan import BlockPlan, Plan, TokenPlan, identity
-from models.structure import Structure
+from models.structure import BlockPlan, Plan, Structure, TokenPlan, identity
 from search.policy import Policy
 from search.ranking import Array, Ranking
 from search.spaces.directions import amounts, analytic_starts, canonical

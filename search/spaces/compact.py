@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from models.plan import BlockPlan, HeadPlan, Plan, TokenPlan, identity
-from models.structure import Structure
+from models.structure import BlockPlan, HeadPlan, Plan, Structure, TokenPlan, identity
 from search.policy import Policy
 from search.ranking import Array, Ranking
 from search.spaces.directions import amounts, analytic_starts, canonical
-from search.spaces.halves import Halves
 from search.spaces.pool import Pool
+from search.spaces.sublayers import Halves
 from search.token_rule import TokenRule
 
 LEAST = {"heads": 0.15, "qk": 0.25, "v": 0.25, "neurons": 0.1, "tokens": 0.25, "embed": 0.25, "halves": 0.5}

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import InvalidRequest
-from models.plan import BlockPlan, Plan, identity
-from models.structure import Structure
+from models.structure import BlockPlan, Plan, Structure, identity
 from search.policy import Policy
 from search.ranking import Array, Ranking
 from search.spaces.pool import Pool

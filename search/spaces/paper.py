@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.plan import BlockPlan, HeadPlan, Plan, TokenPlan, identity
-from models.structure import Structure
+from models.structure import BlockPlan, HeadPlan, Plan, Structure, TokenPlan, identity
 from search.policy import Policy
 from search.ranking import Array, Ranking
 from search.spaces.compact import NEURON_MULTIPLE

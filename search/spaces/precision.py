@@ -4,7 +4,7 @@
 Beside the fractions kept it is no matter of how far: at the same x a network is pruned less or more, and its precision
 stays, until the end of the direction (t > 1), where everything gives. So each budget is met at fp32 by pruning more, at
 int8 by pruning less, or in between, and the search compares them by their scores. Layers are quantised in the order of
-their sensitivity (models/sensitivity.py), so what stays in fp32 is what quantisation would hurt most.
+their sensitivity (models/evaluation/sensitivity.py), so what stays in fp32 is what quantisation would hurt most.
 """
 
 import dataclasses
@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.plan import Plan
-from models.structure import LAYERS, Layer, Precision, Structure
+from models.structure import LAYERS, Layer, Plan, Precision, Structure
 from search.policy import Policy
 from search.ranking import Array
 from search.spaces.space import Space

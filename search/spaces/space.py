@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from models.plan import Plan
-from models.structure import Structure
+from models.structure import Plan, Structure
 from search.policy import Policy
 from search.ranking import Array
 

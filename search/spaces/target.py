@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from models.plan import Plan
-from models.structure import Structure
+from models.structure import Plan, Structure
 from search.policy import Policy
 from search.ranking import Array
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from benchmarks.fuzz_uploads import KINDS, Fuzzer, fuzzer, judged
 from benchmarks.hostile import checkpoints, documents
 from benchmarks.hostile.upload import Upload
-from latency.profile_schema import parse_profile
+from latency.devices.profile_schema import parse_profile
 from models.errors import VitfitError
-from models.open import load_checkpoint, untrained
-from service.routes.bodies import parse
-from service.schemas import ModelRequest
+from models.loading.checkpoint import load_checkpoint
+from models.loading.load_model import untrained
+from service.api.routes.bodies import parse
+from service.api.schemas import ModelRequest
 
 SEED = 20261121
 QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -8,8 +8,8 @@ import pytest
 from benchmarks.published.__main__ import main, request_of
 from benchmarks.published.cases import CASES, half_unit
 from benchmarks.published.pictures import class_names, noise, view
-from models.data import open_data
-from models.preprocessing import Preprocessing
+from models.data.open_dataset import open_data
+from models.data.preprocessing import Preprocessing
 
 
 def test_train_and_val_become_splits_that_do_not_overlap(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 from vitfit import Client, connection
 
-from tests.client.fake_server import FakeServer
+from tests.support.fake_server import FakeServer
 
 
 @pytest.fixture(autouse=True)

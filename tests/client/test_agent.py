@@ -11,11 +11,11 @@ from vitfit.agent import Agent
 from vitfit.connection import Connection
 from vitfit.errors import VitfitError
 
-from latency.mailbox import Mailbox
-from tests.client.agents import agent, token
-from tests.client.served import served
-from tests.models.networks import small_network
-from tests.service.running import wait_until
+from latency.devices.mailbox import Mailbox
+from tests.support.agents import agent, token
+from tests.support.networks import small_network
+from tests.support.running import wait_until
+from tests.support.served import served
 
 REQUEST: dict[str, Any] = {
     "threads": 1, "batch": 1, "provider": "CPUExecutionProvider", "seconds": 0.1, "rounds": 3, "seed": 0,

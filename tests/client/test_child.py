@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from vitfit.child import STARTS, ChildFailed, ask
 
-from tests.service.running import is_alive, wait_until
+from tests.support.running import is_alive, wait_until
 
 DIES = "import os, pathlib, sys; p = pathlib.Path(sys.argv[1]); p.write_text(p.read_text() + 'x')\n"
 DIES += "if len(p.read_text()) <= int(sys.argv[2]): os.kill(os.getpid(), 9)\n"

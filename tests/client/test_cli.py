@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 from vitfit import cli, render
 
-from tests.client.fake_server import FakeServer
+from tests.support.fake_server import FakeServer
 
 MACS = ("--budget-macs-keep", "0.5")
 

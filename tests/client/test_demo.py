@@ -13,7 +13,7 @@ from rich.console import Console
 from vitfit import Client, Job, VitfitError
 
 from benchmarks import demo
-from latency.sampling import Interval
+from latency.measuring.sampling import Interval
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = Interval(0.58, 0.57, 0.595)

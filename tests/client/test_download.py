@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from vitfit import Budget, Client, Job, VitfitError
 
-from tests.client.fake_server import FakeServer
+from tests.support.fake_server import FakeServer
 
 CONTENT = os.urandom(3_000_000)
 

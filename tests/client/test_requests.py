@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from vitfit import Budget, Client, Job, Trial, VitfitError
 
-from tests.client.fake_server import FakeServer
+from tests.support.fake_server import FakeServer
 
 BUDGETS = [Budget("latency_keep", 0.6)]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from vitfit import Budget, Client, Job, VitfitError
 
-from latency.devices import PROFILES
-from tests.client.served import served
+from latency.devices.devices import PROFILES
+from tests.support.served import served
 
 BUDGETS = [Budget("macs_keep", 0.5), Budget("latency_ms", 20, device="generic-mobile")]
 

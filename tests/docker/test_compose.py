@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.docker.dockerfile import read_dockerfile
+from tests.support.dockerfile import read_dockerfile
 
 FILE = Path(__file__).resolve().parents[2] / "docker" / "compose.yaml"
 

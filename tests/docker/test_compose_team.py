@@ -11,9 +11,9 @@ import pytest
 import yaml
 from sqlalchemy import URL
 
-from service.settings import PREFIX, Settings
-from tests.docker.dockerfile import read_dockerfile
-from tests.service.s3 import S3
+from service.core.settings import PREFIX, Settings
+from tests.support.dockerfile import read_dockerfile
+from tests.support.s3 import S3
 
 FILE = Path(__file__).resolve().parents[2] / "docker" / "compose.team.yaml"
 SERVERS = ("one", "two")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.fake_server import FakeServer
-from tests.client.served import served
-from tests.docker.dockerfile import Instruction, read_dockerfile
+from tests.support.dockerfile import Instruction, read_dockerfile
+from tests.support.fake_server import FakeServer
+from tests.support.served import served
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "docker" / "Dockerfile"

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from service.dispatcher import PLACE
-from service.settings import PREFIX, Settings
-from tests.docker.dockerfile import read_dockerfile
+from service.cluster.dispatcher import PLACE
+from service.core.settings import PREFIX, Settings
+from tests.support.dockerfile import read_dockerfile
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "docker" / "kubernetes.yaml"

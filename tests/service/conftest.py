@@ -10,15 +10,15 @@ from fastapi.testclient import TestClient
 from sqlalchemy import URL, make_url
 
 from service.app import create_app
-from service.jobs import Jobs, NewJob
-from service.leases import Leases
-from service.schema import upgrade
-from service.settings import Settings
-from service.store import ModelRow, Store
-from tests.service.postgres import Postgres
-from tests.service.running import Server
-from tests.service.s3 import S3
-from tests.service.small_jobs import Workshop, briefly, data_folder, model_folder
+from service.core.settings import Settings
+from service.db.migrate import upgrade
+from service.db.tables import ModelRow, Store
+from service.jobs.job_store import Jobs, NewJob
+from service.jobs.leases import Leases
+from tests.support.postgres import Postgres
+from tests.support.running import Server
+from tests.support.s3 import S3
+from tests.support.small_jobs import Workshop, briefly, data_folder, model_folder
 
 
 @pytest.fixture(scope="session")

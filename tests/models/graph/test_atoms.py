@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.graph.atoms import Atom, Batch, Mismatch, leaves, places, size_of, split_off, unify
+from models.graph.tracing.atoms import Atom, Batch, Mismatch, leaves, places, size_of, split_off, unify
 
 
 def sizes(dim: list[Atom]) -> list[int]:

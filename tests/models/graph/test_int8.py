@@ -7,14 +7,14 @@ import onnx
 import pytest
 import torch
 
-from benchmarks.one_name import plan_of
-from models.export import run_onnx
+from models.evaluation.sensitivity import quantisation_order
+from models.export.onnx_export import run_onnx
 from models.graph.network import GraphNetwork
-from models.open_onnx import open_onnx
-from models.sensitivity import quantisation_order
+from models.loading.load_onnx import open_onnx
 from models.structure import LAYERS
 from tests.models.graph.test_network import images, shaken
-from tests.models.networks import in_int8, small_network
+from tests.support.networks import in_int8, small_network
+from tests.support.plans import plan_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,14 +10,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.one_name import differs, plan_of
+from models.data.preprocessing import Preprocessing
 from models.errors import InvalidRequest, UnsupportedModel
-from models.export import compare_outputs, run_onnx
+from models.export.onnx_export import compare_outputs, run_onnx
+from models.export.torch_program import save_program
 from models.graph.network import GraphNetwork, member_columns, reader_weight, write_reader
-from models.open import network_of, untrained
-from models.plan import identity
-from models.preprocessing import Preprocessing
-from models.program import save_program
+from models.loading.load_model import network_of, untrained
+from models.structure import identity
+from tests.support.counted import differs
+from tests.support.plans import plan_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from benchmarks.one_name import plan_of
 from models.errors import DamagedFile, InvalidRequest, UnsafeFile, UnsupportedModel, VitfitError
-from models.open import open_model, untrained
-from models.open_onnx import open_onnx
-from models.torch_network import TorchNetwork
+from models.loading.load_model import open_model, untrained
+from models.loading.load_onnx import open_onnx
+from models.networks.torch_network import TorchNetwork
+from tests.support.plans import plan_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

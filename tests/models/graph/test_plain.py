@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from models.graph.network import GraphNetwork
-from models.open_hugging_face import open_hugging_face
-from models.open_onnx import open_onnx
-from models.torch_network import TorchNetwork
+from models.loading.load_hugging_face import open_hugging_face
+from models.loading.load_onnx import open_onnx
+from models.networks.torch_network import TorchNetwork
 from tests.models.graph.test_onnx import exported
-from tests.models.networks import VARIANTS, images_for, random_plan, small_network
+from tests.support.networks import VARIANTS, images_for, random_plan, small_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,7 +68,7 @@ def test_what_is_not_plain_goes_by_its_graph(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["ViTForImageClassification", "DeiTForImageClassification", "Dinov2Model", "clip"])
 def test_hugging_face_s_plain_ones_lose_tokens(tmp_path: Path, name: str) -> None:
     pytest.importorskip("transformers")
-    from tests.models.test_hugging_face import folder_of
+    from tests.models.loading.test_load_hugging_face import folder_of
 
     folder, _ = folder_of(name, tmp_path)
     network = open_hugging_face(folder, name, None)

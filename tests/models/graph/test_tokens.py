@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.one_name import differs, plan_of
-from models.data import Batch
+from models.data.dataset import Batch
+from models.data.preprocessing import Preprocessing
 from models.errors import InvalidRequest
+from models.evaluation.kept_patches import kept_patches
+from models.evaluation.parity import check_parity, check_quantised
 from models.graph.network import GraphNetwork
-from models.graph.token_cut import TokenRows
-from models.open import untrained
-from models.open_onnx import open_onnx
-from models.parity import check_parity, check_quantised
-from models.patches import kept_patches
-from models.plan import Plan, TokenPlan, identity
-from models.preprocessing import Preprocessing
-from models.structure import Reducer, Structure
+from models.graph.tokens.cut import TokenRows
+from models.loading.load_model import untrained
+from models.loading.load_onnx import open_onnx
+from models.structure import Plan, Reducer, Structure, TokenPlan, identity
+from tests.support.counted import differs
+from tests.support.plans import plan_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

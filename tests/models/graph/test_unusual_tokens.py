@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.one_name import plan_of
+from models.data.preprocessing import Preprocessing
 from models.graph.network import GraphNetwork
-from models.preprocessing import Preprocessing
 from tests.models.graph.test_tokens import without_tokens
+from tests.support.plans import plan_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

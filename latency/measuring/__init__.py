@@ -1,0 +1,1 @@
+"""Running a file and taking times."""

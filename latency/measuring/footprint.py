@@ -1,0 +1,111 @@
+"""What one file costs beside its steady latency: loading, the first run, memory, and where a run's time goes.
+
+    python -m latency.measuring.footprint < request.json
+
+A process of its own for each file: only a fresh process knows what the first run costs and how much memory is this file's.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitfit.child import ChildFailed, ask, die_with_parent
+
+from latency.devices.setting import Setting
+from latency.measuring.machine_lock import measuring_lease
+from models.errors import DeviceUnavailable
+from models.record import Record
+
+PROFILED_RUNS, WARM_RUNS = 20, 5
+
+
+@dataclass(frozen=True)
+class OperatorTime(Record):
+    """ms: of a run, under ONNX Runtime's profiler, which adds a little to each operator; share: of all operators."""
+
+    operator: str
+    count: int
+    ms: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Footprint(Record):
+    """load_ms: reading and optimising the graph. peak_mib: growth of the process from before loading to after the runs."""
+
+    load_ms: float
+    first_run_ms: float
+    peak_mib: float
+    operators: tuple[OperatorTime, ...]
+
+
+def footprint(file: Path, setting: Setting) -> Footprint:
+    """Raises: DeviceUnavailable when the runtime refuses."""
+    request = {"file": str(file), "threads": setting.threads, "batch": setting.batch, "provider": setting.provider}
+    try:
+        with measuring_lease():
+            return Footprint.from_json(ask([sys.executable, "-m", "latency.measuring.footprint"], request))
+    except ChildFailed as error:
+        raise DeviceUnavailable(f"The footprint of {file.name} could not be taken: {error}", file=str(file)) from error
+
+
+def main() -> None:
+    from vitfit.measuring import feeds, open_session, pin  # the light parent needs no runtime
+
+    die_with_parent()
+    request = json.load(sys.stdin)
+    pin(request["threads"])
+    before = _memory_mib("VmRSS")
+    began = time.perf_counter()
+    session = open_session(request["file"], request)
+    load_ms = 1000 * (time.perf_counter() - began)
+    feed = feeds(session, request | {"seed": 0})[0]
+    began = time.perf_counter()
+    session.run(None, feed)
+    first_ms = 1000 * (time.perf_counter() - began)
+    for _ in range(WARM_RUNS):
+        session.run(None, feed)
+    peak = _memory_mib("VmHWM") - before
+    json.dump(Footprint(load_ms, first_ms, peak, _operators(request, feed)).to_json(), sys.stdout)
+
+
+def _memory_mib(name: str) -> float:
+    """VmRSS: now, VmHWM: at most so far. Of this program: getrusage would count the parent's memory before exec."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
+
+
+def node_events(session: Any) -> list[dict[str, Any]]:
+    """Of a session that profiles, and stops: each operator of each run, with its time and shapes."""
+    events = json.loads(Path(session.end_profiling()).read_text())
+    return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+
+
+def _operators(request: dict[str, Any], feed: dict[str, Any]) -> tuple[OperatorTime, ...]:
+    """The dearest first."""
+    from vitfit.measuring import open_session
+
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(request["file"], request, profile=os.path.join(folder, "profile"))
+        for _ in range(PROFILED_RUNS):
+            session.run(None, feed)
+        events = node_events(session)
+    times: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    for event in events:
+        kind = event["args"]["op_name"]
+        times[kind] += event["dur"] / 1000 / PROFILED_RUNS
+        counts[kind] += 1
+    whole = sum(times.values()) or 1.0
+    ordered = sorted(times, key=lambda kind: -times[kind])
+    return tuple(OperatorTime(k, counts[k] // PROFILED_RUNS, times[k], times[k] / whole) for k in ordered)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Measures ONNX files on this machine's CPU, original and candidates interleaved, one measurement at a time."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitfit.child import ChildFailed, ask
+from vitfit.machine import cpu_name
+
+from latency.devices.devices import CPU, CUDA
+from latency.devices.setting import Setting
+from latency.measuring.machine_lock import measuring_lease
+from latency.measuring.sampling import Measurement, ratio
+from models.errors import DeviceUnavailable
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to look. Sampling ends when every ratio's interval is narrower than `width`, or the time is spent."""
+
+    seconds: float = 12.0
+    width: float = 0.02
+    processes: int = 3
+    """At least so many; more follow while the interval is too wide."""
+    rounds: int = 20
+    """At least so many rounds in each process."""
+
+
+Rounds = list[list[list[float]]]
+"""Of one process: [file][round][run of the burst], ms."""
+
+
+class Meter:
+    """This machine's CPU, or one of its GPUs."""
+
+    def __init__(self, setting: Setting, device: str = CPU, machine: str | None = None) -> None:
+        self.device, self.setting, self.machine = device, setting, machine or cpu_name()
+
+    def measure(
+        self, files: Sequence[Path], effort: Effort, seed: int = 0, images: Path | None = None
+    ) -> list[Measurement]:
+        """One measurement per file, in order; the first file is the original that the others are compared with.
+
+        images: an .npy file of float32 (n, C, H, W) that the rounds feed in turn; otherwise noise.
+
+        Raises: DeviceUnavailable when the runtime refuses (threads, provider, batch).
+        """
+        slice_s = effort.seconds / (2 * effort.processes)
+        processes: list[Rounds] = []
+        with self._lease():
+            for number in range(2 * effort.processes):
+                processes.append(self._one_process(files, slice_s, effort.rounds, seed + number, images))
+                found = [self._measurement([p[i] for p in processes]) for i in range(len(files))]
+                if number + 1 >= effort.processes and _narrow(found, effort.width):
+                    break
+        return found
+
+    def _measurement(self, processes: list[list[list[float]]]) -> Measurement:
+        samples = tuple(tuple(tuple(burst) for burst in rounds) for rounds in processes)
+        return Measurement(self.device, self.machine, self.setting, samples)
+
+    def _lease(self) -> AbstractContextManager[None]:
+        return measuring_lease()
+
+    def _one_process(
+        self, files: Sequence[Path], seconds: float, rounds: int, seed: int, images: Path | None
+    ) -> Rounds:
+        request: dict[str, Any] = {
+            "files": [str(file) for file in files],
+            "threads": self.setting.threads,
+            "batch": self.setting.batch,
+            "provider": self.setting.provider,
+            "gpu": int(self.device.removeprefix(CUDA)) if self.device.startswith(CUDA) else None,
+            "seconds": seconds,
+            "rounds": rounds,
+            "seed": seed,
+            "images": None if images is None else str(images),
+        }
+        try:
+            return self._samples(ask([sys.executable, "-m", "vitfit.measuring"], request))
+        except ChildFailed as error:
+            raise DeviceUnavailable(f"The measuring process failed: {error}", files=request["files"]) from error
+
+    def _samples(self, answer: dict[str, Any]) -> Rounds:
+        if "refused" in answer:
+            raise DeviceUnavailable(
+                f"Measuring on {self.device} was refused: {answer['refused']}.", setting=self.setting.to_json()
+            )
+        samples: Rounds = answer["samples_ms"]
+        return samples
+
+
+def _narrow(found: list[Measurement], width: float) -> bool:
+    if len(found) == 1:
+        return found[0].p50_ms.width <= width
+    return all(ratio(candidate, found[0]).width <= width for candidate in found[1:])

@@ -1,0 +1,73 @@
+"""Measures on a device that an agent stands on: the same rounds, in the same processes, at the other end of a mailbox."""
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from latency.devices.devices import is_here, machine_of, mailbox_of
+from latency.devices.mailbox import Mailbox
+from latency.devices.setting import Setting
+from latency.measuring.meter import Meter, Rounds
+from models.errors import DeviceUnavailable
+from models.export.onnx_store import files_of
+
+POLL_S = 0.2
+PATIENCE = "VITFIT_DEVICE_PATIENCE_S"
+"""Environment variable: how long a job waits for a device that is not heard of. Agents ask for work every half minute."""
+PATIENCE_S = 600.0
+
+
+class RemoteMeter(Meter):
+    def __init__(self, device: str, setting: Setting) -> None:
+        """Raises: UnknownName."""
+        super().__init__(setting, device, machine_of(device))
+        self._mailbox: Mailbox = mailbox_of(device)
+        self._heard: tuple[float | None, float] = (None, time.monotonic())
+
+    def _lease(self) -> AbstractContextManager[None]:
+        """Nothing of this machine's. Tasks of several jobs stand in line at the device."""
+        return nullcontext()
+
+    def _one_process(
+        self, files: Sequence[Path], seconds: float, rounds: int, seed: int, images: Path | None
+    ) -> Rounds:  # fmt: skip
+        """Raises: DeviceUnavailable when the agent refuses, or is not heard of for too long, or for files above 2 GiB."""
+        large = [file.name for file in files if len(files_of(file)) > 1]
+        if large:
+            raise DeviceUnavailable(
+                f"{large[0]} is larger than 2 GiB, and agents take single files. Measure it with device 'cpu', or give a profile.",
+                device=self.device,
+            )
+        request = {**self.setting.to_json(), "seconds": seconds, "rounds": rounds, "seed": seed}
+        task = self._mailbox.post(request, files, images)
+        try:
+            answer = None
+            while answer is None:
+                self._require_life()
+                time.sleep(POLL_S)
+                try:
+                    answer = self._mailbox.answer(task)
+                except FileNotFoundError:  # to a clock that was put forward the task looked abandoned
+                    task = self._mailbox.post(request, files, images)
+        finally:
+            self._mailbox.withdraw(task)
+        return self._samples(answer)
+
+    def _require_life(self) -> None:
+        """How long the agent is silent is seen here, by a clock that nobody sets: that of the files may jump by hours."""
+        heard_at = self._mailbox.heard_at()
+        if heard_at != self._heard[0]:
+            self._heard = heard_at, time.monotonic()
+        silent, patience = time.monotonic() - self._heard[1], float(os.environ.get(PATIENCE, PATIENCE_S))
+        if silent > patience or heard_at is None:
+            raise DeviceUnavailable(
+                f"The agent of {self.device} has not been heard of for {silent:.0f} s (waited: {patience:.0f} s). "
+                "Start it again with `vitfit agent`, and the job with POST /v1/jobs.",
+                device=self.device, silent_s=round(silent),
+            )  # fmt: skip
+
+
+def meter_of(device: str, setting: Setting) -> Meter:
+    return Meter(setting, device, machine_of(device)) if is_here(device) else RemoteMeter(device, setting)

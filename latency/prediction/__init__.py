@@ -1,0 +1,1 @@
+"""Pricing a structure without running it."""

@@ -1,0 +1,146 @@
+"""The fitted latency model of one network on one device in one setting.
+
+    ratio(s) = [sum_f c_f x_f(s)] * exp(g(s)),     ms(s) = original_ms * ratio(s)
+
+x_f are sums over operations (`latency.prediction.features`), c_f >= 0 are fitted to two dozen measured structures (`latency.prediction.probes`) by
+ridge towards known costs of a server core (non-negative least squares on relative errors), and g is a Gaussian process on what
+remains, over the costs c_f x_f, so that a structure near a measured one is predicted as that one was measured. Ratios to the
+original are what is fitted: they were measured interleaved, so the machine's drift is not in them.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import nnls
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+
+from latency.devices.setting import Setting
+from latency.measuring.sampling import Interval
+from latency.prediction.features import PRIOR_NS, features
+from latency.prediction.pricer import Array, Prediction
+from models.atomic_write import write_whole
+from models.record import Record
+from models.structure import Precision, Structure
+
+PRIOR_STRENGTH, PRIOR_FLOOR = 0.05, 0.01
+"""Relative error that one measured structure must show to move a coefficient by its whole size, or by this share of the
+original's time: weights that no cache holds cost twenty times what they cost elsewhere."""
+RESIDUAL_SCALES, RESIDUAL_LENGTHS = (0.05, 0.03), (0.4, 0.06)
+"""g: how far the sum over operations may be off, and over which change of the features' costs that is common. Its short part
+is what lets a measurement overrule the probes around it."""
+SAMPLE_NOISE, EXACT = 0.004, 1e-4
+UNEXPLAINED, NOISE_SHARE = 0.012, 0.4
+"""What no sample tells of a structure: how its tensors lie in memory; and, as a share of the width that the samples' own intervals
+have, what the measurement it is compared with is off by: where neighbours use the cache, it is another one by then."""
+Z90 = 1.645
+PROBES = "probes5"
+"""In the name of a stored table: which probes it was fitted to. A table of other probes is not found, and fitted anew."""
+
+
+@dataclass(frozen=True)
+class Sample(Record):
+    """One measured structure: its latency over the original's."""
+
+    structure: Structure
+    ratio: Interval
+
+
+@dataclass(frozen=True)
+class Table(Record):
+    """Stored and keyed by device, setting and original. A job's own copy grows by what its verification measures."""
+
+    device: str
+    machine: str
+    setting: Setting
+    original: Structure
+    original_ms: float
+    samples: tuple[Sample, ...]
+
+    def knows(self, precision: Precision) -> bool:
+        """Whether networks of this precision are among the samples."""
+        return any(block.precision == precision for sample in self.samples for block in sample.structure.blocks)
+
+    @property
+    def name(self) -> str:
+        """File name of the stored table."""
+        parts = (self.device, self.machine, self.setting.key, self.original.key)
+        return table_name(*parts)
+
+    def corrected(self, samples: Sequence[Sample], original_ms: float | None = None) -> "Table":
+        """With more samples, and the original's latency as it was measured beside them."""
+        ms = self.original_ms if original_ms is None else original_ms
+        return dataclasses.replace(self, samples=self.samples + tuple(samples), original_ms=ms)
+
+    def save(self, folder: Path) -> None:
+        write_whole(folder / self.name, json.dumps(self.to_json()))
+
+
+def table_name(device: str, machine: str, setting_key: str, structure_key: str) -> str:
+    plain = "".join(c if c.isalnum() else "-" for c in machine.lower())
+    return f"{device}-{plain}-{setting_key}-{structure_key}-{PROBES}.json"
+
+
+def load_table(folder: Path, device: str, machine: str, setting: Setting, original: Structure) -> Table | None:
+    path = folder / table_name(device, machine, setting.key, original.key)
+    return Table.from_json(json.loads(path.read_text())) if path.exists() else None
+
+
+class TablePricer:
+    """Prices by a table. Rebuilt, never changed, when the table grows."""
+
+    def __init__(self, table: Table) -> None:
+        self.table, self.device, self.setting = table, table.device, table.setting
+        raw, y = features([s.structure for s in table.samples]), _ratios(table.samples)
+        self._scale = np.maximum(raw.max(axis=0), 1.0)
+        x = raw / self._scale
+        self._coefficients = _fit(x, y, self._scale)
+        widths = [sample.ratio.width for sample in table.samples]
+        self._residual = self._fit_residual(x, y, widths)
+        self._unexplained = float(np.hypot(UNEXPLAINED, NOISE_SHARE * np.median([w for w in widths if w] or [0.0])))
+
+    def price(self, structures: Sequence[Structure]) -> Prediction:
+        ratios, spread = self._ratios(structures)
+        ms = self.table.original_ms * ratios
+        return Prediction(ms, Z90 * spread * ms, f"table {self.table.name}, {len(self.table.samples)} samples")
+
+    def _ratios(self, structures: Sequence[Structure]) -> tuple[Array, Array]:
+        """Ratios to the original (whose own is exactly 1), and relative standard deviations."""
+        costs = self._normalised(structures) * self._coefficients
+        shift, spread = self._residual.predict(costs, return_std=True)
+        return np.asarray(costs.sum(axis=1) * np.exp(shift)), np.hypot(spread, self._unexplained)
+
+    def _normalised(self, structures: Sequence[Structure]) -> Array:
+        return np.asarray(features(structures) / self._scale)
+
+    def _fit_residual(self, x: Array, y: Array, widths: list[float]) -> GaussianProcessRegressor:
+        """Fixed hyper-parameters: two dozen samples cannot choose them. The original's own ratio is 1 by definition; that the
+        sum is off there, at the end of the range, says nothing of the others, so they are not scaled by it."""
+        wide, narrow = (
+            ConstantKernel(scale**2, "fixed") * RBF(length, "fixed")
+            for scale, length in zip(RESIDUAL_SCALES, RESIDUAL_LENGTHS, strict=True)
+        )
+        noise = np.asarray([SAMPLE_NOISE**2 + (width / 4) ** 2 if width else EXACT**2 for width in widths])
+        costs = x * self._coefficients
+        process = GaussianProcessRegressor(wide + narrow, alpha=noise, optimizer=None)
+        return process.fit(costs, np.log(y / costs.sum(axis=1)))
+
+
+def _ratios(samples: Sequence[Sample]) -> Array:
+    return np.asarray([sample.ratio.value for sample in samples])
+
+
+def _fit(x: Array, y: Array, scale: Array) -> Array:
+    """min |(x c - y) / y|^2 + PRIOR_STRENGTH^2 |(c - c0) / max(c0, PRIOR_FLOOR)|^2, c >= 0; c0 are the known costs, as fast as
+    this device is."""
+    prior = np.asarray(list(PRIOR_NS.values())) * scale
+    prior *= np.median(y / (x @ prior))
+    pull = PRIOR_STRENGTH / np.maximum(prior, PRIOR_FLOOR)
+    rows = np.vstack([x / y[:, None], np.diag(pull)])
+    target = np.concatenate([np.ones(len(y)), pull * prior])
+    coefficients: Array = nnls(rows, target)[0]
+    return coefficients

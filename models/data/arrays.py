@@ -1,0 +1,215 @@
+"""Images from an .npz file. Every array is judged by its header before a byte of it is read."""
+
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.data.archive import Limits, check_expansion
+from models.data.preprocessing import Preprocessing
+from models.errors import BadData, DamagedFile, TooLarge, UnsafeFile
+
+NAMES = ("images", "labels", "split")
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+    EOFError,
+    OSError,
+    ValueError,
+    SyntaxError,
+    RuntimeError,
+    NotImplementedError,
+)
+FINITE_ROWS = 256  # checked at a time
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """The network's inputs: uint8 (N, h, w, c) preprocessed on demand, or float32 (N, C, H, W) as they are."""
+
+    images: npt.NDArray[Any]
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """float32 (len(rows), C, H, W)."""
+        chosen = self.images[rows]
+        return self.preprocessing.apply(chosen) if chosen.dtype == np.uint8 else torch.from_numpy(chosen)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What the file holds, checked against the network's input and against each other."""
+
+    images: ArrayImages
+    labels: npt.NDArray[np.int64] | None
+    splits: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class _Header:
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_npz(path: Path, preprocessing: Preprocessing, limits: Limits, any_size: bool = False) -> Arrays:
+    """any_size: float images are not compared with the network's size.
+
+    Raises:
+    DamagedFile: no npz file, or truncated.
+    UnsafeFile: pickled objects inside, or contents far larger than the file.
+    TooLarge: more bytes than allowed.
+    BadData: images, labels or split of the wrong kind, shape, or length; values that are not finite.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            headers = _headers(file, path, limits)
+            _check_headers(headers, None if any_size else preprocessing.size)
+            arrays = {name: _read(file, name) for name in headers}
+    except DAMAGE as error:
+        raise DamagedFile(
+            f"The file cannot be read as .npz ({error}). It may be truncated: write it with numpy.savez and upload it"
+            " again.",
+            reason=str(error),
+        ) from error
+    _check_finite(arrays["images"])
+    labels = arrays.get("labels")
+    split = arrays.get("split")
+    return Arrays(
+        ArrayImages(arrays["images"], preprocessing),
+        None if labels is None else _whole_numbers(labels),
+        None if split is None else tuple(_text(value) for value in split.tolist()),
+    )
+
+
+def _headers(file: zipfile.ZipFile, path: Path, limits: Limits) -> dict[str, _Header]:
+    """Headers of the arrays that are ours, with their sizes proved against the file's own table."""
+    headers: dict[str, _Header] = {}
+    members = {info.filename: info for info in file.infolist()}
+    for name in (name for name in NAMES if f"{name}.npy" in members):
+        info = members[f"{name}.npy"]
+        with file.open(info) as member:
+            header = _header(member)
+            start = member.tell()
+        if header.dtype.hasobject:
+            raise UnsafeFile(
+                f"{name!r} holds Python objects, which need a pickle to be read. Store plain numbers"
+                " (allow_pickle=False).",
+                array=name,
+            )
+        if header.size_bytes > limits.array_bytes:
+            raise TooLarge(
+                f"{name!r} has {header.size_bytes} bytes; at most {limits.array_bytes} are allowed. Hand in fewer"
+                " images, or pictures in a zip or a folder.",
+                array=name,
+                bytes=header.size_bytes,
+            )
+        if start + header.size_bytes != info.file_size:
+            raise EOFError(f"{name!r} says {header.size_bytes} bytes but has {info.file_size - start}")
+        check_expansion(path.stat().st_size, info.file_size, limits)
+        headers[name] = header
+    if "images" not in headers:
+        raise BadData(
+            f"The file has no array 'images'; it has {', '.join(sorted(members)[:8]) or 'none'}. Allowed:"
+            f" {', '.join(NAMES)}.",
+            found=sorted(members)[:8],
+        )
+    return headers
+
+
+def _header(member: IO[bytes]) -> _Header:
+    """Shape and type from the first bytes. Raises: ValueError when they are not those of an array."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(member)
+    return _Header(shape, dtype)
+
+
+def _read(file: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    with file.open(f"{name}.npy") as member:
+        array: npt.NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+    return array
+
+
+def _check_headers(headers: dict[str, _Header], size: tuple[int, int, int] | None) -> None:
+    images = headers["images"]
+    if images.dtype == np.uint8:
+        _check_bytes(images.shape)
+    elif images.dtype == np.float32:
+        _check_floats(images.shape, size)
+    else:
+        raise BadData(
+            f"'images' is {images.dtype}; allowed: uint8 (N, height, width, channels) or float32 (N, channels, height,"
+            " width).",
+            dtype=str(images.dtype),
+        )
+    for name in ("labels", "split"):
+        if name in headers and headers[name].shape != images.shape[:1]:
+            raise BadData(
+                f"{name!r} has shape {list(headers[name].shape)} but there are {images.shape[0]} images: one value per"
+                " image is needed.",
+                array=name,
+                shape=list(headers[name].shape),
+                images=images.shape[0],
+            )
+
+
+def _check_bytes(shape: tuple[int, ...]) -> None:
+    if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:]:
+        raise BadData(
+            f"uint8 'images' has shape {list(shape)}; (N, height, width, channels) with 1 (grey) or 3 (RGB) channels is"
+            " needed.",
+            shape=list(shape),
+            allowed_channels=[1, 3],
+        )
+
+
+def _check_floats(shape: tuple[int, ...], size: tuple[int, int, int] | None) -> None:
+    if size is None:
+        if len(shape) != 4 or 0 in shape[1:]:
+            raise BadData(f"float32 'images' has shape {list(shape)}; (N, channels, height, width) is needed.")
+    elif shape[1:] != size:
+        raise BadData(
+            f"float32 'images' has shape {list(shape)}, but the model takes images of {list(size)} (channels, height,"
+            " width) and float images are taken as they are. Resize them, or hand in uint8 images, which are"
+            " preprocessed.",
+            shape=list(shape),
+            allowed=list(size),
+        )
+
+
+def _check_finite(images: npt.NDArray[Any]) -> None:
+    if images.dtype != np.float32:
+        return
+    for start in range(0, len(images), FINITE_ROWS):
+        finite = np.isfinite(images[start : start + FINITE_ROWS]).all(axis=(1, 2, 3))
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise BadData(f"Image {row} holds NaN or infinity. Only finite values are allowed.", image=row)
+
+
+def _whole_numbers(labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    if labels.dtype.kind not in "iu":
+        raise BadData(f"'labels' is {labels.dtype}; whole numbers are needed, one class number per image.")
+    return labels.astype(np.int64)
+
+
+def _text(value: Any) -> str:
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)

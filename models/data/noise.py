@@ -1,0 +1,36 @@
+"""Seeded noise in the place of a data set."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.data.dataset import Dataset, Rows, split_rows
+from models.data.preprocessing import Preprocessing
+
+
+def noise_data(preprocessing: Preprocessing, count: int, seed: int) -> Dataset:
+    """Seeded noise where there is no data: enough to prune and to measure by, not to assess an accuracy."""
+    warning = "No data: seeded noise stands in. Accuracy is not assessed; agreement on noise says little."
+    rows = split_rows(count, None)
+    return Dataset(NoiseImages(preprocessing.size, count, seed), None, rows, (warning,), assessed=False)
+
+
+@dataclass(frozen=True)
+class NoiseImages:
+    """Standard normal values; image i depends on the seed and i only."""
+
+    size: tuple[int, int, int]
+    count: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def load(self, rows: Rows) -> Tensor:
+        """float32 (len(rows), C, H, W)."""
+        images = np.empty((len(rows), *self.size), dtype=np.float32)
+        for place, row in enumerate(rows):
+            np.random.default_rng([self.seed, int(row)]).standard_normal(dtype=np.float32, out=images[place])
+        return torch.from_numpy(images)

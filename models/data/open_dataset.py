@@ -1,0 +1,184 @@
+"""Opens a data set: an .npz, an archive or a folder of pictures, checked as far as it can be without decoding all of it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.data.archive import Limits, unpack
+from models.data.arrays import read_npz
+from models.data.dataset import SPLIT_CYCLE, SPLITS, Dataset, Images, Rows, Split, split_rows
+from models.data.pictures import PictureFile, PictureImages, group, labels_of, list_folder
+from models.data.preprocessing import Preprocessing
+from models.errors import BadData, DamagedFile, InvalidRequest, TooLarge, UnsafeFile
+
+NEEDED: dict[Split, int] = {"calibration": 16, "selection": 8, "test": 8, "train": 16}
+FEW = 100  # below this many images a split's accuracy is coarser than a point
+SOURCES = ("npz", "archive", "path")
+NO_MODEL = Preprocessing((3, 224, 224), (0.0,) * 3, (1.0,) * 3)
+
+
+def open_data(
+    folder: Path,
+    preprocessing: Preprocessing | None,
+    classes: int | None,
+    allowed: Sequence[Path] = (),
+    *,
+    class_names: Sequence[str] | None = None,
+    limits: Limits | None = None,
+) -> Dataset:
+    """The data set that `folder/dataset.json` describes, checked as far as it can be without decoding all of it.
+
+    Args:
+        folder: of the data set; archives are unpacked into it once.
+        preprocessing: of the model; None: no model is known yet, sizes are not judged and images not loaded.
+        classes: number of classes of the model, to check the labels against; None: unknown.
+        allowed: folders whose contents a "path" data set may name.
+        class_names: of the model, to tell class folders by name.
+        limits: on sizes.
+
+    Raises:
+        BadData: images, labels or splits that cannot be used, or too few of them.
+        DamagedFile, TooLarge, UnsafeFile: the file itself.
+        InvalidRequest: `dataset.json` names a source or a path that is not allowed.
+    """
+    limits = limits or Limits()
+    any_size = preprocessing is None
+    preprocessing = preprocessing or NO_MODEL
+    path = _locate(folder, _description(folder), allowed)
+    if path.suffix == ".npz" and path.is_file():
+        _check_size(path, limits)
+        arrays = read_npz(path, preprocessing, limits, any_size)
+        return _dataset(arrays.images, arrays.labels, arrays.splits, classes, [])
+    files, ignored = _list_pictures(path, folder, allowed, limits)
+    images = PictureImages(tuple(files), preprocessing, limits)
+    images.check()
+    return _picture_dataset(images, ignored, classes, class_names)
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    file = folder / "dataset.json"
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DamagedFile(f"{str(file)!r} cannot be read ({error}). Upload the data set again.") from error
+    if not isinstance(value, dict) or value.get("source") not in SOURCES:
+        source = value.get("source") if isinstance(value, dict) else None
+        raise InvalidRequest(f"A data set's source is {source!r}; allowed: {', '.join(SOURCES)}.", source=source)
+    return value
+
+
+def _locate(folder: Path, description: Mapping[str, Any], allowed: Sequence[Path]) -> Path:
+    """The file or folder with the images. Raises: UnsafeFile when it is outside of the allowed folders."""
+    source = description["source"]
+    if source == "path":
+        return _allowed_path(description.get("path"), allowed)
+    names = ("data.npz",) if source == "npz" else ("data.zip", "data.tar")
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise DamagedFile(f"The data set has no {' or '.join(names)}. Upload it again.", folder=str(folder))
+
+
+def _allowed_path(text: Any, allowed: Sequence[Path]) -> Path:
+    """Links are followed before the comparison, so none can climb out."""
+    if not isinstance(text, str) or not Path(text).is_absolute() or "\0" in text:
+        raise InvalidRequest(f"A data set's path is {text!r}; an absolute path is needed.", path=text)
+    real = Path(text).resolve()
+    roots = [root.resolve() for root in allowed]
+    if not any(real.is_relative_to(root) for root in roots):
+        names = ", ".join(str(root) for root in allowed) or "none"
+        raise UnsafeFile(f"{text!r} is outside of the folders that the operator allows ({names}).", path=text)
+    if not real.exists():
+        raise InvalidRequest(f"{text!r} does not exist.", path=text)
+    return real
+
+
+def _check_size(path: Path, limits: Limits) -> None:
+    size = path.stat().st_size
+    if size > limits.packed_bytes:
+        raise TooLarge(f"The file has {size} bytes; at most {limits.packed_bytes} are allowed.", bytes=size)
+
+
+def _list_pictures(path: Path, folder: Path, allowed: Sequence[Path], limits: Limits) -> tuple[list[PictureFile], int]:
+    """The pictures by name and the number of other files; an archive is unpacked into `folder` first."""
+    if path.is_dir():
+        return list_folder(path, [root.resolve() for root in allowed], limits)
+    pictures = folder / "pictures"
+    unpacked = unpack(path, pictures, limits)
+    files = [PictureFile(pictures / file, name) for file, name in zip(unpacked.files, unpacked.names, strict=True)]
+    return sorted(files, key=lambda file: file.name), unpacked.ignored
+
+
+def _picture_dataset(
+    images: PictureImages, ignored: int, classes: int | None, class_names: Sequence[str] | None
+) -> Dataset:
+    grouping = group([file.name for file in images.files])
+    labels, warnings = None, []
+    if grouping.classes is None:
+        warnings.append("All pictures lie in one folder, so they have no labels: agreement is reported, not accuracy.")
+    else:
+        labels = labels_of(grouping.classes, class_names, classes)
+        if labels is None:
+            warnings.append(
+                f"{len(set(grouping.classes))} class folders cannot be told apart as the model's {classes} classes, so"
+                " they are not used as labels. Call the folders by class name or by class number."
+            )
+    if ignored:
+        warnings.append(f"{ignored} files are no pictures and were left out.")
+    return _dataset(images, labels, grouping.splits, classes, warnings)
+
+
+def _dataset(
+    images: Images, labels: Rows | None, splits: tuple[str, ...] | None, classes: int | None, warnings: list[str]
+) -> Dataset:
+    if not len(images):
+        raise BadData(f"There are no images; {_needs()}.", images=0)
+    if labels is not None:
+        _check_labels(labels, classes)
+    rows = split_rows(len(images), labels) if splits is None else _given_rows(splits)
+    for split in SPLITS:
+        if len(rows[split]) < NEEDED[split]:
+            raise BadData(
+                f"The split {split!r} has {len(rows[split])} of the {len(images)} images; {_needs()}.",
+                split=split,
+                images=len(rows[split]),
+                needed=dict(NEEDED),
+            )
+    if splits is None:
+        warnings = [*warnings, "The data brings no split: half calibrates, a quarter selects, a quarter tests."]
+    few = [f"{split} ({len(rows[split])})" for split in SPLITS[1:3] if len(rows[split]) < FEW]
+    if few:
+        warnings = [*warnings, f"Fewer than {FEW} images: {', '.join(few)}. Accuracies on them are coarse."]
+    return Dataset(images, labels, rows, tuple(warnings))
+
+
+def _needs() -> str:
+    needs = ", ".join(f"{count} for {split}" for split, count in NEEDED.items() if split != "train")
+    return f"at least {needs} are needed (without given splits: {len(SPLIT_CYCLE) * NEEDED['test']} in all)"
+
+
+def _check_labels(labels: Rows, classes: int | None) -> None:
+    wrong = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        top = "" if classes is None else f" to {classes - 1}, the model's last class"
+        raise BadData(
+            f"Image {row} has label {labels[row]}; allowed: 0{top}.", image=row, label=int(labels[row]), classes=classes
+        )
+
+
+def _given_rows(splits: Sequence[str]) -> dict[Split, Rows]:
+    """The splits that the data brings. "train" serves calibration where there is none, and the other way round."""
+    unknown = sorted(set(splits) - set(SPLITS))
+    if unknown:
+        raise BadData(f"The split {unknown[0]!r} is unknown; allowed: {', '.join(SPLITS)}.", split=unknown[0])
+    names = np.array(splits)
+    rows = {split: np.flatnonzero(names == split) for split in SPLITS}
+    if not len(rows["calibration"]):
+        rows["calibration"] = rows["train"]
+    if not len(rows["train"]):
+        rows["train"] = rows["calibration"]
+    return rows

@@ -1,0 +1,204 @@
+"""Folders of pictures: which there are, what class and split their folders say, and their pixels on demand."""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from models.data.archive import PICTURE_SUFFIXES, Limits, is_clutter
+from models.data.preprocessing import Preprocessing
+from models.errors import BadData, DamagedFile, TooLarge, UnsafeFile
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # Pillow knows more; some start other programs
+SPLIT_NAMES = ("train", "calibration", "selection", "test")
+UNCLEAR_SPLITS = ("val", "valid", "validation", "dev", "eval")
+CHECKED = 1000  # headers read when a data set is opened; the other pictures are checked when they are decoded
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture on disk and the name (with forward slashes) that the user knows it by."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What the folders say. `classes[i]` and `splits[i]` belong to picture i; None where there are no such folders."""
+
+    classes: tuple[str, ...] | None
+    splits: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class PictureImages:
+    """The network's inputs, decoded when they are asked for: a folder of any size fits in memory."""
+
+    files: tuple[PictureFile, ...]
+    preprocessing: Preprocessing
+    limits: Limits
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """float32 (len(rows), C, H, W). Raises: as `opened`."""
+        images = torch.empty((len(rows), *self.preprocessing.size))
+        for place, row in enumerate(rows):
+            with opened(self.files[row], self.limits) as picture:
+                images[place] = self.preprocessing.apply_to_picture(picture)
+        return images
+
+    def check(self) -> None:
+        """Reads the headers of up to `CHECKED` pictures, evenly spread. Raises: as `opened`."""
+        for row in np.unique(np.linspace(0, len(self.files) - 1, CHECKED).astype(int)):
+            with opened(self.files[row], self.limits):
+                pass
+
+
+@contextmanager
+def opened(file: PictureFile, limits: Limits) -> Iterator[Image.Image]:
+    """A picture whose header was read; its pixels are decoded on use, inside the `with`.
+
+    Raises:
+        BadData: the file is no picture.
+        DamagedFile: it cannot be read to its end.
+        TooLarge: it has too many pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(file.path, formats=FORMATS)
+        with picture:
+            if picture.width * picture.height > limits.pixels:
+                raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
+            yield picture
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge(
+            f"{file.name!r} is too large to be decoded ({error}); at most {limits.pixels} pixels are allowed. Make it"
+            " smaller.",
+            file=file.name,
+            allowed=limits.pixels,
+        ) from error
+    except UnidentifiedImageError as error:
+        raise BadData(f"{file.name!r} is not a picture ({', '.join(FORMATS)} are read).", file=file.name) from error
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        raise DamagedFile(
+            f"{file.name!r} cannot be decoded ({error}). It may be truncated: replace it.", file=file.name
+        ) from error
+
+
+def list_folder(folder: Path, roots: Sequence[Path], limits: Limits) -> tuple[list[PictureFile], int]:
+    """The pictures below a folder, by name, and the number of files that are no pictures.
+
+    Links to pictures are followed as long as they stay inside one of `roots`; links to folders are refused.
+
+    Raises:
+        UnsafeFile: a link leaves the roots.
+        TooLarge: too many files.
+        BadData: no pictures.
+    """
+    files: list[PictureFile] = []
+    ignored = 0
+    for path in _walk(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() not in PICTURE_SUFFIXES or is_clutter(name):
+            ignored += 1
+            continue
+        path = _inside(path, roots) if path.is_symlink() else path
+        if not path.is_file():  # a pipe or a socket: reading it might never end
+            ignored += 1
+            continue
+        files.append(PictureFile(path, name))
+        if len(files) > limits.members:
+            raise TooLarge(f"The folder holds more than {limits.members} pictures.", allowed=limits.members)
+    if not files:
+        raise BadData(f"{str(folder)!r} holds no pictures. It needs class folders of pictures.", ignored=ignored)
+    return sorted(files, key=lambda file: file.name), ignored
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder, followlinks=False):
+        for name in folders:
+            if (Path(place) / name).is_symlink():
+                raise UnsafeFile(f"{str(Path(place) / name)!r} is a link to a folder. Use a folder without such links.")
+        for name in names:
+            yield Path(place) / name
+
+
+def _inside(path: Path, roots: Sequence[Path]) -> Path:
+    """The file that a link leads to. Raises: UnsafeFile when it is outside of all roots, or leads in a circle."""
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise UnsafeFile(f"{str(path)!r} is a link that leads nowhere.", path=str(path)) from error
+    if not any(real.is_relative_to(root) for root in roots):
+        raise UnsafeFile(f"{str(path)!r} leads out of the folders that the operator allows.", path=str(path))
+    return real
+
+
+def group(names: Sequence[str]) -> Grouping:
+    """Class and split of every picture from its folders: `[root/][split/]class/.../picture`.
+
+    Folders that all pictures share say nothing and are skipped.
+
+    Raises: BadData when some pictures lie beside the class folders, or a split's name is unclear.
+    """
+    rest = _without_shared([PurePosixPath(name).parts[:-1] for name in names])
+    tops = {parts[0] if parts else "" for parts in rest}
+    splits = None
+    if tops <= {*SPLIT_NAMES, *UNCLEAR_SPLITS}:
+        _refuse_unclear(tops)
+        splits = tuple(parts[0] for parts in rest)
+        rest = _without_shared([parts[1:] for parts in rest])
+    depths = {bool(parts) for parts in rest}
+    if depths == {True, False}:
+        beside = next(name for name, parts in zip(names, rest, strict=True) if not parts)
+        raise BadData(
+            f"{beside!r} lies beside class folders. Either all pictures lie in class folders or none does.", file=beside
+        )
+    return Grouping(tuple(parts[0] for parts in rest) if depths == {True} else None, splits)
+
+
+def _without_shared(folders: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    first, last = min(folders), max(folders)  # what these two share, all between them share
+    shared = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), None)
+    return [folder[min(len(first), len(last)) if shared is None else shared :] for folder in folders]
+
+
+def _refuse_unclear(tops: set[str]) -> None:
+    unclear = sorted(tops & set(UNCLEAR_SPLITS))
+    if unclear:
+        raise BadData(
+            f"The folder {unclear[0]!r} could serve to choose or to report. Call it 'selection' (to choose) or 'test'"
+            " (to report).",
+            folder=unclear[0],
+            allowed=list(SPLIT_NAMES),
+        )
+
+
+def labels_of(classes: Sequence[str], names: Sequence[str] | None, count: int | None) -> npt.NDArray[np.int64] | None:
+    """Class numbers from class folders, or None when they cannot be told for a network with `count` classes.
+
+    Folders called by the network's class names or by class numbers are taken at their word; otherwise the n-th folder
+    by name is class n, as in torchvision's ImageFolder, and then there must be one folder per class.
+    """
+    present = sorted(set(classes))
+    if names is not None and set(present) <= set(names):
+        numbers = {name: names.index(name) for name in present}
+    elif all(name.isdecimal() and name.isascii() for name in present):
+        numbers = {name: int(name) for name in present}
+    elif count is None or len(present) >= count:  # too many are refused later, with the other labels that do not fit
+        numbers = {name: number for number, name in enumerate(present)}
+    else:
+        return None
+    return np.array([numbers[name] for name in classes], dtype=np.int64)

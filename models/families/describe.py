@@ -1,0 +1,109 @@
+"""A PyTorch model as a `Structure`, read through its family.
+
+Where the embedding width can be cut, the parts outside of the blocks are those that the family names, each with its width;
+elsewhere they are what a traced forward pass runs (`describe_stages`).
+"""
+
+from torch import nn
+
+from models.families.describe_stages import describe_stages, head_count
+from models.families.family import Family, is_present, linear_part, part
+from models.structure import Attention, Block, Mlp, Op, Stage, Structure
+
+__all__ = ["describe", "head_count"]
+
+
+def describe(model: nn.Module, family: Family, name: str, size: tuple[int, int] | None = None) -> Structure:
+    """The structure whose MACs and parameters are the model's. A test holds it to torch's own counter.
+
+    size: height and width of the images, for a model that takes any; others know their own.
+    """
+    if "embed" in family.fixed:
+        return describe_stages(model, family, name, size)
+    prefix = family.prefix(model)
+    patches = family.grid(model)[0] * family.grid(model)[1]
+    blocks = tuple(
+        _block(block, family, f"{family.blocks}.{i}", prefix + patches)
+        for i, block in enumerate(_children(part(model, family.blocks)))
+    )
+    stem, image = _stem(model, family, patches, prefix)
+    tail, classes = _tail(model, family, prefix + patches)
+    has_class_token = getattr(model, family.tables[0], None) is not None
+    return Structure(
+        name, image, classes, prefix, has_class_token, stem, (Stage(family.blocks, blocks, free_tokens=True),), tail
+    )
+
+
+def _children(module: nn.Module) -> list[nn.Module]:
+    return list(module.children())
+
+
+def _block(block: nn.Module, family: Family, name: str, tokens: int) -> Block:
+    qkv, projection = linear_part(block, family.qkv), linear_part(block, family.projection)
+    fc1 = linear_part(block, family.fc1)
+    heads = head_count(block, family)
+    dim = qkv.out_features // 3 // heads
+    attention = Attention(
+        heads, dim, dim, qkv.in_features, projection.in_features, qkv.bias is not None, projection.bias is not None,
+        "shared" if is_present(part(block, family.q_norm)) else "none",
+    )  # fmt: skip
+    mlp = Mlp(fc1.in_features, fc1.out_features, fc1.bias is not None)
+    return Block(
+        name, qkv.in_features, tokens, attention, mlp, layer_scale=is_present(part(block, family.layer_scale1))
+    )
+
+
+def _stem(model: nn.Module, family: Family, patches: int, prefix: int) -> tuple[tuple[Op, ...], tuple[int, int, int]]:
+    conv = part(model, family.patch)
+    assert isinstance(conv, nn.Conv2d)
+    width, (high, wide) = conv.out_channels, conv.kernel_size
+    inner = conv.in_channels * high * wide
+    ops = [
+        Op("conv", "patch", patches, width, inner=inner, weights=True, bias=conv.bias is not None, width_field="cols")
+    ]
+    for path in family.tables:
+        table = getattr(model, path, None)
+        if table is not None:
+            ops.append(Op("table", path, table.shape[1], width, weights=True, width_field="cols"))
+    ops += _norms(model, family.stem_norms, width, prefix + patches, follows_tokens=False)
+    size = family.image(model)
+    assert size is not None
+    return tuple(ops), (conv.in_channels, *size)
+
+
+def _tail(model: nn.Module, family: Family, tokens: int) -> tuple[tuple[Op, ...], int]:
+    width = part(model, family.patch).out_channels
+    assert isinstance(width, int)
+    ops = _norms(model, (family.last_norm,), width, tokens, follows_tokens=True)
+    if family.pooling(model) != "token":
+        ops.append(Op("pool", "pool", tokens, width, width_field="cols", rows_are_tokens=True))
+    ops += _norms(model, family.tail_norms, width, 1, follows_tokens=False)
+    classes = 0
+    for path in family.classifiers:
+        if is_present(getattr(model, path, None)):
+            head = linear_part(model, path)
+            classes = head.out_features
+            ops.append(
+                Op(
+                    "matmul",
+                    path,
+                    1,
+                    classes,
+                    inner=width,
+                    weights=True,
+                    bias=head.bias is not None,
+                    width_field="inner",
+                )
+            )
+    return tuple(ops), classes
+
+
+def _norms(model: nn.Module, paths: tuple[str, ...], width: int, rows: int, follows_tokens: bool) -> list[Op]:
+    return [
+        Op(
+            "norm", path, rows, width, weights=True, bias=getattr(part(model, path), "bias", None) is not None,
+            width_field="cols", rows_are_tokens=follows_tokens,
+        )
+        for path in paths
+        if is_present(part(model, path))
+    ]  # fmt: skip

@@ -1,0 +1,188 @@
+"""The structure of a model with stages: its family says what the parts of a block are, a trace of one image the rest.
+
+Sizes (tokens of each stage, windows, keys after a reduction) and everything outside of the blocks (patch embedding, merging,
+pooling, norms, classifier) are read from the trace, so no architecture states them. All parameters must be accounted for.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from torch import nn
+
+from models.errors import UnsupportedModel
+from models.families.family import Family, block_lists, is_present, optional_part, part
+from models.families.module_trace import Call, op_of, table_of, trace
+from models.structure import Attention, Block, Mlp, Op, Stage, Structure
+
+
+def describe_stages(model: nn.Module, family: Family, name: str, size: tuple[int, int] | None) -> Structure:
+    """size: of the images, for a model that takes any. Raises: UnsupportedModel."""
+    image = (int(model.in_chans), *_image(model, family, size))  # type: ignore[arg-type]
+    lists = block_lists(model, family)
+    names = [[f"{path}.{child}" for child, _ in part(model, path).named_children()] for path in lists]
+    if not all(names):
+        raise UnsupportedModel(f"{name} has a stage without blocks", reasons=["a stage without blocks"])
+    calls = trace(model, image, {block for stage in names for block in stage})
+    sections = _sections(calls, names)
+    stages = []
+    for i, (path, blocks) in enumerate(zip(lists, names, strict=True)):
+        described = tuple(_block(model, family, block, calls) for block in blocks)
+        entry = () if i == 0 else _ops(sections[i])
+        free = family.free_tokens(i, len(lists)) and all(_sees_all(block) for block in described)
+        stages.append(Stage(path, described, free, entry))
+    tables = tuple(table_of(path, parameter) for path, parameter in _loose_parameters(model, names))
+    prefix = family.prefix(model)
+    tail = _ops(sections[-1])
+    if stages[-1].free_tokens:
+        last = stages[-1].blocks[-1].tokens
+        tail = tuple(dataclasses.replace(op, rows_are_tokens=op.rows == last) for op in tail)
+    structure = Structure(
+        name, image, classes_of(model), prefix, prefix > 0, tables + _ops(sections[0]), tuple(stages),
+        tail, family.fixed,
+    )  # fmt: skip
+    _check_accounted(model, structure)
+    return structure
+
+
+def head_count(block: nn.Module, family: Family) -> int:
+    owner, _, attribute = family.heads.rpartition(".")
+    return int(getattr(part(block, owner), attribute))
+
+
+def _image(model: nn.Module, family: Family, size: tuple[int, int] | None) -> tuple[int, int]:
+    found = family.image(model) or size
+    if found is None:
+        high, wide = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[1:]
+        return int(high), int(wide)
+    return found
+
+
+def classes_of(model: nn.Module) -> int:
+    """Of a timm model; 0 without a classifier."""
+    classifier = model.get_classifier()  # type: ignore[operator]
+    first = classifier[0] if isinstance(classifier, tuple) else classifier
+    return int(model.num_classes) if is_present(first) else 0  # type: ignore[arg-type]
+
+
+def _sections(calls: Sequence[Call], names: list[list[str]]) -> list[list[Call]]:
+    """Calls before the first stage, between each two, and after the last."""
+    stage_of = {block: i for i, blocks in enumerate(names) for block in blocks}
+    sections: list[list[Call]] = [[] for _ in range(len(names) + 1)]
+    place = 0
+    for call in calls:
+        owner = next((block for block in stage_of if call.path == block or call.path.startswith(f"{block}.")), None)
+        if owner is None:
+            sections[place].append(call)
+        else:
+            place = stage_of[owner] + 1
+    return sections
+
+
+def _ops(calls: Sequence[Call]) -> tuple[Op, ...]:
+    found = (op_of(call, call.path) for call in calls)
+    return tuple(op for op in found if op is not None)
+
+
+def _loose_parameters(model: nn.Module, names: list[list[str]]) -> list[tuple[str, nn.Parameter]]:
+    """Parameters outside of the blocks that belong to modules with children: no leaf's operation counts them."""
+    blocks = tuple(f"{block}." for stage in names for block in stage)
+    return [
+        (f"{path}.{name}".lstrip("."), parameter)
+        for path, module in model.named_modules()
+        if any(True for _ in module.children()) and not f"{path}.".startswith(blocks)
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+
+
+def _block(model: nn.Module, family: Family, name: str, calls: Sequence[Call]) -> Block:
+    block = part(model, name)
+    inside = {call.path[len(name) + 1 :]: call for call in calls if call.path.startswith(f"{name}.")}
+    whole = next(call for call in calls if call.path == name)
+    width = inside[family.fc1].inputs[-1]
+    tokens = _rows(whole.inputs, width)
+    scaled = optional_part(block, family.layer_scale1) is not None
+    return Block(
+        name, width, tokens, _attention(block, family, name, inside, width, tokens), _mlp(block, family, name, inside),
+        layer_scale=scaled,
+    )  # fmt: skip
+
+
+def _attention(
+    block: nn.Module, family: Family, name: str, inside: dict[str, Call], width: int, tokens: int
+) -> Attention:
+    heads, projection = head_count(block, family), part(block, family.projection)
+    assert isinstance(projection, nn.Linear)
+    windows, window = _windows(inside[family.layer_of("q")].inputs)
+    keys = _windows(inside[family.layer_of("k")].inputs)[1]
+    reduction = tuple(inside[path] for path in family.key_reduction if path in inside)
+    tables = (_parameter(block, path).shape for path in family.head_tables)
+    return Attention(
+        heads,
+        _dim(block, family, "q", heads),
+        _dim(block, family, "v", heads),
+        width,
+        projection.in_features,
+        _has_bias(block, family.layer_of("v")),
+        projection.bias is not None,
+        "shared" if optional_part(block, family.q_norm) is not None else "none",
+        windows,
+        keys if keys != window else None,
+        tuple(family.attention_layers.values()),
+        window if windows * window != tokens else None,
+        sum(shape.numel() // heads for shape in tables),
+        tuple(dataclasses.replace(op, name=f"{name}.{op.name}") for op in _ops(reduction)),
+    )
+
+
+def _mlp(block: nn.Module, family: Family, name: str, inside: dict[str, Call]) -> Mlp:
+    fc1 = part(block, family.fc1)
+    assert isinstance(fc1, nn.Linear)
+    between = []
+    for op in _ops([inside[path] for path in family.between if path in inside]):
+        one = {"count": 1} if op.kind == "conv" else {"cols": 1, "rows": op.values // fc1.out_features}
+        between.append(dataclasses.replace(op, name=f"{name}.{op.name}", **one))  # type: ignore[arg-type]
+    return Mlp(fc1.in_features, fc1.out_features, fc1.bias is not None, between=tuple(between))
+
+
+def _dim(block: nn.Module, family: Family, wanted: str, heads: int) -> int:
+    path = family.layer_of(wanted)
+    layer = part(block, path)
+    assert isinstance(layer, nn.Linear)
+    return layer.out_features // len(family.attention_layers[path]) // heads
+
+
+def _sees_all(block: Block) -> bool:
+    """Every token sees every other: one window without padding, all keys."""
+    shape = block.attention
+    return shape is None or (shape.windows == 1 and shape.window is None and shape.keys is None)
+
+
+def _has_bias(block: nn.Module, path: str) -> bool:
+    return getattr(part(block, path), "bias", None) is not None
+
+
+def _parameter(block: nn.Module, path: str) -> nn.Parameter:
+    return block.get_parameter(path)
+
+
+def _rows(sizes: tuple[int, ...], width: int) -> int:
+    rows = 1
+    for size in sizes:
+        rows *= size
+    return rows // width
+
+
+def _windows(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """Of a layer's input (windows, tokens, width)."""
+    windows, window, _ = sizes
+    return windows, window
+
+
+def _check_accounted(model: nn.Module, structure: Structure) -> None:
+    """Raises: UnsupportedModel when the model has weights that no operation of the structure counts."""
+    own = sum(parameter.numel() for parameter in model.parameters())
+    if own != structure.params:
+        raise UnsupportedModel(
+            f"{structure.name} has {own} parameters, of which its description explains {structure.params}",
+            reasons=["parameters that its description does not explain"],
+        )

@@ -1,0 +1,111 @@
+"""The linear layers of a graph's blocks by what they are for, and as modules: quantisation is about modules (models/quantization/int8.py)."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from models.graph.tracing.atoms import Batch
+from models.graph.tracing.capture import stored
+from models.graph.tracing.sublayers import GraphBlock
+from models.graph.tracing.trace import Traced
+from models.structure import Layer
+
+aten = torch.ops.aten
+PRODUCTS = (aten.linear, aten.matmul, aten.mm, aten.addmm)
+
+
+def linear_layers(traced: Traced, blocks: Sequence[GraphBlock]) -> list[dict[Layer, list[str]]]:
+    """Of each block, the names of the nodes that are linear layers of its tokens."""
+    alone, found = _read_once(traced.graph), []
+    for block in blocks:
+        sides: dict[Layer, Iterable[Node]] = {
+            "qkv": block.heads.makers, "proj": [block.heads.reader], "fc1": block.neurons.makers, "fc2": [block.neurons.reader],
+        }  # fmt: skip
+        found.append(
+            {layer: [node.name for node in nodes if _is_layer(traced, node, alone)] for layer, nodes in sides.items()}
+        )
+    return found
+
+
+def _read_once(graph: GraphModule) -> set[str]:
+    """Names of the tensors that one node reads."""
+    readers = Counter(str(node.target) for node in graph.graph.nodes if node.op == "get_attr" for _ in node.users)
+    return {target for target, count in readers.items() if count == 1}
+
+
+def _is_layer(traced: Traced, node: Node, alone: Collection[str]) -> bool:
+    """With a weight of its own, and of inputs whose images lie one behind the other (models/quantization/fake_quantize.py)."""
+    if getattr(node.target, "overloadpacket", None) not in PRODUCTS:
+        return False
+    inputs, weight, _ = _operands(node)
+    if not isinstance(inputs, Node) or not isinstance(weight, Node) or weight.op != "get_attr":
+        return False
+    if str(weight.target) not in alone or stored(traced.graph, weight).ndim != 2:
+        return False
+    dims = traced.dims(inputs)
+    return len(dims) > 1 and bool(dims[0]) and isinstance(dims[0][0], Batch)
+
+
+def _operands(node: Node) -> tuple[object, object, object]:
+    """Inputs, weight, bias."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet is aten.addmm:
+        bias, inputs, weight = node.args[:3]
+        return inputs, weight, bias
+    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    return node.args[0], node.args[1], bias
+
+
+def as_modules(graph: GraphModule, names: Iterable[str]) -> dict[str, str]:
+    """Puts an nn.Linear in the place of each of these nodes, in place. Weights keep their names where they are a layer's own.
+    Returns the modules' paths, by the nodes' names."""
+    wanted, alone, paths = set(names), _read_once(graph), {}
+    for node in list(graph.graph.nodes):
+        if node.name in wanted:
+            paths[node.name] = _as_module(graph, node, alone)
+    graph.graph.lint()
+    graph.recompile()
+    return paths
+
+
+def _as_module(graph: GraphModule, node: Node, alone: Collection[str]) -> str:
+    inputs, weight, bias = _operands(node)
+    assert isinstance(weight, Node) and isinstance(inputs, Node)
+    turned = getattr(node.target, "overloadpacket", None) is not aten.linear
+    own = bias if isinstance(bias, Node) and bias.op == "get_attr" and str(bias.target) in alone else None
+    matrix = stored(graph, weight)
+    layer = linear_of(matrix.detach().T.contiguous() if turned else matrix, None if own is None else stored(graph, own))
+    owner, _, name = str(weight.target).rpartition(".")
+    named = not turned and owner and name == "weight" and (own is None or own.target == f"{owner}.bias")
+    at_home = named and not list(graph.get_submodule(owner).children())
+    path = owner if at_home else f"{weight.target}_layer".replace(".", "_")
+    graph.add_submodule(path, layer)
+    with graph.graph.inserting_before(node):
+        new = graph.graph.call_module(path, (inputs,))
+        if own is None and isinstance(bias, Node):  # of several layers, or computed
+            new = graph.graph.call_function(aten.add.Tensor, (new, bias))
+    node.replace_all_uses_with(new)
+    graph.graph.erase_node(node)
+    for read in (weight, own):
+        if read is not None:
+            graph.graph.erase_node(read)
+            if not at_home:
+                _forget(graph, str(read.target))
+    return path
+
+
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """weight (outputs, inputs). Parameters are shared, other tensors become parameters."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+    return layer
+
+
+def _forget(graph: GraphModule, target: str) -> None:
+    owner, _, name = target.rpartition(".")
+    delattr(graph.get_submodule(owner), name)

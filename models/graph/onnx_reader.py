@@ -1,0 +1,273 @@
+"""An ONNX file as a graph of PyTorch's operators, so that it is cut, re-fitted and trained as any other model.
+
+ONNX Runtime folds what is constant first (shapes that are computed, scales); what is left is translated node by node. The
+input's images are 11 where their number is free, so that it is told apart from other sizes (models/graph/tracing/atoms.py).
+"""
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from models.errors import DamagedFile, UnsafeFile, UnsupportedModel
+from models.export.onnx_store import is_large
+from models.graph.onnx_operators import OPERATORS
+from models.graph.tracing.capture import BATCH
+
+NEWEST = 23
+"""The newest opset whose operators are known here."""
+OURS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """image: channels, height, width. batch: of the graph as it is written down. output: its name; outputs: values per image."""
+
+    graph: GraphModule
+    image: tuple[int, int, int]
+    batch: int
+    output: str
+    outputs: int
+    metadata: dict[str, str]
+
+
+def read_onnx(path: Path) -> OnnxModel:
+    """Raises: DamagedFile, UnsafeFile, UnsupportedModel with the node or the value that is in the way."""
+    model = _loaded(path)
+    _check(model)
+    image, batch, output = _fixed_batch(model)
+    folded = _folded(model)
+    builder = Builder(folded, (batch, *image))
+    graph = builder.build(output)
+    sizes = builder.meta[builder.values[output]].shape
+    if len(sizes) != 2:
+        raise UnsupportedModel(
+            f"Output {output!r} has {len(sizes)} dims; one row of logits or features for each image is needed (images, values).",
+            reasons=["an output that is not one row per image"],
+        )
+    return OnnxModel(
+        graph, image, batch, output, int(sizes[1]), {entry.key: entry.value for entry in model.metadata_props}
+    )
+
+
+def _loaded(path: Path) -> ModelProto:
+    try:
+        model = onnx.load(path, load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location" and not _inside(path.parent, entry.value):
+                    raise UnsafeFile(
+                        f"Tensor {tensor.name!r} reads {entry.value!r}, which is not in the upload. Put its data beside the model."
+                    )
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except UnsafeFile:
+        raise
+    except Exception as error:  # protobuf has errors of its own, of several kinds
+        raise DamagedFile(f"The ONNX file cannot be read: {str(error)[:200]}") from error
+    if not model.graph.node:
+        raise DamagedFile("The ONNX file has no graph")
+    return model
+
+
+def _inside(folder: Path, location: str) -> bool:
+    target = (folder / location).resolve()
+    return target.is_relative_to(folder.resolve()) and target.is_file()
+
+
+def _check(model: ModelProto) -> None:
+    """Raises: UnsupportedModel for what is known beforehand not to work."""
+    reasons = []
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    newest = max((version for domain, version in opsets.items() if domain in OURS), default=0)
+    if newest > NEWEST:
+        reasons.append(f"opset {newest} (up to {NEWEST})")
+    others = Counter(f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in OURS)
+    reasons += [f"operator {name} ({number} nodes) is not one of ONNX's own" for name, number in others.items()]
+    kinds = {node.op_type for node in model.graph.node}
+    reasons += [f"control flow ({kind})" for kind in sorted(kinds & {"If", "Loop", "Scan"})]
+    if any("Quantize" in kind or "Integer" in kind or kind.startswith("QLinear") for kind in kinds):
+        reasons.append("it is quantised already; upload the fp32 model, int8 is chosen at the end")
+    if len(_inputs(model)) != 1:
+        reasons.append(f"{len(_inputs(model))} inputs (one, the images)")
+    half = [t.name for t in model.graph.initializer if t.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16)]
+    if half:
+        reasons.append(f"weights in 16 bits ({half[0]} and {len(half) - 1} more); export it in fp32")
+    if reasons:
+        raise UnsupportedModel(f"This ONNX file cannot be pruned: {'; '.join(reasons)}.", reasons=reasons)
+
+
+def _inputs(model: ModelProto) -> list[Any]:
+    known = {tensor.name for tensor in model.graph.initializer}
+    return [entry for entry in model.graph.input if entry.name not in known]
+
+
+def _fixed_batch(model: ModelProto) -> tuple[tuple[int, int, int], int, str]:
+    """Writes the number of images into the input, in place. Returns the image, that number and the output's name."""
+    (entry,) = _inputs(model)
+    dims = entry.type.tensor_type.shape.dim
+    sizes = [dim.dim_value for dim in dims]
+    if len(sizes) != 4 or entry.type.tensor_type.elem_type != TensorProto.FLOAT or 0 in sizes[1:]:
+        shown = [dim.dim_value or dim.dim_param or "?" for dim in dims]
+        raise UnsupportedModel(
+            f"Input {entry.name!r} has dims {shown}; images in fp32 of one size are needed: (images, channels, height, width). "
+            "Export it with a fixed height and width.",
+            reasons=["an input that is not images of one size in fp32"],
+        )
+    batch = sizes[0] or BATCH
+    dims[0].Clear()
+    dims[0].dim_value = batch
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+    return (sizes[1], sizes[2], sizes[3]), batch, model.graph.output[0].name
+
+
+def _folded(model: ModelProto) -> ModelProto:
+    """What ONNX Runtime leaves after folding constants. Raises: UnsupportedModel when it does not take the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "model.onnx", Path(folder) / "folded.onnx"
+        onnx.save(model, source, save_as_external_data=is_large(model))
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(target)
+        options.log_severity_level = 4
+        if is_large(model):
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "folded.data")
+        try:
+            onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise UnsupportedModel(
+                f"ONNX Runtime does not take this file: {str(error)[:300]}", reasons=["ONNX Runtime does not take it"]
+            ) from error
+        return onnx.load(target)
+
+
+class Builder:
+    """Translates nodes. `values`: ONNX's names -> nodes or constants; `meta`: of each node, its tensor without values."""
+
+    def __init__(self, model: ModelProto, sizes: Sequence[int]) -> None:
+        self.model, self.batch = model, sizes[0]
+        self.root, self.graph = nn.Module(), Graph()
+        self.meta: dict[Node, Any] = {}
+        self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        self.values: dict[str, Node] = {}
+        self.uses = Counter(name for node in model.graph.node for name in node.input)
+        (entry,) = _inputs(model)
+        images = self.graph.placeholder("images")
+        self.values[entry.name], self.meta[images] = images, torch.zeros(*sizes, device="meta")
+
+    def build(self, output: str) -> GraphModule:
+        nodes = list(self.model.graph.node)
+        self.biases = _biases(nodes, self.constants, self.uses)
+        self.sums = {total: product for product, (total, _) in self.biases.items()}
+        for node in nodes:
+            if node.op_type not in OPERATORS:
+                raise UnsupportedModel(
+                    f"Node {node.name!r} is a {node.op_type}, which is not known here.",
+                    reasons=[f"operator {node.op_type} (node {node.name!r})"],
+                )
+            try:
+                self._translate(node)
+            except (RuntimeError, IndexError, KeyError, ValueError, TypeError) as error:
+                raise UnsupportedModel(
+                    f"Node {node.name!r} ({node.op_type}) could not be followed: {str(error)[:200]}",
+                    reasons=[f"{node.op_type} (node {node.name!r})"],
+                ) from error
+        self.graph.output(self.values[output])
+        graph = GraphModule(self.root, self.graph)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        return graph
+
+    def _translate(self, node: NodeProto) -> None:
+        if node.op_type == "Constant":
+            self.constants[node.output[0]] = np.asarray(_attributes(node)["value"])
+            return
+        if node.output[0] in self.sums:  # an addition that its product does
+            self.values[node.output[0]] = self.values[self.sums[node.output[0]]]
+            return
+        bias = [self.biases[node.output[0]][1]] if node.output[0] in self.biases else []
+        found = OPERATORS[node.op_type](self, [*node.input, *bias], _attributes(node))
+        for name, value in zip(node.output, found if isinstance(found, list) else [found], strict=False):
+            self.values[name] = value
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """Adds one operator."""
+        node = self.graph.call_function(target, args, kwargs)
+        plain = torch.fx.node.map_arg(args, lambda one: self.meta[one])
+        self.meta[node] = target(*plain, **torch.fx.node.map_arg(kwargs, lambda one: self.meta[one]))
+        return node
+
+    def value(self, name: str) -> Node:
+        """A node for any of ONNX's values. Constants become weights, one for each use: exporters store equal ones once, and
+        what happens to be equal (the biases of two new layers) must not be cut together."""
+        if name not in self.values:
+            found = torch.from_numpy(np.array(self.constants[name]))
+            if self.batch > 1 and found.ndim > 2 and len(found) == self.batch and bool((found == found[:1]).all()):
+                found = found[:1]  # was written out for each image
+            return self.weight(name, found)
+        return self.values[name]
+
+    def images(self) -> Node:
+        """How many there are."""
+        placeholder = next(iter(self.graph.nodes))
+        node = self.graph.call_method("size", (placeholder, 0))
+        self.meta[node] = self.batch
+        return node
+
+    def weight(self, name: str, tensor: Tensor) -> Node:
+        place = re.sub(r"\W", "_", name) or "value"
+        while hasattr(self.root, place):
+            place += "_"
+        if tensor.is_floating_point() and tensor.ndim:
+            self.root.register_parameter(place, nn.Parameter(tensor.float().contiguous()))
+        else:
+            self.root.register_buffer(place, tensor)
+        node = self.graph.get_attr(place)
+        self.meta[node] = tensor.to("meta")
+        return node
+
+    def constant(self, name: str) -> Any:
+        """The numbers of a value that must not depend on the images. Raises: ValueError."""
+        if name not in self.constants:
+            raise ValueError(f"{name!r} depends on the input")
+        return self.constants[name]
+
+    def is_constant(self, name: str) -> bool:
+        return name in self.constants
+
+    def sizes(self, name: str) -> tuple[int, ...]:
+        return tuple(self.meta[self.values[name]].shape if name in self.values else self.constants[name].shape)
+
+
+def _biases(nodes: Sequence[NodeProto], constants: dict[str, Any], uses: Counter[str]) -> dict[str, tuple[str, str]]:
+    """Additions of a constant row to a product with weights: product -> (result, bias)."""
+    products = {n.output[0]: n for n in nodes if n.op_type == "MatMul" and n.input[1] in constants}
+    found = {}
+    for node in nodes:
+        if node.op_type != "Add":
+            continue
+        for one, other in (node.input, reversed(node.input)):
+            if one not in products or uses[one] != 1 or other not in constants:
+                continue
+            if constants[other].shape == constants[products[one].input[1]].shape[-1:]:
+                found[one] = (node.output[0], other)
+    return found
+
+
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    found = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+    return {
+        name: numpy_helper.to_array(value) if isinstance(value, TensorProto) else value for name, value in found.items()
+    }

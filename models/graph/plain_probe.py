@@ -1,0 +1,150 @@
+"""What a part of a graph computes, found by feeding it: affine maps, norms and activations, in whatever operators they are written.
+
+A row of the identity brings out a row of a matrix, so it does not matter whether a file has three products or one, adds its
+biases apart, or folds scales into them. What was found so is checked against the graph itself (models/graph/plain_layers.py).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from timm.layers.activations import QuickGELU
+from torch import Tensor, nn
+from torch.fx import Interpreter, Node
+from torch.nn import functional
+
+from models.graph.tracing.trace import Traced
+
+EPSILONS = (1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
+"""Of norms, as architectures have them."""
+ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
+    nn.GELU, lambda: nn.GELU("tanh"), QuickGELU, nn.ReLU, nn.SiLU, nn.Hardswish,
+)  # fmt: skip
+NEAR = 1e-4
+"""Of the largest value: how far a part may be from what it was taken for."""
+
+
+def noise(*shape: int) -> Tensor:
+    """The same every time, and without a trace in the generator that others use."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+class NotPlain(Exception):
+    """A part that is not what a plain vision transformer has there."""
+
+
+def dims_of(traced: Traced, node: Node) -> tuple[int, ...]:
+    """Of one image: where images and tokens are the rows of one matrix, (tokens, ...)."""
+    first, *rest = traced.tracer.shape(node)
+    rows, left = divmod(first, traced.tracer.batch.size)
+    if left or not rows:
+        raise NotPlain("a tensor whose first dim does not count images")
+    return tuple(rest) if rows == 1 else (rows, *rest)
+
+
+class Part:
+    """The nodes that lead from one node to another, as a function of the first."""
+
+    def __init__(self, traced: Traced, source: Node, target: Node) -> None:
+        """Raises: NotPlain when `target` depends on the images by another way too."""
+        self.graph, self.source, self.target = traced.graph, source, target
+        self.images = traced.images
+        self._flat = len(traced.tracer.shape(source)) <= len(dims_of(traced, source))
+        self._dims = dims_of(traced, target)
+        self.nodes = self._nodes()
+
+    def _nodes(self) -> list[Node]:
+        needed: set[Node] = set()
+        waiting = [self.target]
+        while waiting:
+            node = waiting.pop()
+            if node in needed or node is self.source or node is self.images:
+                continue
+            needed.add(node)
+            waiting += node.all_input_nodes
+            if node.target != "size" and self.images in node.all_input_nodes and self.source is not self.images:
+                raise NotPlain(f"{self.target} depends on more than {self.source}")
+        return [node for node in self.graph.graph.nodes if node in needed]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: what comes out of the source, (images, ...), whatever the graph has as its first dim; so is what is given back."""
+        run = Interpreter(self.graph)
+        run.env = {self.images: torch.empty(len(x), 0), self.source: x.flatten(0, 1) if self._flat else x}
+        with torch.no_grad():  # what is found becomes weights that are trained
+            for node in self.nodes:
+                run.env[node] = run.run_node(node)
+        found: Tensor = run.env[self.target]
+        return found.reshape(len(x), *self._dims)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """weight (outputs, inputs), bias (outputs)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def scaled(self, factor: float) -> "Affine":
+        if math.isclose(factor, 1.0, rel_tol=1e-5):
+            return self
+        return Affine(self.weight * factor, self.bias * factor)
+
+
+@dataclass(frozen=True)
+class Norm:
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+def affine(
+    part: Callable[[Tensor], Tensor], width: int, tokens: int, lay: Callable[[Tensor], Tensor] = lambda x: x,
+    read: Callable[[Tensor], Tensor] = lambda y: y,
+) -> Affine:  # fmt: skip
+    """Of a part that does the same to each of `tokens` tokens. lay: (images, tokens, width) -> what the part takes; read: what
+    it gives -> (images, tokens, outputs)."""
+    images = 1 + -(-width // tokens)
+    rows = torch.zeros(images * tokens, width)
+    rows[tokens : tokens + width] = torch.eye(width)
+    found = read(part(lay(rows.view(images, tokens, width)))).reshape(images * tokens, -1)
+    return Affine((found[tokens : tokens + width] - found[0]).T.contiguous(), found[0].clone())
+
+
+def norm(part: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Norm:
+    """Of a layer norm over the last of `shape`, the dims of one image. Raises: NotPlain when the part is none."""
+    width = shape[-1]
+    if width % 2:
+        raise NotPlain("an odd width")
+    signs = torch.tensor([1.0, -1.0]).repeat(width // 2)
+    small = 1e-3  # its square is near most epsilons, so that they show
+    rows = torch.stack([torch.zeros(width), 1e3 * signs, small * signs, noise(width)])
+    found = part(rows.view(4, *[1] * (len(shape) - 1), width).expand(4, *shape).contiguous()).reshape(4, -1, width)[
+        :, 0
+    ]
+    bias = found[0]
+    weight = (found[1] - bias) * signs
+    largest = int(weight.abs().argmax())
+    share = float(((found[2] - bias) * signs)[largest] / weight[largest])
+    if not 0 < share < 1.01:
+        raise NotPlain("no layer norm")
+    seen = small**2 * (1 / min(share, 1.0) ** 2 - 1)
+    eps = min(EPSILONS, key=lambda one: abs(torch.tensor(max(seen, 1e-12) / one).log().item()))
+    if not near(found, functional.layer_norm(rows, (width,), weight, bias, eps)):
+        raise NotPlain("no layer norm")
+    return Norm(weight.clone(), bias.clone(), eps)
+
+
+def activation(part: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> nn.Module:
+    """Which one a part is, over values of `shape`, the dims of one image. Raises: NotPlain."""
+    count = torch.Size(shape).numel()
+    values = torch.linspace(-8, 8, count).view(1, *shape)
+    found = part(values)
+    for make in ACTIVATIONS:
+        if found.shape == values.shape and bool((make()(values) - found).abs().max() < 1e-5):
+            return make()
+    raise NotPlain("an activation that is not known")
+
+
+def near(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one - other).abs().max() <= NEAR * other.abs().max().clamp(min=1e-6))

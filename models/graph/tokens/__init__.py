@@ -1,0 +1,1 @@
+"""Where tokens travel in a graph, and how some of them leave it."""

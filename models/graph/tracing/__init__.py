@@ -1,0 +1,1 @@
+"""Following sizes through a graph: which dims belong together."""

@@ -1,0 +1,125 @@
+"""Loads a checkpoint file into a module: tensors only, and only if every one of them fits."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.errors import (
+    CheckpointMismatch,
+    DamagedFile,
+    UnsafeFile,
+)
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
+SHOWN_KEYS = 5
+
+
+def load_checkpoint(module: nn.Module, path: Path) -> None:
+    """Loads weights of any float precision into the module's own.
+
+    Raises: UnsafeFile, DamagedFile; CheckpointMismatch with the keys that are missing, unexpected or of another shape.
+    """
+    weights = _unwrapped(_read(path))
+    _refuse_quantised(weights)
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    shapes = [
+        f"{key}: {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own.keys() & weights.keys()
+        if weights[key].shape != own[key].shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("other shape", sorted(shapes))]
+        raise CheckpointMismatch(
+            f"The checkpoint does not fit the model: {'; '.join(p for p in parts if p)}. "
+            "Give the options (img_size, num_classes, depth, ...) that the checkpoint was trained with.",
+            missing=missing, unexpected=unexpected, shapes=sorted(shapes),
+        )  # fmt: skip
+    odd = [key for key, value in weights.items() if not _same_kind(value, own[key])]
+    if odd:
+        raise CheckpointMismatch(
+            f"The checkpoint's tensor {odd[0][:200]!r} is {weights[odd[0]].dtype}; {own[odd[0]].dtype} is needed, or another of "
+            f"{', '.join(str(kind).removeprefix('torch.') for kind in FLOATS)} for floats. Convert it before saving.",
+        )  # fmt: skip
+    broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise DamagedFile(
+            f"The checkpoint has NaN or infinite weights in {broken[0]} and {len(broken) - 1} more tensors"
+        )
+    module.load_state_dict(weights)
+
+
+def _refuse_quantised(weights: dict[str, Tensor]) -> None:
+    """Integers would load as weights of another scale."""
+    integers = [key for key, value in weights.items() if key.endswith("weight") and not value.is_floating_point()]
+    if integers or any("_packed_params" in key for key in weights):
+        name = integers[0] if integers else next(key for key in weights if "_packed_params" in key)
+        raise CheckpointMismatch(
+            f"The checkpoint is quantised already ({name}). Upload the weights as they were trained, and ask for int8 in "
+            "the job: precisions=['int8'].", tensor=name,
+        )  # fmt: skip
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path))
+        except Exception as error:  # its header is anybody's JSON
+            raise DamagedFile(f"The checkpoint is not a whole safetensors file: {str(error)[:200]}") from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnsafeFile(
+            "The checkpoint is a pickle that wants to run code; vitfit loads tensors only. "
+            "Save it as safetensors, or with torch.save(model.state_dict(), ...)."
+        ) from error
+    except Exception as error:  # a damaged pickle fails in every way that Python has
+        raise DamagedFile(f"The checkpoint cannot be read: {str(error)[:200]}") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointMismatch(f"The checkpoint holds a {type(loaded).__name__}, not a dictionary of tensors")
+    return loaded
+
+
+def _unwrapped(weights: dict[str, Any]) -> dict[str, Tensor]:
+    """Training scripts store the weights beside an optimizer, or under `module.`."""
+    for wrapper in WRAPPERS:
+        if isinstance(weights.get(wrapper), dict):
+            weights = weights[wrapper]
+            break
+    if weights and all(isinstance(key, str) and key.startswith("module.") for key in weights):
+        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    strange = [
+        key for key, value in weights.items()
+        if not isinstance(key, str) or not (isinstance(value, Tensor) or "_packed_params" in key)
+    ]  # fmt: skip
+    if strange:
+        raise CheckpointMismatch(
+            f"The checkpoint's entry {str(strange[0])[:200]!r} is not a tensor; upload the weights alone"
+        )
+    odd = next((key for key, value in weights.items() if not _is_plain(value)), None)
+    if odd is not None:
+        raise CheckpointMismatch(
+            f"The checkpoint's tensor {odd[:200]!r} is sparse, nested, quantised or without values; store plain tensors."
+        )
+    return weights
+
+
+def _is_plain(value: Tensor) -> bool:
+    return not (value.is_nested or value.is_quantized or value.is_meta) and value.layout == torch.strided
+
+
+def _same_kind(value: Tensor, own: Tensor) -> bool:
+    """Floats of any usual precision for floats; tables of whole numbers as they are."""
+    return value.dtype in FLOATS if own.is_floating_point() else value.dtype == own.dtype
+
+
+def _listed(what: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
+    return f"{len(keys)} {what} ({', '.join(keys[:SHOWN_KEYS])}{more})"

@@ -1,0 +1,128 @@
+"""Opens a Hugging Face folder (config.json, model.safetensors, preprocessor_config.json) with the `hugging-face` extra.
+
+Nothing in the folder is executed: no remote code, no pickles, no hub. CLIP's and SigLIP's vision towers are taken out of them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.data.preprocessing import Preprocessing
+from models.errors import CheckpointMismatch, DamagedFile, InvalidRequest, UnsafeFile, UnsupportedModel
+from models.loading.load_graph import open_graph
+from models.networks.network import Network
+
+TOWERS = {
+    "clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "siglip": "SiglipVisionModel",
+    "siglip_vision_model": "SiglipVisionModel", "siglip2": "Siglip2VisionModel",
+}  # fmt: skip
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers, as image processors store them."""
+
+
+class Outputs(nn.Module):
+    """Logits of images; of a backbone, one row of features."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.model(pixel_values=images)
+        if getattr(found, "logits", None) is not None:
+            logits: Tensor = found.logits
+            return logits
+        if getattr(found, "pooler_output", None) is not None:
+            pooled: Tensor = found.pooler_output
+            return pooled
+        tokens: Tensor = found.last_hidden_state
+        return tokens[:, 0]
+
+
+def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:
+    """Raises: InvalidRequest without the extra; UnsafeFile for remote code or pickles; CheckpointMismatch, DamagedFile,
+    UnsupportedModel."""
+    config = _json(folder / "config.json")
+    if "auto_map" in config:
+        raise UnsafeFile(
+            f"{name}: config.json asks for code of its own (auto_map), which is never run. Use an architecture of transformers."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise UnsafeFile(
+            f"{name}: there are no weights as safetensors; pickles are not read. Save them with safetensors."
+        )
+    model = _model(folder, name, config)
+    wanted = Preprocessing.from_json(preprocessing) if preprocessing else preprocessing_of(folder, config)
+    classes = int(model.config.num_labels) if "ForImageClassification" in type(model).__name__ else 0
+    network = open_graph(Outputs(model), name, wanted, classes)
+    if classes:
+        labels = getattr(model.config, "id2label", None) or {}
+        network = network.with_class_names(str(labels.get(i, i)) for i in range(classes))
+    return network
+
+
+def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise InvalidRequest(
+            f"{name} is a Hugging Face folder; this server lacks the extra for it. Install vitfit-server[hugging-face]."
+        ) from error
+    architecture = str((config.get("architectures") or [""])[0])
+    kind = TOWERS.get(str(config.get("model_type")), "AutoModel")
+    if "ForImageClassification" in architecture:
+        kind = "AutoModelForImageClassification"
+    try:
+        model, info = getattr(transformers, kind).from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
+        )  # fmt: skip
+    except (ValueError, ImportError) as error:
+        raise UnsupportedModel(
+            f"transformers cannot open {name}: {str(error)[:300]}", reasons=[f"model type {config.get('model_type')}"]
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise CheckpointMismatch(f"The weights of {name} do not fit its config.json: {str(error)[:300]}") from error
+    wrong = [*info.get("missing_keys", ()), *(str(one) for one in info.get("mismatched_keys", ()))]
+    if wrong:
+        raise CheckpointMismatch(
+            f"The weights of {name} do not fit its config.json: {len(wrong)} are missing or of another shape ({wrong[0]}, ...).",
+            missing=list(map(str, wrong)),
+        )
+    return model.eval()
+
+
+def preprocessing_of(folder: Path, config: dict[str, Any]) -> Preprocessing:
+    """What the image processor does; sizes that it does not say are the model's."""
+    file = folder / "preprocessor_config.json"
+    processor = _json(file) if file.is_file() else {}
+    vision = config.get("vision_config") or config
+    side = vision.get("image_size", 224)
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    size, crop = processor.get("size"), processor.get("crop_size")
+    if isinstance(crop, dict) and processor.get("do_center_crop"):
+        height, width = crop["height"], crop["width"]
+    elif isinstance(size, dict) and "height" in size:
+        height, width = size["height"], size["width"]
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else size
+    crops = bool(processor.get("do_center_crop")) and isinstance(shortest, int)
+    channels = int(vision.get("num_channels", 3))
+    return Preprocessing(
+        size=(channels, int(height), int(width)),
+        mean=tuple(processor.get("image_mean") or [0.5] * channels),
+        std=tuple(processor.get("image_std") or [0.5] * channels),
+        crop=min(1.0, height / shortest) if crops and shortest else 1.0,
+        interpolation=RESAMPLING.get(processor.get("resample", 3), "bicubic"),
+        crop_mode="center" if crops else "squash",
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DamagedFile(f"{file.name} cannot be read: {str(error)[:200]}") from error
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{file.name} is not a JSON object")
+    return value

@@ -1,0 +1,95 @@
+"""Opens a model folder: `model.json`, beside it `weights.safetensors` or `weights.pth` of a timm model, `model.onnx` or `model.zip`."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from models.data.preprocessing import Preprocessing
+from models.errors import (
+    InvalidRequest,
+    UnsupportedModel,
+)
+from models.families.describe_stages import classes_of
+from models.loading.checkpoint import load_checkpoint
+from models.loading.load_graph import open_graph
+from models.loading.load_hugging_face import open_hugging_face
+from models.loading.load_onnx import open_onnx
+from models.loading.model_archive import unpack_model
+from models.loading.timm_builder import build
+from models.networks.network import Network
+from models.networks.torch_network import TorchNetwork
+
+
+def open_model(folder: Path) -> Network:
+    """A timm model with or without weights, an ONNX file, or a zip of either an ONNX file with its data or a Hugging Face folder.
+
+    Raises: UnknownName, InvalidRequest, UnsupportedModel, CheckpointMismatch, UnsafeFile, DamagedFile.
+    """
+    description = json.loads((folder / "model.json").read_text())
+    network = _opened(folder, description)
+    preprocessing = network.preprocessing
+    if network.structure.image != tuple(preprocessing.size):
+        raise InvalidRequest(
+            f"Preprocessing makes images of {preprocessing.size}, the model takes {network.structure.image}; "
+            "set preprocessing.size to the model's, or img_size and in_chans to the preprocessing's",
+        )
+    classes = description.get("classes")
+    if classes is not None and network.structure.classes and len(classes) != network.structure.classes:
+        raise InvalidRequest(
+            f"{len(classes)} class names were given for a model of {network.structure.classes} classes"
+        )
+    return network.with_class_names(map(str, classes)) if classes else network
+
+
+def _opened(folder: Path, description: dict[str, Any]) -> Network:
+    name, wanted = description["name"], description.get("preprocessing")
+    if (file := folder / "model.onnx").exists():
+        return open_onnx(file, name, wanted)
+    if (archive := folder / "model.zip").exists():
+        with tempfile.TemporaryDirectory(prefix="vitfit-model-") as unpacked:
+            unpack_model(archive, Path(unpacked))
+            return _packed(Path(unpacked), name, wanted)
+    checkpoint = next((p for p in (folder / "weights.safetensors", folder / "weights.pth") if p.exists()), None)
+    options = description.get("options") or {}
+    module = build(name, options, pretrained=checkpoint is None and bool(description.get("pretrained")))
+    if checkpoint is not None:
+        load_checkpoint(module, checkpoint)
+    return network_of(module, name, Preprocessing.from_json(wanted) if wanted else Preprocessing.of_model(module))
+
+
+def _packed(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:
+    files = sorted(folder.glob("*.onnx"))
+    if len(files) == 1:
+        return open_onnx(files[0], name, preprocessing)
+    if (folder / "config.json").is_file():
+        return open_hugging_face(folder, name, preprocessing)
+    found = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
+    raise InvalidRequest(
+        f"The archive holds {found or 'nothing'}: one .onnx file with its data, or a Hugging Face folder with its config.json, "
+        "is needed.",
+        files=found,
+    )
+
+
+def untrained(name: str, **options: Any) -> Network:
+    """A timm model with random weights: enough for shapes, MACs and latencies. Raises: UnknownName, InvalidRequest."""
+    module = build(name, options, pretrained=False)
+    return network_of(module, name, Preprocessing.of_model(module))
+
+
+def network_of(module: nn.Module, name: str, preprocessing: Preprocessing) -> Network:
+    """By its family where there is one, so that everything can be cut; any other model by its graph.
+
+    Raises: UnsupportedModel with the reasons of both.
+    """
+    try:
+        return TorchNetwork(module, name, preprocessing)
+    except UnsupportedModel as unknown:
+        try:
+            return open_graph(module, name, preprocessing, classes_of(module))
+        except UnsupportedModel as error:
+            reasons = [*unknown.facts.get("reasons", ()), *error.facts.get("reasons", ())]
+            raise UnsupportedModel(f"{unknown.detail} {error.detail}", reasons=reasons) from error

@@ -1,0 +1,53 @@
+"""Opens an ONNX file as a network that can be cut. No PyTorch model is needed."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.data.preprocessing import Preprocessing
+from models.errors import UnsupportedModel
+from models.graph.network import GraphNetwork
+from models.graph.onnx_reader import OnnxModel, read_onnx
+from models.loading.load_graph import open_graph
+from models.networks.network import Network
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SAME = 1e-3
+FEATURES = ("hidden", "feature", "embed", "pool")
+"""In the name of an output that is no logits."""
+
+
+def open_onnx(file: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:
+    """preprocessing: as in a model.json; without it what the file's metadata say, else ImageNet's.
+
+    Raises: DamagedFile, UnsafeFile, UnsupportedModel, InvalidRequest.
+    """
+    model = read_onnx(file)
+    classes = 0 if any(word in model.output.lower() for word in FEATURES) else model.outputs
+    network = open_graph(model.graph, name, _preprocessing(model, preprocessing), classes, model.batch, model.image)
+    if isinstance(network, GraphNetwork):  # a plain transformer, which a file was found to be, mixes none
+        _check_images_apart(network)
+    return network
+
+
+def _check_images_apart(network: Network) -> None:
+    """Raises: UnsupportedModel for a file whose operators mix images, as those of a file for one image may: there, a row is a
+    row of whichever image."""
+    images = torch.randn(2, *network.structure.image, generator=torch.Generator().manual_seed(0))
+    alone, together = network.outputs(images, 1), network.outputs(images, 2)
+    if (alone - together).abs().max() > SAME * alone.abs().max():
+        raise UnsupportedModel(
+            "This ONNX file works on one number of images alone: with others its operators would mix the values of several. Export it with a free number of "
+            "images (dynamic_axes); of vitfit's own results take model.dynamic.onnx.",
+            reasons=["its operators mix images"],
+        )
+
+
+def _preprocessing(model: OnnxModel, wanted: dict[str, Any] | None) -> Preprocessing:
+    if wanted is not None:
+        return Preprocessing.from_json(wanted)
+    if any(key.startswith("preprocessing.") for key in model.metadata):
+        return Preprocessing.from_metadata(model.metadata)
+    mean, std = IMAGENET if model.image[0] == 3 else ((0.5,), (0.5,))
+    return Preprocessing(size=model.image, mean=mean, std=std)

@@ -1,0 +1,25 @@
+"""A model of several files in one zip or tar: an ONNX file with its external data, or a Hugging Face folder."""
+
+import shutil
+from pathlib import Path, PurePosixPath
+
+from models.data.archive import Limits, is_clutter, members
+from models.errors import DamagedFile
+
+GIB = 1 << 30
+LIMITS = Limits(packed_bytes=16 * GIB, total_bytes=20 * GIB, file_bytes=16 * GIB, members=1000)
+
+
+def unpack_model(archive: Path, folder: Path) -> None:
+    """The files of a model side by side in `folder`; folders in the archive are left out.
+
+    Raises: UnsafeFile, TooLarge, DamagedFile.
+    """
+    for name, content in members(archive, LIMITS):
+        if is_clutter(name):
+            continue
+        target = folder / PurePosixPath(name).name
+        if target.exists():
+            raise DamagedFile(f"The archive has two files called {target.name!r}. Pack one model.", member=name)
+        with content() as source, target.open("wb") as handle:
+            shutil.copyfileobj(source, handle)

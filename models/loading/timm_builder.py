@@ -1,0 +1,96 @@
+"""Builds timm models from their name and options, within bounds."""
+
+import math
+import os
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from models.errors import (
+    InvalidRequest,
+    TooLarge,
+    UnknownName,
+)
+
+OPTIONS = frozenset(
+    [
+        "img_size",
+        "patch_size",
+        "in_chans",
+        "num_classes",
+        "global_pool",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "mlp_ratio",
+        "qkv_bias",
+        "qk_norm",
+        "proj_bias",
+        "init_values",
+        "class_token",
+        "no_embed_class",
+        "dynamic_img_size",
+        "reg_tokens",
+        "pre_norm",
+        "final_norm",
+        "fc_norm",
+        "pool_include_prefix",
+        "depths",
+        "embed_dims",
+        "base_dims",
+        "heads",
+        "mlp_ratios",
+        "sr_ratios",
+        "linear",
+        "stride",
+        "window_size",
+    ]
+)
+"""timm's constructor arguments that a user may set: shapes only, no code."""
+MOST = 2**20
+"""Of any number among the options; blocks: `MOST_BLOCKS`."""
+MOST_BLOCKS = 1_000
+
+
+def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -> nn.Module:
+    """A timm model; random weights are seeded, so that a job can be repeated.
+
+    Raises: UnknownName with timm's nearest names; InvalidRequest for an option, or when the hub cannot be reached.
+    """
+    if name not in timm.list_models() and not timm.is_model(name):
+        raise UnknownName("model", name, timm.list_models())
+    unknown = sorted(set(options) - OPTIONS)
+    if unknown:
+        raise InvalidRequest(f"Model option {unknown[0]!r} is not allowed. Allowed: {', '.join(sorted(OPTIONS))}.")
+    check_size(name, options)
+    torch.manual_seed(seed)
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:  # timm checks little: shapes fail wherever they are first used
+        if not pretrained or isinstance(error, TypeError | AssertionError):
+            raise InvalidRequest(f"timm could not build {name!r} with options {options}: {error}") from error
+        raise InvalidRequest(
+            f"The pre-trained weights of {name!r} could not be fetched ({type(error).__name__}: {str(error)[:200]}). "
+            "Upload a checkpoint, or ask for pretrained: false to use random weights."
+        ) from error
+
+
+def check_size(name: str, options: dict[str, Any]) -> None:
+    """Before any memory is taken. Raises: InvalidRequest for numbers that no network has; TooLarge."""
+    for option, value in options.items():
+        most = MOST_BLOCKS if option == "depth" else MOST
+        if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= most):
+            raise InvalidRequest(f"Model option {option!r} is {str(value)[:50]}; numbers up to {most:,} are allowed.")
+    try:
+        with torch.device("meta"):
+            params = sum(value.numel() for value in timm.create_model(name, pretrained=False, **options).parameters())
+    except Exception:  # what cannot be built is told by the attempt to build it
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * params > memory // 4:  # the original, what is pruned, and statistics
+        raise TooLarge(
+            f"This {name!r} has {params:,} parameters, {4 * params / 2**30:.0f} GiB; this machine, with {memory / 2**30:.0f} GiB "
+            "of memory, works on a quarter of that. Take a smaller model, or a larger machine.", params=params,
+        )  # fmt: skip

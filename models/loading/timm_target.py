@@ -1,0 +1,161 @@
+"""A network of a regular shape under timm's own names: what anyone can load without vitfit."""
+
+import math
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm
+from torch import Tensor, nn
+
+from models.errors import InvalidRequest, ParityFailure
+from models.families import family_of
+from models.families.describe import describe
+from models.families.family import Family, blocks_of, part
+from models.loading.timm_builder import build
+from models.networks.network import Network
+from models.networks.torch_network import TorchNetwork, of_known_family
+from models.pruning.pruned_blocks import PrunedAttention, PrunedBlock, PrunedBlocks
+from models.pruning.reduced_attention import ReducedAttention
+from models.pruning.slice_blocks import MlpOnly, NoMlp
+from models.structure import Structure
+
+TOLERANCE = 1e-4
+NORMS = (nn.LayerNorm, LayerNorm)
+
+
+def target_module(network: Network, name: str, **options: Any) -> nn.Module:
+    """timm's model of that name for the images and classes of `network`, with random weights.
+
+    options: timm's, that change the named shape. Raises: UnknownName, InvalidRequest.
+    """
+    channels, height, width = network.structure.image
+    family = of_known_family(network, "a target shape").family
+    own = {"in_chans": channels, "num_classes": network.structure.classes} | options
+    if family.image(network.module) is not None:  # others take images of any size
+        own = {"img_size": (height, width)} | own
+    return build(name, own, pretrained=False).eval()
+
+
+def target_structure(network: Network, name: str, **options: Any) -> Structure:
+    """The shape that a job with this target delivers, if it can be reached: see `check_same_design`.
+
+    Raises: UnknownName; UnsupportedModel; InvalidRequest for options that timm cannot build.
+    """
+    module = target_module(network, name, **options)
+    return describe(module, family_of(module), name, network.structure.image[1:])
+
+
+def check_same_design(network: Network, name: str, **options: Any) -> None:
+    """Raises: InvalidRequest when the target computes in another way than `network`, which no pruning changes."""
+    mine, wanted = (_details(m) for m in (network.module, target_module(network, name, **options)))
+    if mine != wanted:
+        raise InvalidRequest(
+            f"{network.structure.name} cannot be pruned to the shape of {name}: it computes with {mine}, the target with "
+            f"{wanted}. Choose a target of the same design.",
+            target=name,
+        )
+
+
+def _details(module: nn.Module) -> str:
+    """What a structure does not say and weights cannot change: activation, norms, pooling."""
+    family = family_of(module)
+    block = blocks_of(module, family)[0]
+    norms = [part(block, family.norm1), *([part(module, family.last_norm)] if family.last_norm else [])]
+    eps = ", ".join(f"{norm.eps:g}" for norm in norms if isinstance(norm, NORMS))
+    return f"activation {type(part(block, family.activation)).__name__}, norms' eps {eps}, pooling {family.pooling(module)}"
+
+
+def to_timm(network: Network, original: Network, name: str, **options: Any) -> nn.Module:
+    """timm's model of that name with the pruned network's weights, giving the same outputs.
+
+    Raises: InvalidRequest when the network is not of that shape; ParityFailure when the outputs differ after all.
+    """
+    module = target_module(original, name, **options)
+    weights = timm_weights(of_known_family(network, "a target shape"), family_of(module))
+    own = module.state_dict()
+    other = sorted(key for key in own.keys() | weights.keys() if _shape(own, key) != _shape(weights, key))
+    if other:
+        shapes = f"{_shape(weights, other[0])}, not {_shape(own, other[0])}"
+        raise InvalidRequest(f"The network has not the shape of {name}: {other[0]} is {shapes}")
+    module.load_state_dict(weights)
+    images = torch.randn(4, *network.structure.image, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, got = network.module(images), module(images)
+    difference = float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-12))
+    if not difference <= TOLERANCE:
+        raise ParityFailure(
+            f"{name} with the pruned weights disagrees with the pruned network by {difference:.2e} (allowed: {TOLERANCE:g}). "
+            "This is a defect of vitfit: please report it."
+        )
+    return module
+
+
+def _shape(weights: dict[str, Tensor], key: str) -> tuple[int, ...] | None:
+    return tuple(weights[key].shape) if key in weights else None
+
+
+def timm_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
+    """The state of a pruned network under the names of its family. Raises: InvalidRequest when it has no regular form."""
+    if family.sliced:
+        return _sliced_weights(network, family)
+    blocks = part(network.module, family.blocks)
+    if not isinstance(blocks, PrunedBlocks):
+        return dict(network.module.state_dict())
+    prefix = family.blocks + "."
+    found = {key: value for key, value in network.module.state_dict().items() if not key.startswith(prefix)}
+    for place, block in enumerate(blocks.children()):
+        assert isinstance(block, PrunedBlock)
+        found |= {f"{prefix}{place}.{key}": value for key, value in _block_weights(block, family).items()}
+    return found
+
+
+def _sliced_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
+    """Blocks that were cut where they stand have timm's names already, but for an attention that was built anew."""
+    found = dict(network.module.state_dict())
+    for path, module in network.module.named_modules():
+        if isinstance(module, MlpOnly | NoMlp):
+            raise InvalidRequest("A block without attention or MLP has no regular form")
+        if isinstance(module, ReducedAttention):
+            block = path.removesuffix(f".{family.rebuilt_attention}")
+            for key in [key for key in found if key.startswith(f"{path}.")]:
+                del found[key]
+            found |= {f"{block}.{key}": value for key, value in _reduced_weights(module, family).items()}
+    return found
+
+
+def _reduced_weights(attention: ReducedAttention, family: Family) -> dict[str, Tensor]:
+    parts: dict[str, nn.Module] = {family.projection: attention.projection}
+    parts |= {path: attention.layers[made] for path, made in family.attention_layers.items()}
+    parts |= {path: attention.reduction.get_submodule(place) for place, path in attention.reduction.paths.items()}
+    found = {f"{path}.{key}": value for path, module in parts.items() for key, value in module.state_dict().items()}
+    if attention.qk_dim != attention.v_dim:
+        raise InvalidRequest("Heads with q/k dims unlike v dims have no regular form")
+    return found | _timm_s_q(found, family.layer_of("q"), attention)
+
+
+def _timm_s_q(
+    weights: dict[str, Tensor], layer: str, attention: ReducedAttention | PrunedAttention
+) -> dict[str, Tensor]:
+    """The layer that makes q, whose rows come first: timm scales by the size of the heads that are left, not the original's."""
+    rows, rescale = attention.heads * attention.qk_dim, attention.scale * math.sqrt(attention.qk_dim)
+    keys = [key for key in (f"{layer}.weight", f"{layer}.bias") if key in weights and rescale != 1]
+    return {key: torch.cat([weights[key][:rows] * rescale, weights[key][rows:]]) for key in keys}
+
+
+def _block_weights(block: PrunedBlock, family: Family) -> dict[str, Tensor]:
+    attention, mlp = block.attention, block.mlp
+    if attention is None or mlp is None or block.norm1 is None or block.norm2 is None:
+        raise InvalidRequest("A block without attention or MLP has no regular form")
+    gathers = (attention.inputs, attention.outputs, mlp.inputs)
+    if block.reduction is not None or not all(isinstance(gather, nn.Identity) for gather in gathers):
+        raise InvalidRequest("A network that removes tokens or gathers its inputs has no regular form")
+    if attention.qk_dim != attention.v_dim or not isinstance(attention.q_norm, nn.Identity):
+        raise InvalidRequest("Heads with q/k norms, or with q/k dims unlike v dims, have no regular form")
+    parts = {
+        family.norm1: block.norm1, family.qkv: attention.qkv, family.projection: attention.projection,
+        family.norm2: block.norm2, family.fc1: mlp.fc1, family.fc2: mlp.fc2,
+    }  # fmt: skip
+    found = {f"{path}.{key}": value for path, module in parts.items() for key, value in module.state_dict().items()}
+    for path, after in ((family.layer_scale1, block.after1), (family.layer_scale2, block.after2)):
+        found |= {f"{path}.gamma": value for key, value in after.state_dict().items() if key.endswith("gamma")}
+    return found | _timm_s_q(found, family.qkv, attention)

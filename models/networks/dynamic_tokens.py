@@ -1,0 +1,169 @@
+"""The dynamic form of a network with selectors: each image keeps the tokens whose T_keep is at least a threshold (1/2, as
+trained, or more where a budget asks for it), however many they are.
+
+One image per run: then a number of tokens is a length, and NonZero and Gather export it with standard operators. At least
+one token stays; while nothing has been removed there is no package. A dynamic number of tokens is a weighted set of static
+structures (`structure_of`), so whatever prices structures gives the latency over images.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from models.errors import InvalidRequest
+from models.export.inference_blocks import fold_scales
+from models.export.onnx_export import INPUT, OUTPUT, RELATIVE_TOLERANCE, write_onnx
+from models.families.family import replace_part
+from models.networks.torch_network import TorchNetwork
+from models.pruning import token_reducers as tokens
+from models.pruning.pruned_blocks import PrunedBlock, PrunedBlocks
+from models.pruning.token_reduction import TokenReduction, TokenState
+from models.record import Record
+from models.structure import PACKAGING, Plan, Structure
+
+KEPT = "kept_tokens"
+"""Second output of the file, int64 (stages,)."""
+
+
+class DynamicBlocks(nn.Module):
+    """Stands where the pruned blocks stand. Input and output are those of one image, (1, N, D)."""
+
+    def __init__(self, blocks: PrunedBlocks, threshold: float) -> None:
+        super().__init__()
+        self.blocks, self.threshold = blocks, threshold
+        self.kept: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = []
+        prefix = self.blocks.prefix
+        gone, state = x.new_zeros(()), TokenState()
+        for block in self.blocks.blocks():
+
+            def reduce(x: Tensor, block: PrunedBlock = block) -> Tensor:
+                nonlocal gone
+                assert block.reduction is not None
+                x, gone = self._reduced(block.reduction, x, gone)
+                return x
+
+            def attend(x: Tensor, block: PrunedBlock = block) -> Tensor:
+                return block.attend(x, state)
+
+            x = block.walk(x, reduce, attend, block.transform)
+        sizes = torch.ones_like(x[:, prefix:, 0])
+        package = (torch.arange(sizes.shape[1], device=x.device) == self.kept[-1]).to(x.dtype)
+        return self.blocks.leave(x, sizes + package * (gone - 1))
+
+    def _reduced(self, reduction: TokenReduction, x: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
+        """The kept tokens and what `reduction` makes of the others; and how many are gone by now, a number.
+
+        The package is a candidate like the tokens, "kept" where something is gone: its absence needs no branch.
+        """
+        prefix = self.blocks.prefix
+        patches = self.kept[-1] if self.kept else x.new_tensor(reduction.patches, dtype=torch.int64)
+        place = torch.arange(x.shape[1] - prefix, device=x.device)
+        body, package = x[:, prefix:][:, place < patches], x[:, prefix:][:, place >= patches]
+        assert reduction.selector is not None
+        scores = reduction.selector(body)[0]
+        best = torch.arange(scores.shape[0], device=x.device) == scores.argmax()
+        keep = (scores >= self.threshold) | best
+        self.kept.append(keep.sum())
+        if reduction.reducer not in PACKAGING:
+            return torch.cat([x[:, :prefix], body[:, keep], package], dim=1), gone
+        weights = scores if reduction.reducer == "weighted" else torch.ones_like(scores)
+        shares = (weights / weights.mean().clamp(min=1e-12)).clamp(min=tokens.LEAST_SHARE)
+        shares = (shares * (~keep).to(shares.dtype)).unsqueeze(-1)
+        count = shares.sum() + gone
+        total = (shares * body[0]).sum(dim=0) + package[0].sum(dim=0) * gone
+        gone = gone + (~keep).to(gone.dtype).sum()
+        candidates = torch.cat([body[0], (total / count.clamp(min=1e-6)).unsqueeze(0)])
+        staying = torch.cat([keep, (gone > 0).unsqueeze(0)])
+        return torch.cat([x[:, :prefix], candidates[staying].unsqueeze(0)], dim=1), gone
+
+
+class DynamicNetwork(nn.Module):
+    """image (1, C, H, W) -> logits (1, classes) and the kept patch tokens of each stage, int64 (stages,)."""
+
+    def __init__(self, network: TorchNetwork) -> None:
+        """Raises: InvalidRequest when not every reduction has a selector."""
+        super().__init__()
+        reductions = network.reductions()
+        if not reductions or any(reduction.selector is None for reduction in reductions):
+            raise InvalidRequest("Only networks whose token reductions all have selectors have a dynamic form")
+        self.module = copy.deepcopy(network.module).eval()
+        path, blocks = next((p, m) for p, m in self.module.named_modules() if isinstance(m, PrunedBlocks))
+        self._blocks = [DynamicBlocks(blocks, network.threshold)]
+        replace_part(self.module, path, self._blocks[0])
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.module(image)
+        return logits, torch.stack(self._blocks[0].kept)
+
+
+def export_dynamic(network: TorchNetwork, path: Path) -> None:
+    """Writes `model.dynamic-tokens.onnx` at once. Raises: InvalidRequest, see `DynamicNetwork`."""
+    dynamic = DynamicNetwork(network)
+    fold_scales(dynamic)
+    # an image that keeps some tokens and loses some: what is traced must not look like a constant
+    example = torch.randn(1, *network.structure.image, generator=torch.Generator().manual_seed(0))
+    write_onnx(dynamic, example, [OUTPUT, KEPT], network.preprocessing, path)
+
+
+def run_dynamic(network: TorchNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
+    """In PyTorch, image by image: logits (n, classes) and kept tokens (n, stages)."""
+    dynamic = DynamicNetwork(network)
+    with torch.inference_mode():
+        answers = [dynamic(image.unsqueeze(0)) for image in images]
+    return torch.cat([logits for logits, _ in answers]), torch.stack([kept for _, kept in answers])
+
+
+def kept_distribution(network: TorchNetwork, images: Tensor) -> Tensor:
+    """Patch tokens that each image keeps at each stage, int64 (n, stages)."""
+    return run_dynamic(network, images)[1]
+
+
+@dataclass(frozen=True)
+class DynamicParity(Record):
+    """ONNX Runtime beside PyTorch, image by image. max_relative: over images that keep the same counts, the largest
+    difference of a logit over the largest logit; other_counts: images where rounding has moved a token over the threshold."""
+
+    images: int
+    max_relative: float
+    other_counts: int
+
+    @property
+    def passed(self) -> bool:
+        return self.max_relative <= RELATIVE_TOLERANCE and self.other_counts <= self.images // 10
+
+
+def check_dynamic(network: TorchNetwork, file: Path, images: Tensor) -> DynamicParity:
+    """images (n, C, H, W) as the network takes them; `file`: of `export_dynamic`."""
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    expected, counts = run_dynamic(network, images)
+    largest, other = 0.0, 0
+    for image, logits, kept in zip(images, expected, counts, strict=True):
+        found, found_kept = session.run([OUTPUT, KEPT], {INPUT: image.unsqueeze(0).numpy()})
+        if found_kept.tolist() != kept.tolist():
+            other += 1
+            continue
+        difference = (torch.from_numpy(found[0]) - logits).abs().max()
+        largest = max(largest, float(difference / logits.abs().max().clamp(min=1e-12)))
+    return DynamicParity(len(images), largest, other)
+
+
+def structure_of(plan: Plan, original: Structure, kept: Sequence[int]) -> Structure:
+    """What one image with these counts per stage runs through. A stage that removes nothing still pays its selector."""
+    blocks, counts, whole = [], iter(kept), original.tokens - original.prefix
+    for block in plan.blocks:
+        tokens_plan = block.tokens
+        if tokens_plan is not None:
+            count = int(next(counts))
+            reducer = tokens_plan.reducer if count < whole else "drop"  # no package before anything is gone
+            tokens_plan = dataclasses.replace(tokens_plan, kept=count, reducer=reducer)
+        blocks.append(dataclasses.replace(block, tokens=tokens_plan))
+    return dataclasses.replace(plan, blocks=tuple(blocks)).shape_of(original)

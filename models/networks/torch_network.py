@@ -1,0 +1,194 @@
+"""The `Network` of a model whose architecture a family describes: everything in it can be cut."""
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor, nn
+
+from models.data.preprocessing import Preprocessing
+from models.errors import InvalidRequest, UnsupportedModel
+from models.export.inference_blocks import Form, as_rows, fold_scales
+from models.families import FAMILIES, family_of
+from models.families.describe import describe
+from models.families.family import Family, block_lists, blocks_of, part
+from models.networks.block_layers import int8_layers
+from models.networks.network import Network
+from models.pruning.prune import prune
+from models.pruning.pruned_blocks import PrunedBlock
+from models.pruning.recovery import Readers, recover
+from models.pruning.sequential_recovery import can_recover_in_sequence, recover_in_sequence
+from models.pruning.slice_blocks import readers
+from models.statistics.attention_statistics import AttentionStatistics, attention_statistics
+from models.statistics.collect import Observer, Sides, collect
+from models.statistics.gates import Gates
+from models.statistics.gradient_scores import fisher_scores, taylor_scores
+from models.statistics.layer_weights import LayerWeights, layer_weights
+from models.statistics.leave_one_out import deletion_scores
+from models.statistics.member_kinds import MemberKinds, add_member_scores
+from models.statistics.statistics import Kind, Statistics
+from models.structure import Layer, Plan, identity
+
+PLAIN_KINDS: frozenset[Kind] = frozenset({"attention", "gates", "inputs", "deletion"})
+ATTENTION_BATCH = 16
+"""An attention is heads x tokens x tokens for each image."""
+
+
+class TorchNetwork(Network):
+    def __init__(self, module: nn.Module, name: str, preprocessing: Preprocessing) -> None:
+        """Raises: UnsupportedModel with the reasons."""
+        self.module = module.eval()
+        self.preprocessing = preprocessing
+        self._family = family_of(module)
+        self._structure = describe(module, self._family, name, preprocessing.size[1:])
+        self.gates: tuple[Gates, ...] | None = None
+        """As trained (models/training/train_gates.py), and folded into the weights."""
+        self.threshold = 0.5
+        """Tokens whose selector says at least this stay in the dynamic form (models/networks/dynamic_tokens.py)."""
+
+    @property
+    def family(self) -> Family:
+        return self._family
+
+    @property
+    def pools_tokens(self) -> bool:
+        return self._family.pooling(self.module) != "token"
+
+    def with_gates(self, gates: Sequence[Gates]) -> Self:
+        """The same network, for which these gates were trained."""
+        same = copy.copy(self)
+        same.gates = tuple(gates)
+        return same
+
+    def with_threshold(self, threshold: float) -> Self:
+        """The same network, whose dynamic form keeps tokens from this score on."""
+        same = copy.copy(self)
+        same.threshold = threshold
+        return same
+
+    def blocks(self) -> list[nn.Module]:
+        return blocks_of(self.module, self._family)
+
+    def weights(self) -> tuple[LayerWeights, ...]:
+        return layer_weights(self.blocks(), self._family)
+
+    def int8_layers_of(self, module: nn.Module) -> Iterator[nn.Linear]:
+        assert self.plan is not None
+        return int8_layers(module, self._family, self.plan.blocks)
+
+    def pruned(self, plan: Plan, statistics: Statistics | None) -> Self:
+        small = copy.copy(self)
+        small.module = prune(self.module, self._family, self._structure, plan).eval()
+        small._structure, small.plan = plan.apply_to(self._structure), plan
+        small.gates = None
+        if statistics is not None:
+            recover(small.readers(), plan, self.weights(), statistics.blocks)
+        return small
+
+    @property
+    def recovers_in_sequence(self) -> bool:
+        return self.plan is not None and can_recover_in_sequence(self.plan, self._structure)
+
+    def recovered_in_sequence(self, dense: Self, images: Tensor) -> Self:
+        assert self.recovers_in_sequence and self.plan is not None
+        small = self.with_module(copy.deepcopy(self.module))
+        undivided = dense.pruned(identity(dense.structure), None)
+        recover_in_sequence(small.module, self.plan, undivided.module, images, dense.structure.tokens)
+        return small
+
+    def pruned_blocks(self) -> list[PrunedBlock]:
+        return [block for block in self.blocks() if isinstance(block, PrunedBlock)]
+
+    def readers(self) -> list[Readers]:
+        """What reads heads and neurons in each block of a pruned network."""
+        found = []
+        for block in self.blocks():
+            if isinstance(block, PrunedBlock):
+                attention, mlp = block.attention, block.mlp
+                heads = (None, None) if attention is None else (attention.projection, attention.qkv)
+                neurons = (None, None) if mlp is None else (mlp.fc2, mlp.fc1)
+                found.append(Readers(heads[0], neurons[0], heads[1], neurons[1]))
+            elif not isinstance(block, nn.LayerNorm | nn.Identity):  # the norm, if any, that `PrunedBlocks` took along
+                found.append(Readers(*readers(block, self._family)))
+        return found
+
+    def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
+        self.check_kinds(kinds)
+        found = collect(
+            self._structure, images, self.outputs, self._observe, kinds,
+            further={"attention": lambda: self._attention(images), "gates": self._gates},
+        )  # fmt: skip
+        of_members: MemberKinds = {
+            "taylor": lambda: taylor_scores(self.module, self._family, self._structure, images, labels),
+            "fisher": lambda: fisher_scores(self.module, self._family, self._structure, images),
+            "deletion": lambda: deletion_scores(self.module, self._family, self._structure, images),
+        }
+        return add_member_scores(found, kinds, of_members)
+
+    def check_kinds(self, kinds: Collection[Kind]) -> None:
+        """Raises: InvalidRequest for statistics that are taken of one row of plain blocks only, and this is no such network."""
+        wanted = sorted(set(kinds) & PLAIN_KINDS)
+        if wanted and (self._family.sliced or len(self._structure.stages) > 1):
+            raise InvalidRequest(
+                f"Statistics {', '.join(wanted)} are taken of plain vision transformers only, not of {self._family.title}. "
+                "Use method 'joint', 'mdc' or 'up-vit', whose criteria work for all.",
+                family=self._family.name, kinds=wanted,
+            )  # fmt: skip
+
+    def _gates(self) -> Sequence[Gates]:
+        if self.gates is None:
+            raise InvalidRequest("This network has no learned gates: train them first")
+        return self.gates
+
+    def _attention(self, images: Tensor) -> list[AttentionStatistics]:
+        grid, prefix = self._family.grid(self.module), self._structure.prefix
+        return attention_statistics(
+            self.blocks(), self._family, grid, prefix, lambda: self.outputs(images, ATTENTION_BATCH)
+        )
+
+    def _observe(self, observer: Observer, images: Tensor, batch: int, sides: Sides) -> None:
+        """Shows the observer the inputs of two layers of each block while the images run through the network."""
+
+        def hook_of(block: int, side: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
+            return lambda _module, inputs: observer(block, side, inputs[0])
+
+        hooks = [
+            part(block, self._path_of(layer)).register_forward_pre_hook(hook_of(index, side))
+            for index, block in enumerate(self.blocks())
+            for side, layer in enumerate(sides)
+        ]
+        try:
+            self.outputs(images, batch)
+        finally:
+            for handle in hooks:
+                handle.remove()
+
+    def _path_of(self, layer: Layer) -> str:
+        """Where a layer is inside a block."""
+        if layer == "qkv":
+            return self._family.qkv
+        return {"proj": self._family.projection, "fc1": self._family.fc1, "fc2": self._family.fc2}[layer]
+
+    def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
+        dense = self.plan is None and not self._family.sliced
+        module = self.pruned(identity(self._structure), None).module if dense else copy.deepcopy(self.module)
+        fold_scales(module)
+        form = form if self.rounding is None else "standard"
+        as_rows(module, list(zip(block_lists(module, self._family), self._structure.stages, strict=True)), batch, form)
+        self.write(module, path, batch)
+
+
+def of_known_family(network: Network, purpose: str) -> TorchNetwork:
+    """The network itself, if its architecture is one that vitfit knows by name. purpose: what needs that, for the message.
+
+    Raises: UnsupportedModel for a network that was read from its graph.
+    """
+    if isinstance(network, TorchNetwork):
+        return network
+    name = network.structure.name
+    raise UnsupportedModel(
+        f"{name} was read from its graph; {purpose} needs an architecture that vitfit knows by name "
+        f"({', '.join(family.title for family in FAMILIES.values())}).",
+        reasons=[f"{purpose} needs a known family"],
+    )

@@ -1,0 +1,210 @@
+"""`prune(model, plan)`: the smaller network, by slicing weights. Masks appear only in the tests that check this file."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from models.families.describe import head_count
+from models.families.family import Family, block_lists, optional_part, part, replace_part
+from models.pruning.prune_layers import narrow_linear, narrow_norm, take
+from models.pruning.pruned_blocks import Gather, HeadNorm, PrunedAttention, PrunedBlock, PrunedBlocks, PrunedMlp
+from models.pruning.relative_positions import RelativePositions
+from models.pruning.slice_blocks import slice_blocks
+from models.pruning.token_reduction import TokenReduction, TokenWatch
+from models.pruning.token_selector import TokenSelector
+from models.structure import PACKAGING, BlockPlan, Plan, Stage, Structure, TokenScore, check, selector_heads
+
+
+def prune(model: nn.Module, family: Family, structure: Structure, plan: Plan) -> nn.Module:
+    """A new model with what `plan` keeps; `model` is not touched.
+
+    Raises: InvalidRequest when the plan does not fit.
+    """
+    check(plan, structure)
+    small = copy.deepcopy(model)
+    first, new = 0, []
+    for path, stage in zip(block_lists(small, family), structure.stages, strict=True):
+        originals = list(part(small, path).children())
+        wanted = [p for p in plan.blocks if first <= p.source < first + len(stage.blocks)]
+        if family.sliced and all(p.tokens is None for p in wanted):
+            slice_blocks(small, path, family, originals, first, wanted)
+        else:
+            new.append((path, _prune_blocks(originals, first, family, structure, stage, wanted, plan.embed), wanted))
+        first += len(stage.blocks)
+    if plan.embed and plan.embed != tuple(range(structure.width)):
+        _narrow_ends(small, family, plan.embed)
+    for path, blocks, wanted in new:
+        replace_part(small, path, _together(small, family, structure, blocks, wanted))
+    return small.train(model.training)
+
+
+def _together(
+    model: nn.Module, family: Family, structure: Structure, blocks: list[PrunedBlock], plans: list[BlockPlan]
+) -> PrunedBlocks:
+    """The blocks of one stage. Where the model pools tokens, the norm before it is taken along (and from the model)."""
+    pooling, last_norm = family.pooling(model), None
+    if pooling != "token" and any(b.tokens is not None and b.tokens.reducer != "drop" for b in plans):
+        last_norm = part(model, family.last_norm)
+        replace_part(model, family.last_norm, nn.Identity())
+    filled = family.grid_after and any(b.tokens is not None for b in plans)
+    return PrunedBlocks(blocks, structure.prefix, pooling == "all", last_norm, filled)
+
+
+def _prune_blocks(
+    originals: list[nn.Module], first: int, family: Family, structure: Structure, stage: Stage,
+    plans: list[BlockPlan], embed: Sequence[int],
+) -> list[PrunedBlock]:  # fmt: skip
+    """first: index of the stage's first block in the network."""
+    packaged, blocks, patches = 0, [], stage.blocks[0].tokens - structure.prefix
+    watching = watching_blocks(plans)
+    by_class = structure.prefix > 0 and structure.has_class_token
+    for place, wanted in enumerate(plans):
+        watch, reduction, chosen = None, None, wanted.tokens
+        attended = chosen.kept if chosen is not None and chosen.at == "start" else patches
+        if place in watching:
+            watch = TokenWatch(watching[place], structure.prefix, attended, by_class)
+        if chosen is not None:
+            selector = None
+            if chosen.score == "selector":  # untrained: see models/training/train_selectors.py
+                width = len(embed) or stage.blocks[0].width
+                selector = TokenSelector(
+                    width, selector_heads(width, stage.blocks[wanted.source - first]), wanted.source
+                )
+            reduction = TokenReduction(chosen, structure.prefix, patches, packaged, selector)
+            packaged += patches - chosen.kept if chosen.reducer in PACKAGING else 0
+            patches = chosen.kept
+        original = originals[wanted.source - first]
+        kept = embed or range(stage.blocks[0].width)
+        blocks.append(_prune_block(original, family, wanted, kept, reduction, watch, structure.prefix))
+    return blocks
+
+
+def watching_blocks(plans: Sequence[BlockPlan]) -> dict[int, TokenScore]:
+    """Of one stage: places of the blocks whose attention a later choice reads, and what it reads."""
+    watching: dict[int, TokenScore] = {}
+    attended: list[int] = []
+    for place, block in enumerate(plans):
+        if block.heads and (block.tokens is None or block.tokens.at == "middle"):
+            attended.append(place)
+        if block.tokens is not None and block.tokens.score != "selector":
+            read = attended if block.tokens.score == "cumulative" else attended[-1:]
+            watching |= dict.fromkeys(read, block.tokens.score)
+        if block.heads and block.tokens is not None and block.tokens.at == "start":
+            attended.append(place)
+    return watching
+
+
+def _prune_block(
+    block: nn.Module, family: Family, plan: BlockPlan, embed: Sequence[int], reduction: TokenReduction | None,
+    watch: TokenWatch | None, prefix: int,
+) -> PrunedBlock:  # fmt: skip
+    attention = _attention(block, family, plan, embed) if plan.heads else None
+    mlp = _mlp(block, family, plan, embed) if plan.neurons else None
+    return PrunedBlock(
+        narrow_norm(part(block, family.norm1), embed) if attention else None,
+        attention,
+        _after(block, family.layer_scale1, family.drop_paths[0], embed),
+        reduction,
+        narrow_norm(part(block, family.norm2), embed) if mlp else None,
+        mlp,
+        _after(block, family.layer_scale2, family.drop_paths[1], embed),
+        watch,
+        prefix,
+        _positions(block, family, plan) if attention else None,
+    )
+
+
+def _positions(block: nn.Module, family: Family, plan: BlockPlan) -> RelativePositions | None:
+    """The relative positions of the heads that stay."""
+    if not family.position_index:
+        return None
+    ((table, dim),) = family.head_tables.items()
+    heads = [head.v[0] // (len(head.v)) for head in plan.heads]
+    return RelativePositions(take(block.get_parameter(table), dim, heads), block.get_buffer(family.position_index))
+
+
+def _attention(block: nn.Module, family: Family, plan: BlockPlan, embed: Sequence[int]) -> PrunedAttention:
+    qkv, projection = part(block, family.qkv), part(block, family.projection)
+    assert isinstance(qkv, nn.Linear) and isinstance(projection, nn.Linear)
+    width, v = qkv.out_features // 3, [i for head in plan.heads for i in head.v]
+    inputs = embed if plan.qkv_inputs is None else plan.qkv_inputs
+    outputs = v if plan.proj_inputs is None else list(plan.proj_inputs)
+    owner, _, attribute = family.scale.rpartition(".")
+    dim = width // head_count(block, family)
+    return PrunedAttention(
+        narrow_linear(qkv, qkv_rows(plan, width), inputs),
+        narrow_linear(projection, embed, outputs),
+        (len(plan.heads), len(plan.heads[0].qk), len(plan.heads[0].v)),
+        float(getattr(part(block, owner), attribute)),
+        (_head_norm(block, family.q_norm, plan, dim), _head_norm(block, family.k_norm, plan, dim)),
+        _gather(inputs, embed),
+        _gather(outputs, v),
+    )
+
+
+def qkv_rows(plan: BlockPlan, width: int) -> list[int]:
+    """The kept outputs of the fused q/k/v layer, whose q, k and v have `width` each."""
+    qk = [i for head in plan.heads for i in head.qk]
+    v = [i for head in plan.heads for i in head.v]
+    return qk + [width + i for i in qk] + [2 * width + i for i in v]
+
+
+def _head_norm(block: nn.Module, path: str, plan: BlockPlan, dim: int) -> nn.Module:
+    norm = optional_part(block, path)
+    if norm is None:
+        return nn.Identity()
+    assert isinstance(norm, nn.LayerNorm)
+    index = torch.tensor([[i % dim for i in head.qk] for head in plan.heads])
+    bias = norm.bias.detach()[index] if norm.bias is not None else None
+    return HeadNorm(norm.weight.detach()[index], bias, norm.eps)
+
+
+def _mlp(block: nn.Module, family: Family, plan: BlockPlan, embed: Sequence[int]) -> PrunedMlp:
+    fc1, fc2 = part(block, family.fc1), part(block, family.fc2)
+    assert isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear)
+    inputs = embed if plan.fc1_inputs is None else plan.fc1_inputs
+    return PrunedMlp(
+        _gather(inputs, embed),
+        narrow_linear(fc1, plan.neurons, inputs),
+        copy.deepcopy(part(block, family.activation)),
+        narrow_linear(fc2, embed, plan.neurons),
+    )
+
+
+def _gather(wanted: Sequence[int], present: Sequence[int]) -> nn.Module:
+    if list(wanted) == list(present):
+        return nn.Identity()
+    place = {member: i for i, member in enumerate(present)}
+    return Gather([place[member] for member in wanted])
+
+
+def _after(block: nn.Module, scale: str, drop_path: str, embed: Sequence[int]) -> nn.Module:
+    modules = [m for m in (optional_part(block, scale), optional_part(block, drop_path)) if m is not None]
+    for module in modules:
+        if hasattr(module, "gamma"):
+            module.gamma = nn.Parameter(take(module.gamma, 0, embed))
+    return nn.Sequential(*modules) if len(modules) > 1 else modules[0] if modules else nn.Identity()
+
+
+def _narrow_ends(model: nn.Module, family: Family, embed: Sequence[int]) -> None:
+    """Cuts the embedding width of everything outside the blocks, in place (on prune's own copy)."""
+    conv = part(model, family.patch)
+    assert isinstance(conv, nn.Conv2d)
+    conv.out_channels = len(embed)
+    conv.weight = nn.Parameter(take(conv.weight, 0, embed))
+    if conv.bias is not None:
+        conv.bias = nn.Parameter(take(conv.bias, 0, embed))
+    for path in family.tables:
+        table = getattr(model, path, None)
+        if table is not None:
+            setattr(model, path, nn.Parameter(take(table, 2, embed)))
+    for path in (*family.stem_norms, family.last_norm, *family.tail_norms):
+        replace_part(model, path, narrow_norm(part(model, path), embed))
+    for path in family.classifiers:
+        head = getattr(model, path, None)
+        if isinstance(head, nn.Linear):
+            setattr(model, path, narrow_linear(head, range(head.out_features), embed))
+    for name in family.width_attributes:
+        setattr(model, name, len(embed))

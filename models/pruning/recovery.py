@@ -1,0 +1,84 @@
+"""Closed-form recovery: the layer that reads the kept members is re-fitted to give what it gave before.
+
+For y = W x + b and kept inputs S, the least-squares answer on the calibration images is
+    W' = (W C[:, S] + ridge W[:, S]) (C[S, S] + ridge)^-1        C: covariance of x; the ridge pulls towards W[:, S]
+    b' = b + W mean - W' mean[S]
+which folds the mean of what is removed into the bias and its correlated part into the kept columns
+(the update of OBS / ZipLM for whole columns; with C diagonal it is variance-based pruning's mean fold).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.pruning.prune import qkv_rows
+from models.statistics.layer_weights import LayerWeights
+from models.statistics.moments import InputStatistics
+from models.statistics.statistics import BlockStatistics
+from models.structure import BlockPlan, Plan
+
+RIDGE = 1e-3
+FLOOR = 1e-8
+"""Relative to the mean variance of the kept inputs: calibration sets are small."""
+
+
+def refit(weight: Tensor, bias: Tensor | None, inputs: InputStatistics, kept: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """weight (O, D), bias (O,), kept: S of the D inputs. Returns (O, S) and (O,), float64."""
+    index = torch.tensor(kept)
+    full = weight.double()
+    block = inputs.covariance[index][:, index]
+    ridge = RIDGE * float(block.diagonal().mean()) + FLOOR * float((inputs.mean**2).mean()) + 1e-12
+    target = full @ inputs.covariance[:, index]
+    system = block + ridge * torch.eye(len(kept), dtype=torch.float64)
+    new = torch.cholesky_solve((target + ridge * full[:, index]).T, torch.linalg.cholesky(system)).T
+    shift = full @ inputs.mean - new @ inputs.mean[index]
+    return new, shift if bias is None else bias.double() + shift
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Of one pruned block, the layers that read its heads, its neurons and its input; None for what is gone or whole."""
+
+    projection: nn.Linear | None
+    fc2: nn.Linear | None
+    qkv: nn.Linear | None = None
+    fc1: nn.Linear | None = None
+
+
+def recover(
+    readers: Sequence[Readers], plan: Plan, weights: Sequence[LayerWeights], statistics: Sequence[BlockStatistics]
+) -> None:
+    """Re-fits projection and fc2 of every pruned block, in place, and q/k/v and fc1 where they gather some of their inputs
+    and the statistics have those inputs' moments. `weights`: the dense network's."""
+    for layers, wanted in zip(readers, plan.blocks, strict=True):
+        dense, seen = weights[wanted.source], statistics[wanted.source]
+        embed = plan.embed or range(dense.fc2.out_features)
+        if layers.qkv is not None and seen.inputs is not None and wanted.qkv_inputs is not None:
+            rows = qkv_rows(wanted, dense.qkv.out_features // 3)
+            _refit_linear(layers.qkv, dense.qkv, rows, seen.inputs.qkv, wanted.qkv_inputs)
+        if layers.projection is not None:
+            _refit_linear(layers.projection, dense.projection, embed, seen.projection, _projection_inputs(wanted))
+        if layers.fc1 is not None and seen.inputs is not None and wanted.fc1_inputs is not None:
+            _refit_linear(layers.fc1, dense.fc1, wanted.neurons, seen.inputs.fc1, wanted.fc1_inputs)
+        if layers.fc2 is not None:
+            _refit_linear(layers.fc2, dense.fc2, embed, seen.neurons, wanted.neurons)
+
+
+def _projection_inputs(plan: BlockPlan) -> tuple[int, ...]:
+    return plan.proj_inputs or tuple(i for head in plan.heads for i in head.v)
+
+
+def _refit_linear(
+    linear: nn.Linear, dense: nn.Linear, outputs: Sequence[int], inputs: InputStatistics, kept: Sequence[int]
+) -> None:
+    if len(kept) == dense.in_features:
+        return
+    rows = torch.tensor(outputs)
+    bias = dense.bias.detach()[rows] if dense.bias is not None else None
+    weight, shift = refit(dense.weight.detach()[rows], bias, inputs, kept)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if linear.bias is not None:
+            linear.bias.copy_(shift)

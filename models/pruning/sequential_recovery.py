@@ -1,0 +1,173 @@
+"""Recovery in sequence: each layer is re-fitted for what really reaches it in the pruned network.
+
+`models.pruning.recovery` fits every layer to inputs as the dense network has them. What was lost before, and the tokens that left, have
+changed them by then. Here the calibration images go through both networks block by block, and each projection and fc2
+gets the least-squares answer that brings the residual stream of the tokens that are left back to where the dense one is:
+    min over W, b of |x + s (W z + b) - x_dense|^2 + ridge |W - W_0|^2        s: layer scale, z: the layer's own input
+The error of one block is then an input to the fit of the next one, instead of adding up (as SparseGPT, arXiv 2301.00774, and
+ZipLM, arXiv 2302.04089, go through a network; here the target is the dense stream itself).
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.pruning.pruned_blocks import PrunedBlock, row_of_blocks
+from models.pruning.token_reduction import TokenState
+from models.structure import Plan, Structure
+
+ROWS = 32_768
+"""Token vectors that a fit sees, about: several times the widest layer, and affordable."""
+RIDGE = 1e-2
+"""Relative to the mean variance of the inputs."""
+
+
+def can_recover_in_sequence(plan: Plan, structure: Structure) -> bool:
+    """True for one row of plain blocks, whose tokens are those of the dense network or fused tokens."""
+    if structure.fixed or len(structure.stages) > 1:
+        return False
+    reductions = [block.tokens for block in plan.blocks if block.tokens is not None]
+    return not any(tokens.reducer == "merge" or tokens.score == "selector" for tokens in reductions)
+
+
+def recover_in_sequence(small: nn.Module, plan: Plan, dense: nn.Module, images: Tensor, tokens: int) -> None:
+    """Re-fits the pruned module `small` in sequence, in place.
+
+    plan: what `small` was pruned by. dense: the module that it was pruned from, in the form that a plan which removes nothing
+    gives it. images (n, C, H, W): as many of them are read as `ROWS` asks for. tokens: of one image, in the dense network.
+    """
+    images = images[: max(1, ROWS // tokens)]
+    columns = torch.tensor(plan.embed)
+    with torch.inference_mode():
+        lane = Lane(_entering(small, images), TokenState(), None)
+        target = _entering(dense, images)
+        sources = {kept.source: block for kept, block in zip(plan.blocks, row_of_blocks(small), strict=True)}
+        for source, block in enumerate(row_of_blocks(dense)):
+            middle, target = _dense_block(block, target)
+            if source in sources:
+                _fit_block(sources[source], lane, middle[..., columns], target[..., columns])
+
+
+@dataclass
+class Lane:
+    """The pruned network's side. x (B, N', D); places (B, N'): which dense token each one is, -1 for a package; None: all."""
+
+    x: Tensor
+    state: TokenState
+    places: Tensor | None
+
+
+class _Entered(Exception):
+    """What enters the first block is known: the rest of the pass is not needed."""
+
+
+def _entering(network: nn.Module, images: Tensor) -> Tensor:
+    """What enters the first block, (B, N, D)."""
+    found: list[Tensor] = []
+
+    def stop(_module: nn.Module, inputs: tuple[Tensor]) -> None:
+        found.append(inputs[0])
+        raise _Entered
+
+    handle = row_of_blocks(network).register_forward_pre_hook(stop)
+    try:
+        for chunk in images.split(64):
+            with contextlib.suppress(_Entered):
+                network(chunk)
+    finally:
+        handle.remove()
+    return torch.cat(found)
+
+
+def _dense_block(block: PrunedBlock, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The residual stream after the attention and after the MLP."""
+    seen: list[Tensor] = []
+
+    def transform(x: Tensor) -> Tensor:
+        seen.append(x)
+        return block.transform(x)
+
+    state = TokenState()
+    after = block.walk(x, lambda x: block.reduce(x, state), lambda x: block.attend(x, state), transform)
+    return (seen[0] if seen else after), after
+
+
+def _fit_block(block: PrunedBlock, lane: Lane, middle: Tensor, after: Tensor) -> None:
+    """Fits projection and fc2 of one block, and moves the lane behind it."""
+
+    def attend(x: Tensor) -> Tensor:
+        assert block.attention is not None
+        projection = block.attention.projection
+        inputs = _inputs_of(projection, lambda: block.attend(x, lane.state))
+        _fit(projection, inputs, _missing(lane, x, middle), block.after1, _present(lane))
+        update: Tensor = projection(inputs)
+        return update
+
+    def transform(x: Tensor) -> Tensor:
+        assert block.mlp is not None
+        inputs = _inputs_of(block.mlp.fc2, lambda: block.transform(x))
+        _fit(block.mlp.fc2, inputs, _missing(lane, x, after), block.after2, _present(lane))
+        update: Tensor = block.mlp.fc2(inputs)
+        return update
+
+    lane.x = block.walk(lane.x, lambda x: _reduce(block, lane, x), attend, transform)
+
+
+def _reduce(block: PrunedBlock, lane: Lane, x: Tensor) -> Tensor:
+    """The tokens x (B, N', D) behind a token reduction; the lane's places follow."""
+    reduction = block.reduction
+    assert reduction is not None
+    batch, tokens = x.shape[:2]
+    places = lane.places if lane.places is not None else torch.arange(tokens).expand(batch, -1)
+    with reduction.recorded() as chosen:
+        left = block.reduce(x, lane.state)
+    patches = places[:, reduction.prefix : reduction.prefix + reduction.patches]
+    kept = [places[:, : reduction.prefix], patches.gather(1, chosen[0])]
+    fused = left.shape[1] - sum(part.shape[1] for part in kept)
+    lane.places = torch.cat([*kept, torch.full((batch, fused), -1)], dim=1)
+    return left
+
+
+def _present(lane: Lane) -> Tensor | None:
+    """(B, N') bool: tokens that have a counterpart."""
+    return None if lane.places is None else lane.places >= 0
+
+
+def _missing(lane: Lane, x: Tensor, dense: Tensor) -> Tensor:
+    """What x (B, N', D), the lane's stream by now, lacks of the dense stream (B, N, D), token by token. (B, N', D)."""
+    if lane.places is None:
+        return dense - x
+    index = lane.places.clamp(min=0).unsqueeze(-1).expand(-1, -1, dense.shape[-1])
+    return dense.gather(1, index) - x
+
+
+def _inputs_of(linear: nn.Linear, run: Callable[[], object]) -> Tensor:
+    found: list[Tensor] = []
+    handle = linear.register_forward_pre_hook(lambda _m, inputs: found.append(inputs[0]))
+    try:
+        run()
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def _fit(linear: nn.Linear, inputs: Tensor, wanted: Tensor, after: nn.Module, present: Tensor | None) -> None:
+    """Least squares for scale * (W z + b) = wanted, pulled towards the present W. inputs (B, N', K), wanted (B, N', D)."""
+    for module in after.modules():
+        scale = getattr(module, "gamma", None)
+        if isinstance(scale, Tensor):
+            wanted = wanted / torch.where(scale.abs() < 1e-6, torch.ones_like(scale), scale)
+    z, t = (inputs.flatten(0, 1), wanted.flatten(0, 1)) if present is None else (inputs[present], wanted[present])
+    z_mean, t_mean = z.mean(0), t.mean(0)
+    z, t = z - z_mean, t - t_mean
+    covariance, together = (z.T @ z).double() / len(z), (t.T @ z).double() / len(z)
+    ridge = RIDGE * float(covariance.diagonal().mean()) + 1e-12
+    system = covariance + ridge * torch.eye(len(covariance), dtype=torch.float64)
+    target = together + ridge * linear.weight.double()
+    weight = torch.cholesky_solve(target.T, torch.linalg.cholesky(system)).T
+    linear.weight.copy_(weight)
+    if linear.bias is not None:
+        linear.bias.copy_(t_mean.double() - weight @ z_mean.double())

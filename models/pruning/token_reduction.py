@@ -1,0 +1,128 @@
+"""Token reduction inside a pruned network: what a forward pass carries between blocks, and the module that chooses.
+
+B batch, N tokens = P prefix + M patches [+ 1 package], D width, H heads. All counts are static.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.pruning import token_reducers as tokens
+from models.structure import PACKAGING, TokenPlan, TokenScore
+
+
+@dataclass
+class TokenState:
+    """Of one forward pass, beside the tokens. Nothing in it is learnt.
+
+    scores: (B, M) of the patch tokens that are there, for the next choice; for `similarity` the keys, (B, M, q).
+    sizes: (1 or B, N - P), how many tokens of the original each one stands for; None: one each.
+    places: (B, K), where in the whole grid the patch tokens are that are left; None while all are there, in order.
+    merged: whether attention must count tokens by their size (ToMe's proportional attention).
+    """
+
+    scores: Tensor | None = None
+    sizes: Tensor | None = None
+    places: Tensor | None = None
+    merged: bool = False
+
+    def attention_bias(self, prefix: int) -> Tensor | None:
+        """log(size) of each key, (B, 1, 1, N); None while all are the same."""
+        if not self.merged or self.sizes is None:
+            return None
+        ones = self.sizes.new_ones(self.sizes.shape[0], prefix)
+        return torch.cat([ones, self.sizes], dim=1).log()[:, None, None, :]
+
+
+class TokenWatch(nn.Module):
+    """Reads the attention of one block for the next choice. by_class: by the class token's attention."""
+
+    def __init__(self, score: TokenScore, prefix: int, patches: int, by_class: bool) -> None:
+        super().__init__()
+        self.kind, self.prefix, self.patches, self.by_class = score, prefix, patches, by_class
+
+    def forward(self, attention: Tensor, keys: Tensor, state: TokenState) -> None:
+        """attention (B, H, N, N) after softmax, keys (B, H, N, q). An earlier package is not a candidate."""
+        if self.kind == "similarity":
+            state.scores = keys.mean(dim=1)[:, self.prefix : self.prefix + self.patches]
+            return
+        if self.kind == "cumulative":
+            seen = tokens.strongest_attention(attention, self.prefix)[:, : self.patches]
+            state.scores = seen if state.scores is None else state.scores + seen
+            return
+        rule = tokens.class_attention if self.by_class else tokens.received_attention
+        state.scores = rule(attention, self.prefix)[:, : self.patches]
+
+
+class TokenReduction(nn.Module):
+    """Keeps the plan's `kept` of `patches` patch tokens, in the way of its reducer.
+
+    `recorded` and `forced_to`, below, read and replace its choice: two runtimes are compared token by token with them.
+    """
+
+    def __init__(
+        self, plan: TokenPlan, prefix: int, patches: int, packaged: int, selector: nn.Module | None = None
+    ) -> None:
+        """packaged: how many tokens an earlier package at the end stands for, 0 when there is none.
+        selector: gives the scores (B, M) of the patch tokens (B, M, D), where the plan's score is learned."""
+        super().__init__()
+        self.kept, self.reducer, self.at = plan.kept, plan.reducer, plan.at
+        self.prefix, self.patches, self.packaged = prefix, patches, packaged
+        self.cumulative = plan.score == "cumulative"
+        self.selector = selector
+        self._forced: Tensor | None = None
+        self._chosen: list[Tensor] | None = None
+
+    def forward(self, x: Tensor, state: TokenState) -> Tensor:
+        if self.selector is not None:
+            state.scores = self.selector(x[:, self.prefix : self.prefix + self.patches])
+        assert state.scores is not None
+        if self.reducer == "merge":
+            return self._merge(x, state.scores, state)
+        index = tokens.best_tokens(state.scores, self.kept) if self._forced is None else self._forced
+        if self._chosen is not None:
+            self._chosen.append(index)
+        state.places = index if state.places is None else state.places.gather(1, index)
+        scores = state.scores
+        state.scores = scores.gather(1, index) if self.cumulative else None
+        if self.reducer not in PACKAGING:
+            return tokens.drop(x, index, self.prefix, self.patches)
+        gone = self.patches - self.kept + self.packaged
+        state.sizes = torch.cat([x.new_ones(1, self.kept), x.new_full((1, 1), float(gone))], dim=1)
+        weights = scores if self.reducer == "weighted" else None
+        return tokens.fuse(x, index, self.prefix, self.patches, self.packaged, weights)
+
+    def _merge(self, x: Tensor, keys: Tensor, state: TokenState) -> Tensor:
+        sizes = state.sizes if state.sizes is not None else x.new_ones(1, self.patches)
+        body, sizes = tokens.merge(x[:, self.prefix :], keys, sizes, self.kept)
+        state.scores, state.sizes, state.merged = None, sizes, True
+        return torch.cat([x[:, : self.prefix], body], dim=1)
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Tensor]]:
+        """Meanwhile each choice, indices (B, kept) among the patch tokens that enter, is added to the list."""
+        chosen: list[Tensor] = []
+        self._chosen = chosen
+        try:
+            yield chosen
+        finally:
+            self._chosen = None
+
+    @contextmanager
+    def forced_to(self, index: Tensor | None) -> Iterator[None]:
+        """Meanwhile the tokens at `index` (B, kept) are kept, whatever their scores. None: the reduction chooses itself."""
+        self._forced = index
+        try:
+            yield
+        finally:
+            self._forced = None
+
+
+@contextmanager
+def all_recorded(reductions: Sequence[TokenReduction]) -> Iterator[list[list[Tensor]]]:
+    """`TokenReduction.recorded` of several reductions: one list for each."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(reduction.recorded()) for reduction in reductions]

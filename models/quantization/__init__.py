@@ -1,0 +1,1 @@
+"""int8 and fp16: files, and their emulation in PyTorch."""

@@ -1,0 +1,98 @@
+"""Statistics of a network, collected while calibration images run through it.
+
+What differs between networks is how one sees the inputs of their layers: a network whose modules are known hooks them, a
+network that was read from its graph reads nodes. Each hands in its own way, `Observe`.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from models.statistics.hsic import Dependence, dependence, output_kernel
+from models.statistics.moments import Moments
+from models.statistics.statistics import BlockStatistics, Inputs, Kind, Statistics
+from models.structure import Layer, Structure
+
+DEPENDENCE_IMAGES = 128
+"""MDC uses one batch of 128 images."""
+MOMENT_ROWS = 16384
+"""Token vectors per layer that moments see: several times the widest layer, and affordable."""
+BATCH = 32
+Sides = tuple[Layer, Layer]
+"""Two layers of each block whose inputs are observed: side 0 and side 1."""
+READERS: Sides = ("proj", "fc2")
+"""The layers that read heads and neurons."""
+Observer = Callable[[int, int, Tensor], None]
+"""observer(block, side, input): is shown what enters a layer, (..., D)."""
+Outputs = Callable[[Tensor], Tensor]
+
+
+class Observe(Protocol):
+    def __call__(self, observer: Observer, images: Tensor, batch: int, sides: Sides) -> None:
+        """Runs the images through the network, `batch` at a time, and shows the observer each layer's input."""
+
+
+def collect(
+    structure: Structure, images: Tensor, outputs: Outputs, observe: Observe, kinds: Collection[Kind] = (),
+    further: Mapping[Kind, Callable[[], Sequence[Any]]] | None = None,
+) -> Statistics:  # fmt: skip
+    """Moments of what enters the readers of heads and neurons, and each further kind that is wanted.
+
+    further: kinds that only some networks have, each as a function that gives one value for each block.
+    """
+    moments = moments_of(structure, images, observe, READERS)
+    ways: dict[Kind, Callable[[], Sequence[Any]]] = {
+        "dependence": lambda: _dependence(structure, images[:DEPENDENCE_IMAGES], outputs, observe),
+        "inputs": lambda: _inputs(structure, images, observe),
+        **(further or {}),
+    }
+    found = {kind: way() for kind, way in ways.items() if kind in kinds}
+    blocks = (
+        BlockStatistics(projection.statistics(), neurons.statistics(), **{kind: of[i] for kind, of in found.items()})
+        for i, (projection, neurons) in enumerate(moments)
+    )
+    return Statistics(tuple(blocks))
+
+
+def moments_of(structure: Structure, images: Tensor, observe: Observe, sides: Sides) -> list[tuple[Moments, Moments]]:
+    """Moments of the inputs of two layers of each block."""
+    moments = [(Moments(), Moments()) for _ in structure.blocks]
+    draw = torch.Generator().manual_seed(0)
+
+    def record(block: int, side: int, x: Tensor) -> None:
+        rows = x.reshape(-1, x.shape[-1])
+        share = min(1.0, MOMENT_ROWS / (len(images) * structure.blocks[block].tokens))
+        if share < 1:  # at random: every n-th row would be the same few positions of every image
+            rows = rows[torch.randperm(len(rows), generator=draw)[: max(1, round(share * len(rows)))]]
+        moments[block][side].add(rows)
+
+    observe(record, images, BATCH, sides)
+    return moments
+
+
+def _inputs(structure: Structure, images: Tensor, observe: Observe) -> list[Inputs]:
+    moments = moments_of(structure, images, observe, ("qkv", "fc1"))
+    return [Inputs(qkv.statistics(), fc1.statistics()) for qkv, fc1 in moments]
+
+
+def _dependence(structure: Structure, images: Tensor, outputs: Outputs, observe: Observe) -> list[Dependence]:
+    answers = output_kernel(outputs(images))
+    heads: dict[int, Tensor] = {}
+    found = []
+
+    def record(block: int, side: int, x: Tensor) -> None:
+        if side == 0:
+            count = structure.blocks[block].attention.heads  # type: ignore[union-attr]
+            heads[block] = _per_image(x, len(images)).unflatten(-1, (count, -1)).mean(-1)
+        else:
+            found.append(dependence(heads.pop(block), _per_image(x, len(images)), answers))
+
+    observe(record, images, len(images), READERS)
+    return found
+
+
+def _per_image(x: Tensor, images: int) -> Tensor:
+    """Windows of one image side by side: (images, N, D)."""
+    return x.reshape(images, -1, x.shape[-1])

@@ -1,0 +1,96 @@
+"""What the dense network does on calibration images, recorded once.
+
+Rankings and recovery read these, never modules, so a network that is not PyTorch can provide the same. Moments are always
+taken; the other kinds only when a criterion needs them.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from models.statistics.attention_statistics import AttentionStatistics
+from models.statistics.gates import Gates
+from models.statistics.hsic import Dependence
+from models.statistics.member_scores import MemberScores, StreamScores
+from models.statistics.moments import InputStatistics
+
+Kind = Literal["dependence", "attention", "taylor", "fisher", "deletion", "gates", "inputs"]
+"""Kinds beyond the moments; each is a field of `BlockStatistics` (or of `Statistics`) of the same name."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of q/k/v and of fc1, behind the norms that they follow."""
+
+    qkv: InputStatistics
+    fc1: InputStatistics
+
+
+@dataclass(frozen=True)
+class BlockStatistics:
+    """projection, neurons: inputs of the attention's projection and of fc2."""
+
+    projection: InputStatistics
+    neurons: InputStatistics
+    dependence: Dependence | None = None
+    attention: AttentionStatistics | None = None
+    taylor: MemberScores | None = None
+    fisher: MemberScores | None = None
+    deletion: MemberScores | None = None
+    gates: Gates | None = None
+    inputs: Inputs | None = None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    blocks: tuple[BlockStatistics, ...]
+    taylor: StreamScores | None = None
+    fisher: StreamScores | None = None
+    deletion: StreamScores | None = None
+
+
+def to_tensors(statistics: Statistics) -> dict[str, Tensor]:
+    """Flat names for a safetensors file."""
+    return {name: tensor.contiguous() for name, tensor in _flat("", statistics).items()}
+
+
+def from_tensors(flat: dict[str, Tensor]) -> Statistics:
+    return typing.cast(Statistics, _built(Statistics, "", flat))
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Tensor]:
+    if isinstance(value, Tensor):
+        return {prefix: value}
+    if isinstance(value, tuple):
+        named = {str(i): item for i, item in enumerate(value)}
+    elif value is None:
+        return {}
+    else:
+        named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    flat: dict[str, Tensor] = {}
+    for name, item in named.items():
+        flat |= _flat(f"{prefix}.{name}" if prefix else name, item)
+    return flat
+
+
+def _built(kind: Any, prefix: str, flat: dict[str, Tensor]) -> Any:
+    """The inverse of `_flat`; an optional part whose tensors are not there is None."""
+    if kind is Tensor:
+        return flat[prefix]
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = [arm for arm in typing.get_args(kind) if arm is not type(None)]
+        there = prefix in flat or any(name.startswith(prefix + ".") for name in flat)
+        return _built(inner, prefix, flat) if there else None
+    if origin is tuple:
+        places = {int(name[len(prefix) + 1 :].split(".")[0]) for name in flat if name.startswith(prefix + ".")}
+        return tuple(_built(typing.get_args(kind)[0], f"{prefix}.{i}", flat) for i in range(len(places)))
+    hints = typing.get_type_hints(kind)
+    join = prefix + "." if prefix else ""
+    return kind(
+        **{field.name: _built(hints[field.name], join + field.name, flat) for field in dataclasses.fields(kind)}
+    )

@@ -1,0 +1,115 @@
+"""One operation of a network, and what it costs. Standard library only."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from models.record import Record, later
+
+OpKind = Literal[
+    "matmul", "conv", "attention", "norm", "activation", "add", "scale", "gather", "move", "reduce", "pool", "table"
+]
+Precision = Literal["fp32", "int8", "fp16"]
+"""Of the networks that vitfit makes."""
+BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Op(Record):
+    """One operation. What the sizes mean depends on the kind:
+
+    matmul, conv: `count` products of (rows x inner) with (inner x cols); conv is written as its im2col product.
+    attention:    `count` = heads x windows; rows queries, cols keys, inner = q/k dim, depth = v dim.
+    norm, activation, add, scale, pool: rows x cols values.
+    gather, move: rows x cols values copied, one by one (some columns of each row) or by whole rows.
+    reduce:       rows tokens in, inner tokens out, cols width.
+    table:        a learned table of rows x cols values that is added to (positions) or joined to (tokens) the input.
+    """
+
+    kind: OpKind
+    name: str
+    rows: int
+    cols: int
+    inner: int = 1
+    depth: int = 0
+    count: int = 1
+    weights: bool = False
+    bias: bool = False
+    precision: str = "fp32"
+    fused: bool = False
+    width_field: Literal["", "inner", "cols"] = ""
+    """Which size is the embedding width, so that cutting the width is arithmetic."""
+    rows_are_tokens: bool = False
+    members: Literal["", "rows", "cols", "inner", "count", "dims"] = later("")
+    """Which size counts the heads (or neurons) of a half that is given by its `parts`; dims: inner and depth."""
+    tokens: tuple[Literal["rows", "cols", "inner"], ...] = later(())
+    """Of such a part: sizes that are given for one token and grow with them; one that is named twice, with their square."""
+    shift: int = later(0)
+    """How many more tokens than the block it sees."""
+
+    def of_tokens(self, tokens: int) -> "Op":
+        """The operation of one token, for so many that the block has."""
+        sizes: dict[str, int] = {}
+        for name in self.tokens:
+            sizes[name] = sizes.get(name, getattr(self, name)) * (tokens + self.shift)
+        return dataclasses.replace(self, **sizes) if sizes else self  # type: ignore[arg-type]
+
+    def of_members(self, members: int) -> "Op":
+        """The operation of one member, for so many."""
+        sizes: dict[str, int] = {name: getattr(self, name) * members for name in self.counted_by}
+        return dataclasses.replace(self, **sizes) if sizes else self  # type: ignore[arg-type]
+
+    @property
+    def counted_by(self) -> tuple[str, ...]:
+        """The sizes that `members` means."""
+        return ("inner", "depth") if self.members == "dims" else (self.members,) if self.members else ()
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per image; only matrix products count, as in the papers."""
+        if self.kind in ("matmul", "conv"):
+            return self.count * self.rows * self.inner * self.cols
+        if self.kind == "attention":
+            return self.count * self.rows * self.cols * (self.inner + self.depth)
+        return 0
+
+    @property
+    def params(self) -> int:
+        if not self.weights:
+            return 0
+        if self.kind in ("matmul", "conv"):
+            return self.count * (self.inner * self.cols + (self.cols if self.bias else 0))
+        if self.kind == "norm":
+            return self.count * self.cols * (2 if self.bias else 1)
+        if self.kind == "table":
+            return self.rows * self.cols
+        return self.cols
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of a file. Beside int8 weights stand a bias and a scale in fp32 for each column."""
+        if self.precision != "int8" or not self.weights:
+            return self.params * BYTES_PER_VALUE[self.precision]
+        return self.count * self.cols * (self.inner + BYTES_PER_VALUE["fp32"] * (2 if self.bias else 1))
+
+    @property
+    def values(self) -> int:
+        """Values written: the work of operations that are not matrix products. For attention, the softmax."""
+        return self.count * self.rows * self.cols
+
+    @property
+    def bytes(self) -> int:
+        """Bytes moved per image when nothing stays in a cache: weights, inputs and outputs once each."""
+        if self.kind in ("matmul", "conv"):
+            moved = self.count * self.rows * (self.inner + self.cols)
+        elif self.kind == "attention":
+            moved = self.count * (self.rows + self.cols) * (self.inner + self.depth)
+        elif self.kind == "reduce":
+            moved = (self.rows + self.inner) * self.cols
+        else:
+            moved = 2 * self.values
+        return (moved + self.params) * BYTES_PER_VALUE[self.precision]
+
+
+def ops_in(ops: tuple[Op, ...], precision: str) -> tuple[Op, ...]:
+    return tuple(dataclasses.replace(op, precision=precision) for op in ops)

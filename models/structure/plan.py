@@ -1,0 +1,135 @@
+"""What stays of a network, member by member. Standard library only.
+
+All indices are those of the original network, so a plan is read beside it and plans compose by inspection.
+`plan.apply_to(structure)` is arithmetic; `models.pruning.prune` does the same to weights, and a test holds the two together.
+"""
+
+import bisect
+import dataclasses
+from dataclasses import dataclass
+
+from models.errors import InvalidRequest
+from models.record import Record
+from models.structure.block import Block
+from models.structure.block_plan import BlockPlan, PlanAxis, apply_block, only_axis, whole_block, with_selector
+from models.structure.op import Op, Precision
+from models.structure.plan_checks import (
+    check_block,
+    check_embed,
+    check_exact,
+    check_fixed,
+    check_in_graph,
+    check_scores,
+)
+from models.structure.structure import Stage, Structure
+
+
+@dataclass(frozen=True)
+class Plan(Record):
+    """embed: the embedding dims that stay, everywhere; empty where the structure's width is fixed: all of them stay.
+    precision: "int8" quantises the linear layers of all blocks, but for those that are `exact`; "fp16" is of everything."""
+
+    embed: tuple[int, ...]
+    blocks: tuple[BlockPlan, ...]
+    precision: Precision = "fp32"
+
+    def apply_to(self, structure: Structure) -> Structure:
+        """The structure of the network that this plan leaves.
+
+        Raises: InvalidRequest when the plan does not fit (unknown member, unequal dims inside a block, no width left).
+        """
+        check(self, structure)
+        return self.shape_of(structure)
+
+    def shape_of(self, structure: Structure) -> Structure:
+        """`apply_to` without its checks: only lengths are read, so a plan of counts can be priced by the thousand."""
+        originals, firsts, kept, tokens = structure.blocks, structure.first_blocks, [], structure.tokens
+        stage, patches = -1, structure.tokens - structure.prefix
+        for plan in self.blocks:
+            original = originals[plan.source]
+            if (now := bisect.bisect(firsts, plan.source)) != stage:
+                stage = now
+                if not structure.stages[stage - 1].follows:
+                    tokens, patches = original.tokens, original.tokens - structure.prefix
+            width = len(self.embed) or original.width
+            block = apply_block(plan, original, width, tokens, structure.prefix, self.precision)
+            if plan.tokens is not None:
+                block = with_selector(block, plan.tokens, original, patches)
+                patches = plan.tokens.kept
+            tokens = block.tokens_out
+            kept.append(block)
+        width = len(self.embed) or structure.width
+        small = dataclasses.replace(
+            structure,
+            stem=tuple(_resize(op, width, structure.tokens) for op in structure.stem),
+            stages=_regroup(structure, self, kept),
+            tail=tuple(_resize(op, width, tokens) for op in structure.tail),
+        )
+        return small.in_precision("fp16") if self.precision == "fp16" else small
+
+    def only(self, axis: PlanAxis, structure: Structure) -> "Plan":
+        """The part of this plan that concerns one axis; everything else as in the original. For accounts per axis."""
+        dense = identity(structure)
+        blocks = []
+        for plan in self.blocks if axis == "blocks" else dense.blocks:
+            mine = next((b for b in self.blocks if b.source == plan.source), None)
+            blocks.append(only_axis(axis, dense.blocks[plan.source], mine))
+        precision: Precision = self.precision if axis == "precision" else "fp32"
+        return Plan(self.embed if axis == "embed" else dense.embed, tuple(blocks), precision)
+
+
+def identity(structure: Structure) -> Plan:
+    """The plan that removes nothing."""
+    embed = () if "embed" in structure.fixed else tuple(range(structure.width))
+    return Plan(embed, tuple(whole_block(i, b) for i, b in enumerate(structure.blocks)))
+
+
+def check(plan: Plan, structure: Structure) -> None:
+    """Raises: InvalidRequest naming the block, the value and what is allowed."""
+    check_embed(plan.embed, structure)
+    if not plan.blocks:
+        raise InvalidRequest("A plan must keep at least one block; this one keeps none")
+    originals, patches = structure.blocks, structure.tokens - structure.prefix
+    firsts, stage = structure.first_blocks, -1
+    free = [stage.free_tokens for stage in structure.stages for _ in stage.blocks]
+    for block in plan.blocks:
+        if not 0 <= block.source < len(originals):
+            raise InvalidRequest(
+                f"Block {block.source} does not exist; the network has blocks 0 to {len(originals) - 1}"
+            )
+        if (now := bisect.bisect(firsts, block.source)) != stage:
+            stage = now
+            if not structure.stages[stage - 1].follows:
+                patches = originals[block.source].tokens - structure.prefix
+        if block.tokens is not None and not free[block.source]:
+            raise InvalidRequest(
+                f"{originals[block.source].name}: its tokens cannot be reduced, a later layer needs their grid. "
+                f"Blocks whose tokens are free: {', '.join(str(i) for i, f in enumerate(free) if f) or 'none'}"
+            )
+        if block.tokens is not None and structure.stages[stage - 1].in_graph:
+            check_in_graph(block.tokens, originals[block.source].name)
+        check_fixed(block, originals[block.source], structure.fixed)
+        check_exact(block, originals[block.source].name, plan.precision)
+        patches = check_block(block, originals[block.source], plan.embed, patches)
+    check_scores(plan.blocks, firsts)
+    sources = [block.source for block in plan.blocks]
+    if sources != sorted(set(sources)):
+        raise InvalidRequest(f"Blocks must keep their order and appear once; got sources {sources}")
+
+
+def _resize(op: Op, width: int, tokens: int) -> Op:
+    if op.width_field == "cols":
+        op = dataclasses.replace(op, cols=width)
+    elif op.width_field == "inner":
+        op = dataclasses.replace(op, inner=width)
+    return dataclasses.replace(op, rows=tokens) if op.rows_are_tokens else op
+
+
+def _regroup(structure: Structure, plan: Plan, blocks: list[Block]) -> tuple[Stage, ...]:
+    by_source = {p.source: b for p, b in zip(plan.blocks, blocks, strict=True)}
+    stages, first = [], 0
+    for stage in structure.stages:
+        members = tuple(by_source[i] for i in range(first, first + len(stage.blocks)) if i in by_source)
+        stages.append(dataclasses.replace(stage, blocks=members))
+        first += len(stage.blocks)
+    return tuple(stages)

@@ -1,0 +1,90 @@
+"""Training in several processes of this machine, one for each GPU (tests: two on the CPU). On the CPU alone there are none."""
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import multiprocessing
+from torch.multiprocessing.spawn import start_processes
+
+from models import throttle as pace
+from models.throttle import Turn
+
+AfterEpoch = Callable[[int, float], None]
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Processes:
+    """cpu: without GPUs, with gloo. port: of loopback, where they meet."""
+
+    count: int
+    cpu: bool
+
+    def accelerator(self, index: int, port: int) -> Accelerator:
+        """In the process of this index."""
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ.update(RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(self.count), **meeting)
+        if self.cpu:
+            return Accelerator(cpu=True)
+        return Accelerator(mixed_precision="bf16" if torch.cuda.is_bf16_supported() else "fp16")
+
+
+def on_gpus() -> Processes | None:
+    """One process for each GPU; None: there is none."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return Processes(gpus, cpu=False) if gpus else None
+
+
+def in_processes(
+    where: Processes, work: Callable[..., None], arguments: tuple[Any, ...], after_epoch: AfterEpoch
+) -> None:
+    """Calls work(*arguments, after_epoch, accelerator) in each process; returns when all have ended.
+
+    after_epoch is called here, with what the main one of them reports; when it raises, all are ended. Raises:
+    ProcessRaisedException with the trace of the first that failed.
+    """
+    here, there = multiprocessing.get_context("spawn").Pipe()
+    threads = max(1, torch.get_num_threads() // where.count)
+    running = start_processes(
+        _begin, (where, _free_port(), threads, pace.current(), there, work, arguments), where.count, join=False,
+        daemon=True, start_method="spawn",
+    )  # fmt: skip
+    try:
+        while not running.join(timeout=0):
+            if here.poll(POLL_S):
+                after_epoch(*here.recv())
+                here.send("go on")
+    finally:
+        for process in running.processes:
+            process.kill()
+
+
+def _begin(
+    index: int, where: Processes, port: int, threads: int, turn: Turn, parent: "Connection[Any, Any]", work: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:  # fmt: skip
+    """One process. The main one takes turns with other work of the machine, and waits for after_epoch to agree."""
+    torch.set_num_threads(threads)
+    accelerator = where.accelerator(index, port)
+
+    def ask(epoch: int, loss: float) -> None:
+        parent.send((epoch, loss))
+        parent.recv()
+
+    with pace.paced(turn if accelerator.is_main_process else nullcontext):
+        work(*arguments, ask, accelerator)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

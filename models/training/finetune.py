@@ -1,0 +1,115 @@
+"""Fine-tuning of a pruned network with distillation from the original; every finished epoch can be resumed from."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.data.dataset import Batch
+from models.errors import InvalidRequest
+from models.networks.network import Network, outputs_of
+from models.training.distributed import AfterEpoch, in_processes, on_gpus
+from models.training.loop import Course, finished_epochs, load_trained, train
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""(images, labels) -> mixed images, class probabilities (n, C), the teacher's logits of them (n, C)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """distill: weight of KL(teacher || student) beside cross-entropy; without labels it is the whole loss."""
+
+    epochs: int
+    learning_rate: float
+    batch: int
+    distill: float
+    seed: int
+    cutmix: float = 0.0
+    """Alpha of CutMix (arXiv 1905.04899); 0: none. It mixes labels too, so there must be some. UP-ViTs: 0.5, distill 0.2."""
+
+    @property
+    def course(self) -> Course:
+        return Course(self.epochs, self.batch, self.seed)
+
+
+def finetune(
+    network: Network, teacher: Network, data: Batch, recipe: Recipe, checkpoint: Path,
+    after_epoch: Callable[[int, float], None],
+) -> Network:  # fmt: skip
+    """A trained copy of `network`. after_epoch(epoch, mean loss) may raise to stop; the checkpoint then stays.
+
+    The order of images in an epoch, and how they are mixed, depend on the seed and the epoch alone, so a resumed training
+    is the same training. Where the machine has GPUs, each has a process, and they share every batch; the mean over a batch
+    is the same, its sums are not to the last bit. Raises: InvalidRequest for CutMix without labels.
+    """
+    check_cutmix(recipe.cutmix, labelled=data.labels is not None)
+    student = network.with_module(copy.deepcopy(network.module))
+    where, what = on_gpus(), (student.module, teacher.module, data, recipe, checkpoint)
+    if where is None:
+        train_to_answer(*what, after_epoch, Accelerator(cpu=True))
+        return student
+    if finished_epochs(checkpoint) < recipe.epochs:
+        in_processes(where, train_to_answer, what, after_epoch)
+    load_trained(checkpoint, student.module)
+    return student
+
+
+def train_to_answer(
+    student: nn.Module, teacher: nn.Module, data: Batch, recipe: Recipe, checkpoint: Path, after_epoch: AfterEpoch,
+    accelerator: Accelerator,
+) -> None:  # fmt: skip
+    """Trains `student` in place, in each of the accelerator's processes."""
+    teacher.to(accelerator.device)
+    optimizer = create_optimizer_v2(student, opt="adamw", lr=recipe.learning_rate, weight_decay=0.01)
+    targets = outputs_of(teacher, data.images)
+    mix = mixing(teacher, targets.shape[1], recipe.cutmix) if recipe.cutmix else None
+
+    def loss(module: nn.Module, rows: Tensor, _progress: float) -> Tensor:
+        images, wanted, labels = (
+            None if of is None else of[rows].to(accelerator.device) for of in (data.images, targets, data.labels)
+        )
+        assert images is not None and wanted is not None
+        if mix is not None and labels is not None:
+            images, labels, wanted = mix(images, labels)
+        return distillation_loss(module(images), wanted, labels, recipe.distill)
+
+    train(student, optimizer, len(data.images), recipe.course, loss, checkpoint, after_epoch, accelerator)
+
+
+def check_cutmix(cutmix: float, labelled: bool) -> None:
+    """Raises: InvalidRequest."""
+    if cutmix and not labelled:
+        raise InvalidRequest(f"CutMix (alpha {cutmix:g}) mixes labels; these data have none. Set finetune.cutmix to 0.")
+
+
+def mixing(teacher: nn.Module, classes: int, alpha: float) -> Mix:
+    """CutMix: mixed images, their class probabilities, and what the teacher says of them. Draws as the epoch is seeded."""
+    mixup = Mixup(0.0, alpha, label_smoothing=0.0, num_classes=classes)  # type: ignore[no-untyped-call]
+
+    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        even = len(images) - len(images) % 2  # image i is mixed with image n - i: of an odd number one stays whole
+        whole, certain = images[even:], functional.one_hot(labels[even:], classes).to(images)
+        if even:
+            mixed, shares = mixup(images[:even].clone(), labels[:even])
+            images, certain = torch.cat([mixed, whole]), torch.cat([shares.to(images), certain])
+        return images, certain, outputs_of(teacher, images).clone()
+
+    return mix
+
+
+def distillation_loss(outputs: Tensor, targets: Tensor, labels: Tensor | None, distill: float) -> Tensor:
+    """Cross-entropy + distill * KL(teacher || student), both means over images; temperature 1. Logits (n, C); labels (n,),
+    or probabilities (n, C) of mixed images."""
+    divergence = functional.kl_div(
+        functional.log_softmax(outputs, 1), functional.log_softmax(targets, 1), reduction="batchmean", log_target=True
+    )
+    if labels is None:
+        return divergence
+    return functional.cross_entropy(outputs, labels) + distill * divergence

@@ -1,0 +1,135 @@
+"""Epochs over images with warm-up and cosine, each stored when it ends; what is minimised is the caller's."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from models import throttle as pace
+
+WARMUP_SHARE = 0.05
+MAX_NORM = 1.0
+"""Of the gradient of one step."""
+
+
+OTHER_PROCESS = 15485863
+"""Between the seeds of the processes of one training."""
+
+Loss = Callable[[nn.Module, Tensor, float], Tensor]
+"""(module, rows of the images, progress in [0, 1) over the whole training) -> the loss, a mean over these images."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """How often the images are seen, how many at a time, and the seed of their order."""
+
+    epochs: int
+    batch: int
+    seed: int
+
+
+def train(
+    module: nn.Module, optimizer: torch.optim.Optimizer, images: int, course: Course, loss: Loss,
+    checkpoint: Path, after_epoch: Callable[[int, float], None], accelerator: Accelerator | None = None,
+) -> None:  # fmt: skip
+    """Trains `module` in place. after_epoch(epoch, mean loss) may raise to stop; the checkpoint
+    then stays, and the next call goes on behind it. Each group of the optimizer brings its highest learning rate.
+
+    The order of images in an epoch depends on the seed and the epoch alone, so a resumed training is the same training.
+    accelerator: where, and in how many processes, of which each calls this; None: here, on the CPU.
+    """
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    accelerator = accelerator or Accelerator(cpu=True)
+    prepared, optimizer = accelerator.prepare(module, optimizer)
+    try:
+        for epoch in range(_resume(checkpoint, module, optimizer), course.epochs):
+            mean = _train_epoch(accelerator, prepared, optimizer, rates, images, course, loss, epoch)
+            if accelerator.is_main_process:
+                _save(checkpoint, module, optimizer, epoch + 1)
+                after_epoch(epoch + 1, mean)
+    finally:
+        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+        accelerator.free_memory()
+    module.eval()
+
+
+def _train_epoch(
+    accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer, rates: list[float], images: int,
+    course: Course, loss: Loss, epoch: int,
+) -> float:  # fmt: skip
+    """The mean loss over the images. Processes share each batch."""
+    module.train()
+    seed = course.seed * 10007 + epoch
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+    torch.manual_seed(seed + OTHER_PROCESS * accelerator.process_index)
+    np.random.seed((seed + OTHER_PROCESS * accelerator.process_index) % 2**32)  # timm's CutMix draws from numpy's
+    steps = math.ceil(images / course.batch)
+    total = 0.0
+    for step, batch in enumerate(order.split(course.batch)):
+        progress = (epoch + step / steps) / course.epochs
+        _set_learning_rates(optimizer, rates, progress)
+        rows, weight = _own(batch, accelerator)
+        with pace.step():
+            accelerator.wait_for_everyone()  # only the main process takes turns with other work of the machine
+            found = loss(module, rows, progress)
+            optimizer.zero_grad()
+            accelerator.backward(found * weight)
+            accelerator.clip_grad_norm_(module.parameters(), MAX_NORM)
+            optimizer.step()
+        total += float(found.detach()) * len(batch) * weight
+    return (
+        float(accelerator.reduce(torch.tensor(total, dtype=torch.float64, device=accelerator.device), "mean")) / images
+    )
+
+
+def _own(batch: Tensor, accelerator: Accelerator) -> tuple[Tensor, float]:
+    """This process's rows, and the weight of their mean: the mean over processes is then that over the whole batch."""
+    processes = accelerator.num_processes
+    if len(batch) < processes:
+        return batch, 1.0
+    rows = batch[accelerator.process_index :: processes]
+    return rows, len(rows) * processes / len(batch)
+
+
+def _set_learning_rates(optimizer: torch.optim.Optimizer, rates: list[float], progress: float) -> None:
+    """Linear warm-up, then a half cosine to zero. progress in [0, 1) over the whole training."""
+    if progress < WARMUP_SHARE:
+        share = (progress + 1e-3) / WARMUP_SHARE
+    else:
+        share = 0.5 * (1 + math.cos(math.pi * (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * min(share, 1.0)
+
+
+def _resume(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Epochs that are done already; loads them."""
+    if not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["epochs"])
+
+
+def finished_epochs(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["epochs"]) if checkpoint.exists() else 0
+
+
+def load_trained(checkpoint: Path, module: nn.Module) -> None:
+    """The weights that another process has trained."""
+    module.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["module"])
+    module.eval()
+
+
+def _save(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
+    beside = checkpoint.with_suffix(".part")
+    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs}
+    with beside.open("wb") as file:  # given a path, torch would end the process on a full disk
+        torch.save(state, file)
+    os.replace(beside, checkpoint)

@@ -1,0 +1,121 @@
+"""Training of token selectors (SPViT, arXiv 2112.13890, sections 3.3 and 4; the masks of DynamicViT, arXiv 2106.02034).
+
+    loss = CE(labels) + 2/3 sum over stages (mean share kept - rho)^2 + 0.5 KL(teacher || student) + 0.5 MSE(last features)
+
+Without labels the CE term is missing. Tokens are masked, not removed, so that gradients reach the choice. Selectors come
+into use from the last stage to the first; the backbone is frozen at first and then learns at 1 % of the selectors' rate.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.data.dataset import Batch
+from models.networks.network import Network
+from models.networks.torch_network import TorchNetwork, of_known_family
+from models.training.finetune import Recipe, distillation_loss
+from models.training.loop import train
+from models.training.masked_blocks import MaskedBlocks, choose_by_gumbel, mask_tokens, selectors_of, unmask_tokens
+
+KEEP_WEIGHT, DISTILL_WEIGHT, FEATURE_WEIGHT = 2 / 3, 0.5, 0.5
+BACKBONE_SHARE = 0.01
+FROZEN = 1 / 6
+"""Share of the training with a frozen backbone: 5 of 30 epochs."""
+INSERTED = 0.3
+"""All selectors are in use after less than this share of the training."""
+
+
+def train_selectors(
+    network: Network, teacher: Network, data: Batch, recipe: Recipe, checkpoint: Path,
+    after_epoch: Callable[[int, float], None], frozen: float = FROZEN,
+) -> TorchNetwork:  # fmt: skip
+    """A copy of `network`, whose plan has selectors, with these trained (and, after `frozen`, the backbone a little).
+
+    recipe.learning_rate: of the selectors; recipe.distill: times the paper's weight of the KL term. The rho of a stage is
+    the share of the patch tokens that its plan keeps. Epochs resume as in `finetune`.
+    Raises: InvalidRequest when a reduction has no selector.
+    """
+    known, teacher = (of_known_family(one, "training of token selectors") for one in (network, teacher))
+    student = known.with_module(copy.deepcopy(known.module))
+    reductions = student.reductions()
+    targets = [reduction.kept / reductions[0].patches for reduction in reductions]
+    masked = mask_tokens(student, choose_by_gumbel)
+    learnt = {id(parameter) for selector in selectors_of(student.module) for parameter in selector.parameters()}
+    own, backbone = _halves(student.module, learnt)
+    rates = (recipe.learning_rate, BACKBONE_SHARE * recipe.learning_rate)
+    groups = [{"params": part, "lr": rate} for part, rate in zip((own, backbone), rates, strict=True)]
+    optimizer = create_optimizer_v2(groups, opt="adamw", lr=recipe.learning_rate, weight_decay=0.01)
+    columns = torch.tensor(network.plan.embed) if network.plan is not None else None
+
+    def loss_of(module: nn.Module, rows: Tensor, progress: float) -> Tensor:
+        for parameter in backbone:
+            parameter.requires_grad_(progress >= frozen)
+        masked.first = first_in_use(progress, masked.stages)
+        images = data.images[rows]
+        answers, features = teacher_outputs(teacher, images)
+        features = features if columns is None else features[..., columns]
+        outputs = module(images)
+        labels = None if data.labels is None else data.labels[rows]
+        loss = answer_loss(outputs, answers, labels, recipe.distill)
+        loss = loss + KEEP_WEIGHT * keep_loss(masked, targets[masked.first :])
+        return loss + FEATURE_WEIGHT * feature_loss(masked, features)
+
+    train(student.module, optimizer, len(data.images), recipe.course, loss_of, checkpoint, after_epoch)
+    unmask_tokens(student)
+    for parameter in backbone:
+        parameter.requires_grad_(True)
+    return student
+
+
+def _halves(module: nn.Module, learnt: set[int]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [p for p in parameters if id(p) in learnt], [p for p in parameters if id(p) not in learnt]
+
+
+def first_in_use(progress: float, stages: int) -> int:
+    """Stages from this one on are in use: the last one at once, the others one by one."""
+    return max(0, stages - 1 - int(stages * progress / INSERTED))
+
+
+def teacher_outputs(teacher: TorchNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) and the last block's tokens (B, N, D). Not kept between epochs: the tokens of all images are many."""
+    seen: list[Tensor] = []
+    hook = teacher.blocks()[-1].register_forward_hook(lambda _m, _inputs, output: seen.append(output))
+    try:
+        with torch.no_grad():
+            return teacher.module(images), seen[0]
+    finally:
+        hook.remove()
+
+
+def answer_loss(outputs: Tensor, answers: Tensor, labels: Tensor | None, distill: float) -> Tensor:
+    """Logits (B, C). Cross-entropy, where there are labels, and 0.5 * distill * KL(teacher || student)."""
+    divergence = DISTILL_WEIGHT * distill * distillation_loss(outputs, answers, None, 1.0)
+    return divergence if labels is None else functional.cross_entropy(outputs, labels) + divergence
+
+
+def keep_loss(masked: MaskedBlocks, targets: Sequence[float]) -> Tensor:
+    """Sum over the stages in use of (share of the patch tokens kept, mean over images and tokens, - target)^2."""
+    assert masked.masks is not None
+    stages = zip(masked.masks.stages, targets, strict=True)
+    return torch.stack([(kept.mean() - target) ** 2 for kept, target in stages]).sum()
+
+
+def feature_loss(masked: MaskedBlocks, features: Tensor) -> Tensor:
+    """Mean squared distance to the teacher's last tokens, of those that are kept to the end.
+
+    features (B, N, D): of the dense network. Both sides are normalised per token, so that the scale of the residual
+    stream does not matter.
+    """
+    assert masked.masks is not None and masked.masks.tokens is not None
+    kept, prefix = masked.masks.present.detach(), masked.blocks.prefix
+    patches = slice(prefix, prefix + kept.shape[1])
+    width = (features.shape[-1],)
+    mine, theirs = (functional.layer_norm(x[:, patches], width) for x in (masked.masks.tokens, features))
+    distance = ((mine - theirs) ** 2).mean(dim=-1)
+    return (distance * kept).sum() / kept.sum().clamp(min=1)

@@ -1,0 +1,1 @@
+"""The optimisation itself: propose, decode onto the budget, score, repeat."""

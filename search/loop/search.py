@@ -1,0 +1,137 @@
+"""The search: propose a direction, decode it onto the budgets, evaluate, record. Reads as its own description."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from search.budgets import Budgets
+from search.loop.decode import Price, decode
+from search.loop.executor import Evaluate, Executor, Waiting
+from search.loop.objective import BestScore, Objective
+from search.loop.searcher import Proposal, by_expected_improvement
+from search.loop.trial import Score, Trial
+from search.policy import Policy
+from search.spaces.space import Space
+
+START_SHARE = 4
+"""At most one in so many trials is an analytic starting point."""
+START_DEPTH = 0.75
+TRIES, STRIDE = 50, 20
+"""The best proposals are neighbours, which in a small network may all mean known structures: then some of the others."""
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """A policy to be evaluated, and what a trial of it is known by."""
+
+    direction: tuple[float, ...]
+    policy: Policy
+    structure_key: str
+    start: bool
+
+
+@dataclass
+class Search:
+    """What stays the same over a search. `record` must be durable when it returns.
+
+    parallel: so many trials are under way at a time, if `place` has room for them. Trial n is proposed from the scores of
+    the trials up to n - parallel, whoever else is finished, so neither time nor place changes the trials.
+    """
+
+    space: Space
+    budgets: Budgets
+    price: Price
+    place: Executor
+    record: Callable[[Trial], None]
+    seed: int
+    propose: Proposal = by_expected_improvement
+    objective: Objective = field(default_factory=BestScore)
+    parallel: int = 1
+
+    def run(self, done: Sequence[Trial], total: int) -> list[Trial]:
+        """All trials, `done` among them, once there are `total` (or no new policy is left). Recorded in number order.
+
+        Raises: ImpossibleBudget when no policy meets the budgets.
+        """
+        trials: list[Trial] = list(done)
+        begun: deque[tuple[Proposed, Waiting]] = deque()
+        while True:
+            while len(begun) < self.parallel and len(trials) + len(begun) < total:
+                found = self._next([*trials, *(proposed for proposed, _ in begun)], total)
+                if found is None:
+                    total = len(trials) + len(begun)
+                else:
+                    begun.append((found, self.place.begin(found.policy)))
+            if not begun:
+                return trials
+            trials.append(self._finish(len(trials), *begun.popleft()))
+
+    def try_policy(self, number: int, direction: Sequence[float], policy: Policy) -> Trial:
+        """Evaluates and records one policy."""
+        proposed = Proposed(tuple(direction), policy, self.space.sketch(policy).key, False)
+        return self._finish(number, proposed, self.place.begin(policy))
+
+    def _finish(self, number: int, proposed: Proposed, waiting: Waiting) -> Trial:
+        """Waits for the score and records the trial."""
+        costs = [float(cost) for cost in self.price([self.space.sketch(proposed.policy)])[0]]
+        evaluated = waiting()
+        score = evaluated.score
+        labelled = {budget.label: cost for budget, cost in zip(self.budgets.items, costs, strict=True)}
+        value = self.objective.value(score, self.budgets, costs)
+        trial = Trial(
+            number, proposed.direction, proposed.policy, proposed.structure_key, value, score.accuracy, score.agreement,
+            labelled, "predicted", evaluated.seconds, proposed.start, self.objective.allows(score),
+        )  # fmt: skip
+        self.record(trial)
+        return trial
+
+    def rescored(self, trial: Trial, score: Score) -> Trial:
+        """The trial with the score of another evaluation of its policy."""
+        value = self.objective.value(score, self.budgets, list(trial.costs.values()))
+        return dataclasses.replace(
+            trial, score=value, accuracy=score.accuracy, agreement=score.agreement, allowed=self.objective.allows(score)
+        )
+
+    def finalists(self, trials: Sequence[Trial], count: int, evaluate: Evaluate) -> list[Trial]:
+        """The best `count`, best first by a dearer evaluation than the trials had."""
+        return best([self.rescored(trial, evaluate(trial.policy)) for trial in best(trials)[:count]])
+
+    def decoded(self, direction: Sequence[float]) -> Policy:
+        """The largest policy along a direction within what the objective aims at."""
+        aims = self.objective.aims(self.budgets, direction)
+        return decode(self.space, direction[: len(self.space.dimensions)], aims, self.price)
+
+    def _next(self, before: Sequence[Trial | Proposed], total: int) -> Proposed | None:
+        """before: the trials with smaller numbers, finished or not."""
+        seen = {trial.structure_key for trial in before}
+        starts = [s + [START_DEPTH] * self.objective.extra for s in self.space.starts()]
+        starts = starts[: max(1, total // START_SHARE)]
+        for direction in starts[sum(trial.start for trial in before) :]:
+            found = self._decode_to_propose(direction, start=True)
+            if found.structure_key not in seen:
+                return found
+        return self._proposed(before, seen)
+
+    def _proposed(self, before: Sequence[Trial | Proposed], seen: set[str]) -> Proposed | None:
+        """The best proposal whose structure is new. The seed of a proposal depends on its number alone."""
+        points = [trial.direction for trial in before]
+        told = before[: max(0, len(before) + 1 - self.parallel)]
+        scores = [trial.score for trial in told if isinstance(trial, Trial)]
+        seed = self.seed * 100003 + len(before)
+        dimensions = len(self.space.dimensions) + self.objective.extra
+        proposals = self.propose(points, scores, dimensions, seed, self.space.canonical)
+        for direction in proposals[:TRIES] + proposals[TRIES::STRIDE]:
+            found = self._decode_to_propose(direction, start=False)
+            if found.structure_key not in seen:
+                return found
+        return None
+
+    def _decode_to_propose(self, direction: Sequence[float], start: bool) -> Proposed:
+        policy = self.decoded(direction)
+        return Proposed(tuple(direction), policy, self.space.sketch(policy).key, start)
+
+
+def best(trials: Sequence[Trial]) -> list[Trial]:
+    """What is allowed first, then best score first; of equals the earlier."""
+    return sorted(trials, key=lambda trial: (not trial.allowed, -trial.score, trial.number))

@@ -1,0 +1,182 @@
+"""An exact regular shape out of a larger network: UP-ViTs' way to a DeiT-S or DeiT-T (arXiv 2111.15127, section 3.3).
+
+Embedding dims and, in each block, neurons go by score. The dims of neighbouring heads are pooled and the best stay, the
+same row of q, k and v, so that a target's heads x dims come out although the source has more heads of the same size.
+Whole blocks go by the score of their halves when the target has fewer, in each stage by itself (PVTv2-B2 to B1). Where the
+embedding width cannot be cut the target has the source's, stage by stage.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import InvalidRequest
+from models.structure import Attention, BlockPlan, HeadPlan, Op, Plan, Stage, Structure
+
+Array = npt.NDArray[np.float64]
+
+
+class BlockScores(Protocol):
+    """Of one block: attention dims (H, d), neurons (K,), halves (2,); higher means keep."""
+
+    @property
+    def dims(self) -> Array | None: ...
+    @property
+    def neurons(self) -> Array: ...
+    @property
+    def halves(self) -> Array | None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class NoScores:
+    """Every member alike."""
+
+    dims: Array
+    neurons: Array
+    halves: Array
+
+
+def regular_plan(structure: Structure, blocks: Sequence[BlockScores], embed: Array | None, target: Structure) -> Plan:
+    """The plan that leaves exactly the target's shape. embed (D,).
+
+    Raises: InvalidRequest when the target cannot be reached, or when a score that it needs is missing.
+    """
+    check_reachable(structure, target)
+    no_embed = embed is None and "embed" not in structure.fixed
+    if no_embed or any(block.dims is None or block.halves is None for block in blocks):
+        raise InvalidRequest(
+            "A target shape needs scores of embedding dims, attention dims and halves; "
+            "use criterion 'kl', 'kl-exact' or 'taylor'"
+        )
+    return _plan(structure, blocks, embed, target)
+
+
+def check_reachable(structure: Structure, target: Structure) -> None:
+    """Raises: InvalidRequest with every reason why pruning `structure` cannot give exactly `target`."""
+    problems = _beyond_pruning(structure, target) + _too_large(structure, target)
+    if not problems:
+        embed = None if "embed" in structure.fixed else np.zeros(structure.width)
+        left = _plan(structure, _alike(structure), embed, target).apply_to(structure)
+        problems = _differences(left, target)
+    if problems:
+        raise InvalidRequest(
+            f"{structure.name} cannot be pruned to the shape of {target.name}: {'; '.join(problems)}. "
+            "Choose a smaller target of the same design and image size.",
+            target=target.name, reasons=problems,
+        )  # fmt: skip
+
+
+def _plan(structure: Structure, blocks: Sequence[BlockScores], embed: Array | None, target: Structure) -> Plan:
+    worth = np.asarray([0.0 if block.halves is None else float(block.halves.sum()) for block in blocks])
+    sources: list[int] = []
+    for first, stage, wanted in zip(structure.first_blocks, structure.stages, target.stages, strict=True):
+        sources += [first + i for i in best(worth[first : first + len(stage.blocks)], len(wanted.blocks))]
+    plans = []
+    for source, shape in zip(sources, target.blocks, strict=True):
+        scores = blocks[source]
+        assert scores.dims is not None and shape.attention is not None and shape.mlp is not None
+        heads = pooled_heads(scores.dims, shape.attention.heads, shape.attention.v_dim)
+        plans.append(BlockPlan(source, heads, best(scores.neurons, shape.mlp.neurons)))
+    return Plan(() if embed is None else best(embed, target.width), tuple(plans))
+
+
+def best(scores: Array, count: int) -> tuple[int, ...]:
+    """The highest scores' indices, in their order; of equals the first."""
+    return tuple(int(i) for i in np.sort(np.argsort(-scores, kind="stable")[:count]))
+
+
+def pooled_heads(dims: Array, heads: int, dim: int) -> tuple[HeadPlan, ...]:
+    """`heads` heads of `dim` dims, each the best of its share of neighbouring source heads. dims (H, d)."""
+    plans = []
+    for group in np.array_split(np.arange(len(dims)), heads):
+        first = int(group[0]) * dims.shape[1]
+        kept = tuple(first + i for i in best(dims[group].ravel(), dim))
+        plans.append(HeadPlan(kept, kept))
+    return tuple(plans)
+
+
+def _alike(structure: Structure) -> list[NoScores]:
+    scores = []
+    for block in structure.blocks:
+        assert block.attention is not None and block.mlp is not None
+        dims = np.zeros((block.attention.heads, block.attention.v_dim))
+        scores.append(NoScores(dims, np.zeros(block.mlp.neurons), np.zeros(2)))
+    return scores
+
+
+def _beyond_pruning(structure: Structure, target: Structure) -> list[str]:
+    found = []
+    for what, mine, wanted in (
+        ("images", structure.image, target.image),
+        ("classes", structure.classes, target.classes),
+        ("class and register tokens", structure.prefix, target.prefix),
+        ("stages", len(structure.stages), len(target.stages)),
+    ):
+        if mine != wanted:
+            found.append(f"{what}: {mine}, not {wanted}")
+    for shape in (structure, target):
+        if any(block.attention is None or block.mlp is None for block in shape.blocks):
+            found.append(f"{shape.name} has a block without attention or MLP")
+        elif any(a.qk_norm != "none" for a in _attentions(shape)):
+            found.append(f"{shape.name} norms q and k, by weights that its heads share")
+    return found
+
+
+def _too_large(structure: Structure, target: Structure) -> list[str]:
+    """Stage by stage: a network without stages has one."""
+    found: list[str] = []
+    if len(structure.stages) == len(target.stages):
+        for number, pair in enumerate(zip(structure.stages, target.stages, strict=True)):
+            where = f"stage {number} " if len(structure.stages) > 1 else "it "
+            found += [where + problem for problem in _stage_too_large(*pair, "embed" in structure.fixed)]
+    return found
+
+
+def _stage_too_large(stage: Stage, target: Stage, fixed_width: bool) -> list[str]:
+    found: list[str] = []
+    mine, wanted = _attentions(stage), _attentions(target)
+    if not mine or not wanted:
+        return found
+    widths = stage.blocks[0].width, target.blocks[0].width
+    if fixed_width and widths[0] != widths[1]:
+        found.append(
+            f"has {widths[0]} embedding dims, which cannot be cut in this architecture, the target {widths[1]}"
+        )
+    for what, most, needed in (
+        ("embedding dims", *widths),
+        ("blocks", len(stage.blocks), len(target.blocks)),
+        ("heads", min(a.heads for a in mine), max(a.heads for a in wanted)),
+        ("neurons", min(b.mlp.neurons for b in stage.blocks if b.mlp),
+         max(b.mlp.neurons for b in target.blocks if b.mlp)),
+    ):  # fmt: skip
+        if needed > most:
+            found.append(f"has {most} {what}, the target {needed}")
+    pooled = min(a.heads // max(b.heads, 1) * a.v_dim for a in mine for b in wanted)
+    dim = max(a.v_dim for a in wanted)
+    if not found and dim > pooled:
+        found.append(f"pools {pooled} dims of neighbouring heads, the target's heads have {dim}")
+    return found
+
+
+def _attentions(shape: Structure | Stage) -> list[Attention]:
+    return [block.attention for block in shape.blocks if block.attention is not None]
+
+
+def _differences(left: Structure, target: Structure) -> list[str]:
+    """Operations of what would be left that are not the target's, whatever they are called."""
+    mine, wanted = list(left.ops()), list(target.ops())
+    if [op.kind for op in mine] != [op.kind for op in wanted]:
+        return [f"{len(mine)} operations, not {len(wanted)}, or others: the designs differ"]
+    pairs = zip(mine, wanted, strict=True)
+    return [f"{_shown(a)}, not {_shown(b)}" for a, b in pairs if not _same(a, b)][:3]
+
+
+def _same(a: Op, b: Op) -> bool:
+    return dataclasses.replace(a, name="") == dataclasses.replace(b, name="")
+
+
+def _shown(op: Op) -> str:
+    return f"{op.name} {op.count} x {op.rows} x {op.inner} x {op.cols}{' with bias' if op.bias else ''}"

@@ -1,0 +1,114 @@
+"""Bearer tokens: shown once, kept as SHA-256, with scopes. Given out on the machine of the server: `vitfit token create`."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, get_args
+
+from sqlalchemy import select
+
+from models.errors import InvalidRequest
+from service.core.errors import Forbidden, NotFound, Unauthorized
+from service.core.logs import TOKEN_PREFIX
+from service.db.tables import Store, TokenRow, now
+
+Scope = Literal["read", "submit", "agent", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+IMPLIED: dict[str, tuple[Scope, ...]] = {
+    "read": ("read",),
+    "submit": ("read", "submit"),
+    "agent": ("agent",),
+    "admin": ("read", "submit", "agent", "admin"),
+}
+"""What a scope allows."""
+MOST_LETTERS = 200
+
+
+@dataclass(frozen=True)
+class Token:
+    """What may be shown of one."""
+
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    revoked_at: datetime | None
+
+    @property
+    def allows(self) -> frozenset[Scope]:
+        return frozenset(allowed for given in self.scopes for allowed in IMPLIED[given])
+
+    def to_json(self) -> dict[str, Any]:
+        times = {
+            "created_at": self.created_at.isoformat(),
+            "revoked_at": self.revoked_at and self.revoked_at.isoformat(),
+        }
+        return {"id": self.id, "name": self.name, "scopes": list(self.scopes), **times}
+
+
+class Tokens:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def create(self, name: str, scopes: tuple[str, ...]) -> tuple[Token, str]:
+        """The token and its secret, which nobody can see again. Raises: InvalidRequest for an unknown scope."""
+        unknown = sorted(set(scopes) - set(SCOPES))
+        if unknown or not scopes:
+            raise InvalidRequest(
+                f"Scopes are {', '.join(SCOPES)}; got {', '.join(unknown) or 'none'}.",
+                field="scopes",
+                allowed=list(SCOPES),
+            )
+        if not 0 < len(name) <= MOST_LETTERS:
+            raise InvalidRequest(f"A token's name has 1 to {MOST_LETTERS} letters, not {len(name)}.", field="name")
+        secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        row = TokenRow(id=f"tok_{secrets.token_hex(6)}", name=name, digest=_digest(secret), scopes=" ".join(scopes))
+        with self._store.write() as session:
+            session.add(row)
+        return _shown(row), secret
+
+    def all(self) -> list[Token]:
+        with self._store.read() as session:
+            return [_shown(row) for row in session.scalars(select(TokenRow).order_by(TokenRow.created_at))]
+
+    def revoke(self, token_id: str) -> Token:
+        """Of no use from now on. Raises: NotFound."""
+        with self._store.write() as session:
+            row = session.get(TokenRow, token_id, with_for_update=True)
+            if row is None:
+                known = list(session.scalars(select(TokenRow.id)))
+                raise NotFound("token", token_id, known)
+            row.revoked_at = row.revoked_at or now()
+            return _shown(row)
+
+    def require(self, authorization: str | None, scope: Scope) -> Token:
+        """Of an Authorization header. Raises: Unauthorized, Forbidden."""
+        kind, _, secret = (authorization or "").partition(" ")
+        if kind.lower() != "bearer" or not secret:
+            raise Unauthorized(
+                "This address needs a token: send `Authorization: Bearer vft_...`. `vitfit token create` makes one."
+            )
+        with self._store.read() as session:
+            row = session.scalar(select(TokenRow).where(TokenRow.digest == _digest(secret.strip())))
+        if row is None or row.revoked_at is not None:
+            raise Unauthorized(
+                "The token is not known here, or was revoked. `vitfit token list` shows those that are in use."
+            )
+        found = _shown(row)
+        if scope not in found.allows:
+            raise Forbidden(
+                f"Token {found.id} may {', '.join(found.scopes)}; this address needs {scope}.",
+                scopes=list(found.scopes),
+                needed=scope,
+            )
+        return found
+
+
+def _digest(secret: str) -> str:
+    """Secrets are random and long: a plain hash cannot be searched."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _shown(row: TokenRow) -> Token:
+    return Token(row.id, row.name, tuple(row.scopes.split()), row.created_at, row.revoked_at)

@@ -1,0 +1,148 @@
+"""Agents of remote devices, as the web process sees them: they register, ask for work, fetch its files, and answer.
+
+An agent is given ONNX files (and images as .npy) under their SHA-256, nothing else; its samples are checked before a job
+sees them.
+"""
+
+import asyncio
+import json
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from vitfit.agent import PROTOCOL
+
+from latency.devices.devices import AGENT
+from latency.devices.mailbox import Mailbox, Task
+from models.atomic_write import write_whole
+from models.errors import InvalidRequest
+from service.core.errors import Conflict, NotFound
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
+LOOK_S = 0.1
+"""How often a waiting request looks for work."""
+LEAST_MS, MOST_MS = 1e-4, 1e7
+
+
+class AgentRequest(BaseModel):
+    """What an agent says of its device."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "name": "pi-5", "protocol": 1, "version": "0.1.0", "machine": "Cortex-A76", "threads": 4,
+                "runtime": "onnxruntime 1.22.0", "providers": ["CPUExecutionProvider"],
+            }
+        },
+    )  # fmt: skip
+    name: str = Field(max_length=40, description="Lower-case letters, digits and dashes; the device is agent-NAME.")
+    protocol: int = Field(description="Of the agent; the server speaks one.")
+    version: str = Field(max_length=40)
+    machine: str = Field(min_length=1, max_length=200, description="The processor.")
+    threads: int = Field(ge=1, le=1024, description="Cores that the agent may use.")
+    runtime: str = Field(min_length=1, max_length=100)
+    providers: list[str] = Field(min_length=1, max_length=32)
+
+
+class Registered(BaseModel):
+    device: str
+    session: str = Field(description="Goes with every further request; a later registration under the name ends it.")
+
+
+class MeasuringAnswer(BaseModel):
+    """Either samples (by file, round and run of a burst) or why there are none."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"samples_ms": [[[1.0, 1.1]], [[0.6, 0.61]]]}}
+    )
+    samples_ms: list[list[list[float]]] | None = None
+    refused: str | None = Field(None, max_length=1000)
+
+
+class Agents:
+    def __init__(self, folder: Path) -> None:
+        """folder: of the devices that users added."""
+        self._folder = folder
+
+    def register(self, request: AgentRequest) -> Registered:
+        """Makes the device, or takes it over from the agent before.
+
+        Raises: InvalidRequest; Conflict when the name belongs to another machine or the agent speaks another protocol.
+        """
+        if request.protocol != PROTOCOL:
+            raise Conflict(
+                f"This agent ({request.version}) speaks protocol {request.protocol}, the server {PROTOCOL}. "
+                "Install the same version of vitfit on both.", protocol=request.protocol, allowed=[PROTOCOL],
+            )  # fmt: skip
+        if not NAME.fullmatch(request.name):
+            raise InvalidRequest(
+                f"A device's name has lower-case letters, digits and dashes, at most 40, not {request.name!r}.", field="name", value=request.name
+            )  # fmt: skip
+        device = f"{AGENT}-{request.name}"
+        path = self._folder / f"{device}.json"
+        document = {"name": device, "kind": AGENT, **request.model_dump(exclude={"name", "protocol"})}
+        if path.exists():
+            self._require_same(json.loads(path.read_text()), document)
+        write_whole(path, json.dumps(document, indent=1))
+        return Registered(device=device, session=Mailbox(path.with_suffix("")).open_session())
+
+    def _require_same(self, known: dict[str, Any], now: dict[str, Any]) -> None:
+        """Stored latencies name the device: it must stay what it was."""
+        for field in ("machine", "runtime"):
+            if known[field] != now[field]:
+                raise Conflict(
+                    f"{known['name']} is known with {field} {known[field]!r}, this agent has {now[field]!r}. Use another name, or "
+                    f"forget the device first: vitfit delete-device {known['name']}.", field=field, known=known[field],
+                )  # fmt: skip
+
+    def mailbox(self, device: str, session: str) -> Mailbox:
+        """Raises: NotFound; Conflict when another agent has registered since."""
+        known = [path.stem for path in self._folder.glob(f"{AGENT}-*.json")]
+        if device not in known:
+            raise NotFound("agent", device, known)
+        mailbox = Mailbox(self._folder / device)
+        if not mailbox.is_open(session):
+            raise Conflict(
+                f"Another agent has registered as {device}; this one's session is over. Start it under another name."
+            )
+        mailbox.heard()
+        return mailbox
+
+    async def task(self, mailbox: Mailbox, wait_s: float) -> Task | None:
+        """The oldest task, as soon as there is one; None when there is none within `wait_s`."""
+        end = time.monotonic() + wait_s
+        while (found := await asyncio.to_thread(mailbox.oldest)) is None and time.monotonic() < end:
+            await asyncio.sleep(LOOK_S)
+        return found
+
+    def reply(self, mailbox: Mailbox, task_id: str, answer: MeasuringAnswer) -> None:
+        """Raises: NotFound when nobody waits for it any more; InvalidRequest for samples that cannot be (the job ends on it too)."""
+        task = mailbox.find(task_id)
+        if task is None:
+            raise NotFound("task", task_id, [])
+        if answer.refused is not None or answer.samples_ms is None:
+            mailbox.reply(task_id, {"refused": answer.refused or "the agent gave neither samples nor a reason"})
+            return
+        if wrong := _wrong_samples(task, answer.samples_ms):
+            mailbox.reply(task_id, {"refused": f"the samples of the agent were not taken: {wrong}"})
+            raise InvalidRequest(f"These samples were not taken: {wrong}.", field="samples_ms")
+        mailbox.reply(task_id, {"samples_ms": answer.samples_ms})
+
+
+def _wrong_samples(task: Task, samples: list[list[list[float]]]) -> str | None:
+    files, rounds = len(task.request["files"]), int(task.request["rounds"])
+    if len(samples) != files:
+        return f"{len(samples)} files, {files} were asked for"
+    if len({len(of_file) for of_file in samples}) != 1 or len(samples[0]) < rounds:
+        return f"{min(map(len, samples))} rounds of a file, at least {rounds} of each were asked for"
+    bursts = [burst for of_file in samples for burst in of_file]
+    if not all(bursts):
+        return "a round without runs"
+    if any(len({len(burst) for burst in of_file}) != 1 for of_file in samples):
+        return "rounds of one file with unlike numbers of runs"
+    odd = [value for burst in bursts for value in burst if not (math.isfinite(value) and LEAST_MS <= value <= MOST_MS)]
+    return f"a run of {odd[0]} ms" if odd else None

@@ -1,0 +1,118 @@
+"""What the routes work with: one object, made when the server starts."""
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Self
+
+from fastapi import Depends, Request
+
+from service.api.access_tokens import Tokens
+from service.api.agents import Agents
+from service.api.submission import Submissions
+from service.core.data_folder import DataFolder
+from service.core.retry import patiently
+from service.core.settings import Settings
+from service.db.migrate import upgrade
+from service.db.tables import Store
+from service.jobs.cluster_runner import ClusterRunner
+from service.jobs.engine import Catalog, catalog, validate_command
+from service.jobs.job_store import Jobs
+from service.jobs.leases import Leases
+from service.jobs.runner import Runner
+from service.jobs.validator import Validator
+from service.library.library import Library
+from service.library.retention import Retention
+from service.library.user_devices import DeviceShelf
+from service.storage.base import Storage
+from service.storage.open_storage import open_storage
+
+
+def server_version() -> str:
+    """Of the installed distribution; "0" in a bare checkout."""
+    try:
+        return version("vitfit-server")
+    except PackageNotFoundError:
+        return "0"
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of a running server."""
+
+    settings: Settings
+    folder: DataFolder
+    store: Store
+    storage: Storage
+    jobs: Jobs
+    library: Library
+    catalog: Catalog
+    devices: DeviceShelf
+    tokens: Tokens
+    agents: Agents
+    validator: Validator
+    submissions: Submissions
+    retention: Retention
+    runner: Runner
+
+    @classmethod
+    def open(cls, settings: Settings, validator: Validator | None = None) -> Self:
+        """Make or upgrade what is kept. Raises: OSError when the data folder cannot be written; NewerData, DatabaseUnusable,
+        StorageUnusable, Away."""
+        folder = DataFolder(settings.data)
+        folder.create()
+        folder.sweep()
+        store = Store(settings.database)
+        patiently(lambda: upgrade(store), settings.patience_s)
+        storage = open_storage(settings)
+        patiently(storage.check, settings.patience_s)
+        jobs, library, engine = Jobs(store, settings.most_unfinished), Library(store, storage), catalog(settings.engine)
+        shelf = DeviceShelf(store, folder.devices, folder.tables, engine.devices)
+        offered = Catalog(engine.devices if settings.ray_jobs else shelf.all, engine.methods)
+        if validator is None:
+            validator = Validator(validate_command(settings.engine), environment=settings.worker_environment())
+        submissions = Submissions(settings, jobs, library, offered, validator)
+        retention = Retention(
+            store, folder, storage, settings.keep_days, settings.quota_bytes, settings.keep_free_bytes
+        )
+        runner = (ClusterRunner if settings.ray_jobs else Runner)(
+            settings,
+            folder,
+            storage,
+            retention,
+            Leases(store, settings.lease_s, settings.max_crashes, settings.most_running),
+        )
+        tokens, agents = Tokens(store), Agents(folder.devices)
+        return cls(
+            settings,
+            folder,
+            store,
+            storage,
+            jobs,
+            library,
+            offered,
+            shelf,
+            tokens,
+            agents,
+            validator,
+            submissions,
+            retention,
+            runner,
+        )
+
+    def start(self) -> None:
+        """Begin to run jobs, unfinished ones of an earlier server included."""
+        self.runner.start()
+
+    def close(self) -> None:
+        """Stop the workers (their jobs go on at the next start) and let go of the database."""
+        self.runner.stop()
+        self.store.close()
+
+
+async def _of(request: Request) -> Service:
+    """Not a plain function: those wait for a thread."""
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceOf = Annotated[Service, Depends(_of)]

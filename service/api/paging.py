@@ -1,0 +1,110 @@
+"""Lists in pages: `page_size`, and an opaque `page_token` that continues after the last item of the page before.
+
+A page continues from values, not from a count, so rows that are added or deleted meanwhile neither repeat nor skip others.
+"""
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Query
+from sqlalchemy import ColumnElement, literal, select, tuple_
+
+from service.api.identity import Caller
+from service.core.errors import BadPageToken
+from service.db.tables import DatasetRow, JobRow, ModelRow, Store, TrialRow, UtcDateTime
+
+MAX_PAGE_SIZE = 500
+MAX_NUMBER = 2**31 - 1
+R = TypeVar("R", ModelRow, DatasetRow, JobRow)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Which part of a list is wanted."""
+
+    size: int
+    token: str | None
+
+    def start(self, listing: str) -> list[Any] | None:
+        """Where the page before ended; None for the first page. Raises: BadPageToken unless `listing` gave the token."""
+        if self.token is None:
+            return None
+        try:
+            found, *after = json.loads(base64.urlsafe_b64decode(self.token.encode()))
+        except (ValueError, TypeError, binascii.Error):
+            raise _bad_token() from None
+        if found != listing or not after:
+            raise _bad_token()
+        return list(after)
+
+
+def _bad_token() -> BadPageToken:
+    return BadPageToken(
+        "This page_token does not belong to this list. Take next_page_token from the page before, with the same filter, "
+        "or leave it out to start again."
+    )
+
+
+def mine(kind: type[R], caller: Caller) -> list[ColumnElement[bool]]:
+    """The condition that keeps other people's rows out of a list."""
+    return [] if caller.sees is None else [kind.owner == caller.sees]
+
+
+def _token(listing: str, *after: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps([listing, *after]).encode()).decode()
+
+
+def _page(
+    page_size: Annotated[
+        int, Query(ge=1, description=f"Items per page; more than {MAX_PAGE_SIZE} gives so many.")
+    ] = 50,
+    page_token: Annotated[str | None, Query(max_length=500, description="next_page_token of the page before.")] = None,
+) -> Page:
+    return Page(min(page_size, MAX_PAGE_SIZE), page_token)
+
+
+PageQuery = Annotated[Page, Depends(_page)]
+
+
+def newest_first(
+    store: Store, kind: type[R], page: Page, listing: str, *where: ColumnElement[bool]
+) -> tuple[list[R], str | None]:
+    """A page of rows and the token of the next one. Raises: BadPageToken."""
+    query = select(kind).where(*where).order_by(kind.created_at.desc(), kind.id.desc()).limit(page.size + 1)
+    after = page.start(listing)
+    if after is not None:
+        time, item_id = _time_and_id(after)
+        query = query.where(tuple_(kind.created_at, kind.id) < tuple_(literal(time, UtcDateTime()), literal(item_id)))
+    with store.read() as session:
+        rows = list(session.scalars(query))
+    more = len(rows) > page.size
+    rows = rows[: page.size]
+    return rows, _token(listing, rows[-1].created_at.isoformat(), rows[-1].id) if more else None
+
+
+def _time_and_id(after: list[Any]) -> tuple[datetime, str]:
+    try:
+        time, item_id = after
+        return datetime.fromisoformat(time), str(item_id)
+    except (ValueError, TypeError):
+        raise _bad_token() from None
+
+
+def trials_in_order(store: Store, job_id: str, page: Page) -> tuple[list[dict[str, Any]], str | None]:
+    """A page of a job's trials by number, and the token of the next one. Raises: BadPageToken."""
+    listing = f"trials of {job_id}"
+    query = select(TrialRow).where(TrialRow.job_id == job_id).order_by(TrialRow.number).limit(page.size + 1)
+    after = page.start(listing)
+    if after is not None:
+        if not isinstance(after[0], int) or after[0] > MAX_NUMBER:
+            raise _bad_token()
+        query = query.where(TrialRow.number > after[0])
+    with store.read() as session:
+        rows = list(session.scalars(query))
+    more = len(rows) > page.size
+    rows = rows[: page.size]
+    return [row.body for row in rows], _token(listing, rows[-1].number) if more else None

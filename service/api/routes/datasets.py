@@ -1,0 +1,114 @@
+"""/v1/datasets: uploaded archives, or folders that the operator allows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from models.errors import InvalidRequest
+from service.api.auth import Reader, Submitter
+from service.api.context import Service, ServiceOf
+from service.api.paging import PageQuery, mine, newest_first
+from service.api.routes.bodies import MULTIPART_TYPE, body_of, content_length, media_type, parse
+from service.api.schemas import DatasetPage, DatasetRequest, DatasetView
+from service.core.settings import Settings
+from service.db.tables import DatasetRow
+from service.library.uploads import receive
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+PARTS = {
+    "file": {
+        "type": "string",
+        "contentMediaType": "application/octet-stream",
+        "description": ".npz with `images` (and `labels`, `split`), or a zip or tar of class folders.",
+        "example": "digits.npz",
+    }
+}
+
+
+@router.post("", status_code=201, openapi_extra=body_of(DatasetRequest, PARTS, ["file"]))
+async def create_dataset(request: Request, response: Response, service: ServiceOf, caller: Submitter) -> DatasetView:
+    """Register a data set. It is opened and checked before the answer."""
+    await run_in_threadpool(service.retention.check_room, content_length(request))
+    with service.folder.uploading() as folder:
+        config = await _receive(request, folder, service)
+        (folder / "dataset.json").write_text(json.dumps(config, indent=1))
+        allowed = [str(root) for root in service.settings.allowed_roots]
+        question = {"dataset": str(folder), "allowed": allowed}
+        description = await service.validator.describe(question, service.settings.register_timeout_s)
+        row = await run_in_threadpool(
+            service.library.add, DatasetRow, folder, str(config["filename"]), description, caller.owner
+        )
+    response.headers["Location"] = f"/v1/datasets/{row.id}"
+    return DatasetView.of(row)
+
+
+async def _receive(request: Request, folder: Path, service: Service) -> dict[str, Any]:
+    """The content of dataset.json."""
+    if media_type(request) != MULTIPART_TYPE:
+        path = _allowed_path(parse(DatasetRequest, await request.body()).path, service.settings)
+        return {"source": "path", "path": str(path), "filename": path.name[:200]}
+    arriving = folder / "arriving"
+    upload = await receive(request, "file", [], arriving, service.settings.upload_limit_bytes)
+    if upload.filename is None:
+        raise InvalidRequest("A multipart data set has the part 'file'.", allowed=[*PARTS])
+    source, name = _kind_of(upload.filename)
+    arriving.rename(folder / name)
+    return {"source": source, "path": None, "filename": upload.filename}
+
+
+def _kind_of(filename: str) -> tuple[str, str]:
+    lower = filename.lower()
+    if lower.endswith(".npz"):
+        return "npz", "data.npz"
+    if lower.endswith(".zip"):
+        return "archive", "data.zip"
+    if lower.endswith(TAR_ENDINGS):
+        return "archive", "data.tar"
+    endings = [".npz", ".zip", *TAR_ENDINGS]
+    raise InvalidRequest(
+        f"A data set's name ends with {', '.join(endings)}, not as {filename!r} does.",
+        field="file",
+        value=filename,
+        allowed=endings,
+    )
+
+
+def _allowed_path(text: str, settings: Settings) -> Path:
+    """The folder, links resolved. What is outside the allowed roots is refused without a look at whether it exists."""
+    path = Path(text).resolve() if "\0" not in text else Path()
+    roots = settings.allowed_roots
+    if not any(path.is_relative_to(root) for root in roots):
+        named = ", ".join(map(str, roots)) or "none on this server (its operator sets VITFIT_ALLOWED_ROOTS)"
+        raise InvalidRequest(
+            f"{text!r} is not below an allowed folder. Allowed: {named}.",
+            field="path",
+            value=text,
+            allowed=[str(root) for root in roots],
+        )
+    if not path.is_dir():
+        raise InvalidRequest(f"{text!r} is not a folder on this server.", field="path", value=text)
+    return path
+
+
+@router.get("")
+def list_datasets(service: ServiceOf, caller: Reader, page: PageQuery) -> DatasetPage:
+    """All data sets, newest first."""
+    rows, token = newest_first(service.store, DatasetRow, page, "datasets", *mine(DatasetRow, caller))
+    return DatasetPage(datasets=[DatasetView.of(row) for row in rows], next_page_token=token)
+
+
+@router.get("/{dataset_id}")
+def get_dataset(dataset_id: str, service: ServiceOf, caller: Reader) -> DatasetView:
+    """A data set and its description."""
+    return DatasetView.of(service.library.get(DatasetRow, dataset_id, caller.sees))
+
+
+@router.delete("/{dataset_id}", status_code=204)
+def delete_dataset(dataset_id: str, service: ServiceOf, caller: Submitter) -> None:
+    """Delete a data set (a folder named by its path is left alone); 409 while an unfinished job uses it."""
+    service.library.delete(DatasetRow, dataset_id, caller.sees)

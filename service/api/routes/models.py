@@ -1,0 +1,94 @@
+"""/v1/models: timm architectures with timm's or uploaded weights, ONNX files, Hugging Face folders."""
+
+import json
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from models.errors import InvalidRequest
+from models.loading.model_files import FILE_NAMES
+from service.api.auth import Reader, Submitter
+from service.api.context import Service, ServiceOf
+from service.api.paging import PageQuery, mine, newest_first
+from service.api.routes.bodies import MULTIPART_TYPE, body_of, content_length, media_type, parse
+from service.api.schemas import ModelPage, ModelRequest, ModelView
+from service.db.tables import ModelRow
+from service.library.uploads import receive
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+PARTS = {
+    "config": {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": "#/components/schemas/ModelRequest"},
+        "description": "The same JSON as without a checkpoint.",
+        "example": '{"name": "vit_tiny_patch16_224", "options": {"num_classes": 10}}',
+    },
+    "checkpoint": {
+        "type": "string",
+        "contentMediaType": "application/octet-stream",
+        "description": ".safetensors or .pth of tensors only, for a timm model; .onnx; .zip of an ONNX file with its external data, or "
+        "of a Hugging Face folder.",
+        "example": "weights.safetensors",
+    },
+}
+
+
+@router.post("", status_code=201, openapi_extra=body_of(ModelRequest, PARTS, ["config", "checkpoint"]))
+async def create_model(request: Request, response: Response, service: ServiceOf, caller: Submitter) -> ModelView:
+    """Register a model. It is built and described before the answer; what cannot be pruned is refused here."""
+    await run_in_threadpool(service.retention.check_room, content_length(request))
+    with service.folder.uploading() as folder:
+        config = await _receive(request, folder, service)
+        (folder / "model.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1))
+        description = await service.validator.describe({"model": str(folder)}, service.settings.register_timeout_s)
+        row = await run_in_threadpool(service.library.add, ModelRow, folder, config.name, description, caller.owner)
+    response.headers["Location"] = f"/v1/models/{row.id}"
+    return ModelView.of(row)
+
+
+async def _receive(request: Request, folder: Path, service: Service) -> ModelRequest:
+    if media_type(request) != MULTIPART_TYPE:
+        return parse(ModelRequest, await request.body())
+    arriving = folder / "arriving"
+    upload = await receive(request, "checkpoint", ["config"], arriving, service.settings.upload_limit_bytes)
+    if "config" not in upload.fields or upload.filename is None:
+        raise InvalidRequest(
+            "A multipart model has the parts 'config' (JSON) and 'checkpoint' (file).", allowed=[*PARTS]
+        )
+    config = parse(ModelRequest, upload.fields["config"])
+    arriving.rename(folder / _weights_name(upload.filename))
+    return config.model_copy(update={"pretrained": False})
+
+
+def _weights_name(filename: str) -> str:
+    suffix = Path(filename).suffix.lower()
+    if suffix not in FILE_NAMES:
+        raise InvalidRequest(
+            f"A checkpoint's name ends with {', '.join(FILE_NAMES)}, not as {filename!r} does.",
+            field="checkpoint",
+            value=filename,
+            allowed=list(FILE_NAMES),
+        )
+    return FILE_NAMES[suffix]
+
+
+@router.get("")
+def list_models(service: ServiceOf, caller: Reader, page: PageQuery) -> ModelPage:
+    """All models, newest first."""
+    rows, token = newest_first(service.store, ModelRow, page, "models", *mine(ModelRow, caller))
+    return ModelPage(models=[ModelView.of(row) for row in rows], next_page_token=token)
+
+
+@router.get("/{model_id}")
+def get_model(model_id: str, service: ServiceOf, caller: Reader) -> ModelView:
+    """A model and its description."""
+    return ModelView.of(service.library.get(ModelRow, model_id, caller.sees))
+
+
+@router.delete("/{model_id}", status_code=204)
+def delete_model(model_id: str, service: ServiceOf, caller: Submitter) -> None:
+    """Delete a model and its weights; 409 while an unfinished job uses it."""
+    service.library.delete(ModelRow, model_id, caller.sees)

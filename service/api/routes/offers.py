@@ -1,0 +1,78 @@
+"""/v1/devices, /v1/methods, /livez and /healthz: what this server offers, and whether it works."""
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from latency.devices.devices import PROFILES
+from service.api.auth import Admin, Reader
+from service.api.context import ServiceOf, server_version
+from service.api.schemas import DeviceList, Health, MethodList
+from service.core.errors import NotFound, Unhealthy
+
+router = APIRouter(tags=["server"])
+EXAMPLES: dict[str, Any] = {
+    "a core": {"value": {**json.loads((PROFILES / "generic-mobile.json").read_text()), "name": "user-phone"}}
+}
+
+
+@router.get("/v1/devices")
+def list_devices(service: ServiceOf, _caller: Reader) -> DeviceList:
+    """Where latency is measured (this machine) or predicted (profiles)."""
+    return DeviceList(devices=list(service.catalog.devices()))
+
+
+@router.get("/v1/devices/{name}")
+def get_device(name: str, service: ServiceOf, _caller: Reader) -> dict[str, Any]:
+    """One device."""
+    devices = {str(device["name"]): device for device in service.catalog.devices()}
+    if name not in devices:
+        raise NotFound("device", name, list(devices))
+    return devices[name]
+
+
+@router.post("/v1/devices", status_code=201)
+def create_device(
+    profile: Annotated[dict[str, Any], Body(openapi_examples=EXAMPLES)],
+    response: Response,
+    service: ServiceOf,
+    _caller: Admin,
+) -> dict[str, Any]:
+    """Add a device: a profile as docs/devices.md describes it, with units, source and date. Its name begins with `user-`."""
+    found = service.devices.add(profile)
+    response.headers["Location"] = f"/v1/devices/{found['name']}"
+    return found
+
+
+@router.delete("/v1/devices/{name}", status_code=204)
+def delete_device(name: str, service: ServiceOf, _caller: Admin) -> None:
+    """Forget a device that was added; 409 for one that ships, and while an unfinished job uses it."""
+    service.devices.delete(name)
+
+
+@router.get("/v1/methods")
+def list_methods(service: ServiceOf, _caller: Reader) -> MethodList:
+    """The ways to compress, and the criteria that each can rank by."""
+    return MethodList(methods=list(service.catalog.methods()))
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def metrics(request: Request, _caller: Reader) -> Response:
+    """For Prometheus: requests, jobs by status, trials, free space."""
+    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/livez", status_code=204)
+def live() -> None:
+    """That the server answers at all: a database that is away is not mended by starting it again."""
+
+
+@router.get("/healthz")
+def health(service: ServiceOf) -> Health:
+    """Whether the database answers and jobs are being run."""
+    if not service.runner.alive:
+        raise Unhealthy("The part of the server that runs jobs has stopped. Restart the server.")
+    return Health(status="ok", version=server_version(), jobs=service.jobs.counts(), waits=service.runner.waits)

@@ -1,0 +1,241 @@
+"""The JSON of the REST interface, beside `JobRequest` (service/jobs/job_request.py): what comes in, and what goes out."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
+
+from service.api.artifacts import Artifact
+from service.core.errors import stored_problem
+from service.db.job_states import Status
+from service.db.tables import DatasetRow, JobRow, ModelRow
+from service.jobs.job_request import Strict
+
+JOB_EXAMPLE: dict[str, Any] = {
+    "model": "mdl_5c0f3d6a7b8e9f0a1b2c",
+    "dataset": "dat_0a1b2c3d4e5f60718293",
+    "budgets": [{"metric": "latency_keep", "limit": 0.6, "device": "cpu", "setting": {"threads": 1, "batch": 1}}],
+    "trials": 32,
+    "name": "digits at 60 %",
+}
+
+
+class Problem(BaseModel):
+    """RFC 9457. Beside these members stand the facts of the error."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "example": {
+                "type": "/problems/unknown-name",
+                "title": "Unknown name",
+                "status": 422,
+                "detail": "Unknown device 'cqu'. Known: cpu, generic-fpga, generic-mobile.",
+                "nearest": ["cpu"],
+            }
+        },
+    )
+
+    type: str = Field(description="Stable: /problems/<code>.")
+    title: str
+    status: int
+    detail: str = Field(description="What, which value, what is allowed, what to do next.")
+
+
+Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
+"""`false` is none."""
+
+
+class PreprocessingRequest(Strict):
+    """How a picture becomes the model's input, when it is not as timm says."""
+
+    size: tuple[Whole, Whole, Whole] = Field(description="Channels, height, width.")
+    mean: tuple[Number, ...] = Field(description="For each channel, of pixels in [0, 1].")
+    std: tuple[Number, ...]
+    crop: Number = Field(
+        default=1.0, gt=0, le=1, description="Share of the resized picture that the centre crop keeps."
+    )
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    crop_mode: Literal["center", "squash"] = "center"
+
+
+class ModelRequest(Strict):
+    """A timm model; with multipart the weights come as the part `checkpoint`."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"name": "deit_small_patch16_224", "pretrained": True}})
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=200, description="timm's name of the architecture."
+    )
+    options: dict[str, bool | int | float | str | None] = Field(
+        default_factory=dict, max_length=50, description="Arguments of timm.create_model."
+    )
+    pretrained: StrictBool = Field(default=True, description="Fetch timm's weights (not used with a checkpoint).")
+    preprocessing: PreprocessingRequest | None = Field(default=None, description="As timm says, when left out.")
+    classes: list[str] | None = Field(default=None, max_length=100_000, description="Names of the classes, in order.")
+
+
+class DatasetRequest(Strict):
+    """A folder on the server."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"path": "/data/imagenet/val"}})
+
+    path: str = Field(min_length=1, max_length=4096, description="Below a folder that the operator allows.")
+
+
+class DeliverRequest(Strict):
+    """Which trial to deliver."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"trial": 7}})
+
+    trial: int = Field(ge=0, description="Number of a finished trial of the job.")
+
+
+class ModelView(BaseModel):
+    """A model. `description` has params, macs, image, classes, blocks, heads, width, tokens."""
+
+    id: str
+    name: str
+    description: dict[str, Any]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: ModelRow) -> "ModelView":
+        return cls(id=row.id, name=row.name, description=row.description, created_at=row.created_at)
+
+
+class DatasetView(BaseModel):
+    """A data set. `description` has images, labelled, classes, splits, warnings."""
+
+    id: str
+    name: str
+    description: dict[str, Any]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: DatasetRow) -> "DatasetView":
+        return cls(id=row.id, name=row.name, description=row.description, created_at=row.created_at)
+
+
+class Progress(BaseModel):
+    """How far the search is."""
+
+    trials_done: int
+    trials_total: int
+    best_score: float | None = Field(description="Larger is better.")
+    seconds_left: float | None
+
+
+class JobLinks(BaseModel):
+    """Addresses of what belongs to a job."""
+
+    self: str
+    trials: str
+    artifacts: str
+    cancel: str
+    deliver: str
+
+    @classmethod
+    def of(cls, job_id: str) -> "JobLinks":
+        base = f"/v1/jobs/{job_id}"
+        parts = {name: f"{base}/{name}" for name in ("trials", "artifacts", "cancel", "deliver")}
+        return cls(self=base, **parts)
+
+
+class JobView(BaseModel):
+    """A job. Failures after its creation stand in `error`; the HTTP status of reading it stays 200."""
+
+    id: str
+    name: str | None
+    status: Status
+    stage: str | None
+    progress: Progress
+    attempt: int = Field(description="Times that it was started.")
+    guarantee: Literal["measured", "predicted", "counted", "none"] | None
+    request: dict[str, Any]
+    result: dict[str, Any] | None
+    error: Problem | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    parent: str | None = Field(description="The job whose trial this one delivers.")
+    links: JobLinks
+
+    @classmethod
+    def of(cls, row: JobRow) -> "JobView":
+        same = ("id", "name", "status", "stage", "progress", "attempt", "guarantee", "request", "result")
+        times = ("created_at", "started_at", "finished_at")
+        values = {name: getattr(row, name) for name in (*same, *times)}
+        error = stored_problem(row.error) if row.error else None
+        return cls.model_validate({**values, "error": error, "parent": row.parent_job_id, "links": JobLinks.of(row.id)})
+
+
+class Validated(BaseModel):
+    """Answer to `validate_only=true`."""
+
+    valid: bool | None = Field(description="null: not decided within the time limit.")
+    description: dict[str, Any] | None
+
+
+class ArtifactView(BaseModel):
+    """A finished file."""
+
+    name: str
+    bytes: int
+    sha256: str = Field(description="Hexadecimal.")
+    media_type: str
+    href: str
+
+    @classmethod
+    def of(cls, artifact: Artifact, job_id: str) -> "ArtifactView":
+        name = artifact.name
+        href = f"/v1/jobs/{job_id}/artifacts/{name}"
+        return cls(
+            name=name, bytes=artifact.size_bytes, sha256=artifact.sha256, media_type=artifact.media_type, href=href
+        )
+
+
+class ModelPage(BaseModel):
+    models: list[ModelView]
+    next_page_token: str | None
+
+
+class DatasetPage(BaseModel):
+    datasets: list[DatasetView]
+    next_page_token: str | None
+
+
+class JobPage(BaseModel):
+    jobs: list[JobView]
+    next_page_token: str | None
+
+
+class TrialPage(BaseModel):
+    trials: list[dict[str, Any]] = Field(
+        description="number, policy, structure_key, score, accuracy, agreement, costs, origin, seconds, start"
+    )
+    next_page_token: str | None
+
+
+class ArtifactList(BaseModel):
+    artifacts: list[ArtifactView]
+
+
+class DeviceList(BaseModel):
+    devices: list[dict[str, Any]] = Field(
+        description="name, kind, reachable, threads, precision, description, source of each"
+    )
+
+
+class MethodList(BaseModel):
+    methods: list[dict[str, Any]] = Field(description="name, title, axes, criteria, training of each")
+
+
+class Health(BaseModel):
+    """The server answers, its database too, and jobs are being run."""
+
+    status: Literal["ok"]
+    version: str
+    jobs: dict[str, int] = Field(description="Unfinished jobs by status.")
+    waits: str | None = Field(description="Why queued jobs are not started, when the disk is too full for them.")

@@ -1,0 +1,137 @@
+"""The way of a job from its POST to the queue: names, validation, one job per Idempotency-Key."""
+
+import asyncio
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+from starlette.concurrency import run_in_threadpool
+
+from models.errors import InvalidRequest
+from service.api.identity import Caller
+from service.api.schemas import JobView, Validated
+from service.core import logs
+from service.core.errors import Conflict, KeyReused, ValidationSlow
+from service.core.settings import Settings
+from service.db.tables import DatasetRow, ModelRow
+from service.jobs.engine import Catalog
+from service.jobs.job_request import JobRequest
+from service.jobs.job_store import Jobs, KeyTaken, NewJob
+from service.jobs.validator import Validator
+from service.library.library import Library
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The body of the answer; `replayed` when an earlier request with the same key has made the job."""
+
+    job: dict[str, Any]
+    replayed: bool = False
+
+    @property
+    def job_id(self) -> str:
+        return str(self.job["id"])
+
+
+class Submissions:
+    """Accepts jobs."""
+
+    def __init__(
+        self, settings: Settings, jobs: Jobs, library: Library, catalog: Catalog, validator: Validator
+    ) -> None:
+        self._settings = settings
+        self._jobs = jobs
+        self._library = library
+        self._catalog = catalog
+        self._validator = validator
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def validate(self, request: JobRequest, caller: Caller) -> Validated:
+        """What the engine says of a request; nothing is created. Raises: VitfitError when it is refused."""
+        try:
+            return Validated(valid=True, description=await self._describe(request, caller))
+        except ValidationSlow:
+            return Validated(valid=None, description=None)
+
+    async def submit(self, request: JobRequest, key: str | None, caller: Caller) -> Submitted:
+        """Queue a job. A validation that takes too long is left to the job, whose first stage it is.
+
+        Raises: VitfitError when it is refused; KeyReused.
+        """
+        body = request.model_dump(mode="json")
+        new = NewJob(body, caller.owner, key, _digest(body), request_id=logs.request_id())
+        async with self._one_at_a_time(key):
+            if earlier := await self._replay(new):
+                return earlier
+            with suppress(ValidationSlow):
+                await self._describe(request, caller)
+            return await self._create(new)
+
+    async def deliver(self, job_id: str, trial: int, key: str | None, caller: Caller) -> Submitted:
+        """Queue the delivery of another trial. Raises: NotFound, InvalidRequest, Conflict, KeyReused."""
+        parent = await run_in_threadpool(self._jobs.get, job_id, caller.sees)
+        known = await run_in_threadpool(self._jobs.trial_numbers, job_id)
+        if trial not in known:
+            raise InvalidRequest(
+                f"Job {job_id} has no finished trial {trial}. It has {len(known)}, see /v1/jobs/{job_id}/trials.",
+                field="trial",
+                value=trial,
+            )
+        if parent.model_id is None or (parent.request.get("dataset") and parent.dataset_id is None):
+            raise Conflict("The job's model or data set was deleted; without it nothing more can be delivered.")
+        digest = _digest([parent.request, job_id, trial])
+        new = NewJob(
+            parent.request, caller.owner, key, digest, trials_of=job_id, deliver_trial=trial, request_id=logs.request_id()
+        )  # fmt: skip
+        async with self._one_at_a_time(key):
+            return await self._replay(new) or await self._create(new)
+
+    async def _describe(self, request: JobRequest, caller: Caller) -> dict[str, Any]:
+        await run_in_threadpool(self._catalog.check, request)
+        model = await run_in_threadpool(self._library.path, ModelRow, request.model, caller.sees)
+        dataset = None
+        if request.dataset is not None:
+            dataset = str(await run_in_threadpool(self._library.path, DatasetRow, request.dataset, caller.sees))
+        document = {"job": request.model_dump(mode="json"), "model": str(model), "dataset": dataset}
+        allowed = [str(root) for root in self._settings.allowed_roots]
+        return await self._validator.describe({**document, "allowed": allowed}, self._settings.validate_timeout_s)
+
+    async def _create(self, new: NewJob) -> Submitted:
+        job = JobView.of(new.row()).model_dump(mode="json")
+        try:
+            await run_in_threadpool(self._jobs.create, new, job if new.idempotency_key else None)
+        except KeyTaken:  # another server on the same database was faster
+            if earlier := await self._replay(new):
+                return earlier
+            raise
+        return Submitted(job)
+
+    async def _replay(self, new: NewJob) -> Submitted | None:
+        """The first answer to this key, if there was one. Raises: KeyReused when it was another request's."""
+        if new.idempotency_key is None:
+            return None
+        row = await run_in_threadpool(self._jobs.with_key, new.owner, new.idempotency_key)
+        if row is None or row.first_answer is None:
+            return None
+        if row.request_digest != new.request_digest:
+            raise KeyReused(
+                f"This Idempotency-Key belongs to job {row.id}, whose request was another one. Use a new key.",
+                job=row.id,
+            )
+        return Submitted(row.first_answer, replayed=True)
+
+    def _one_at_a_time(self, key: str | None) -> asyncio.Lock:
+        """Equal requests wait for the first, instead of all being validated. What decides is the unique constraint."""
+        if key is None:
+            return asyncio.Lock()
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        return lock
+
+
+def _digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

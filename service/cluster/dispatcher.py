@@ -1,0 +1,146 @@
+"""Hands queued jobs to a Ray cluster: `python -m service.cluster.dispatcher --data DIR`, which a server keeps alive (service/jobs/cluster_runner.py).
+
+A task for each queued job, as many as nodes have places for. A task claims its job when it has its place (service/cluster/job_task.py), so no
+lease runs while it waits for one. What is lost goes on by the job's lease, as everywhere: Ray itself runs no task again, for two runs
+of one claim could not be told apart.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from models.atomic_write import write_whole
+from service.cluster import node
+from service.cluster.ray_cluster import connected
+from service.core import logs
+from service.core.data_folder import DataFolder, waits_file
+from service.core.errors import Away, ClusterUnavailable
+from service.core.settings import PREFIX, Settings
+from service.db.tables import Store
+from service.jobs.leases import Leases
+from service.jobs.worker import die_with_parent
+
+log = logging.getLogger("vitfit.dispatcher")
+PLACE = "vitfit_jobs"
+"""The resource that a node offers so many of as it may run jobs at a time: ray start --resources '{"vitfit_jobs": 2}'."""
+POLL_S, IDLE_S, GOODBYE_S = 0.2, 2.0, 4.0
+"""IDLE_S: after a task that found nothing to claim, perhaps because its owner has enough running."""
+BUCKET = "AWS_"
+"""Of the server's environment nodes need this too: address and keys of the bucket."""
+
+
+class Dispatcher:
+    def __init__(self, settings: Settings, leases: Leases) -> None:
+        """Raises: ClusterUnavailable."""
+        assert settings.ray is not None
+        self._ray = connected(settings.ray, lambda: None)
+        self._ray.cloudpickle.register_pickle_by_value(node)
+        self._leases, self._most = leases, settings.workers
+        self._environment = environment(settings, self._ray.get_runtime_context().gcs_address)
+        self._task = self._ray.remote(node.job).options(
+            num_cpus=0, resources={PLACE: 1}, max_retries=0, name="vitfit-job"
+        )
+        self._expected, self._running, self._rest_until = node.versions(), list[Any](), float("-inf")
+
+    def step(self) -> str | None:
+        """Look once. The answer: why queued jobs wait, when it is for want of places."""
+        self._collect()
+        queued = self._leases.queued()
+        if not queued:
+            return None
+        if not self._ray.cluster_resources().get(PLACE):
+            return (
+                f"Queued jobs wait: no node of the Ray cluster offers {PLACE}. Start one with ray start --address=HEAD:6379 "
+                f"--resources '{{\"{PLACE}\": 1}}'."
+            )
+        if len(self._running) < self._most and time.monotonic() > self._rest_until:
+            self._running.append(self._task.remote(self._expected, self._environment))
+        return None
+
+    def _collect(self) -> None:
+        """What tasks that have ended say."""
+        done, self._running = (
+            self._ray.wait(self._running, num_returns=len(self._running), timeout=0) if self._running else ([], [])
+        )
+        for reference in done:
+            try:
+                found = self._ray.get(reference)
+            except self._ray.exceptions.RayError as error:
+                log.warning(
+                    "a job was lost with its node or process; its lease brings it back (%s)", type(error).__name__
+                )
+                continue
+            if isinstance(found, list):
+                log.error(
+                    "a node takes no jobs, it has other versions: %s. Install the same on all (requirements.txt)",
+                    ", ".join(found),
+                )
+            if found is not True:
+                self._rest_until = time.monotonic() + IDLE_S
+
+    def stop(self) -> None:
+        """Running jobs are given back to the queue."""
+        for reference in self._running:
+            self._ray.cancel(reference)
+        if self._running:
+            self._ray.wait(self._running, num_returns=len(self._running), timeout=GOODBYE_S)
+
+
+def environment(settings: Settings, cluster: str) -> dict[str, str]:
+    """For a node's process: the server's settings, but for the folder, which is the node's own."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(BUCKET)}
+    found |= settings.worker_environment() | {f"{PREFIX}RAY": cluster}
+    found.pop(f"{PREFIX}DEVICES", None)  # of the server's machine
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="service.cluster.dispatcher", description="Hands queued jobs to a Ray cluster."
+    )
+    parser.add_argument("--data", type=Path, required=True, help="data folder of the server")
+    parser.add_argument("--parent-pipe", type=int, help="file descriptor that closes when the server dies")
+    options = parser.parse_args(arguments)
+    settings = Settings(data=options.data)
+    logs.set_up(settings.log_format)
+    if options.parent_pipe is not None:
+        threading.Thread(target=die_with_parent, args=(options.parent_pipe,), daemon=True).start()
+    stopping = threading.Event()
+    file, store = waits_file(DataFolder(settings.data)), Store(settings.database)
+    try:
+        dispatcher = Dispatcher(settings, Leases(store, settings.lease_s))
+        signal.signal(signal.SIGTERM, lambda *_: stopping.set())  # after Ray has set its own
+        _dispatch(dispatcher, file, stopping)
+        dispatcher.stop()
+    except ClusterUnavailable as error:
+        say(file, f"Queued jobs wait: {error.detail}")
+        sys.exit(1)
+    finally:
+        store.close()
+
+
+def _dispatch(dispatcher: Dispatcher, file: Path, stopping: threading.Event) -> None:
+    while not stopping.wait(POLL_S):
+        try:
+            say(file, dispatcher.step())
+        except Away as away:
+            log.warning("nothing can be handed out: %s", away)
+
+
+def say(file: Path, why: str | None) -> None:
+    """Why queued jobs wait, for the server's /healthz."""
+    if why is None:
+        file.unlink(missing_ok=True)
+    elif not file.exists() or file.read_text() != why:
+        log.error("%s", why)
+        write_whole(file, why)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""A Ray cluster as a place for trials. Ray is imported only when a setting names a cluster.
+
+The job's own process stays where it is and keeps journal and lease; it hands out trials, and what a trial needs travels once
+to each process that runs some. No folder is shared with the nodes.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Any, Self
+
+from models.errors import InvalidRequest
+from search.loop.executor import Evaluate, Evaluated, Waiting
+from search.policy import Policy
+from service.cluster import node
+from service.core.errors import ClusterUnavailable, ClusterUnfit
+from service.jobs.job_request import JobRequest, TrialResources
+
+log = logging.getLogger("vitfit.cluster")
+
+POLL_S, LOOK_S, KNOCK_S = 0.1, 5.0, 5.0
+PATIENCE = "VITFIT_DEVICE_PATIENCE_S"
+"""Environment variable, as for measuring devices: how long a job waits for a cluster, or for a node that it needs."""
+PATIENCE_S = 600.0
+RETRIES = 3
+"""Of a trial that went down with its node or process. What a trial raises is not tried again."""
+Check = Callable[[], None]
+"""Called often; raises when the job is to stop."""
+
+
+def check_resources(request: JobRequest, address: str | None) -> None:
+    """Raises: InvalidRequest for resources of a cluster where there is none."""
+    named = _named(request.trial_resources)
+    if address is None and named.keys() - {"CPU"}:
+        raise InvalidRequest(
+            f"trial_resources names {_shown(named)}, but this server runs trials in the job's own process. Leave gpus and custom "
+            "out, or have the operator name a Ray cluster (VITFIT_RAY).",
+            field="trial_resources",
+        )
+
+
+def cluster_for(request: JobRequest, address: str | None, check: Check) -> "Cluster | None":
+    """Where the job's trials run; None: in its own process. Raises: as `Cluster`; InvalidRequest."""
+    check_resources(request, address)
+    return None if address is None else Cluster(address, request.trial_resources, check)
+
+
+class Cluster:
+    """The connection of a job to its cluster, which has been found fit to run the job's trials."""
+
+    def __init__(self, address: str, resources: TrialResources, check: Check) -> None:
+        """Raises: ClusterUnavailable when it does not answer; ClusterUnfit; what `check` raises."""
+        self._ray = connected(address, check)
+        self._check, self._resources, self._needs = check, resources, _named(resources)
+        self._ray.cloudpickle.register_pickle_by_value(node)
+        self._expected = node.versions()
+        self._check_versions(self._require_room())
+
+    def place(self, evaluate: Evaluate) -> "ClusterExecutor":
+        """evaluate: anything that can be pickled; it travels to the nodes."""
+        threads, custom = max(1, round(self._resources.cpus)), self._resources.custom
+        task = self._ray.remote(node.trial).options(
+            num_cpus=self._resources.cpus, num_gpus=self._resources.gpus, resources=custom or None, max_retries=RETRIES,
+            name="vitfit-trial",
+        )  # fmt: skip
+        shared = self._ray.put(evaluate)
+
+        def begin(policy: Policy) -> Any:
+            return task.remote(self._expected, [shared], policy.to_json(), threads)
+
+        return ClusterExecutor(self, begin)
+
+    def result(self, reference: Any) -> Evaluated:
+        """Waits for a trial. Raises: what it raised; ClusterUnavailable when it was lost again and again; what `check` raises."""
+        looked, missing_since = time.monotonic(), None
+        while not self._ray.wait([reference], timeout=POLL_S)[0]:
+            self._check()
+            if time.monotonic() - looked > LOOK_S:
+                looked = time.monotonic()
+                missing_since = None if self._rooms() else self._wait_for_room(missing_since or looked)
+        try:
+            found = self._ray.get(reference)
+        except self._losses as error:
+            raise ClusterUnavailable(
+                f"A trial was lost {RETRIES + 1} times with its process or node ({type(error).__name__}). Often a node's memory is "
+                "too small: give trials more cpus each, so that fewer share a node, or a smaller model or data set."
+            ) from error
+        if isinstance(found, list):
+            raise self._other_versions({"a node that joined later": found})
+        evaluated: Evaluated = found
+        return evaluated
+
+    @property
+    def _losses(self) -> tuple[type[Exception], ...]:
+        """What Ray raises when a node or process went down."""
+        known = self._ray.exceptions
+        return (
+            known.WorkerCrashedError, known.ObjectLostError, known.NodeDiedError, known.OutOfMemoryError,
+            known.TaskUnschedulableError,
+        )  # fmt: skip
+
+    def cancel(self, references: Sequence[Any]) -> None:
+        """Ends trials where they run, or takes them out of the queue."""
+        for reference in references:
+            self._ray.cancel(reference, force=True)
+        if references:
+            self._ray.wait(
+                list(references), num_returns=len(references), timeout=1.0
+            )  # the message must leave before we do
+
+    def _rooms(self) -> list[dict[str, Any]]:
+        """The nodes that could run a trial if they had nothing else to do."""
+        nodes = [found for found in self._ray.nodes() if found["Alive"]]
+        return [found for found in nodes if _fits(self._needs, found["Resources"])]
+
+    def _require_room(self) -> list[dict[str, Any]]:
+        if found := self._rooms():
+            return found
+        nodes = [found for found in self._ray.nodes() if found["Alive"]]
+        have = "; ".join(f"{found['NodeManagerAddress']} has {_shown(found['Resources'])}" for found in nodes)
+        raise ClusterUnfit(
+            f"No node of the cluster can run a trial, which takes {_shown(self._needs)}: {have or 'it has no node'}. "
+            "Change trial_resources, or add a node that has them (ray start --resources).",
+            needs=self._needs,
+        )
+
+    def _wait_for_room(self, since: float) -> float:
+        """A node that was there is gone. Raises: ClusterUnavailable when it stays away."""
+        waited, patience = time.monotonic() - since, _patience_s()
+        log.warning("trials wait for a node with %s: %.0f s of at most %.0f s", _shown(self._needs), waited, patience)
+        if waited > patience:
+            raise ClusterUnavailable(
+                f"The cluster has had no node with {_shown(self._needs)} for {waited:.0f} s. Add one, and post the job again; the "
+                "trials of this one can be delivered.",
+                needs=self._needs,
+            )
+        return since
+
+    def _check_versions(self, nodes: Sequence[dict[str, Any]]) -> None:
+        """Raises: ClusterUnfit naming nodes and packages."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        asked = {}
+        for listed in nodes:
+            strategy = NodeAffinitySchedulingStrategy(listed["NodeID"], soft=False)
+            task = self._ray.remote(node.versions).options(num_cpus=0, scheduling_strategy=strategy)
+            asked[f"{listed['NodeManagerAddress']} ({listed['NodeID'][:8]})"] = task.remote()
+        bad = {}
+        for address, reference in asked.items():
+            while not self._ray.wait([reference], timeout=POLL_S)[0]:
+                self._check()
+            try:
+                found = self._ray.get(reference)
+            except self._losses as error:  # a node that died a moment ago is still listed
+                log.warning("the node %s is gone: %s", address, type(error).__name__)
+                continue
+            if differences := node.differences(self._expected, found):
+                bad[address] = differences
+        if bad:
+            raise self._other_versions(bad)
+
+    def _other_versions(self, bad: Mapping[str, Sequence[str]]) -> ClusterUnfit:
+        shown = "; ".join(f"{address}: {', '.join(differences)}" for address, differences in bad.items())
+        return ClusterUnfit(
+            f"Nodes of the cluster have other versions than this server, and would score differently. {shown}. "
+            "Install the same on all of them (requirements.txt).",
+            nodes={address: list(differences) for address, differences in bad.items()},
+        )
+
+
+class ClusterExecutor:
+    """A `search.loop.executor.Executor`. Leaving it cancels what is still running."""
+
+    def __init__(self, cluster: Cluster, begin: Callable[[Policy], Any]) -> None:
+        self._cluster, self._begin = cluster, begin
+        self._running: list[Any] = []
+
+    def begin(self, policy: Policy) -> Waiting:
+        reference = self._begin(policy)
+        self._running.append(reference)
+
+        def wait() -> Evaluated:
+            found = self._cluster.result(reference)
+            self._running.remove(reference)
+            return found
+
+        return wait
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._cluster.cancel(self._running)
+        self._running = []
+
+
+def connected(address: str, check: Check) -> Any:
+    """The module `ray`, connected. Raises: ClusterUnavailable; what `check` raises."""
+    if find_spec("ray") is None:
+        raise ClusterUnavailable(
+            f"VITFIT_RAY is {address!r}, but Ray is not installed. Run pip install 'vitfit-server[ray]', or unset VITFIT_RAY."
+        )
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    since = time.monotonic()
+    while not ray.is_initialized():
+        check()
+        try:
+            _knock(address)
+            ray.init(address=address, namespace="vitfit", logging_level=logging.WARNING)
+        except (OSError, RuntimeError, ValueError) as error:
+            waited, patience = time.monotonic() - since, _patience_s()
+            log.warning(
+                "the cluster at %s does not answer (%s): %.0f s of at most %.0f s", address, error, waited, patience
+            )
+            if waited > patience:
+                raise ClusterUnavailable(
+                    f"The Ray cluster at {address!r} (VITFIT_RAY) has not answered for {waited:.0f} s: {error}. Start it (ray start), "
+                    "correct the setting, or unset it to run trials in the job's own process."
+                ) from error
+            time.sleep(min(1.0, patience))
+    return ray
+
+
+def _knock(address: str) -> None:
+    """Ray itself would try for minutes. Raises: OSError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), KNOCK_S).close()
+
+
+def _patience_s() -> float:
+    return float(os.environ.get(PATIENCE, PATIENCE_S))
+
+
+def _named(resources: TrialResources) -> dict[str, float]:
+    """By Ray's names."""
+    gpus = {"GPU": resources.gpus} if resources.gpus else {}
+    return {"CPU": resources.cpus, **gpus, **resources.custom}
+
+
+def _fits(needs: Mapping[str, float], has: Mapping[str, float]) -> bool:
+    return all(has.get(name, 0.0) >= amount for name, amount in needs.items())
+
+
+def _shown(resources: Mapping[str, float]) -> str:
+    """CPU, GPU and what was named by people; not Ray's own bookkeeping."""
+    ours = {
+        name: amount for name, amount in resources.items()
+        if not name.startswith(("node:", "accelerator_type:")) and name not in ("memory", "object_store_memory")
+    }  # fmt: skip
+    return ", ".join(f"{name} {amount:g}" for name, amount in sorted(ours.items())) or "nothing"

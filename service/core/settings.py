@@ -1,0 +1,165 @@
+"""What the operator decides: constructor arguments, or environment variables with the prefix VITFIT_."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from service.core.data_folder import DataFolder
+
+PREFIX = "VITFIT_"
+LogFormat = Literal["text", "json"]
+
+
+class Settings(BaseSettings):
+    """Settings of one server. The safe values are the defaults: loopback only, no folder of the machine is readable."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, hide_input_in_errors=True)
+
+    data: Path = Field(default=Path("vitfit-data"), description="Folder for everything that the server keeps.")
+    database_url: SecretStr | None = Field(
+        default=None, description="postgresql://user:password@host/name; unset: a SQLite file in the data folder."
+    )
+    patience_s: float = Field(
+        default=60.0, ge=0, description="How long jobs, and a server that starts, wait for a database that is away."
+    )
+    storage_url: str | None = Field(
+        default=None, pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/[\w.-]+)*/?$",
+        description="s3://bucket/prefix for uploads and finished files; unset: the data folder.",
+    )  # fmt: skip
+    downloads: Literal["stream", "link"] = Field(
+        default="stream",
+        description="link: finished files are fetched from the bucket, by an address that is valid for 15 minutes.",
+    )
+    cache_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Copies of a bucket's files on this machine, at most; unset: as much as the disk has.",
+    )
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on; the default is reachable from this machine only."
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="0 picks a free port.")
+    allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="Folders below which users may name data sets by path; in the environment separated by ':'.",
+    )
+    upload_limit_bytes: int = Field(default=4 * 2**30, ge=1, description="Largest upload, all parts together.")
+    anonymous: bool = Field(
+        default=False, description="Who sends no token may do everything. On loopback only: for one person's machine."
+    )
+    workers: int = Field(
+        default=1, ge=1, le=64, description="Jobs at a time. The others wait while one of them measures."
+    )
+    most_running: int = Field(default=1_000, ge=1, description="Jobs of one person at a time.")
+    most_unfinished: int = Field(
+        default=10_000, ge=1, description="Queued and running jobs of one person; more are refused."
+    )
+    keep_days: float | None = Field(
+        default=None, gt=0, description="Finished jobs are deleted after so long; unset: never."
+    )
+    quota_bytes: int | None = Field(
+        default=None, ge=1, description="The data folder takes nothing new beyond this; unset: as much as the disk has."
+    )
+    keep_free_bytes: int = Field(
+        default=100 * 10**6, ge=0,
+        description="With less free disk nothing new is taken or started: what runs may need it.",
+    )  # fmt: skip
+    requests_per_minute: int = Field(default=6_000, ge=1, description="Of one token, or of one address without token.")
+    lease_s: float = Field(
+        default=30.0, gt=0, description="A worker that has not been heard of for so long has lost its job."
+    )
+    max_crashes: int = Field(
+        default=3, ge=1, description="Worker deaths in a row, without a new trial, that fail the job."
+    )
+    validate_timeout_s: float = Field(default=10.0, gt=0, description="Longest validation inside POST /v1/jobs.")
+    register_timeout_s: float = Field(
+        default=300.0, gt=0, description="Longest validation of an upload; it may fetch weights."
+    )
+    log_format: LogFormat = Field(
+        default="text", description="text: lines for people. json: one object per line, of jobs too."
+    )
+    engine: Literal["pipeline", "fake"] = Field(
+        default="pipeline", description="What runs the jobs; fake is for tests."
+    )
+
+    ray: str | None = Field(
+        default=None,
+        description="Trials run on this Ray cluster: auto (the one that this machine is a node of), or an address.",
+    )
+
+    ray_jobs: bool = Field(
+        default=False,
+        description="Whole jobs run on nodes of the Ray cluster that offer vitfit_jobs, not on this machine.",
+    )
+
+    @model_validator(mode="after")
+    def _nodes_can_reach_everything(self) -> Self:
+        if self.ray_jobs and None in (self.ray, self.database_url, self.storage_url):
+            raise ValueError(
+                "ray_jobs: jobs on other machines need a cluster (VITFIT_RAY), PostgreSQL (VITFIT_DATABASE_URL) and a bucket "
+                "(VITFIT_STORAGE_URL)"
+            )
+        return self
+
+    @field_validator("allowed_roots", mode="before")
+    @classmethod
+    def _split_folders(cls, value: Any) -> Any:
+        return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and _backend(value) != "postgresql":
+            raise ValueError("is not of the form postgresql://user:password@host:5432/name")
+        return value
+
+    @field_validator("data")
+    @classmethod
+    def _make_absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("allowed_roots")
+    @classmethod
+    def _resolve(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(root.expanduser().resolve() for root in value)
+
+    @property
+    def database(self) -> Path | URL:
+        """Where `service.db.tables.Store` finds its rows."""
+        url = self.database_url
+        return DataFolder(self.data).database if url is None else make_url(url.get_secret_value())
+
+    def worker_environment(self) -> dict[str, str]:
+        """The variables that give a process that works on jobs the settings of its server."""
+        roots = os.pathsep.join(map(str, self.allowed_roots))
+        values = {
+            "ENGINE": self.engine,
+            "LEASE_S": str(self.lease_s),
+            "ALLOWED_ROOTS": roots,
+            "LOG_FORMAT": self.log_format,
+            "WORKERS": str(self.workers),
+            "MAX_CRASHES": str(self.max_crashes),
+            "MOST_RUNNING": str(self.most_running),
+        }
+        values["PATIENCE_S"] = str(self.patience_s)
+        if not self.ray_jobs:  # what users added is on this machine only
+            values["DEVICES"] = str(DataFolder(self.data).devices)
+        if self.database_url is not None:
+            values["DATABASE_URL"] = self.database_url.get_secret_value()
+        if self.storage_url is not None:
+            values["STORAGE_URL"] = self.storage_url
+        if self.ray is not None:
+            values["RAY"] = self.ray
+        return {f"{PREFIX}{name}": value for name, value in values.items()}
+
+
+def _backend(url: SecretStr) -> str | None:
+    try:
+        return make_url(url.get_secret_value()).get_backend_name()
+    except ArgumentError:
+        return None

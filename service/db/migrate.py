@@ -1,0 +1,76 @@
+"""Brings the database to this version's tables, once, when a server starts."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from models.errors import VitfitError
+from service.core.errors import DatabaseUnusable
+from service.db.engine import POSTGRESQL, first_line, one_at_a_time
+from service.db.tables import Row, Store
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class NewerData(VitfitError):
+    """The data folder, the database or the storage was written by a newer version."""
+
+    code = "newer-data"
+
+
+MISSING_RIGHTS = text(
+    "SELECT r || ' on ' || t FROM unnest(CAST(:tables AS text[])) t, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) r "
+    "WHERE NOT has_table_privilege(t, r) ORDER BY 1"
+)
+
+
+def upgrade(store: Store) -> None:
+    """Run the missing migrations in one transaction; a second server waits for it and finds nothing to do.
+
+    Raises: NewerData when the database has a revision that this version does not know; DatabaseUnusable when it is missing or
+    lacks a right; DatabaseAway when it does not answer.
+    """
+    try:
+        with store.write() as session:
+            one_at_a_time(session, "schema")
+            _migrate(session)
+            _check_rights(store, session)
+    except DBAPIError as error:
+        raise DatabaseUnusable(
+            f"The database {store.name} cannot be used: {first_line(error)}. It has to exist, and its user has to be allowed to make "
+            "and change tables in it (docs/growing.md)."
+        ) from error  # fmt: skip
+
+
+def _migrate(session: Session) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    connection = session.connection()
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in known:
+        raise NewerData(
+            f"The database has revision {current!r}, which this version of vitfit does not know: "
+            "a newer version wrote it. Start that version, or choose another data folder or database.",
+            revision=current,
+        )
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _check_rights(store: Store, session: Session) -> None:
+    """Now, and not when the first job ends."""
+    if store.engine.dialect.name != POSTGRESQL:
+        return
+    missing = list(session.scalars(MISSING_RIGHTS, {"tables": [table.name for table in Row.metadata.sorted_tables]}))
+    if missing:
+        raise DatabaseUnusable(
+            f"The user of the database {store.name} lacks {', '.join(missing[:4])}. Let the tables' owner grant it, or use his name."
+        )

@@ -1,0 +1,11 @@
+"""Alembic's entry: migrates on the connection that service/db/migrate.py hands over, inside its transaction."""
+
+from alembic import context
+
+from service.db.tables import Row
+
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=Row.metadata, render_as_batch=True
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,276 @@
+"""Jobs as runners and workers see them: claim with a lease, heartbeat, fenced writes, finish, requeue.
+
+Who claims a job gets a lease with a fencing token. Every write names the token; once the job has been requeued or claimed
+again, writes with the old token raise `Fenced`, so a worker that slept past its lease changes nothing.
+
+Whether a lease has run out is never a comparison of dates: each server watches whether it is renewed (service/core/monotonic_time.py).
+`lease_expires_at` is what changes with each renewal, and for people to read.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from models.errors import Canceled, VitfitError
+from service.core.errors import TimeLimitReached, WorkerCrashed
+from service.core.monotonic_time import Stopwatch
+from service.db.engine import clock, one_at_a_time
+from service.db.job_states import LEASED, UNFINISHED, move
+from service.db.tables import JobRow, Store, TrialRow
+from service.jobs.journal import Fenced, JobResult
+
+MOST_RUNNING = 1_000
+START_S = 60.0  # a worker on a busy machine may need long before its first heartbeat
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on a job, until another fence is handed out."""
+
+    job_id: str
+    fence: int
+    request_id: str | None = field(default=None, compare=False)
+    """Of the request that made the job, for the log."""
+
+
+class Leases:
+    """The workers' half of the jobs table."""
+
+    def __init__(
+        self, store: Store, lease_s: float, max_crashes: int = 3, most_running: int = MOST_RUNNING,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        """most_running: of one owner at a time. clock: for who watches others' leases and time limits."""
+        self._store, self._most_running = store, most_running
+        self._lease = timedelta(seconds=lease_s)
+        self._max_crashes = max_crashes
+        self._renewals, self._runs = Stopwatch(clock), Stopwatch(clock)
+
+    def claim(self, owner: str) -> Lease | None:
+        """Take the oldest queued job of the highest priority, of owners who have not enough running; None when there is none."""
+        busy = select(JobRow.owner).where(JobRow.status.in_(LEASED)).group_by(JobRow.owner)
+        queued = select(JobRow).where(
+            JobRow.status == "queued", JobRow.owner.not_in(busy.having(func.count() >= self._most_running))
+        )
+        query = queued.order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id).limit(1)
+        with self._store.read() as session:  # idle servers ask all the time: they hold up nobody who writes
+            if session.scalar(select(JobRow.id).where(JobRow.status == "queued").limit(1)) is None:
+                return None
+        with self._store.write() as session:
+            one_at_a_time(session, "claim")  # how many of an owner run is counted
+            job = session.scalar(query.with_for_update(skip_locked=True))  # one that is being canceled
+            if job is None:
+                return None
+            move(job, "running")
+            job.attempt += 1
+            job.fence += 1
+            job.lease_owner = owner
+            job.lease_expires_at = clock(session) + max(self._lease, timedelta(seconds=START_S))
+            self._renewals.look((job.id, job.fence), job.lease_expires_at)  # what changes from now on is a renewal
+            return Lease(job.id, job.fence, job.request_id)
+
+    def queued(self) -> int:
+        """How many jobs wait for a worker."""
+        with self._store.read() as session:
+            return session.scalar(select(func.count()).where(JobRow.status == "queued")) or 0
+
+    def job(self, lease: Lease) -> JobRow:
+        """The row. Raises: Fenced."""
+        with self._store.read() as session:
+            return _held(session, lease, lock=False)
+
+    def check(self, lease: Lease) -> None:
+        """Raises: Canceled when the user asked for it, Fenced when the lease is lost."""
+        if self.job(lease).status == "canceling":
+            raise Canceled("The job was canceled.")
+
+    def heartbeat(self, lease: Lease) -> None:
+        """Renew the lease. Raises: Fenced."""
+        with self._writing(lease) as (session, job):
+            job.lease_expires_at = clock(session) + self._lease
+
+    def trials(self, job_id: str) -> list[dict[str, Any]]:
+        """Finished trials in the order of their numbers."""
+        with self._store.read() as session:
+            query = select(TrialRow.body).where(TrialRow.job_id == job_id).order_by(TrialRow.number)
+            return list(session.scalars(query))
+
+    def record(self, lease: Lease, trial: dict[str, Any], repeated: bool = False) -> None:
+        """Keep a finished trial. repeated: an earlier call broke off, and may have kept this very trial.
+
+        Raises: Fenced; ValueError when its number is known or a value is not JSON (NaN).
+        """
+        json.dumps(trial, allow_nan=False)
+        try:
+            with self._writing(lease) as (session, _):
+                known = session.get(TrialRow, (lease.job_id, int(trial["number"]))) if repeated else None
+                if known is not None:
+                    if known.body != json.loads(json.dumps(trial)):
+                        raise ValueError(f"trial {trial['number']} was recorded before")
+                    return
+                session.add(TrialRow(job_id=lease.job_id, number=int(trial["number"]), body=trial))
+        except IntegrityError as error:
+            raise ValueError(f"trial {trial['number']} was recorded before") from error
+
+    def stage(self, lease: Lease, name: str) -> None:
+        """Raises: Fenced."""
+        with self._writing(lease) as (_, job):
+            job.stage = name
+
+    def progress(self, lease: Lease, done: int, total: int, best: float | None, seconds_left: float | None) -> None:
+        """Raises: Fenced."""
+        with self._writing(lease) as (_, job):
+            values = {"trials_done": done, "trials_total": total, "best_score": best, "seconds_left": seconds_left}
+            job.progress = _finite(values)
+
+    def succeed(self, lease: Lease, result: JobResult) -> None:
+        """Store the result; a job that was canceled meanwhile stays canceled. Raises: Fenced."""
+        with self._writing(lease) as (_, job):
+            if job.status == "canceling":
+                move(job, "canceled")
+                return
+            job.guarantee = result.guarantee
+            job.result = _finite({**result.summary, "delivered_trial": result.delivered_trial})
+            move(job, "succeeded")
+
+    def fail(self, lease: Lease, error: VitfitError) -> None:
+        """Store why it ended; a job that was canceled meanwhile stays canceled. Raises: Fenced."""
+        with self._writing(lease) as (_, job):
+            _fail(job, error)
+
+    def confirm_cancel(self, lease: Lease) -> None:
+        """The work has stopped, as the user asked. Raises: Fenced."""
+        with self._writing(lease) as (_, job):
+            move(job, "canceled")
+
+    def give_up(self, lease: Lease) -> None:
+        """Requeue a job whose worker was stopped through no fault of the job (or cancel it, if that was asked)."""
+        with self._writing(lease) as (_, job):
+            _requeue(job)
+
+    def crash(self, lease: Lease, how: str, why: VitfitError | None = None) -> None:
+        """Requeue a job whose worker died, or fail it when that happens again and again without a new trial.
+
+        why: what it then fails with; left out: an error that says how the worker died.
+        """
+        with self._writing(lease) as (session, job):
+            self._after_crash(session, job, how, why)
+
+    def expire(self) -> list[Lease]:
+        """Requeue jobs whose lease has run out; the answer names the leases that were lost. Call it about once a second."""
+        with self._store.read() as session:  # whoever only watches holds up nobody
+            jobs = list(session.scalars(select(JobRow).where(JobRow.status.in_(LEASED))))
+        self._renewals.keep({(job.id, job.fence) for job in jobs})
+        silent = [job.id for job in jobs if self._is_silent(job)]
+        if not silent:
+            return []
+        with self._store.write() as session:
+            query = (
+                select(JobRow).where(JobRow.id.in_(silent), JobRow.status.in_(LEASED)).with_for_update(skip_locked=True)
+            )
+            lost = [job for job in session.scalars(query) if self._is_silent(job)]  # whoever writes now is alive
+            for job in lost:
+                self._after_crash(session, job, "was not heard of for longer than its lease")
+            return [Lease(job.id, job.fence, job.request_id) for job in lost]
+
+    def _is_silent(self, job: JobRow) -> bool:
+        since_s, renewals = self._renewals.look((job.id, job.fence), job.lease_expires_at)
+        lease_s = self._lease.total_seconds()
+        return since_s > (lease_s if renewals else max(lease_s, START_S))
+
+    def fail_overdue(self) -> list[str]:
+        """End jobs that have taken longer than their limit; their workers lose their leases. The answer names the jobs."""
+        limited = JobRow.status.in_(UNFINISHED), JobRow.time_limit_s.is_not(None), JobRow.started_at.is_not(None)
+        with self._store.read() as session:
+            jobs = list(session.scalars(select(JobRow).where(*limited)))
+            self._runs.keep({job.id for job in jobs})
+            at = clock(session) if jobs else None
+        overdue = [job.id for job in jobs if at and self._is_overdue(job, at)]
+        if not overdue:
+            return []
+        with self._store.write() as session:
+            query = select(JobRow).where(JobRow.id.in_(overdue), JobRow.status == "running")
+            ended = list(session.scalars(query.with_for_update(skip_locked=True)))
+            for job in ended:
+                _fail(job, TimeLimitReached(
+                    f"The job was not finished {job.time_limit_s:g} s after its first start. Give it a larger time_limit_s, fewer "
+                    "trials or less data; its finished trials can be delivered.", time_limit_s=job.time_limit_s,
+                ))  # fmt: skip
+            return [job.id for job in ended]
+
+    def _is_overdue(self, job: JobRow, at: datetime) -> bool:
+        assert job.time_limit_s is not None and job.started_at is not None
+        before_s = max(0.0, (at - job.started_at).total_seconds())  # under an earlier server: nobody else knows
+        return self._runs.look(job.id, already_s=before_s)[0] > job.time_limit_s
+
+    def take_back(self, is_gone: Callable[[str], bool]) -> list[str]:
+        """Requeue the jobs of servers that are gone, without waiting for their leases; the answer names the jobs."""
+        with self._store.write() as session:
+            query = select(JobRow).where(JobRow.status.in_(LEASED)).order_by(JobRow.id)  # two servers lock in one order
+            jobs = session.scalars(query.with_for_update())
+            orphans = [job for job in jobs if job.lease_owner is None or is_gone(job.lease_owner)]
+            for job in orphans:
+                _requeue(job)
+            return [job.id for job in orphans]
+
+    @contextmanager
+    def _writing(self, lease: Lease) -> Iterator[tuple[Session, JobRow]]:
+        with self._store.write() as session:
+            yield session, _held(session, lease)
+
+    def _after_crash(self, session: Session, job: JobRow, how: str, why: VitfitError | None = None) -> None:
+        trials = session.scalar(select(func.count()).where(TrialRow.job_id == job.id)) or 0
+        job.crashes = 1 if trials > job.crashed_with_trials else job.crashes + 1
+        job.crashed_with_trials = trials
+        if job.crashes >= self._max_crashes:
+            _fail(job, why or _repeated_crash(job, how))
+        else:
+            _requeue(job)
+
+
+def _held(session: Session, lease: Lease, lock: bool = True) -> JobRow:
+    job = session.get(JobRow, lease.job_id, with_for_update=lock)
+    if job is None or job.fence != lease.fence or job.status not in LEASED:
+        raise Fenced(f"Job {lease.job_id} is no longer this worker's (its token {lease.fence} is out of date).")
+    return job
+
+
+def _requeue(job: JobRow) -> None:
+    move(job, "canceled" if job.status == "canceling" else "queued")
+
+
+def _fail(job: JobRow, error: VitfitError) -> None:
+    if job.status == "canceling":
+        move(job, "canceled")
+        return
+    job.error = _finite(error.to_json())
+    move(job, "failed")
+
+
+def _repeated_crash(job: JobRow, how: str) -> WorkerCrashed:
+    return WorkerCrashed(
+        f"The job's process {how}, after {job.crashes} starts in a row without a new finished trial; it is not started "
+        "again. Often the machine's memory is too small: try a smaller model, batch or data set.",
+        attempts=job.attempt,
+        trials=job.crashed_with_trials,
+    )
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null, so that one odd number does not lose a finished job."""
+    if isinstance(value, dict):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

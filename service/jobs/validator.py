@@ -1,0 +1,73 @@
+"""Asks `python -m service.pipeline.validate_job` (or the fake's counterpart) what a model, data set or job is.
+
+It needs torch, so it is a process of its own: one JSON object in, one out, killed when it takes too long.
+"""
+
+import asyncio
+import json
+import logging
+import signal
+from typing import Any
+
+from models.errors import error_from_json
+from service.core.errors import ValidationBroken, ValidationSlow
+from service.core.processes import child_environment, signal_group
+
+log = logging.getLogger("vitfit.service")
+
+
+class Validator:
+    """Runs at most `parallel` validating processes at a time; each holds a model in memory."""
+
+    def __init__(
+        self, command: tuple[str, ...], parallel: int = 2, environment: dict[str, str] | None = None
+    ) -> None:  # fmt: skip
+        self._command, self._environment = command, environment
+        self._slots = asyncio.Semaphore(parallel)
+
+    async def describe(self, document: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """The description, within `timeout_s` seconds, the wait for a free slot included.
+
+        Raises: the VitfitError with which the validation refused; ValidationSlow; ValidationBroken.
+        """
+        try:
+            async with asyncio.timeout(timeout_s), self._slots:
+                answer = await self._ask(document)
+        except TimeoutError:
+            raise ValidationSlow(
+                f"The validation was not ready within {timeout_s:g} s. Try again when the server is less busy.",
+                seconds=timeout_s,
+            ) from None
+        if not answer["ok"]:
+            raise error_from_json(answer["error"])
+        description: dict[str, Any] = answer["description"]
+        return description
+
+    async def _ask(self, document: dict[str, Any]) -> dict[str, Any]:
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            env=child_environment(self._environment),
+        )
+        try:
+            output, complaints = await process.communicate(json.dumps(document).encode())
+        finally:
+            if process.returncode is None:  # too slow, or the server stops
+                signal_group(process.pid, signal.SIGKILL)
+                await asyncio.shield(process.wait())
+        return parsed(output, complaints, process.returncode)
+
+
+def parsed(output: bytes, complaints: bytes, status: int | None) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = json.loads(output)
+        if status == 0 and ("description" if answer["ok"] else "error") in answer:
+            return answer
+    except (ValueError, KeyError, TypeError):
+        pass
+    log.error("the validation ended with status %s:\n%s", status, complaints.decode(errors="replace")[-4000:])
+    hint = " It may not fit into the machine's memory." if status == -signal.SIGKILL else ""
+    raise ValidationBroken(f"The validating process failed (status {status}).{hint} The server's log says more.")

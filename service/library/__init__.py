@@ -1,0 +1,1 @@
+"""What users bring: models, data sets, device profiles; and how long it is kept."""

@@ -1,0 +1,107 @@
+"""How long finished jobs stay, and how much everything together may take."""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from sqlalchemy import delete, select
+
+from service.core import logs
+from service.core.data_folder import DataFolder
+from service.core.disk_space import free_bytes
+from service.core.errors import StorageFull
+from service.core.monotonic_time import SteadyCalendar
+from service.db.job_states import FINISHED, UNFINISHED
+from service.db.tables import DatasetRow, JobRow, ModelRow, Store, now
+from service.library.library import bundle_key
+from service.storage.base import Storage
+
+log = logging.getLogger("vitfit.retention")
+WEIGH_S = 30.0
+"""The folder is measured at most so often."""
+
+
+class Retention:
+    def __init__(
+        self, store: Store, folder: DataFolder, storage: Storage, keep_days: float | None, quota_bytes: int | None,
+        keep_free_bytes: int = 0, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        """None: for ever; as much as the disk has. keep_free_bytes: of the disk, for what runs."""
+        self._store, self._folder, self._storage = store, folder, storage
+        self._keep_days, self._quota = keep_days, quota_bytes
+        self._keep_free = keep_free_bytes
+        self._calendar = SteadyCalendar(now, clock)
+        self._weighed: tuple[float, int] | None = None
+
+    def sweep(self) -> list[str]:
+        """Deletes jobs that ended longer ago than they are kept, and folders of jobs that nobody knows. Names the jobs."""
+        old = [] if self._keep_days is None else self._forget(self._keep_days)
+        for job_id in old:
+            with logs.about(job_id=job_id):
+                log.info("%s was kept for %g days", job_id, self._keep_days)
+        found = {*self._storage.ids("jobs"), *(path.name for path in self._folder.jobs.iterdir())}
+        with self._store.read() as session:  # after them: another server's newest job has its row by then
+            known = set(session.scalars(select(JobRow.id)))
+            busy = session.execute(
+                select(JobRow.model_id, JobRow.dataset_id).where(JobRow.status.in_(UNFINISHED))
+            ).all()
+        for job_id in found - known:
+            self.forget_files(job_id)
+        needed = [(kind, item) for row in busy for kind, item in zip((ModelRow, DatasetRow), row, strict=True) if item]
+        self._storage.trim({bundle_key(kind, item) for kind, item in needed})
+        return old
+
+    def forget_files(self, job_id: str) -> None:
+        """Of a job that has no row any more: what it delivered, and its scratch on this machine."""
+        self._storage.delete(f"jobs/{job_id}")
+        shutil.rmtree(self._folder.job(job_id).root, ignore_errors=True)
+
+    def _forget(self, days: float) -> list[str]:
+        over = JobRow.status.in_(FINISHED), JobRow.finished_at < self._calendar.now() - timedelta(days=days)
+        with self._store.write() as session:
+            found = list(session.scalars(select(JobRow.id).where(*over)))
+            session.execute(delete(JobRow).where(JobRow.id.in_(found)))
+        return found
+
+    def check_room(self, more: int = 0) -> None:
+        """Raises: StorageFull when the data folder is at its quota, or would be with so many bytes more; so for the disk."""
+        self.check_disk(more)
+        if self._quota is None:
+            return
+        used = self._used()
+        if used + more > self._quota:
+            raise StorageFull(
+                f"The server keeps {used:,} bytes of at most {self._quota:,}. Delete jobs, models or data sets that you no longer "
+                "need, or ask the operator.", used_bytes=used, quota_bytes=self._quota,
+            )  # fmt: skip
+
+    def check_disk(self, more: int = 0) -> None:
+        """Raises: StorageFull when the disk has too little for what runs, or would have with so many bytes more."""
+        free = free_bytes(self._folder.root)
+        if free - more < self._keep_free:
+            needed = f", of which this needs {more:,}" if more else ""
+            raise StorageFull(
+                f"The server's disk has {free:,} bytes free{needed}; {self._keep_free:,} stay free for jobs that run. Delete jobs, models "
+                "or data sets that you no longer need, or ask the operator to make room; then try again.",
+                free_bytes=free, keep_free_bytes=self._keep_free, needed_bytes=more,
+            )  # fmt: skip
+
+    def _used(self) -> int:
+        at = time.monotonic()
+        if self._weighed is None or at - self._weighed[0] > WEIGH_S:
+            self._weighed = at, _size(self._folder.root) - _size(self._folder.cache)
+        return self._weighed[1]
+
+
+def _size(folder: os.PathLike[str]) -> int:
+    whole = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                whole += os.lstat(os.path.join(place, name)).st_size
+            except FileNotFoundError:  # deleted meanwhile
+                continue
+    return whole

@@ -1,0 +1,167 @@
+"""Reads multipart uploads as they arrive: the file part goes to disk in pieces and is never in memory as a whole."""
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, BinaryIO
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+
+from models.errors import TooLarge
+from service.core.errors import MalformedUpload
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+FIELD_LIMIT_BYTES = 256 * 1024
+PIECE_BYTES = 2**20
+DRAIN_BYTES = 64 * 2**20
+DRAIN_S = 5.0
+
+
+@dataclass
+class Upload:
+    """What came: text fields, and at most one file with the name that the user gave it."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    filename: str | None = None
+
+
+async def receive(request: Request, file_part: str, text_parts: Collection[str], path: Path, limit: int) -> Upload:
+    """Write the file part of a multipart body to `path` and give the rest. `limit`: bytes of the whole body.
+
+    Raises: TooLarge; MalformedUpload for a body that is not multipart, has unknown parts or ends too early.
+    """
+    form = _Form(file_part, text_parts, path)
+    try:
+        parser = MultipartParser(_boundary(request), form.callbacks())
+        await _feed(request, parser, form, limit)
+    except FormParserError as error:
+        raise MalformedUpload(f"The body is not multipart/form-data as its header says: {error}") from error
+    except ClientDisconnect:
+        raise MalformedUpload("The connection ended before the upload did.") from None
+    finally:
+        form.close()
+    if not form.ended:
+        raise MalformedUpload("The upload ends before its closing boundary: it was cut off. Send it again.")
+    return form.upload
+
+
+def _boundary(request: Request) -> bytes:
+    _, options = parse_options_header(request.headers["content-type"])
+    if not options.get(b"boundary"):
+        raise MalformedUpload("The Content-Type multipart/form-data lacks its boundary.")
+    return options[b"boundary"]
+
+
+async def _feed(request: Request, parser: MultipartParser, form: "_Form", limit: int) -> None:
+    announced = request.headers.get("content-length", "")
+    received = 0
+    if announced.isdigit() and int(announced) > limit:
+        await _refuse(request, limit)
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limit:
+            await _refuse(request, limit)
+        if chunk:
+            parser.write(chunk)
+        if len(form.pending) >= PIECE_BYTES:
+            await run_in_threadpool(form.flush)
+    parser.finalize()
+    await run_in_threadpool(form.flush)
+
+
+async def _refuse(request: Request, limit: int) -> None:
+    """Read on for a moment before the refusal: a client that is still sending may never see the answer otherwise."""
+    until, left = time.monotonic() + DRAIN_S, DRAIN_BYTES
+    if "expect" not in request.headers:  # such a client waits for our word before it sends
+        async for chunk in request.stream():
+            left -= len(chunk)
+            if left < 0 or time.monotonic() > until:
+                break
+    raise TooLarge(f"The upload is larger than {limit} bytes, the limit of this server.", limit_bytes=limit)
+
+
+class _Form:
+    """The parser's callbacks: sorts the parts."""
+
+    def __init__(self, file_part: str, text_parts: Collection[str], path: Path) -> None:
+        self.upload = Upload()
+        self.pending = bytearray()
+        self.ended = False
+        self._file_part, self._text_parts, self._path = file_part, text_parts, path
+        self._file: BinaryIO | None = None
+        self._header = (bytearray(), bytearray())
+        self._disposition = b""
+        self._part = ""
+        self._text = bytearray()
+
+    def callbacks(self) -> "MultipartCallbacks":
+        return {
+            "on_part_begin": self._on_part_begin,
+            "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
+            "on_header_end": self._on_header_end,
+            "on_headers_finished": self._on_headers_finished,
+            "on_part_data": self._on_part_data,
+            "on_part_end": self._on_part_end,
+            "on_end": self._on_end,
+        }
+
+    def flush(self) -> None:
+        """Write what has gathered."""
+        if self.pending and self._file:
+            self._file.write(self.pending)
+        self.pending.clear()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+    def _on_part_begin(self) -> None:
+        self._header = (bytearray(), bytearray())
+        self._disposition = b""
+        self._text.clear()
+
+    def _on_header_end(self) -> None:
+        name, value = (bytes(half) for half in self._header)
+        if name.lower() == b"content-disposition":
+            self._disposition = value
+        self._header = (bytearray(), bytearray())
+
+    def _on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._part = options.get(b"name", b"").decode(errors="replace")
+        if self._part == self._file_part and self._file is None:
+            self.upload.filename = _base_name(options.get(b"filename", b"").decode(errors="replace"))
+            self._file = self._path.open("xb")
+        elif self._part not in self._text_parts or self._part in self.upload.fields:
+            expected = ", ".join([self._file_part, *self._text_parts])
+            raise MalformedUpload(f"Part {self._part[:100]!r} is unknown or comes twice. Parts are: {expected}.")
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._part == self._file_part:
+            self.pending.extend(memoryview(data)[start:end])
+            return
+        self._text.extend(data[start:end])
+        if len(self._text) > FIELD_LIMIT_BYTES:
+            raise TooLarge(
+                f"Part {self._part!r} is larger than {FIELD_LIMIT_BYTES} bytes.", limit_bytes=FIELD_LIMIT_BYTES
+            )
+
+    def _on_part_end(self) -> None:
+        if self._part != self._file_part:
+            self.upload.fields[self._part] = self._text.decode(errors="replace")
+
+    def _on_end(self) -> None:
+        self.ended = True
+
+
+def _base_name(name: str) -> str:
+    """The last part of a name that may be a path of either kind; only ever shown, never used as a path."""
+    return PurePosixPath(name.replace("\\", "/")).name[:200] or "unnamed"

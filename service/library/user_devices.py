@@ -1,0 +1,77 @@
+"""What users add to a server's devices: profiles, one file each, checked before it is kept, never changed after; and devices
+with an agent, which service/api/agents.py writes."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from latency.devices.devices import AGENT, PROFILES, describe_file, describe_profile
+from latency.devices.mailbox import Mailbox
+from latency.devices.profile_schema import parse_profile
+from models.errors import InvalidRequest
+from service.core.errors import Conflict, NotFound, in_use
+from service.db.job_states import UNFINISHED
+from service.db.tables import JobRow, Store
+
+PREFIX = "user-"
+"""Names of users' profiles begin so, and those of ours do not: an update never takes a name away."""
+
+
+class DeviceShelf:
+    def __init__(
+        self, store: Store, folder: Path, tables: Path, offered: Callable[[], Sequence[dict[str, Any]]]
+    ) -> None:
+        """tables: the fitted latency tables. offered: the devices of the engine."""
+        self._store, self._folder, self._tables, self._offered = store, folder, tables, offered
+
+    def all(self) -> list[dict[str, Any]]:
+        """What the engine has, and what users added."""
+        added = [describe_file(path) for path in sorted(self._folder.glob("*.json"))]
+        return [self._with_tables(device) for device in [*self._offered(), *added]]
+
+    def _with_tables(self, device: dict[str, Any]) -> dict[str, Any]:
+        """Measured devices with the names of what was fitted to them, one per network and setting."""
+        if device["kind"] == "profile":
+            return device
+        return {**device, "tables": sorted(path.stem for path in self._tables.glob(f"{device['name']}-*.json"))}
+
+    def add(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Raises: InvalidRequest for what is missing or absurd; Conflict when the name is taken."""
+        profile = parse_profile(document)
+        if not profile.name.startswith(PREFIX):
+            raise InvalidRequest(
+                f"The name of a device that you add begins with {PREFIX!r}, not as {profile.name!r} does.",
+                field="name", value=profile.name,
+            )  # fmt: skip
+        target = self._folder / f"{profile.name}.json"
+        beside = self._folder / f".{profile.name}.{os.getpid()}.part"
+        beside.write_text(profile.model_dump_json(indent=1))
+        try:
+            os.link(beside, target)  # at once, and only if there is none
+        except FileExistsError:
+            raise Conflict(
+                f"There is a device {profile.name!r}. Delete it first, or use another name: results name the device "
+                "that they were made for.", device=profile.name,
+            ) from None  # fmt: skip
+        finally:
+            beside.unlink()
+        return describe_profile(profile.model_dump(mode="json"))
+
+    def delete(self, name: str) -> None:
+        """Raises: NotFound; Conflict for what ships, and while a job that is not finished uses it."""
+        if (PROFILES / f"{name}.json").exists() or name == "cpu":
+            raise Conflict(f"The device {name!r} comes with vitfit and stays.", device=name)
+        path = self._folder / f"{name}.json"
+        if name not in {path.stem for path in self._folder.glob("*.json")}:
+            raise NotFound("device", name, [str(device["name"]) for device in self.all()])
+        with self._store.read() as session:
+            jobs = session.execute(select(JobRow.id, JobRow.request).where(JobRow.status.in_(UNFINISHED)))
+            users = [job for job, request in jobs if any(b["device"] == name for b in request["budgets"])]
+        if users:
+            raise in_use("device", name, users)
+        path.unlink()
+        if name.startswith(f"{AGENT}-"):
+            Mailbox(path.with_suffix("")).delete()

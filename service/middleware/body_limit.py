@@ -1,0 +1,36 @@
+"""Refuses bodies that are too large before anything reads them into memory."""
+
+from typing import Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from models.errors import TooLarge
+from service.core.errors import MalformedUpload
+from service.middleware.problems import answer
+
+LIMIT_BYTES: Final = 2**20
+STREAMED: Final = ("/v1/models", "/v1/datasets")  # their multipart bodies go to disk and have a limit of their own
+
+
+class BodyLimit:
+    """ASGI middleware: bodies that are not streamed to disk are at most `LIMIT_BYTES`, and say so beforehand."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = _objection(scope) if scope["type"] == "http" else None
+        app = answer(error) if error else self._app
+        await app(scope, receive, send)
+
+
+def _objection(scope: Scope) -> TooLarge | MalformedUpload | None:
+    headers = {name.lower(): value for name, value in scope["headers"]}
+    if headers.get(b"content-type", b"").startswith(b"multipart/") and scope["path"] in STREAMED:
+        return None
+    if b"transfer-encoding" in headers:
+        return MalformedUpload("This address takes bodies with a Content-Length only.")
+    length = headers.get(b"content-length", b"0")
+    if length.isdigit() and int(length) > LIMIT_BYTES:
+        return TooLarge(f"The body is larger than {LIMIT_BYTES} bytes.", limit_bytes=LIMIT_BYTES)
+    return None

@@ -1,0 +1,124 @@
+"""Every error of the web application as application/problem+json."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
+
+from models.errors import InvalidRequest, VitfitError
+from service.core import logs
+from service.core.disk_space import is_full, storage_full
+from service.core.errors import InternalError, problem, status_of
+from service.middleware.request_ids import HEADER
+
+log = logging.getLogger("vitfit.service")
+HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "5"}, 503: {"Retry-After": "5"}}
+PROBLEM_TYPE: Final = "application/problem+json"
+
+
+def answer(error: VitfitError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The whole response for one of our errors."""
+    status = status_of(error)
+    return _response(problem(error.code, status, error.detail, error.facts), headers)
+
+
+class _Problem(JSONResponse):
+    """Any text that a user sent may stand in it: half characters are written as JSON's escapes."""
+
+    media_type = PROBLEM_TYPE
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(_finite(content), ensure_ascii=False, separators=(",", ":")).encode(
+            "utf-8", "backslashreplace"
+        )
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for NaN and the infinities: they become text."""
+    if isinstance(value, dict):
+        return {str(name): _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _response(body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return _Problem(body, body["status"], dict(headers or {}))
+
+
+def add_handlers(app: FastAPI, data: Path) -> None:
+    """Make every error of `app` answer with problem+json. data: on the disk that may be full."""
+
+    async def on_exception(request: Request, error: Exception) -> JSONResponse:
+        if is_full(error):
+            return answer(storage_full(data, "Nothing was stored or changed."))
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        found = logs.request_id()  # this is answered outside of all middleware
+        headers = {HEADER: found} if found else {}
+        return answer(InternalError(f"The server made a mistake ({type(error).__name__}). Its log says more."), headers)
+
+    app.add_exception_handler(VitfitError, _on_vitfit_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    for kind in (OSError, DBAPIError, Exception):
+        app.add_exception_handler(kind, on_exception)
+
+
+async def _on_vitfit_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, VitfitError)
+    return answer(error, HEADERS.get(status_of(error)))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-").replace("'", "")
+    detail = f"{request.method} {request.url.path}: {error.detail}. GET /openapi.json lists what there is."
+    headers = {"Allow": _methods_at(request)} if error.status_code == 405 else error.headers
+    return _response(problem(code, error.status_code, detail), headers)
+
+
+def _methods_at(request: Request) -> str:
+    """Of all routes of the address: the router knows only the one that it found first."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE:
+            found |= route.methods or set()
+    return ", ".join(sorted(found - {"HEAD"}))
+
+
+async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return answer(invalid_fields(error.errors()))
+
+
+def invalid_fields(errors: Any) -> InvalidRequest:
+    """One error for all that pydantic found: each with field, value and what is allowed."""
+    found = [_invalid_field(item) for item in errors]
+    first = found[0]
+    where = f"{first['field']}: " if first["field"] else ""
+    more = f" (and {len(found) - 1} more, see errors)" if len(found) > 1 else ""
+    return InvalidRequest(f"{where}{first['detail']}{more}", errors=found)
+
+
+def _invalid_field(item: Mapping[str, Any]) -> dict[str, Any]:
+    location = [str(part) for part in item["loc"] if part not in ("body", "query", "path", "header")]
+    context = {name: _json(value) for name, value in item.get("ctx", {}).items() if name != "error"}
+    found = {"field": ".".join(location), "detail": item["msg"], "value": _json(item.get("input"))}
+    return {**found, "allowed": context} if context else found
+
+
+def _json(value: Any) -> Any:
+    """A value as it came if it is a short JSON scalar, otherwise its beginning as text."""
+    if value is None or isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= 200):
+        return value
+    return value if isinstance(value, float) and value - value == 0 else repr(value)[:200]

@@ -1,0 +1,66 @@
+"""A job without a server: `vitfit compress`."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from models.errors import InvalidRequest
+from models.loading.model_files import FILE_NAMES
+from service.core.data_folder import JobFiles
+from service.jobs.job_request import JobRequest
+from service.jobs.journal import MemoryJournal
+from service.pipeline.pipeline import run
+
+Progress = Callable[[MemoryJournal], None]
+
+
+def compress(
+    request: JobRequest, model: dict[str, Any], checkpoint: Path | None, data: Path | None, output: Path,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Runs one job into the folder `output`. model: the content of a model.json.
+
+    Returns the job's summary with "report", the path of report.html. Raises: VitfitError subclasses.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="vitfit-") as folder:
+        root = Path(folder)
+        files = JobFiles(
+            model_folder(root / "model", model, checkpoint),
+            None if data is None else _data_folder(root / "data", data),
+            output, root / "work", root / "tables",
+        )  # fmt: skip
+        allowed = () if data is None else (data.resolve(),)
+        result = run(request, files, MemoryJournal(on_change=on_progress), allowed=allowed)
+    return {**result.summary, "report": str(output / "report.html")}
+
+
+def model_folder(folder: Path, model: dict[str, Any], checkpoint: Path | None) -> Path:
+    """A model's folder, as an upload leaves it."""
+    folder.mkdir()
+    (folder / "model.json").write_text(json.dumps(model))
+    if checkpoint is not None and checkpoint.is_dir():
+        shutil.make_archive(str(folder / "model"), "zip", checkpoint)
+    elif checkpoint is not None:
+        if checkpoint.suffix not in FILE_NAMES:
+            raise InvalidRequest(f"A model's file ends with {', '.join(FILE_NAMES)}, not as {checkpoint.name!r} does")
+        shutil.copyfile(checkpoint, folder / FILE_NAMES[checkpoint.suffix])
+    return folder
+
+
+def _data_folder(folder: Path, data: Path) -> Path:
+    """A file is copied; a folder is the user's own and is read where it is."""
+    folder.mkdir()
+    if data.is_dir():
+        description: dict[str, str | None] = {"source": "path", "path": str(data.resolve()), "filename": data.name}
+    elif data.suffix == ".npz":
+        description = {"source": "npz", "path": None, "filename": data.name}
+        shutil.copyfile(data, folder / "data.npz")
+    else:
+        description = {"source": "archive", "path": None, "filename": data.name}
+        shutil.copyfile(data, folder / ("data.zip" if data.suffix == ".zip" else "data.tar"))
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder

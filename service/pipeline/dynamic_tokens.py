@@ -1,0 +1,132 @@
+"""The dynamic form of a network with selectors: its file, and what its number of tokens costs over images.
+
+Selectors are trained to keep a share of the tokens on average. Where a budget limits the mean or the 95th percentile over
+images, the threshold of the dynamic form is raised until it holds: first as predicted, then as measured.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from latency.measuring.sampling import Statistic, bootstrap, ratio
+from models.errors import InvalidRequest, ParityFailure
+from models.networks.dynamic_tokens import check_dynamic, export_dynamic, kept_distribution, structure_of
+from models.networks.network import Network
+from models.networks.torch_network import TorchNetwork, of_known_family
+from models.structure import Structure
+from models.training.masked_blocks import selectors_of
+from service.pipeline.pricing import DeviceSetting, Pricing
+from service.pipeline.verification import Evidence
+
+FILE = "model.dynamic-tokens.onnx"
+
+THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 0.995, 0.999)
+"""0.5 is what the selectors were trained with."""
+OVER_IMAGES: tuple[Statistic, ...] = ("mean", "p95")
+PriceMs = Callable[[Sequence[Structure]], Sequence[float]]
+"""Milliseconds of each structure, all in one batch."""
+
+
+def dynamic_latency(structures: Sequence[Structure], price: PriceMs) -> tuple[float, float]:
+    """Mean and p95, in ms, over images of which each runs through one of `structures`.
+
+    p95 is the nearest rank: the smallest latency that at least 95 % of the images do not exceed. Equal structures are
+    priced once. Raises: InvalidRequest without images.
+    """
+    if not structures:
+        raise InvalidRequest("The latency over images needs at least one image; there are none")
+    shares = Counter(structures)
+    different = list(shares)
+    priced = sorted(zip((float(ms) for ms in price(different)), (shares[s] for s in different), strict=True))
+    mean = sum(ms * count for ms, count in priced) / len(structures)
+    left = math.ceil(0.95 * len(structures))
+    for ms, count in priced:
+        left -= count
+        if left <= 0:
+            return mean, ms
+    raise AssertionError("the shares add up to all images")
+
+
+def predicted_shares(network: TorchNetwork, pricing: Pricing, images: Tensor) -> dict[str, float]:
+    """Predicted cost over the limit of each budget over images, by label."""
+    assert network.plan is not None
+    kept = kept_distribution(network, images)
+    structures = [structure_of(network.plan, pricing.original, row) for row in kept.tolist()]
+    shares = {}
+    for request, budget, place in zip(pricing.requests, pricing.budgets.items, pricing.places, strict=True):
+        if request.over_images and place is not None:
+            mean, p95 = _priced(structures, pricing, place)
+            whole = pricing.upper_ms(place, [pricing.original])[0] if budget.metric == "latency_keep" else 1.0
+            shares[budget.label] = float((mean if request.statistic == "mean" else p95) / whole / budget.limit)
+    return shares
+
+
+def _priced(structures: Sequence[Structure], pricing: Pricing, place: DeviceSetting) -> tuple[float, float]:
+    return dynamic_latency(structures, lambda some: list(pricing.upper_ms(place, some)))
+
+
+def with_threshold(network: TorchNetwork, pricing: Pricing, images: Tensor, above: float = 0.0) -> TorchNetwork:
+    """The network with the lowest threshold above `above` that is predicted within the budgets over images; the highest
+    there is when none is (the network itself, when it has that). images: of the calibration split."""
+    found = network
+    for threshold in THRESHOLDS:
+        if threshold > above:
+            found = network.with_threshold(threshold)
+            if max(predicted_shares(found, pricing, images).values(), default=0.0) <= 1 - pricing.safety:
+                break
+    return found
+
+
+def deliver_dynamic(
+    network: Network, pricing: Pricing, images: Tensor, unseen: Tensor, folder: Path,
+    evidence: Sequence[Evidence] = (),
+) -> dict[str, Any] | None:  # fmt: skip
+    """Writes the dynamic form and describes it; None for a network without selectors.
+
+    images: for the distribution of tokens and the predicted latencies (calibration); unseen: for parity; evidence: what its
+    latency over images was measured to be.
+    Raises: ParityFailure when ONNX Runtime disagrees with PyTorch.
+    """
+    if not selectors_of(network.module):
+        return None
+    network = of_known_family(network, "the dynamic form")
+    export_dynamic(network, folder / FILE)
+    parity = check_dynamic(network, folder / FILE, unseen)
+    if not parity.passed:
+        raise ParityFailure(
+            f"ONNX Runtime disagrees with PyTorch about {FILE} on {len(unseen)} images: by {parity.max_relative:.2e} "
+            f"(allowed: 1e-3), with other tokens in {parity.other_counts}. Nothing was delivered; please report it.",
+            parity=parity.to_json(),
+        )
+    kept = kept_distribution(network, images)
+    assert network.plan is not None
+    structures = [structure_of(network.plan, pricing.original, row) for row in kept.tolist()]
+    latencies = []
+    for place in dict.fromkeys(place for place in pricing.places if place is not None):
+        mean, p95 = _priced(structures, pricing, place)
+        latencies.append({"device": place[0], "setting": str(place[1]), "mean_ms": mean, "p95_ms": p95})
+    return {
+        "file": FILE,
+        "threshold": network.threshold,
+        "parity": parity.to_json(),
+        "images": len(images),
+        "kept_tokens": [
+            {"mean": float(s.double().mean()), "least": int(s.min()), "most": int(s.max())} for s in kept.T
+        ],
+        "macs_mean": sum(structure.macs for structure in structures) / len(structures),
+        "predicted": latencies,
+        "measured": [_measured(found) for found in evidence],
+    }
+
+
+def _measured(found: Evidence) -> dict[str, Any]:
+    """Mean and p95 over images, with the ratio to the original's latency on the same image."""
+    row: dict[str, Any] = {"device": found.place[0], "setting": str(found.place[1])}
+    for statistic in OVER_IMAGES:
+        row[f"{statistic}_ms"] = bootstrap(found.candidate.round_medians, statistic).to_json()
+        row[f"{statistic}_ratio"] = ratio(found.candidate, found.original, statistic).to_json()
+    return row

@@ -1,0 +1,80 @@
+"""Fits the latency table of a job's network: two dozen random plans of it, exported and measured in one interleaved run."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from latency.devices.devices import machine_of
+from latency.measuring.sampling import Interval
+from latency.prediction.probes import probe_plans
+from latency.prediction.sizes import SizeLine, Weighed, known_bytes
+from latency.prediction.table import Sample, Table, load_table
+from models.atomic_write import write_whole
+from models.networks.network import Network
+from models.structure import Precision
+from service.pipeline.pricing import DeviceSetting, Pricing, SizeKey
+from service.pipeline.verification import PROFILE, Verifier
+
+
+def profile(
+    pricing: Pricing, network: Network, verifier: Verifier, tables: Path, work: Path,
+    precisions: Sequence[Precision] = ("fp32",),
+) -> None:  # fmt: skip
+    """Every measured place gets its table: the job's own from an earlier attempt, the stored one, or one fitted now.
+
+    Probes are measured once in fp32, which the original has, and once in each other precision of the job.
+    """
+    tables.mkdir(parents=True, exist_ok=True)
+    for place in pricing.measured_places:
+        key = (place[0], machine_of(place[0]), place[1], network.structure)
+        table = load_table(work, *key) or load_table(tables, *key)
+        if table is None:
+            table = fit(place, network, verifier)
+            table.save(tables)
+        for precision in precisions:
+            if not table.knows(precision):
+                table = table.corrected(measure_probes(place, network, verifier, precision)[0])
+                table.save(tables)
+        pricing.set_table(place, table)
+    for size_key in pricing.size_keys:
+        pricing.set_line(size_key, weigh(size_key, network, verifier, work))
+    for file in work.glob("probe*.onnx*"):  # places of one batch size share them
+        file.unlink()
+
+
+def weigh(key: SizeKey, network: Network, verifier: Verifier, work: Path) -> SizeLine:
+    """The original and one small probe; an earlier attempt's, where there was one."""
+    quantity, setting = key
+    stored = work / f"{quantity}-{setting.key}.json"
+    if stored.exists():
+        return SizeLine.from_json(json.loads(stored.read_text()))
+    small = network.pruned(next(iter(probe_plans(network.structure))), None)
+    original = Weighed(
+        known_bytes(quantity, network.structure, setting.batch), verifier.weigh(key, "original", network)
+    )
+    line = SizeLine(quantity, setting.batch, (original,)).with_sample(
+        small.structure, verifier.weigh(key, "probe0", small)
+    )
+    write_whole(stored, json.dumps(line.to_json()))
+    return line
+
+
+def fit(place: DeviceSetting, network: Network, verifier: Verifier) -> Table:
+    """Measures the probes in fp32."""
+    samples, original_ms = measure_probes(place, network, verifier, "fp32")
+    samples = [Sample(network.structure, Interval(1.0, 1.0, 1.0)), *samples]
+    return Table(place[0], machine_of(place[0]), place[1], network.structure, original_ms, tuple(samples))
+
+
+def measure_probes(
+    place: DeviceSetting, network: Network, verifier: Verifier, precision: Precision
+) -> tuple[list[Sample], float]:
+    """And the original's ms beside them. The weights do not matter for time, so nothing is ranked or recovered."""
+    probes = []
+    for number, plan in enumerate(probe_plans(network.structure, precision=precision)):
+        pruned = network.pruned(plan, None)  # one at a time in memory
+        name = f"probe{number}" if precision == "fp32" else f"probe{number}-{precision}"
+        probes.append((pruned.structure, verifier.file(pruned, name, place[1].batch)))
+    evidence = verifier.measure_files([file for _, file in probes], place, PROFILE)
+    samples = [Sample(structure, e.ratio) for (structure, _), e in zip(probes, evidence, strict=True)]
+    return samples, evidence[0].original.p50_ms.value

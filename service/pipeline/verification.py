@@ -1,0 +1,156 @@
+"""Exports candidates for the CPU and measures them beside the original, which has had the same export."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from latency.measuring.footprint import footprint
+from latency.measuring.meter import Effort
+from latency.measuring.remote import meter_of
+from latency.measuring.sampling import Interval, Measurement, bootstrap, ratio
+from latency.prediction.sizes import SizeLine
+from latency.prediction.table import Sample
+from models.export.onnx_store import bytes_of
+from models.networks.dynamic_tokens import export_dynamic
+from models.networks.network import Network
+from models.networks.torch_network import of_known_family
+from models.structure import Structure
+from search.budgets import Budget
+from service.pipeline.pricing import DeviceSetting, Pricing, SizeKey
+
+FOOTPRINTS = 3
+VERIFY = Effort(seconds=10.0, width=0.02, processes=4, rounds=10)
+PROFILE = Effort(seconds=16.0, width=0.04, processes=4, rounds=4)
+"""Of two dozen files at once: what one of them is off by, the others' fit evens out."""
+AXES = Effort(seconds=6.0, width=0.02, processes=2, rounds=4)
+"""Of a few files that a report compares."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One file beside the original at one place."""
+
+    place: DeviceSetting
+    original: Measurement
+    candidate: Measurement
+
+    @property
+    def ratio(self) -> Interval:
+        return ratio(self.candidate, self.original)
+
+    def upper(self, budget: Budget) -> float:
+        """The upper end of what a latency budget limits."""
+        if budget.metric == "latency_keep":
+            return ratio(self.candidate, self.original, budget.statistic).high
+        return bootstrap(self.candidate.round_medians, budget.statistic).high
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`shares`: upper end of the measured interval over the limit, per budget; all at most 1: the budgets are met.
+    over_images: evidence of the dynamic form."""
+
+    evidence: tuple[Evidence, ...]
+    shares: dict[str, float]
+    over_images: tuple[Evidence, ...] = ()
+
+    @property
+    def met(self) -> bool:
+        return all(share <= 1 for share in self.shares.values())
+
+    @property
+    def fullest(self) -> float:
+        return max(self.shares.values(), default=0.0)
+
+
+class Verifier:
+    """Keeps exported files in `work`: a structure of one trial is exported once per batch size."""
+
+    def __init__(self, original: Network, pricing: Pricing, work: Path, seed: int) -> None:
+        self._original, self._pricing, self._work, self._seed = original, pricing, work, seed
+
+    def file(self, network: Network, name: str, batch: int) -> Path:
+        path = self._work / f"{name}-b{batch}.onnx"
+        if not path.exists():
+            network.export(path, batch, "cpu")
+        return path
+
+    def measure(self, networks: Sequence[tuple[str, Network]], place: DeviceSetting, effort: Effort) -> list[Evidence]:
+        """One piece of evidence per (name, network), all interleaved with the original in the same processes."""
+        return self.measure_files(
+            [self.file(network, name, place[1].batch) for name, network in networks], place, effort
+        )
+
+    def measure_files(self, files: Sequence[Path], place: DeviceSetting, effort: Effort) -> list[Evidence]:
+        """The same of files that `file` has written."""
+        original = self.file(self._original, "original", place[1].batch)
+        found = meter_of(*place).measure([original, *files], effort, self._seed)
+        return [Evidence(place, found[0], candidate) for candidate in found[1:]]
+
+    def judge(self, name: str, network: Network, images: Tensor | None = None) -> Verdict:
+        """Measures wherever that is possible and compares with every budget; corrects the prices by what it saw.
+
+        images (n, C, H, W): also measure the dynamic form of the network over them. Without, budgets over images are
+        compared with what is predicted of the static form.
+        """
+        evidence = []
+        for place in self._pricing.measured_places:
+            (found,) = self.measure([(name, network)], place, VERIFY)
+            sample = Sample(network.structure, found.ratio)
+            self._pricing.correct(place, [sample], found.original.p50_ms.value)
+            self._keep_table(place)
+            evidence.append(found)
+        for key in self._pricing.size_keys:
+            self._pricing.set_line(key, self._line(key).with_sample(network.structure, self.weigh(key, name, network)))
+        over_images = () if images is None else tuple(self._over_images(name, network, images))
+        return Verdict(tuple(evidence), self._shares(network.structure, evidence, over_images), over_images)
+
+    def _over_images(self, name: str, network: Network, images: Tensor) -> Iterator[Evidence]:
+        """The dynamic form beside the original, both on the same image in turn."""
+        network = of_known_family(network, "the dynamic form")
+        file, inputs = self._work / f"{name}-{network.threshold:g}-dynamic.onnx", self._work / "images.npy"
+        if not file.exists():
+            export_dynamic(network, file)
+        np.save(inputs, images.numpy())
+        requests = zip(self._pricing.requests, self._pricing.places, strict=True)
+        for place in dict.fromkeys(place for request, place in requests if request.over_images):
+            if place in self._pricing.measured_places:
+                files = [self.file(self._original, "original", 1), file]
+                original, candidate = meter_of(*place).measure(files, VERIFY, self._seed, inputs)
+                yield Evidence(place, original, candidate)
+
+    def weigh(self, key: SizeKey, name: str, network: Network) -> float:
+        """Bytes of the exported file, or of memory: the most of a few processes."""
+        quantity, setting = key
+        file = self.file(network, name, setting.batch)
+        if quantity == "file":
+            return float(bytes_of(file))
+        return max(footprint(file, setting).peak_mib for _ in range(FOOTPRINTS)) * 2**20
+
+    def _line(self, key: SizeKey) -> SizeLine:
+        line = self._pricing.line(key)
+        assert line is not None, "profiling comes first"
+        return line
+
+    def _keep_table(self, place: DeviceSetting) -> None:
+        """A resumed job goes on with what this one has learnt."""
+        table = self._pricing.table(place)
+        if table is not None:
+            table.save(self._work)
+
+    def _shares(
+        self, structure: Structure, evidence: Sequence[Evidence], over_images: Sequence[Evidence]
+    ) -> dict[str, float]:
+        static, dynamic = ({found.place: found for found in some} for some in (evidence, over_images))
+        predicted = self._pricing.price([structure])[0]  # after what was measured
+        shares = {}
+        for i, (budget, place) in enumerate(zip(self._pricing.budgets.items, self._pricing.places, strict=True)):
+            cost = float(predicted[i])
+            measured = dynamic if budget.statistic != "p50" else static
+            if place in measured:
+                cost = measured[place].upper(budget)
+            shares[budget.label] = cost / budget.limit
+        return shares

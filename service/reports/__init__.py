@@ -1,0 +1,1 @@
+"""Facts in, text and HTML out."""

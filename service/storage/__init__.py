@@ -1,0 +1,1 @@
+"""Where uploaded and finished files lie: a folder, or a bucket."""

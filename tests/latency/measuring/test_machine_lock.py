@@ -1,0 +1,102 @@
+"""Who measures is alone: other measurements wait, and so does other work of ours; nobody waits for ever."""
+
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from latency.measuring.machine_lock import measuring_lease, working
+from models.throttle import paced, step
+from models.training.loop import Course, train
+
+BREATH_S = 0.3
+
+
+def test_work_waits_while_somebody_measures() -> None:
+    done = threading.Event()
+
+    def work() -> None:
+        with working():
+            done.set()
+
+    thread = threading.Thread(target=work)
+    with measuring_lease():
+        thread.start()
+        assert not done.wait(BREATH_S)
+    assert done.wait(60)
+    thread.join()
+
+
+def test_work_does_not_wait_for_work() -> None:
+    with working(), working():
+        pass
+
+
+def restless(counter: "multiprocessing.sharedctypes.Synchronized[int]") -> None:
+    """Steps of 20 ms without a pause between them."""
+    while True:
+        with working():
+            time.sleep(0.02)
+            counter.value += 1
+
+
+def test_work_that_never_pauses_does_not_keep_a_measurement_out() -> None:
+    context = multiprocessing.get_context("fork")
+    counters = [context.Value("q", 0) for _ in range(3)]
+    workers = [context.Process(target=restless, args=(counter,), daemon=True) for counter in counters]
+    for worker in workers:
+        worker.start()
+    try:
+        while not all(counter.value for counter in counters):
+            time.sleep(0.01)
+        with measuring_lease():
+            before = [counter.value for counter in counters]
+            time.sleep(BREATH_S)
+            assert [counter.value for counter in counters] == before
+        while any(counter.value <= seen for counter, seen in zip(counters, before, strict=True)):
+            time.sleep(0.01)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join()
+
+
+def test_a_worker_that_dies_in_its_step_leaves_no_lock() -> None:
+    context = multiprocessing.get_context("fork")
+    counter = context.Value("q", 0)
+    worker = context.Process(target=restless, args=(counter,), daemon=True)
+    worker.start()
+    while not counter.value:
+        time.sleep(0.01)
+    worker.kill()
+    worker.join()
+    with measuring_lease():
+        pass
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_training_takes_its_turn_for_every_step(tmp_path: Path) -> None:
+    module, turns = nn.Linear(3, 1), []
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        turns.append("in")
+        yield
+        turns.append("out")
+
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    images = torch.randn(10, 3)
+    with paced(turn):
+        train(
+            module, optimizer, 10, Course(2, 5, 0), lambda module, rows, _: module(images[rows]).square().mean(),
+            tmp_path / "c.pt", lambda *_: None,
+        )  # fmt: skip
+    assert turns == ["in", "out"] * 4
+    with step():
+        assert len(turns) == 8

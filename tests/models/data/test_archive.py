@@ -1,0 +1,232 @@
+"""Archives from strangers: what is refused, and that nothing is left behind when it is."""
+
+import bz2
+import gzip
+import io
+import lzma
+import stat
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.data.archive import MIB, Limits, _publish, unpack
+from models.errors import BadData, DamagedFile, TooLarge, UnsafeFile
+
+SMALL = Limits(members=20, file_bytes=MIB, total_bytes=4 * MIB, expansion_from_bytes=2 * MIB)
+
+
+def zip_of(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+def tar_of(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as file:  # type: ignore[call-overload]
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return path
+
+
+def assert_refused(archive: Path, error: type[Exception], words: str, limits: Limits = SMALL) -> None:
+    folder = archive.parent / "pictures"
+    with pytest.raises(error, match=words):
+        unpack(archive, folder, limits)
+    assert list(archive.parent.iterdir()) == [archive]
+
+
+BUILDERS = [zip_of, tar_of]
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_pictures_come_out_under_our_names(tmp_path: Path, build: Callable) -> None:
+    members = {
+        "cat/a.PNG": b"first",
+        "cat/readme.txt": b"-",
+        "__MACOSX/a.png": b"-",
+        "dog/.b.png": b"-",
+        "dog/b.jpg": b"",
+    }
+    unpacked = unpack(build(tmp_path / "data", members), tmp_path / "pictures", SMALL)
+    assert unpacked.names == ("cat/a.PNG", "dog/b.jpg")
+    assert unpacked.files == ("00000000.png", "00000001.jpg")
+    assert unpacked.ignored == 3
+    assert (tmp_path / "pictures" / "00000000.png").read_bytes() == b"first"
+    assert len(list(tmp_path.iterdir())) == 2  # no scratch folder is left
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_every_compression_of_tar_is_read(tmp_path: Path, mode: str) -> None:
+    unpacked = unpack(tar_of(tmp_path / "data.tar", {"a/b.png": b"x"}, mode), tmp_path / "pictures", SMALL)
+    assert unpacked.names == ("a/b.png",)
+
+
+def test_is_unpacked_once(tmp_path: Path) -> None:
+    archive = zip_of(tmp_path / "data.zip", {"a.png": b"x"})
+    first = unpack(archive, tmp_path / "pictures", SMALL)
+    archive.unlink()
+    assert unpack(archive, tmp_path / "pictures", SMALL) == first
+
+
+def test_two_processes_may_unpack_at_once(tmp_path: Path) -> None:
+    """The folder appears while this one is still at work: the other's work is taken."""
+    archive = zip_of(tmp_path / "data.zip", {"a.png": b"x"})
+    other = tmp_path / "other"
+    done = unpack(archive, other, SMALL)
+    _publish(tmp_path / "missing-scratch", other)
+    assert unpack(archive, other, SMALL) == done
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize(
+    "name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\evil.png", "a/\x07.png", "../"]
+)
+def test_names_that_climb_out(tmp_path: Path, build: Callable, name: str) -> None:
+    assert_refused(build(tmp_path / "data", {"good.png": b"x", name: b"x"}), UnsafeFile, "climbs out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "words"),
+    [
+        (tarfile.SYMTYPE, "b.png", "is a link"),
+        (tarfile.LNKTYPE, "b.png", "is a link"),
+        (tarfile.SYMTYPE, "/etc/passwd", "absolute path"),
+        (tarfile.CHRTYPE, "", "special file"),
+        (tarfile.FIFOTYPE, "", "special file"),
+    ],
+)
+def test_tar_links_and_devices(tmp_path: Path, kind: bytes, target: str, words: str) -> None:
+    archive = tmp_path / "data.tar"
+    with tarfile.open(archive, "w") as file:
+        info = tarfile.TarInfo("a/link.png")
+        info.type, info.linkname = kind, target
+        file.addfile(info)
+    assert_refused(archive, UnsafeFile, words)
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR])
+def test_zip_links_and_devices(tmp_path: Path, kind: int) -> None:
+    archive = tmp_path / "data.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        info = zipfile.ZipInfo("a/link.png")
+        info.external_attr = (kind | 0o777) << 16
+        file.writestr(info, "/etc/passwd")
+    assert_refused(archive, UnsafeFile, "link or a device")
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_too_many_members(tmp_path: Path, build: Callable) -> None:
+    assert_refused(build(tmp_path / "data", {f"{n}.png": b"" for n in range(21)}), TooLarge, "more than 20 members")
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_a_member_that_is_too_large(tmp_path: Path, build: Callable) -> None:
+    assert_refused(build(tmp_path / "data", {"a.png": bytes(MIB + 1)}), TooLarge, "'a.png' unpacks to")
+
+
+def test_too_much_in_all(tmp_path: Path) -> None:
+    members = {f"{n}.png": bytes(MIB) for n in range(5)}
+    assert_refused(zip_of(tmp_path / "data.zip", members, zipfile.ZIP_STORED), TooLarge, "more than 4194304 bytes")
+
+
+def test_zip_bomb(tmp_path: Path) -> None:
+    archive = zip_of(tmp_path / "data.zip", {f"{n}.png": bytes(MIB) for n in range(4)})
+    assert_refused(archive, UnsafeFile, "more than 100 times")
+
+
+@pytest.mark.parametrize("opener", [gzip.open, bz2.open, lzma.open])
+def test_tar_bomb(tmp_path: Path, opener: Callable) -> None:
+    plain = tar_of(tmp_path / "plain", {f"{n}.png": bytes(MIB) for n in range(4)})
+    with opener(tmp_path / "data.tar", "wb") as file:
+        file.write(plain.read_bytes())
+    plain.unlink()
+    assert_refused(tmp_path / "data.tar", UnsafeFile, "more than 100 times")
+
+
+def test_tar_header_that_would_fill_memory(tmp_path: Path) -> None:
+    """A pax header is read into memory at the size it claims, which no limit on members sees."""
+    archive = tmp_path / "data.tar"
+    info = tarfile.TarInfo("header")
+    info.type, info.size = tarfile.XHDTYPE, 5 * MIB
+    with gzip.open(archive, "wb") as file:
+        file.write(info.tobuf() + bytes(5 * MIB))
+    assert_refused(archive, TooLarge, "header in the archive claims")
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_truncated(tmp_path: Path, build: Callable) -> None:
+    archive = build(tmp_path / "data", {f"{n}.png": bytes(range(256)) * 40 for n in range(4)})
+    archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
+    assert_refused(archive, DamagedFile, "may be truncated")
+
+
+def test_tar_cut_between_two_members(tmp_path: Path) -> None:
+    archive = tar_of(tmp_path / "data.tar", {"a.png": b"x", "b.png": b"y"})
+    archive.write_bytes(archive.read_bytes()[:1024])  # the header and the block of a.png
+    assert_refused(archive, DamagedFile, "end of the archive is missing")
+
+
+def test_truncated_compressed_tar(tmp_path: Path) -> None:
+    archive = tar_of(tmp_path / "data.tar", {"a.png": bytes(range(256)) * 40}, "w:gz")
+    archive.write_bytes(archive.read_bytes()[:-10])
+    assert_refused(archive, DamagedFile, "may be truncated")
+
+
+def test_zip_whose_contents_were_changed(tmp_path: Path) -> None:
+    archive = zip_of(tmp_path / "data.zip", {"a.png": b"known content"}, zipfile.ZIP_STORED)
+    archive.write_bytes(archive.read_bytes().replace(b"known content", b"other content"))
+    assert_refused(archive, DamagedFile, "CRC")
+
+
+def test_zip_whose_compressed_contents_were_changed(tmp_path: Path) -> None:
+    archive = zip_of(tmp_path / "data.zip", {"a.png": bytes(range(256)) * 40})
+    content = bytearray(archive.read_bytes())
+    start = 30 + len("a.png")  # behind the local header
+    content[start : start + 20] = b"\xff" * 20
+    archive.write_bytes(content)
+    assert_refused(archive, DamagedFile, "may be truncated")
+
+
+def test_zip_that_lies_about_its_sizes(tmp_path: Path) -> None:
+    """The table says 10 bytes where a mebibyte lies: no more than 10 are ever written."""
+    archive = zip_of(tmp_path / "data.zip", {"a.png": bytes(MIB)})
+    archive.write_bytes(archive.read_bytes().replace(struct.pack("<L", MIB), struct.pack("<L", 10)))
+    assert_refused(archive, DamagedFile, "cannot be read")
+
+
+def test_encrypted_zip(tmp_path: Path) -> None:
+    archive = zip_of(tmp_path / "data.zip", {"a.png": b"x"})
+    content = bytearray(archive.read_bytes())
+    table = content.index(b"PK\x01\x02")
+    content[table + 8] |= 1
+    archive.write_bytes(content)
+    assert_refused(archive, DamagedFile, "without a password")
+
+
+@pytest.mark.parametrize("content", [b"not an archive at all", bytes(5)])
+def test_no_archive(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "data.zip").write_bytes(content)
+    assert_refused(tmp_path / "data.zip", DamagedFile, "cannot be read as a zip or tar")
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "data.zip").touch()
+    assert_refused(tmp_path / "data.zip", DamagedFile, "0 bytes")
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("members", [{}, {"readme.txt": b"hello"}])
+def test_archive_without_pictures(tmp_path: Path, build: Callable, members: dict[str, bytes]) -> None:
+    assert_refused(build(tmp_path / "data", members), BadData, "no pictures")
+
+
+def test_oversized_upload(tmp_path: Path) -> None:
+    archive = zip_of(tmp_path / "data.zip", {"a.png": b"x"})
+    assert_refused(archive, TooLarge, "at most 50 are allowed", Limits(packed_bytes=50))

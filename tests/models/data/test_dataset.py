@@ -1,0 +1,390 @@
+"""Data sets as a job sees them: splits that never mix, batches, descriptions, and what is refused."""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.data.archive import Limits
+from models.data.dataset import SPLITS, Dataset
+from models.data.noise import noise_data
+from models.data.open_dataset import NEEDED, open_data
+from models.data.preprocessing import Preprocessing
+from models.errors import BadData, DamagedFile, InvalidRequest, TooLarge, UnsafeFile
+
+PREPROCESSING = Preprocessing(size=(1, 16, 16), mean=(0.5,), std=(0.5,))
+NUMBERS = np.arange(120)
+IMAGES = np.broadcast_to(NUMBERS.astype(np.uint8)[:, None, None, None], (120, 8, 8, 1))  # image i is of level i
+LABELS = NUMBERS % 4
+GIVEN = np.array(["train"] * 40 + ["selection"] * 30 + ["test"] * 50)
+
+
+def npz_set(folder: Path, **arrays: np.ndarray) -> Path:
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "data.npz", **arrays)
+    describe(folder, "npz")
+    return folder
+
+
+def describe(folder: Path, source: str, path: Path | str | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    value = {"source": source, "path": None if path is None else str(path), "filename": "upload"}
+    (folder / "dataset.json").write_text(json.dumps(value))
+    return folder
+
+
+def picture(level: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("L", (9, 9), level).save(content, "PNG")
+    return content.getvalue()
+
+
+def zip_set(folder: Path, names: Sequence[str]) -> Path:
+    """A zip of pictures; the n-th is of level n."""
+    describe(folder, "archive")
+    with zipfile.ZipFile(folder / "data.zip", "w") as file:
+        for level, name in enumerate(names):
+            file.writestr(name, picture(level))
+    return folder
+
+
+def levels(images: torch.Tensor) -> list[int]:
+    """The numbers that the images were painted with."""
+    return ((images.mean((1, 2, 3)) * 0.5 + 0.5) * 255).round().int().tolist()
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Dataset:
+    return open_data(npz_set(tmp_path / "set", images=IMAGES, labels=LABELS, split=GIVEN), PREPROCESSING, 4)
+
+
+@pytest.fixture
+def split_here(tmp_path: Path) -> Dataset:
+    return open_data(npz_set(tmp_path / "set", images=IMAGES, labels=LABELS), PREPROCESSING, 4)
+
+
+# Splits
+
+
+def test_a_given_split_is_kept(given: Dataset) -> None:
+    assert given.rows["train"].tolist() == given.rows["calibration"].tolist() == list(range(40))
+    assert given.rows["selection"].tolist() == list(range(40, 70))
+    assert given.rows["test"].tolist() == list(range(70, 120))
+
+
+def test_calibration_and_train_may_be_told_apart(tmp_path: Path) -> None:
+    split = np.array(["calibration"] * 20 + ["train"] * 60 + ["selection"] * 20 + ["test"] * 20)
+    data = open_data(npz_set(tmp_path / "set", images=IMAGES, split=split), PREPROCESSING, None)
+    assert [data.count(split) for split in SPLITS] == [20, 20, 20, 60]
+
+
+def test_calibration_serves_training(tmp_path: Path) -> None:
+    split = np.where(GIVEN == "train", "calibration", GIVEN)
+    data = open_data(npz_set(tmp_path / "set", images=IMAGES, split=split), PREPROCESSING, None)
+    assert data.count("train") == data.count("calibration") == 40
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_without_a_split_the_images_are_dealt_out(tmp_path: Path, labelled: bool) -> None:
+    arrays = {"images": IMAGES, "labels": LABELS} if labelled else {"images": IMAGES}
+    data = open_data(npz_set(tmp_path / "set", **arrays), PREPROCESSING, 4)
+    assert [data.count(split) for split in SPLITS] == [60, 30, 30, 60]
+    parts = [set(data.rows[split].tolist()) for split in ("calibration", "selection", "test")]
+    assert set.union(*parts) == set(range(120))  # with the counts: nothing is twice
+    assert data.rows["train"].tolist() == data.rows["calibration"].tolist()
+    assert data.rows["test"].tolist() != list(range(90, 120))  # shuffled
+    assert any("brings no split" in warning for warning in data.warnings)
+
+
+def test_the_split_is_stratified(split_here: Dataset) -> None:
+    for split in SPLITS:
+        per_class = np.bincount(LABELS[split_here.rows[split]], minlength=4)
+        assert per_class.max() - per_class.min() <= 1
+
+
+def test_the_split_is_the_same_every_time(split_here: Dataset, tmp_path: Path) -> None:
+    again = open_data(tmp_path / "set", PREPROCESSING, 4)
+    assert again.rows["test"].tolist() == split_here.rows["test"].tolist()
+
+
+def test_an_unknown_split(tmp_path: Path) -> None:
+    split = np.char.replace(GIVEN, "test", "holdout")
+    with pytest.raises(BadData, match="'holdout' is unknown; allowed: calibration, selection, test, train"):
+        open_data(npz_set(tmp_path / "set", images=IMAGES, split=split), PREPROCESSING, None)
+
+
+@pytest.mark.parametrize("lacking", ["selection", "test", "train"])
+def test_a_split_with_too_few_images(tmp_path: Path, lacking: str) -> None:
+    split = GIVEN.copy()
+    split[split == lacking] = "train" if lacking != "train" else "test"
+    with pytest.raises(BadData, match="at least 16 for calibration, 8 for selection, 8 for test") as caught:
+        open_data(npz_set(tmp_path / "set", images=IMAGES, split=split), PREPROCESSING, None)
+    assert caught.value.facts["needed"]["test"] == NEEDED["test"]
+
+
+def test_too_few_images_for_a_split_of_our_own(tmp_path: Path) -> None:
+    open_data(npz_set(tmp_path / "set", images=IMAGES[:32]), PREPROCESSING, None)
+    with pytest.raises(BadData, match="32 in all"):
+        open_data(npz_set(tmp_path / "set", images=IMAGES[:31]), PREPROCESSING, None)
+    with pytest.raises(BadData, match="no images"):
+        open_data(npz_set(tmp_path / "set", images=IMAGES[:0]), PREPROCESSING, None)
+
+
+# Labels
+
+
+@pytest.mark.parametrize(("label", "classes"), [(4, 4), (-1, 4), (-1, None)])
+def test_labels_outside_of_the_classes(tmp_path: Path, label: int, classes: int | None) -> None:
+    labels = LABELS.copy()
+    labels[17] = label
+    with pytest.raises(BadData, match=f"Image 17 has label {label}; allowed: 0"):
+        open_data(npz_set(tmp_path / "set", images=IMAGES, labels=labels), PREPROCESSING, classes)
+
+
+def test_labels_are_optional(tmp_path: Path) -> None:
+    data = open_data(npz_set(tmp_path / "set", images=IMAGES), PREPROCESSING, 4)
+    assert data.take("test", 5, 0).labels is None
+    assert data.describe()["labelled"] is False
+    assert data.describe()["classes"] is None
+
+
+# Batches
+
+
+def test_take_brings_images_labels_and_rows_together(given: Dataset) -> None:
+    batch = given.take("selection", 10, seed=3)
+    assert batch.images.shape == (10, 1, 16, 16)
+    assert batch.images.dtype == torch.float32
+    assert levels(batch.images) == batch.indices.tolist()
+    assert batch.labels is not None
+    assert batch.labels.tolist() == (batch.indices % 4).tolist()
+    assert set(batch.indices.tolist()) <= set(range(40, 70))
+
+
+def test_take_is_seeded_and_grows(given: Dataset) -> None:
+    def rows(count: int, seed: int) -> list[int]:
+        return given.take("test", count, seed).indices.tolist()
+
+    assert rows(10, 1) == rows(10, 1) != rows(10, 2)
+    assert set(rows(10, 1)) < set(rows(20, 1))
+    assert rows(10, 1) == sorted(rows(10, 1))
+    assert rows(1000, 1) == list(range(70, 120))
+
+
+def test_batches_bring_everything_once(given: Dataset) -> None:
+    batches = list(given.batches("test", 16))
+    assert [len(batch.images) for batch in batches] == [16, 16, 16, 2]
+    assert [level for batch in batches for level in levels(batch.images)] == list(range(70, 120))
+
+
+def test_pictures_are_decoded_batch_by_batch(tmp_path: Path) -> None:
+    """The last picture is damaged; the batches before it come out all the same."""
+    folder = zip_set(tmp_path / "set", [f"test/{n:03}.png" for n in range(40)] + [f"train/{n}.png" for n in range(20)])
+    with zipfile.ZipFile(folder / "data.zip", "a") as file:
+        for number in range(10):
+            file.writestr(f"selection/{number}.png", picture(1))
+        file.writestr("test/999.png", picture(1)[:45])
+    batches = open_data(folder, PREPROCESSING, None).batches("test", 8)
+    assert [levels(next(batches).images)[0] for _ in range(5)] == [0, 8, 16, 24, 32]
+    with pytest.raises(DamagedFile, match=r"test/999.png"):
+        next(batches)
+
+
+# Archives and folders of pictures
+
+CLASSES = [f"{name}/{n:02}.png" for name in ("cat", "dog") for n in range(20)]
+
+
+def test_an_archive_of_class_folders(tmp_path: Path) -> None:
+    data = open_data(zip_set(tmp_path / "set", CLASSES), PREPROCESSING, 2)
+    batch = data.take("calibration", 100, 0)
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [int(level >= 20) for level in levels(batch.images)]
+    assert data.describe()["classes"] == 2
+
+
+def test_an_archive_of_one_folder_is_unlabelled(tmp_path: Path) -> None:
+    data = open_data(zip_set(tmp_path / "set", CLASSES[:20] + [f"cat/x{n}.png" for n in range(20)]), PREPROCESSING, 2)
+    assert data.labels is None
+    assert any("one folder, so they have no labels" in warning for warning in data.warnings)
+
+
+def test_class_folders_that_cannot_be_matched_are_no_labels(tmp_path: Path) -> None:
+    data = open_data(zip_set(tmp_path / "set", CLASSES), PREPROCESSING, 1000)
+    assert data.labels is None
+    assert any("2 class folders cannot be told apart as the model's 1000 classes" in text for text in data.warnings)
+    named = open_data(tmp_path / "set", PREPROCESSING, 3, class_names=["dog", "emu", "cat"])
+    assert named.labels is not None
+    assert named.labels.tolist() == [2] * 20 + [0] * 20
+
+
+def test_more_class_folders_than_classes(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="label 1; allowed: 0 to 0"):
+        open_data(zip_set(tmp_path / "set", CLASSES), PREPROCESSING, 1)
+
+
+def test_other_files_are_counted(tmp_path: Path) -> None:
+    folder = zip_set(tmp_path / "set", CLASSES)
+    with zipfile.ZipFile(folder / "data.zip", "a") as file:
+        file.writestr("README.md", "hello")
+    assert any("1 files are no pictures" in text for text in open_data(folder, PREPROCESSING, 2).warnings)
+
+
+def test_a_text_that_calls_itself_a_picture_is_found_at_once(tmp_path: Path) -> None:
+    folder = zip_set(tmp_path / "set", CLASSES)
+    with zipfile.ZipFile(folder / "data.zip", "a") as file:
+        file.writestr("dog/99.png", "hello")
+    with pytest.raises(BadData, match=r"'dog/99.png' is not a picture"):
+        open_data(folder, PREPROCESSING, 2)
+
+
+def test_a_zip_that_climbs_out_leaves_nothing(tmp_path: Path) -> None:
+    folder = zip_set(tmp_path / "set", [*CLASSES, "../../evil.png"])
+    with pytest.raises(UnsafeFile, match="climbs out"):
+        open_data(folder, PREPROCESSING, 2)
+    assert sorted(path.name for path in folder.iterdir()) == ["data.zip", "dataset.json"]
+    assert not list(tmp_path.rglob("evil.png"))
+
+
+# Paths
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    """A folder that the operator allows, with class folders of pictures."""
+    for level, name in enumerate(CLASSES):
+        path = tmp_path / "shelf" / "animals" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(level))
+    return tmp_path / "shelf"
+
+
+def test_a_path_under_an_allowed_folder(tmp_path: Path, shelf: Path) -> None:
+    folder = describe(tmp_path / "set", "path", shelf / "animals")
+    data = open_data(folder, PREPROCESSING, 2, [tmp_path / "other", shelf])
+    assert levels(data.take("test", 3, 0).images) == data.take("test", 3, 0).indices.tolist()
+    assert [path.name for path in folder.iterdir()] == ["dataset.json"]  # nothing is copied
+
+
+def test_a_path_to_a_file(tmp_path: Path, shelf: Path) -> None:
+    np.savez(shelf / "digits.npz", images=IMAGES)
+    data = open_data(describe(tmp_path / "set", "path", shelf / "digits.npz"), PREPROCESSING, None, [shelf])
+    assert len(data.images) == 120
+
+
+@pytest.mark.parametrize("path", ["/etc", "{shelf}/../secret", "{shelf}/door", "{shelf}-2"])
+def test_a_path_that_climbs_out(tmp_path: Path, shelf: Path, path: str) -> None:
+    for name in ("secret", "shelf-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(picture(1))
+    os.symlink(tmp_path / "secret", shelf / "door")
+    folder = describe(tmp_path / "set", "path", path.format(shelf=shelf))
+    with pytest.raises(UnsafeFile, match="outside of the folders that the operator allows"):
+        open_data(folder, PREPROCESSING, 2, [shelf])
+
+
+def test_no_path_is_allowed_unless_the_operator_says_so(tmp_path: Path, shelf: Path) -> None:
+    with pytest.raises(UnsafeFile, match=r"allows \(none\)"):
+        open_data(describe(tmp_path / "set", "path", shelf), PREPROCESSING, 2)
+
+
+def test_a_link_to_a_picture_outside(tmp_path: Path, shelf: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(picture(1))
+    os.symlink(tmp_path / "secret.png", shelf / "animals" / "cat" / "99.png")
+    with pytest.raises(UnsafeFile, match="leads out"):
+        open_data(describe(tmp_path / "set", "path", shelf / "animals"), PREPROCESSING, 2, [shelf])
+
+
+def test_a_link_in_a_circle(tmp_path: Path, shelf: Path) -> None:
+    os.symlink("99.png", shelf / "animals" / "cat" / "99.png")
+    with pytest.raises(UnsafeFile, match=r"99\.png"):
+        open_data(describe(tmp_path / "set", "path", shelf / "animals"), PREPROCESSING, 2, [shelf])
+
+
+def test_a_pipe_among_the_pictures_is_left_out_and_never_waited_for(tmp_path: Path, shelf: Path) -> None:
+    os.mkfifo(shelf / "animals" / "cat" / "99.png")
+    found = open_data(describe(tmp_path / "set", "path", shelf / "animals"), PREPROCESSING, 2, [shelf])
+    assert any("1 files are no pictures" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize("path", ["animals", None, "/nowhere\0/x"])
+def test_a_path_that_is_none(tmp_path: Path, path: str | None) -> None:
+    with pytest.raises(InvalidRequest, match="an absolute path is needed"):
+        open_data(describe(tmp_path / "set", "path", path), PREPROCESSING, 2, [tmp_path])
+
+
+def test_a_path_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="does not exist"):
+        open_data(describe(tmp_path / "set", "path", tmp_path / "nowhere"), PREPROCESSING, 2, [tmp_path])
+
+
+# The folder of the data set
+
+
+def test_an_unknown_source(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="source is 'ftp'; allowed: npz, archive, path"):
+        open_data(describe(tmp_path / "set", "ftp"), PREPROCESSING, 2)
+
+
+@pytest.mark.parametrize("content", [None, "{", "\N{SNOWMAN}"])
+def test_a_damaged_description(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(DamagedFile, match="cannot be read"):
+        open_data(tmp_path, PREPROCESSING, 2)
+
+
+@pytest.mark.parametrize(("source", "names"), [("npz", "data.npz"), ("archive", "data.zip or data.tar")])
+def test_a_missing_file(tmp_path: Path, source: str, names: str) -> None:
+    with pytest.raises(DamagedFile, match=f"has no {names}"):
+        open_data(describe(tmp_path / "set", source), PREPROCESSING, 2)
+
+
+def test_an_oversized_file(tmp_path: Path) -> None:
+    folder = npz_set(tmp_path / "set", images=IMAGES)
+    with pytest.raises(TooLarge, match="at most 1000 are allowed"):
+        open_data(folder, PREPROCESSING, 2, limits=Limits(packed_bytes=1000))
+
+
+# Descriptions and noise
+
+
+def test_the_description_is_json(given: Dataset) -> None:
+    assert json.loads(json.dumps(given.describe())) == {
+        "images": 120,
+        "labelled": True,
+        "classes": 4,
+        "splits": {"calibration": 40, "selection": 30, "test": 50, "train": 40},
+        "warnings": ["Fewer than 100 images: selection (30), test (50). Accuracies on them are coarse."],
+    }
+
+
+def test_noise_is_seeded_and_not_assessed() -> None:
+    noise = noise_data(PREPROCESSING, 64, seed=1)
+    assert noise.assessed is False
+    assert noise.labels is None
+    assert [noise.count(split) for split in SPLITS] == [32, 16, 16, 32]
+    assert any("not assessed" in warning for warning in noise.warnings)
+    first = noise.take("calibration", 32, 0).images
+    assert torch.equal(first, noise_data(PREPROCESSING, 64, seed=1).take("calibration", 32, 0).images)
+    assert not torch.equal(first, noise_data(PREPROCESSING, 64, seed=2).take("calibration", 32, 0).images)
+    assert first.shape == (32, 1, 16, 16)
+    assert abs(float(first.mean())) < 0.05
+    assert float(first.std()) == pytest.approx(1, abs=0.05)
+
+
+def test_every_noise_image_is_its_own() -> None:
+    noise = noise_data(PREPROCESSING, 8, seed=1)
+    assert torch.equal(noise.images.load(np.array([3])), noise.images.load(np.array([1, 3]))[1:])
+    assert not torch.equal(noise.images.load(np.array([3])), noise.images.load(np.array([4])))
+
+
+def test_data_are_assessed_unless_they_are_noise(given: Dataset) -> None:
+    assert given.assessed is True

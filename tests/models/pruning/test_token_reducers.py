@@ -1,0 +1,81 @@
+"""Token reducers against what a reader of the papers would write for one image at a time."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from models.pruning import token_reducers as tokens
+from models.structure import Plan, TokenPlan, identity
+from tests.support.networks import images_for, small_network
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    scores = torch.tensor([[1.0, 3.0, 3.0, 3.0, 2.0]])
+    assert tokens.best_tokens(scores, 2).tolist() == [[1, 2]]
+    assert tokens.best_tokens(torch.ones(1, 500), 3).tolist() == [[0, 1, 2]]
+
+
+def test_scores_skip_the_prefix() -> None:
+    attention = torch.softmax(torch.randn(2, 3, 6, 6), -1)
+    by_class = tokens.class_attention(attention, prefix=2)
+    received = tokens.received_attention(attention, prefix=0)
+    assert torch.allclose(by_class[1, 0], attention[1, :, 0, 2].mean())
+    assert torch.allclose(received[0, 3], attention[0, :, :, 3].mean())
+    assert by_class.shape == (2, 4) and received.shape == (2, 6)
+
+
+def test_dropping_keeps_the_prefix_and_an_earlier_package() -> None:
+    x = torch.arange(6.0).reshape(1, 6, 1)
+    kept = tokens.drop(x, torch.tensor([[2, 0]]), prefix=1, patches=4)
+    assert kept.flatten().tolist() == [0, 3, 1, 5]
+
+
+def test_fusing_leaves_the_mean_of_the_removed() -> None:
+    x = torch.tensor([100.0, 1, 2, 3, 6]).reshape(1, 5, 1)
+    kept = tokens.fuse(x, torch.tensor([[1]]), prefix=1, patches=4, packaged=0)
+    assert torch.allclose(kept.flatten(), torch.tensor([100.0, 2, (1 + 3 + 6) / 3]))
+
+
+def test_a_second_fusion_merges_with_the_earlier_package() -> None:
+    """The package counts for all that it stands for: the end is the mean of everything ever removed."""
+    x = torch.tensor([100.0, 1, 2, 3, 6, 12]).reshape(1, 6, 1)
+    first = tokens.fuse(x, torch.tensor([[0, 1, 2]]), prefix=1, patches=5, packaged=0)
+    second = tokens.fuse(first, torch.tensor([[1]]), prefix=1, patches=3, packaged=2)
+    assert torch.allclose(second.flatten(), torch.tensor([100.0, 2, (6 + 12 + 1 + 3) / 4]))
+
+
+@pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}])
+def test_the_most_attended_tokens_survive(options: dict[str, object]) -> None:
+    """The reduction inside a block keeps those that the block's own attention points to."""
+    network = small_network(depth=2, **options)
+    whole, images = identity(network.structure), images_for(network, 1)
+    first = dataclasses.replace(whole.blocks[0], tokens=TokenPlan(5, "drop"))
+    small = network.pruned(Plan(whole.embed, (first, whole.blocks[1])), None)
+    block = network.module.blocks[0]
+    with torch.no_grad(), small.reductions()[0].recorded() as chosen:
+        small.module(images)
+        x = network.module._pos_embed(network.module.patch_embed(images))
+        q, k, _ = block.attn.qkv(block.norm1(x)).reshape(1, -1, 3, 3, 16).permute(2, 0, 3, 1, 4)
+        attention = torch.softmax(q @ k.transpose(-2, -1) * block.attn.scale, -1)
+        scores = attention[0, :, 0, 1:].mean(0) if network.structure.prefix else attention[0].mean((0, 1))
+    assert sorted(chosen[0][0].tolist()) == sorted(scores.argsort(descending=True)[:5].tolist())
+
+
+@pytest.mark.parametrize("fc_norm", [None, False])
+def test_with_average_pooling_tokens_count_as_much_as_they_stand_for(fc_norm: bool | None) -> None:
+    """Blocks that change nothing: however many tokens are fused, the pooled mean of equal weights is that of all tokens."""
+    network = small_network(depth=2, class_token=False, global_pool="avg", fc_norm=fc_norm)
+    with torch.no_grad():
+        for block in network.module.blocks:
+            for linear in (block.attn.proj, block.mlp.fc2):
+                linear.weight.zero_(), linear.bias.zero_()
+        if fc_norm is False:  # a norm per token does not commute with the mean: take it out of the question
+            network.module.norm = torch.nn.Identity()
+    whole, images = identity(network.structure), images_for(network, 2)
+    blocks = (
+        dataclasses.replace(whole.blocks[0], tokens=TokenPlan(20, "fuse")),
+        dataclasses.replace(whole.blocks[1], tokens=TokenPlan(3, "fuse")),
+    )
+    small = network.pruned(Plan(whole.embed, blocks), None)
+    assert torch.allclose(small.outputs(images), network.outputs(images), atol=1e-4)

@@ -1,0 +1,28 @@
+"""Files that appear at once or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from models.atomic_write import write_whole
+
+
+def test_what_was_there_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "state.json"
+    write_whole(file, "old")
+
+    def full(self: Path, content: bytes) -> int:
+        with self.open("wb") as handle:
+            handle.write(content[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(file, "newer")
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_text_and_bytes(tmp_path: Path) -> None:
+    for content in ("é", b"\x00\xff"):
+        write_whole(tmp_path / "file", content)
+        assert (tmp_path / "file").read_bytes() == (content.encode() if isinstance(content, str) else content)

@@ -1,0 +1,73 @@
+"""Fine-tuning in two processes of the CPU: the same training as in one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+import models.training.finetune
+from models.data.dataset import Batch
+from models.networks.torch_network import TorchNetwork
+from models.training.distributed import Processes, in_processes
+from models.training.finetune import Recipe, finetune, train_to_answer
+from tests.support.networks import images_for, random_plan, small_network
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+RECIPE = Recipe(epochs=2, learning_rate=1e-3, batch=8, distill=1.0, seed=5)
+IMAGES = 37
+"""The last batch has five: one process has more of it than the other."""
+
+
+def networks() -> tuple[TorchNetwork, TorchNetwork, Batch]:
+    teacher = small_network(depth=2, img_size=32)
+    student = teacher.pruned(random_plan(teacher.structure, seed=2, tokens=False), None)
+    images = images_for(teacher, IMAGES)
+    return student, teacher, Batch(images, teacher.outputs(images).argmax(1).clone(), torch.arange(IMAGES))
+
+
+def weights(network: TorchNetwork) -> dict[str, Tensor]:
+    return network.module.state_dict()
+
+
+def test_two_processes_train_as_one_does_and_go_on_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher, data = networks()
+    alone: list[float] = []
+    expected = finetune(student, teacher, data, RECIPE, tmp_path / "one.pt", lambda _, loss: alone.append(loss))
+    monkeypatch.setattr(models.finetune, "on_gpus", lambda: Processes(2, cpu=True))
+    together: list[float] = []
+
+    def stop_once(_epoch: int, loss: float) -> None:
+        together.append(loss)
+        if len(together) == 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        finetune(student, teacher, data, RECIPE, tmp_path / "two.pt", stop_once)
+    found = finetune(student, teacher, data, RECIPE, tmp_path / "two.pt", stop_once)
+    answers = [network.outputs(data.images) for network in (student, expected, found)]
+    # not the weights: Adam makes steps of what is rounding where a key's bias has no effect
+    torch.testing.assert_close(answers[2], answers[1], rtol=0, atol=1e-4)
+    assert float((answers[0] - answers[1]).abs().max()) > 0.1
+    assert together == pytest.approx(alone, abs=1e-5)
+    finished = finetune(student, teacher, data, RECIPE, tmp_path / "two.pt", stop_once)
+    assert len(together) == 2 and not finished.module.training
+    assert all(weights(finished)[name].equal(value) for name, value in weights(found).items())
+
+
+def train_and_store(folder: Path, _after_epoch: object, accelerator: Accelerator) -> None:
+    """What each process does; module level, because it is sent to them."""
+    student, teacher, data = networks()
+    train_to_answer(student.module, teacher.module, data, RECIPE, folder / "c.pt", lambda *_: None, accelerator)
+    torch.save(weights(student), folder / f"rank{accelerator.process_index}.pt")
+
+
+def test_both_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    in_processes(Processes(2, cpu=True), train_and_store, (tmp_path,), lambda *_: None)
+    one, other = (torch.load(tmp_path / f"rank{index}.pt") for index in (0, 1))
+    assert all(other[name].equal(value) for name, value in one.items())
+    untrained = weights(networks()[0])
+    assert not one["head.weight"].equal(untrained["head.weight"])

@@ -1,0 +1,159 @@
+"""Small models and data in the folders of real jobs, for tests of the pipeline in this process."""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import service.pipeline.delivery
+import service.pipeline.profiling
+import service.pipeline.verification
+from latency.measuring.meter import Effort
+from latency.prediction.probes import probe_plans
+from models.loading.load_model import open_model
+from models.networks.torch_network import TorchNetwork
+from models.structure import Plan
+from service.core.data_folder import JobFiles
+from service.jobs.job_request import JobRequest
+from service.jobs.journal import JobResult, MemoryJournal
+from service.pipeline.pipeline import run
+from tests.support.networks import small_network
+
+DIGITS = Path(__file__).parents[2] / "benchmarks" / "digits"
+OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 5}
+SPLITS = ("calibration",) * 48 + ("selection",) * 32 + ("test",) * 40
+FEW_PROBES = 6
+BRIEF = Effort(seconds=0.2, width=1.0, processes=1, rounds=3)
+ARTIFACTS = {
+    "model.onnx", "model.cpu.onnx", "model.dynamic.onnx", "original.onnx", "report.html", "report.json", "plan.json",
+    "pruned.safetensors", "program.pt2", "model_card.md", "manifest.json",
+}  # fmt: skip
+
+
+def expected_artifacts(plan: dict[str, Any]) -> set[str]:
+    """Of a job with images that delivered this plan."""
+    return ARTIFACTS | ({"patches.json"} if any(block["tokens"] for block in plan["blocks"]) else set())
+
+
+@contextmanager
+def briefly(verify: Effort = BRIEF) -> Iterator[None]:
+    """Less time for measurements, in every file that has the constants by name; and one thread: the networks are small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (service.verification, service.delivery):
+            patch.setattr(module, "VERIFY", verify)
+        patch.setattr(service.profiling, "PROFILE", BRIEF)
+        patch.setattr(service.delivery, "AXES", BRIEF)
+        patch.setattr(service.profiling, "probe_plans", functools.partial(probe_plans, count=FEW_PROBES))
+        yield
+    torch.set_num_threads(threads)
+
+
+def model_folder(folder: Path, change: Callable[[TorchNetwork], None] | None = None, **options: Any) -> Path:
+    """A model.json with weights; `change` may edit the network before it is stored."""
+    network = small_network(**{**OPTIONS, **options})
+    if change is not None:
+        with torch.no_grad():
+            change(network)
+    folder.mkdir(parents=True)
+    document = {"name": "vit_tiny_patch16_224", "options": {**OPTIONS, **options}, "pretrained": False}
+    (folder / "model.json").write_text(json.dumps({**document, "preprocessing": None, "classes": None}))
+    save_file({name: value.contiguous() for name, value in network.module.state_dict().items()}, folder / "weights.safetensors")  # fmt: skip
+    return folder
+
+
+def random_images(count: int = len(SPLITS), size: tuple[int, int, int] = (3, 32, 32), seed: int = 0) -> Tensor:
+    return torch.randn(count, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def data_folder(folder: Path, model: Path | None, **arrays: Any) -> Path:
+    """An npz of noise in given splits. `model`: its answers are the labels; None: no labels."""
+    images = random_images()
+    content: dict[str, Any] = {"images": images.numpy(), "split": np.array(SPLITS)}
+    if model is not None:
+        content["labels"] = open_model(model).outputs(images).argmax(1).numpy()
+    return store_npz(folder, **{**content, **arrays})
+
+
+def store_npz(folder: Path, **arrays: Any) -> Path:
+    folder.mkdir(parents=True)
+    np.savez(folder / "data.npz", **arrays)
+    (folder / "dataset.json").write_text('{"source": "npz", "path": null, "filename": "data.npz"}')
+    return folder
+
+
+def digits(folder: Path) -> tuple[Path, Path]:
+    """Model and data of the digits benchmark."""
+    data = folder / "digits-data"
+    data.mkdir(parents=True)
+    (data / "data.npz").symlink_to(DIGITS / "digits.npz")
+    (data / "dataset.json").write_text('{"source": "npz", "path": null, "filename": "digits.npz"}')
+    return DIGITS, data
+
+
+def budget(metric: str, limit: float, device: str = "cpu", **setting: int) -> dict[str, Any]:
+    return {"metric": metric, "limit": limit, "device": device, "setting": setting}
+
+
+@dataclass
+class Ran:
+    """A job that ended well, with everything that it left."""
+
+    request: JobRequest
+    files: JobFiles
+    journal: MemoryJournal
+    result: JobResult
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return self.json("report.json")
+
+    def json(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.path(name).read_text())
+        return found
+
+    def path(self, name: str) -> Path:
+        return self.files.artifacts / name
+
+
+@dataclass
+class Workshop:
+    """Runs jobs on one model and one data set, each in folders of its own, with shared latency tables."""
+
+    root: Path
+    model: Path
+    dataset: Path | None
+    jobs: int = 0
+
+    def files(self) -> JobFiles:
+        self.jobs += 1
+        folder = self.root / f"job{self.jobs}"
+        return JobFiles(self.model, self.dataset, folder / "artifacts", folder / "work", self.root / "tables")
+
+    def run(
+        self, *budgets: dict[str, Any], journal: MemoryJournal | None = None, files: JobFiles | None = None,
+        deliver: int | None = None, **options: Any,
+    ) -> Ran:  # fmt: skip
+        request = job_request(*budgets, dataset=self.dataset is not None, **options)
+        journal, files = journal or MemoryJournal(), files or self.files()
+        return Ran(request, files, journal, run(request, files, journal, deliver))
+
+
+def job_request(*budgets: dict[str, Any], dataset: bool = True, **options: Any) -> JobRequest:
+    document = {"model": "m", "dataset": "d" if dataset else None, "budgets": list(budgets), "trials": 4, **options}
+    return JobRequest.model_validate(document)
+
+
+def delivered_network(ran: Ran) -> TorchNetwork:
+    """The original, pruned by the plan that was delivered; without recovery."""
+    return open_model(ran.files.model).pruned(Plan.from_json(ran.json("plan.json")), None)
