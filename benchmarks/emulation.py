@@ -25,6 +25,7 @@ from models.networks.torch_network import TorchNetwork
 from models.structure import BlockPlan, Plan
 from service.jobs.job_request import JobRequest
 from service.pipeline.evaluation import Evaluation
+from service.pipeline.ranked import Ranked, rank_network
 
 HERE = Path(__file__).parent
 STEPS = (0.0, 0.3, 0.6, 0.8)
@@ -73,16 +74,16 @@ def compare(name: str, data: Path) -> list[Row]:
         request = JobRequest.model_validate(case.request().model_dump() | {"precisions": ("fp32", "int8")})
         files = case.files()
         evaluation = Evaluation.open(request, files)
-        evaluation.rank(request, files.work)
-        space, draw = evaluation.policy_space(), np.random.default_rng(0)
+        ranked = rank_network(evaluation, request, files.work)
+        space, draw = ranked.space, np.random.default_rng(0)
         for step in STEPS:
             for level in (1.0, 0.6):
                 policy = space.along([*draw.random(len(space.dimensions) - 1).tolist(), level], step)
-                plan = evaluation.policy_space().plan(policy)
-                rows.append(_row(name, evaluation, plan, policy.int8, files.work / "file.onnx"))
+                plan = space.plan(policy)
+                rows.append(_row(name, ranked, plan, policy.int8, files.work / "file.onnx"))
                 print(rows[-1], flush=True)
             half = dataclasses.replace(plan, precision="fp16", blocks=tuple(map(_whole, plan.blocks)))
-            rows.append(_row(name, evaluation, half, -1, files.work / "file.onnx"))
+            rows.append(_row(name, ranked, half, -1, files.work / "file.onnx"))
             print(rows[-1], flush=True)
     return rows
 
@@ -91,8 +92,9 @@ def _whole(block: BlockPlan) -> BlockPlan:
     return dataclasses.replace(block, exact=())
 
 
-def _row(name: str, evaluation: Evaluation, plan: Plan, int8: float, file: Path) -> Row:
-    network = evaluation.finished(plan, True)
+def _row(name: str, ranked: Ranked, plan: Plan, int8: float, file: Path) -> Row:
+    evaluation = ranked.evaluation
+    network = ranked.final(plan, True)
     network.export(file, 1, "cpu")
     keep = network.structure.macs / evaluation.network.structure.macs
     return Row(name, keep, int8, *_answers(evaluation, network, file))

@@ -131,12 +131,12 @@ def searched(bench: Bench, name: str, stem: Path, trials: int) -> Found:
 
 
 def joint(bench: Bench, trials: int) -> TorchNetwork:
-    return bench.search(bench.evaluation.policy_space(), True, trials)[0]
+    return bench.search(bench.ranked.space, True, trials)[0]
 
 
 def uniform(bench: Bench) -> TorchNetwork:
     """All in int8, and the same keep of heads and neurons everywhere."""
-    found = bench.evaluation.policy_space()
+    found = bench.ranked.space
     assert isinstance(found, PrecisionSpace) and isinstance(found.inner, CompactSpace)
     inner = CompactSpace(bench.original.structure, found.inner.ranking, ("heads", "neurons"))
     order = [(place, layer) for place in range(len(bench.original.structure.blocks)) for layer in LAYERS]

@@ -6,6 +6,7 @@ DeiT-S with random weights, 256 selection images of noise.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import tempfile
@@ -19,11 +20,13 @@ from benchmarks.machine import machine
 from latency.measuring.meter import Effort
 from models.data.noise import noise_data
 from models.structure import Structure, identity
+from search.policy import Policy
 from service.core.data_folder import JobFiles
 from service.jobs.job_request import JobRequest
 from service.pipeline.evaluation import Evaluation
 from service.pipeline.pricing import Pricing
 from service.pipeline.profiling import profile
+from service.pipeline.ranked import Ranked, rank_network
 from service.pipeline.verification import Verifier
 
 MODEL = "deit_small_patch16_224"
@@ -52,9 +55,9 @@ def table(folder: Path, trials: int, images: int) -> str:
     request = JobRequest.model_validate({"model": "x", "budgets": [{"metric": "latency_keep", "limit": 0.6}]})
     evaluation = Evaluation.open(request, JobFiles(folder, None, folder, folder, folder))
     data = noise_data(evaluation.network.preprocessing, 4 * images, 0)
-    evaluation.data, evaluation.selection = data, data.take("selection", images, 0)
-    evaluation.rank(request, folder)
-    space, pricing = evaluation.policy_space(), Pricing(request, evaluation.network.structure)
+    evaluation = dataclasses.replace(evaluation, data=data, selection=data.take("selection", images, 0))
+    ranked = rank_network(evaluation, request, folder)
+    space, pricing = ranked.space, Pricing(request, evaluation.network.structure)
     verifier = Verifier(evaluation.network, pricing, folder, 0)
     fitting = seconds(lambda: profile(pricing, evaluation.network, verifier, folder, folder))
     random = np.random.default_rng(0)
@@ -65,7 +68,7 @@ def table(folder: Path, trials: int, images: int) -> str:
     network = evaluation.network.pruned(identity(evaluation.network.structure), None)
     place = pricing.report_place
     measure = seconds(lambda: verifier.measure([("one", network)], place, MEASURE))
-    shares = [trial_share(evaluation, policies[i]) for i in range(trials)]
+    shares = [trial_share(ranked, policies[i]) for i in range(trials)]
     return "\n".join(
         [
             f"{MODEL}, one thread, batch 1",
@@ -80,12 +83,12 @@ def table(folder: Path, trials: int, images: int) -> str:
     )
 
 
-def trial_share(evaluation: Evaluation, policy: object) -> float:
+def trial_share(ranked: Ranked, policy: Policy) -> float:
     """Forward passes over the whole trial: plan, prune, recover, run, score."""
-    plan = evaluation.policy_space().plan(policy)  # type: ignore[arg-type]
-    whole = seconds(lambda: evaluation.scorer(recovery=True)(policy))  # type: ignore[arg-type]
-    network = evaluation.prune(plan, recovery=True)
-    return min(1.0, seconds(lambda: network.outputs(evaluation.selection.images)) / whole)
+    plan = ranked.space.plan(policy)
+    whole = seconds(lambda: ranked.scorer(recovery=True)(policy))
+    network = ranked.prune(plan, recovery=True)
+    return min(1.0, seconds(lambda: network.outputs(ranked.evaluation.selection.images)) / whole)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ from search.loop.trial import Trial
 from search.spaces.space import Space
 from service.core.data_folder import JobFiles
 from service.jobs.job_request import JobRequest
+from service.pipeline.candidates import FINALISTS
 from service.pipeline.evaluation import Evaluation
-from service.pipeline.pipeline import FINALISTS
 from service.pipeline.pricing import Pricing
 from service.pipeline.profiling import profile
+from service.pipeline.ranked import Ranked, rank_network
 from service.pipeline.verification import Verifier
 
 ASSESSED, MOST = 500, 20_000
@@ -84,8 +85,12 @@ class Bench:
             self.pricing, self.original, Verifier(self.original, self.pricing, files.work, 0), files.tables, files.work,
             case.precisions,
         )  # fmt: skip
-        if method != "vtp":  # ranks by gates, after training
-            self.evaluation.rank(self.request, files.work)
+        self._work = files.work
+
+    @cached_property
+    def ranked(self) -> Ranked:
+        """Statistics and ranking of the original. VTP ranks by gates, after training: see `trained.gates`."""
+        return rank_network(self.evaluation, self.request, self._work)
 
     @cached_property
     def train(self) -> Batch:
@@ -113,20 +118,18 @@ class Bench:
         """The best of `trials` on the selection split, as a job delivers it."""
         search, plan = self.searching(space, recovery, propose), space.plan
         found = search.run([], trials)
-        last = search.finalists(
-            found, FINALISTS, lambda p: self.evaluation.score_of(self.evaluation.finished(plan(p), recovery))
-        )
+        last = search.finalists(found, FINALISTS, lambda p: self.ranked.score_of(self.ranked.final(plan(p), recovery)))
         return self.finished(plan(last[0].policy), recovery), found
 
     def searching(self, space: Space, recovery: bool, propose: Proposal = by_expected_improvement) -> Search:
-        scorer = dataclasses.replace(self.evaluation.scorer(recovery), space=space)
+        scorer = dataclasses.replace(self.ranked.scorer(recovery), space=space)
         return Search(
             space, self.budgets, self.pricing.price, LocalExecutor(scorer), lambda _: None, self.case.seed, propose
         )
 
     def finished(self, plan: Plan, recovery: bool) -> TorchNetwork:
         """As a job delivers it."""
-        return self.evaluation.finished(plan, recovery)
+        return self.ranked.final(plan, recovery)
 
     def test(self, network: TorchNetwork) -> tuple[int, int]:
         """Right answers of the test images, and their number."""

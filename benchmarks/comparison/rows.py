@@ -36,13 +36,13 @@ class Row:
 
 def method(bench: Bench, recovery: bool) -> Found:
     """A vitfit method as a job runs it: its own space, Gaussian process."""
-    network, trials = bench.search(bench.evaluation.policy_space(), recovery, TRIALS)
+    network, trials = bench.search(bench.ranked.space, recovery, TRIALS)
     return network, len(trials)
 
 
 def random_search(trials: int) -> Callable[[Bench, bool], Found]:
     def run(bench: Bench, recovery: bool) -> Found:
-        network, found = bench.search(bench.evaluation.policy_space(), recovery, trials, at_random)
+        network, found = bench.search(bench.ranked.space, recovery, trials, at_random)
         return network, len(found)
 
     return run
@@ -51,7 +51,7 @@ def random_search(trials: int) -> Callable[[Bench, bool], Found]:
 def gp_sampler(bench: Bench, recovery: bool) -> Found:
     """Optuna's GPSampler in the place of our proposals."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    network, found = bench.search(bench.evaluation.policy_space(), recovery, TRIALS, _by_optuna)
+    network, found = bench.search(bench.ranked.space, recovery, TRIALS, _by_optuna)
     return network, len(found)
 
 
@@ -71,7 +71,7 @@ def _by_optuna(
 
 def uniform(bench: Bench, recovery: bool) -> Found:
     """The same keep of heads and neurons everywhere, by magnitude."""
-    ranking = bench.evaluation.policy_space().ranking  # type: ignore[attr-defined]
+    ranking = bench.ranked.space.ranking  # type: ignore[attr-defined]
     space = CompactSpace(bench.original.structure, ranking, ("heads", "neurons"))
     policy = decode(space, [1.0] * len(space.dimensions), bench.pricing.budgets, bench.pricing.price)
     return bench.finished(space.plan(policy), recovery), 1
@@ -91,7 +91,7 @@ def merging(bench: Bench, recovery: bool) -> Found:
             kept = max(1, patches - step * (i + 1))
             blocks.append(BlockPlan(block.source, block.heads, block.neurons, tokens=rule.plan(kept)))
         plan = Plan(whole.embed, tuple(blocks))
-        if bench.fits(bench.evaluation.prune(plan, False)):
+        if bench.fits(bench.ranked.prune(plan, False)):
             return bench.finished(plan, recovery), 1
     raise ImpossibleBudget("Merging tokens alone does not reach this budget")
 
@@ -105,7 +105,7 @@ def torch_pruning(importance: Importance) -> Callable[[Bench, bool], Found]:
 
         keeps = [float(keep) for keep in np.arange(0.04, 0.99, 0.02)]
         most = bisect.bisect_left(
-            keeps, True, key=lambda keep: not bench.fits(bench.evaluation.prune(plan_of(keep), False))
+            keeps, True, key=lambda keep: not bench.fits(bench.ranked.prune(plan_of(keep), False))
         )
         if most == 0:
             raise ImpossibleBudget(

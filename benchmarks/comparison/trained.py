@@ -16,7 +16,7 @@ from models.training.finetune import Recipe, distillation_loss, finetune
 from models.training.train_gates import GateRecipe, train_gates
 from models.training.train_selectors import train_selectors
 from search.loop.search import best
-from service.pipeline.evaluation import better
+from service.pipeline.ranked import better, rank_network
 from service.pipeline.training import SELECTOR_RATE
 
 BATCH, LEARNING_RATE, GATE_RATE, L1 = 64, 1e-4, 1e-2, 1e-4
@@ -35,7 +35,7 @@ def finetuned(bench: Bench, network: Network, seconds: float) -> Network:
     recipe = Recipe(epochs, LEARNING_RATE, BATCH, distill=1.0, seed=bench.case.seed)
     with tempfile.TemporaryDirectory() as folder:
         trained = finetune(network, bench.original, data, recipe, Path(folder) / "c.pt", _ignore)
-    score = bench.evaluation.score_of
+    score = bench.ranked.score_of
     return network if better(score(network), score(trained)) else trained
 
 
@@ -44,19 +44,19 @@ def gates(bench: Bench, seconds: float) -> Network:
     epochs, data = affordable(bench, bench.original, seconds / 2)
     recipe = GateRecipe(epochs, L1, LEARNING_RATE, GATE_RATE, BATCH, bench.case.seed)
     with tempfile.TemporaryDirectory() as folder:
-        bench.evaluation.trained = train_gates(bench.original, data, recipe, Path(folder) / "c.pt", _ignore)
-        bench.evaluation.rank(bench.request, Path(folder))
-    network, _ = bench.search(bench.evaluation.policy_space(), True, trials=1)
+        trained = train_gates(bench.original, data, recipe, Path(folder) / "c.pt", _ignore)
+        bench.ranked = rank_network(bench.evaluation, bench.request, Path(folder), trained)
+    network, _ = bench.search(bench.ranked.space, True, trials=1)
     return finetuned(bench, network, seconds / 2)
 
 
 def selectors(bench: Bench, seconds: float) -> Network:
     """SPViT: keeps by search with the class token's attention in the selectors' place, then two thirds of the time for the
     selectors and the rest for the network with the best tokens of each image."""
-    space = bench.evaluation.policy_space()
+    space = bench.ranked.space
     found = bench.searching(space, recovery=True).run([], TRIALS)
     plan = merge_stages(space.plan(best(found)[0].policy))
-    network = bench.evaluation.prune(plan, True)
+    network = bench.ranked.prune(plan, True)
     epochs, data = affordable(bench, network, seconds * 2 / 3)
     rate = SELECTOR_RATE * LEARNING_RATE
     recipe = Recipe(epochs, rate, BATCH, distill=1.0, seed=bench.case.seed)

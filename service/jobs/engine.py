@@ -8,6 +8,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from models.errors import InvalidRequest, UnknownName
@@ -19,11 +20,16 @@ EngineName = Literal["pipeline", "fake"]
 
 
 class Run(Protocol):
-    """`service.pipeline.pipeline.run`: a whole job. `deliver` is the number of a finished trial to deliver instead of searching."""
+    """`service.pipeline.pipeline.run`: a whole job.
+
+    deliver: the number of a finished trial to deliver instead of searching. allowed: folders that a data set may name by
+    path. cluster: the address of a Ray cluster for trials.
+    """
 
     def __call__(
-        self, request: JobRequest, files: JobFiles, journal: Journal, deliver: int | None = None
-    ) -> JobResult: ...
+        self, request: JobRequest, files: JobFiles, journal: Journal, deliver: int | None = None, *,
+        allowed: Sequence[Path] = (), cluster: str | None = None,
+    ) -> JobResult: ...  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +34,6 @@ from models.errors import (
     VitfitError,
 )
 from service.core.data_folder import JobFiles
-from service.core.settings import Settings
 from service.jobs.job_request import JobRequest
 from service.jobs.journal import JobResult, Journal
 
@@ -79,11 +79,14 @@ def describe_methods() -> list[dict[str, Any]]:
     ]
 
 
-def run(request: JobRequest, files: JobFiles, journal: Journal, deliver: int | None = None) -> JobResult:
+def run(
+    request: JobRequest, files: JobFiles, journal: Journal, deliver: int | None = None, *,
+    allowed: Sequence[Path] = (), cluster: str | None = None,
+) -> JobResult:  # fmt: skip
     """A job. Trials that the journal has already are not evaluated again."""
     journal.stage("validating")
     if files.dataset:
-        _validate_dataset(files.dataset, Settings().allowed_roots)
+        _validate_dataset(files.dataset, allowed)
     if request.name == "impossible":
         raise ImpossibleBudget("The budget is out of reach; the best is 0.31 of the MACs.", reachable=0.31)
     if request.name == "bug":
@@ -216,7 +219,7 @@ def _validate_model(folder: Path) -> dict[str, Any]:
     return {"name": config["name"], **size, "width": 8, "tokens": 65, "key": "0123456789abcdef"}
 
 
-def _validate_dataset(folder: Path, allowed: tuple[Path, ...]) -> dict[str, Any]:
+def _validate_dataset(folder: Path, allowed: Sequence[Path]) -> dict[str, Any]:
     config = json.loads((folder / "dataset.json").read_text())
     _validation_trouble(config["filename"].partition(".")[0])
     if config["source"] == "path":

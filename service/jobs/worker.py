@@ -85,7 +85,9 @@ def _attempt(settings: Settings, folder: DataFolder, job: JobRow, journal: Store
         files = _files(settings, folder, storage, job)
         request = JobRequest.model_validate(job.request)
         journal.check()
-        result = load_run(settings.engine)(request, files, journal, deliver=job.deliver_trial)
+        result = load_run(settings.engine)(
+            request, files, journal, job.deliver_trial, allowed=settings.allowed_roots, cluster=settings.ray
+        )
         journal.check()
         patiently(lambda: storage.put(artifacts_key(job.id), files.artifacts), settings.patience_s)
         return result

@@ -41,6 +41,7 @@ from service.jobs.journal import JobResult, Journal
 from service.pipeline.dynamic_tokens import deliver_dynamic
 from service.pipeline.evaluation import Evaluation
 from service.pipeline.pricing import DeviceSetting, Pricing
+from service.pipeline.ranked import Ranked
 from service.pipeline.verification import AXES, VERIFY, Evidence, Verdict, Verifier
 from service.reports import report_text as story
 from service.reports.html_report import write_html
@@ -64,7 +65,7 @@ class Delivery:
     """Everything that the stages before found out."""
 
     request: JobRequest
-    evaluation: Evaluation
+    ranked: Ranked
     pricing: Pricing
     verifier: Verifier
     name: str
@@ -72,6 +73,10 @@ class Delivery:
     network: Network
     verdict: Verdict
     trials: tuple[Trial, ...]
+
+    @property
+    def evaluation(self) -> Evaluation:
+        return self.ranked.evaluation
 
     @property
     def guarantee(self) -> str:
@@ -224,7 +229,7 @@ def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Jou
         "parity": {**parity.free.to_json(), "passed": parity.passed, "flipped_sets": parity.flipped_sets,
                    "forced": parity.forced.to_json() if parity.forced else None,
                    "quantised": parity.quantised.to_json() if parity.quantised else None},
-        "precision": story.precision(network.plan),
+        "precision": story.precision(network.plan, network.quantiser.weight_bits),
         "blocks": story.removed(original.structure, network.plan),
         "axes": axes,
         "share_of_macs_fall": (1 - first.ratio.value) / fall if fall > 0.005 and network.rounding is None else None,
@@ -316,7 +321,7 @@ def _remarks(delivery: Delivery) -> list[str]:
             else "The original meets the budgets"
         )
         remarks.append(f"{meets}: it is delivered unpruned.")
-        if delivery.evaluation.trained is not None:
+        if delivery.ranked.was_trained:
             remarks.append("Its weights are those that the training of its gates left.")
     if delivery.request.finetune.epochs and not delivery.name.endswith("-finetuned"):
         remarks.append("Fine-tuning made it worse on the selection split: the network before it is delivered.")

@@ -12,6 +12,7 @@ from models.training.train_selectors import train_selectors
 from search.methods import method_named
 from service.jobs.job_request import FinetuneRequest, JobRequest
 from service.pipeline.evaluation import Evaluation
+from service.pipeline.ranked import Ranked
 
 SELECTOR_RATE = 60.0
 """Learning rate of selectors, which are new, over the request's; the backbone then learns at a little more than half of the request's."""
@@ -43,28 +44,28 @@ def check_training(request: JobRequest, evaluation: Evaluation) -> None:
 
 
 def train(
-    request: JobRequest, evaluation: Evaluation, network: Network, data: Batch, checkpoint: Path,
+    request: JobRequest, ranked: Ranked, network: Network, data: Batch, checkpoint: Path,
     after_epoch: AfterEpoch,
 ) -> Network:  # fmt: skip
     """The trained network. Finished epochs are kept in, and beside, `checkpoint`; after_epoch may raise to stop."""
     wanted = request.finetune
     if method_named(request.method).training != "selectors":
         recipe = _recipe(wanted, wanted.epochs, wanted.learning_rate, request.seed)
-        return finetune(network, evaluation.network, data, recipe, checkpoint, after_epoch)
-    return _with_selectors(request, evaluation, network, data, checkpoint, after_epoch)
+        return finetune(network, ranked.evaluation.network, data, recipe, checkpoint, after_epoch)
+    return _with_selectors(request, ranked, network, data, checkpoint, after_epoch)
 
 
 def _with_selectors(
-    request: JobRequest, evaluation: Evaluation, network: Network, data: Batch, checkpoint: Path,
+    request: JobRequest, ranked: Ranked, network: Network, data: Batch, checkpoint: Path,
     after_epoch: AfterEpoch,
 ) -> Network:  # fmt: skip
     """Similar stages are merged, selectors are trained for the first half of the epochs (the longer one), and the network
     as it will be delivered, with the best tokens of each image, for the rest."""
-    wanted, teacher = request.finetune, evaluation.network
+    wanted, teacher = request.finetune, ranked.evaluation.network
     assert network.plan is not None
     merged = merge_stages(network.plan)
     if merged != network.plan:
-        network = evaluation.prune(merged, request.recovery)
+        network = ranked.prune(merged, request.recovery)
     if not network.reductions():  # the budget was met without removing any token
         recipe = _recipe(wanted, wanted.epochs, wanted.learning_rate, request.seed)
         return finetune(network, teacher, data, recipe, checkpoint, after_epoch)

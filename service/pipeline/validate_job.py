@@ -14,26 +14,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from latency.devices.devices import describe_device, is_reachable
 from models.data.open_dataset import open_data
-from models.errors import DeviceUnavailable, InvalidRequest, VitfitError
+from models.errors import InvalidRequest, VitfitError
 from models.loading.load_model import open_model
 from models.networks.network import Network
-from models.statistics.gradient_scores import check_classes
-from models.statistics.leave_one_out import check_cost
-from models.structure import Structure
-from search.budgets import quantity_of
-from search.criteria import CRITERIA
-from search.methods import check_suits, criterion_of, method_for, space_for
+from search.methods import criterion_of, method_for, space_for
 from service.cluster.ray_cluster import check_resources
 from service.core.data_folder import JobFiles
 from service.core.disk_space import is_full, storage_full
 from service.core.settings import Settings
 from service.jobs.job_request import JobRequest
-from service.pipeline.evaluation import Evaluation, reachable_target
-from service.pipeline.precision import check_precisions, check_quantisable
-from service.pipeline.pricing import Pricing
-from service.pipeline.training import check_training
+from service.pipeline.check_job import check_job
+from service.pipeline.evaluation import Evaluation
+from service.pipeline.precision import check_precisions
 
 
 def main() -> None:
@@ -90,52 +83,20 @@ def describe_dataset(folder: Path, allowed: list[Path]) -> dict[str, Any]:
 
 
 def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed: list[Path]) -> dict[str, Any]:
-    """Everything that can be refused before work starts, short of measuring."""
+    """Refuses everything that can be refused before work starts, short of measuring, and describes the rest."""
     request = JobRequest.model_validate(job)
     check_precisions(request)
-    method = method_for(request.method, request.keep_spatial)
-    criterion, space = criterion_of(method, request.criterion), space_for(method, request.space)
-    files = JobFiles(model, dataset, model, model, model)
-    evaluation = Evaluation.open(request, files, allowed)
-    structure = evaluation.network.structure
     check_resources(request, Settings().ray)
-    check_suits(method, structure)
-    check_quantisable(request, structure)
-    check_budgets(request, structure)
-    evaluation.network.check_kinds(CRITERIA[criterion].needs)
-    check_importance(criterion, structure, len(evaluation.calibration.images))
-    if request.target is not None:
-        reachable_target(evaluation.network, request.target)
-    check_training(request, evaluation)
+    evaluation = Evaluation.open(request, JobFiles(model, dataset, model, model, model), allowed)
+    check_job(request, evaluation)
+    method = method_for(request.method, request.keep_spatial)
     return {
         "model": describe_model(evaluation.network),
         "dataset": evaluation.data.describe(),
-        "criterion": criterion,
-        "space": space,
+        "criterion": criterion_of(method, request.criterion),
+        "space": space_for(method, request.space),
         "warnings": list(evaluation.data.warnings),
     }
-
-
-def check_importance(criterion: str, structure: Structure, images: int) -> None:
-    """Raises: InvalidRequest when the criterion needs classes that are not there, or would take too long."""
-    needs = CRITERIA[criterion].needs
-    if "deletion" in needs:
-        check_cost(structure, images)
-    elif needs & {"taylor", "fisher"}:
-        check_classes(structure, criterion)
-
-
-def check_budgets(request: JobRequest, structure: Structure) -> None:
-    """Raises: UnknownName; DeviceUnavailable for more threads than there are; InvalidRequest for a budget given twice."""
-    for budget in request.budgets:
-        if quantity_of(budget.metric) in ("latency", "memory") and is_reachable(budget.device):
-            threads = int(describe_device(budget.device)["threads"])
-            if budget.setting.threads > threads:
-                raise DeviceUnavailable(
-                    f"{budget.setting.threads} threads were asked for on {budget.device}, which has {threads}",
-                    threads=budget.setting.threads, available=threads,
-                )  # fmt: skip
-    Pricing(request, structure)
 
 
 if __name__ == "__main__":

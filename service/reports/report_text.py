@@ -19,6 +19,15 @@ FOOTPRINT: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
 )
 
 
+ARITHMETIC = {
+    7: "the int8 file's weights have 7 bits: its 8-bit products are exact on every processor",
+    8: "the int8 file's weights have 8 bits: its products are exact on this machine and on ARM processors. x86 processors "
+    "without VNNI lose what does not fit into 16 bits: there, set ONNX Runtime's session option "
+    "session.x64quantprecision to 1, or run the job on such a machine, which makes 7-bit weights",
+}
+"""What the weights of an int8 file mean for the processor that runs it, by their bits."""
+
+
 def side(
     structure: Structure, file_bytes: int, right: int | None, images: int, latency: Measurement | None,
     footprint: Footprint | None = None,
@@ -79,8 +88,10 @@ def axis_share(axis: str, whole: Structure, part: Structure, latency_keep: float
     return {"axis": axis, "macs_fall": macs_fall, "latency_fall": latency_fall, "share": share}
 
 
-def precision(plan: Plan) -> dict[str, Any]:
-    """layers: linear layers that are left; exact: those of them that stay in fp32, by block of the original."""
+def precision(plan: Plan, weight_bits: int) -> dict[str, Any]:
+    """The report's account of how numbers are rounded. weight_bits: of int8 layers.
+
+    layers: linear layers that are left; exact: those of them that stay in fp32, by block of the original."""
     halves = [(bool(block.heads), bool(block.neurons)) for block in plan.blocks]
     exact = [
         f"{block.source}.{layer}"
@@ -88,7 +99,8 @@ def precision(plan: Plan) -> dict[str, Any]:
         for layer in block.exact
         if (heads if layer in ("qkv", "proj") else neurons)
     ]
-    return {"name": plan.precision, "layers": 2 * sum(map(sum, halves)), "exact": exact}
+    bits = weight_bits if plan.precision == "int8" else None
+    return {"name": plan.precision, "layers": 2 * sum(map(sum, halves)), "exact": exact, "weight_bits": bits}
 
 
 def headline(report: dict[str, Any]) -> list[list[str]]:
@@ -111,7 +123,8 @@ def _precision_row(found: dict[str, Any]) -> list[list[str]]:
     if found["name"] == "fp32":
         return []
     left = f", {len(found['exact'])} of {found['layers']} linear layers in fp32" if found["exact"] else ""
-    return [["precision", "fp32", f"{found['name']}{left}"]]
+    bits = "" if found["weight_bits"] is None else f" ({found['weight_bits']}-bit weights)"
+    return [["precision", "fp32", f"{found['name']}{bits}{left}"]]
 
 
 def _accuracy(side: dict[str, Any]) -> str:
@@ -152,6 +165,8 @@ def _quantised(report: dict[str, Any]) -> list[str]:
         for row in report["axes"]
         if row["axis"] == "precision"
     ]
+    if (bits := report["precision"]["weight_bits"]) is not None:
+        lines.append(ARITHMETIC[bits])
     found = report["parity"]["quantised"]
     if found is not None:
         lines.append(

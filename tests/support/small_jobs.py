@@ -50,11 +50,11 @@ def briefly(verify: Effort = BRIEF) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (service.verification, service.delivery):
+        for module in (service.pipeline.verification, service.pipeline.delivery):
             patch.setattr(module, "VERIFY", verify)
-        patch.setattr(service.profiling, "PROFILE", BRIEF)
-        patch.setattr(service.delivery, "AXES", BRIEF)
-        patch.setattr(service.profiling, "probe_plans", functools.partial(probe_plans, count=FEW_PROBES))
+        patch.setattr(service.pipeline.profiling, "PROFILE", BRIEF)
+        patch.setattr(service.pipeline.delivery, "AXES", BRIEF)
+        patch.setattr(service.pipeline.profiling, "probe_plans", functools.partial(probe_plans, count=FEW_PROBES))
         yield
     torch.set_num_threads(threads)
 
@@ -142,11 +142,11 @@ class Workshop:
 
     def run(
         self, *budgets: dict[str, Any], journal: MemoryJournal | None = None, files: JobFiles | None = None,
-        deliver: int | None = None, **options: Any,
+        deliver: int | None = None, cluster: str | None = None, **options: Any,
     ) -> Ran:  # fmt: skip
         request = job_request(*budgets, dataset=self.dataset is not None, **options)
         journal, files = journal or MemoryJournal(), files or self.files()
-        return Ran(request, files, journal, run(request, files, journal, deliver))
+        return Ran(request, files, journal, run(request, files, journal, deliver, cluster=cluster))
 
 
 def job_request(*budgets: dict[str, Any], dataset: bool = True, **options: Any) -> JobRequest:

@@ -167,7 +167,7 @@ def test_gpus_are_devices_where_their_runtime_is_installed(tmp_path: Path, monke
         (tmp_path / f"0000:0{number}" / "information").write_text(f"Model: \t\t {name}\nIRQ: 1\n")
     monkeypatch.setattr(vitfit.machine, "NVIDIA", tmp_path)
     assert not any(name.startswith("cuda:") for name in device_names())
-    monkeypatch.setattr(latency.devices, "has_cuda", lambda: True)
+    monkeypatch.setattr(latency.devices.devices, "has_cuda", lambda: True)
     assert {"cuda:0", "cuda:1"} <= set(device_names()) and "NVIDIA L4" in describe_device("cuda:1")["description"]
     device, setting = place_of(BudgetRequest(metric="latency_keep", limit=0.5, device="cuda:1"))
     assert setting.provider == "CUDAExecutionProvider" and machine_of(device) == "NVIDIA L4"

@@ -37,7 +37,7 @@ def test_two_processes_train_as_one_does_and_go_on_after_a_stop(
     student, teacher, data = networks()
     alone: list[float] = []
     expected = finetune(student, teacher, data, RECIPE, tmp_path / "one.pt", lambda _, loss: alone.append(loss))
-    monkeypatch.setattr(models.finetune, "on_gpus", lambda: Processes(2, cpu=True))
+    monkeypatch.setattr(models.training.finetune, "on_gpus", lambda: Processes(2, cpu=True))
     together: list[float] = []
 
     def stop_once(_epoch: int, loss: float) -> None:

@@ -143,13 +143,10 @@ def test_a_node_with_other_versions_is_refused_before_work(
 
 
 @pytest.mark.usefixtures("brief")
-def test_a_whole_job_has_the_trials_that_it_has_without_a_cluster(
-    two_nodes: Any, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_job_has_the_trials_that_it_has_without_a_cluster(two_nodes: Any, workshop: Workshop) -> None:
     options = {"trials": TRIALS, "parallel_trials": 2}
     here = workshop.run(budget("macs_keep", 0.6), **options)
-    monkeypatch.setenv("VITFIT_RAY", two_nodes.address)
-    there = workshop.run(budget("macs_keep", 0.6), **options)
+    there = workshop.run(budget("macs_keep", 0.6), cluster=two_nodes.address, **options)
     one, other = here.journal.trials(), there.journal.trials()
     assert [row["policy"] for row in one] == [row["policy"] for row in other]
     assert [row["score"] for row in one] == pytest.approx([row["score"] for row in other], abs=1e-6)
@@ -158,11 +155,10 @@ def test_a_whole_job_has_the_trials_that_it_has_without_a_cluster(
 
 @pytest.mark.usefixtures("brief")
 def test_a_job_that_names_what_no_node_has_ends_before_its_first_stage_of_work(
-    two_nodes: Any, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+    two_nodes: Any, workshop: Workshop
 ) -> None:
-    monkeypatch.setenv("VITFIT_RAY", two_nodes.address)
     journal = MemoryJournal()
     with pytest.raises(ClusterUnfit, match="telescope"):
         resources = {"custom": {"telescope": 1}}
-        workshop.run(budget("macs_keep", 0.6), journal=journal, trial_resources=resources)
+        workshop.run(budget("macs_keep", 0.6), journal=journal, cluster=two_nodes.address, trial_resources=resources)
     assert journal.stages == ["validating"]

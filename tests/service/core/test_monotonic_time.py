@@ -10,8 +10,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+import service.db.job_states
 import service.db.tables
-import service.jobs.job_store
 import service.jobs.leases
 from service.core.data_folder import DataFolder
 from service.db.tables import JobRow, Store
@@ -56,8 +56,8 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
             return clocks.wall
 
-    monkeypatch.setattr(service.store, "datetime", Calendar)
-    for place in (service.jobs, service.leases):  # the database's clock jumps too
+    monkeypatch.setattr(service.db.tables, "datetime", Calendar)
+    for place in (service.db.job_states, service.jobs.leases):  # the database's clock jumps too
         monkeypatch.setattr(place, "clock", lambda _session: clocks.wall)
     return clocks
 

@@ -9,6 +9,7 @@ from search.loop.decode import decode
 from service.core.data_folder import JobFiles
 from service.pipeline.evaluation import Evaluation
 from service.pipeline.pricing import Pricing
+from service.pipeline.ranked import rank_network
 from tests.support.small_jobs import Workshop, budget, digits, job_request
 
 LIMIT = budget("macs_keep", 0.6)
@@ -25,10 +26,10 @@ def uniform_magnitude_correct(folder: Path) -> tuple[int, int]:
     request = job_request(LIMIT, criterion="magnitude", recovery=False)
     files = JobFiles(model, data, folder, folder, folder)
     evaluation = Evaluation.open(request, files)
-    evaluation.rank(request, folder)
-    space, pricing = evaluation.policy_space(), Pricing(request, evaluation.network.structure)
+    ranked = rank_network(evaluation, request, folder)
+    space, pricing = ranked.space, Pricing(request, evaluation.network.structure)
     alike = [1.0 if name in ("heads", "neurons") else 0.0 for name in space.dimensions]
-    network = evaluation.prune(space.plan(decode(space, alike, pricing.aims, pricing.price)), request.recovery)
+    network = ranked.prune(space.plan(decode(space, alike, pricing.aims, pricing.price)), request.recovery)
     assert 0.55 < network.structure.macs / evaluation.network.structure.macs <= 0.6
     batch = evaluation.data.take("test", IMAGES, 0)
     assert batch.labels is not None

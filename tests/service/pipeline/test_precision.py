@@ -25,6 +25,7 @@ from service.pipeline.evaluation import Evaluation
 from service.pipeline.precision import check_precisions, check_quantisable, quantiser_of
 from service.pipeline.pricing import Pricing
 from service.pipeline.profiling import profile
+from service.pipeline.ranked import rank_network
 from service.pipeline.verification import Verifier
 from tests.support.small_jobs import (
     FEW_PROBES,
@@ -69,8 +70,7 @@ def test_a_profile_of_int8_devices_gets_networks_that_are_int8_throughout(worksh
         files = workshop.files()
         files.work.mkdir(parents=True)
         evaluation = Evaluation.open(request, files)
-        evaluation.rank(request, files.work)
-        space = evaluation.policy_space()
+        space = rank_network(evaluation, request, files.work).space
         found[device] = space.along([0.0] * len(space.dimensions), 0.0).int8
     assert found[int8] == 1.0 > found["cpu"]
 

@@ -48,7 +48,7 @@ def report(structure: Structure, **changes: Any) -> dict[str, Any]:
         "ratio": {"measured": 0.5, "low": 0.49, "high": 0.51, "predicted": 0.52},
         "budgets": [{"text": "at most 0.6", "outcome": "met"}],
         "axes": [{"axis": "heads", "share": 0.9}, {"axis": "tokens", "share": None}],
-        "parity": {"quantised": None}, "precision": {"name": "fp32", "layers": 12, "exact": []},
+        "parity": {"quantised": None}, "precision": {"name": "fp32", "layers": 12, "exact": [], "weight_bits": None},
         "share_of_macs_fall": 0.95, "blocks": [], "warnings": ["Few images."], **changes,
     }  # fmt: skip
 
@@ -71,16 +71,18 @@ def test_only_axes_that_shrink_are_accounted_for(structure: Structure, plan: Pla
 def test_the_precision_is_told_where_something_is_quantised(structure: Structure, plan: Plan) -> None:
     exact = dataclasses.replace(plan.blocks[0], exact=("proj", "fc2"))
     int8 = dataclasses.replace(plan, precision="int8", blocks=(exact, *plan.blocks[1:]))
-    found = story.precision(int8)
-    assert found == {"name": "int8", "layers": 8, "exact": ["0.proj", "0.fc2"]}
+    found = story.precision(int8, 7)
+    assert found == {"name": "int8", "layers": 8, "exact": ["0.proj", "0.fc2"], "weight_bits": 7}
+    assert story.precision(plan, 7)["weight_bits"] is None
     quantised = {"images": 500, "clear": 490, "same_answers": 0.998}
     axes = [{"axis": "precision", "share": None, "latency_fall": 0.41}]
     told = report(structure, precision=found, parity={"quantised": quantised}, axes=axes)
-    assert ["precision", "fp32", "int8, 2 of 8 linear layers in fp32"] in story.headline(told)
+    assert ["precision", "fp32", "int8 (7-bit weights), 2 of 8 linear layers in fp32"] in story.headline(told)
     notes = "\n".join(story.notes(told))
     assert (
         "saved by int8 alone, nothing pruned: 41 %" in notes and "for 99.8 % of 490 test images (10 left out" in notes
     )
+    assert "weights have 7 bits" in notes and "VNNI" not in notes
     assert list(story.axes_of(int8, structure)) == [*story.axes_of(plan, structure), "precision"]
     alone = int8.only("precision", structure).apply_to(structure)
     assert alone.macs == structure.macs and alone.blocks[0].exact == ("proj", "fc2")

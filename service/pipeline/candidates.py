@@ -1,0 +1,109 @@
+"""From trials to a network that was measured within the budgets."""
+
+from dataclasses import dataclass
+
+from models.errors import ImpossibleBudget
+from models.networks.network import Network
+from search.loop.search import best
+from search.loop.trial import Score, Trial
+from search.policy import Policy
+from service.jobs.job_request import JobRequest
+from service.jobs.journal import Journal
+from service.pipeline.pricing import Pricing
+from service.pipeline.ranked import Ranked
+from service.pipeline.trials import Trials
+from service.pipeline.verification import Verdict, Verifier
+
+FINALISTS = 4
+"""Number of top trials that are fully recovered and scored again before one is chosen."""
+VERIFICATIONS = 6
+"""Upper limit on exported and measured candidates per job."""
+WELL_USED = 0.97
+"""A delivery that uses this share of its fullest budget is not corrected upwards any more."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial with its network and what measuring it said. name: of its exported files."""
+
+    name: str
+    trial: Trial
+    network: Network
+    verdict: Verdict
+
+
+class Candidates:
+    """Makes candidates out of trials, and measures them."""
+
+    def __init__(
+        self,
+        request: JobRequest,
+        ranked: Ranked,
+        pricing: Pricing,
+        verifier: Verifier,
+        trials: Trials,
+        journal: Journal,
+    ) -> None:
+        self._request, self._ranked, self._pricing = request, ranked, pricing
+        self._verifier, self._trials, self._journal = verifier, trials, journal
+        self._best: tuple[Policy, Network, Score] | None = None
+        """The best network in its final form so far: it is measured first, and need not be made twice."""
+
+    def verify(self) -> Candidate:
+        """Measures the best trials, and returns the best one that meets the budgets.
+
+        If a measurement misses its budget, the price model is corrected, the same direction is decoded again, and the new
+        network is measured. Raises: ImpossibleBudget saying how near the job came, when none meets the budgets.
+        """
+        self._journal.stage("verifying")
+        met: list[Candidate] = []
+        nearest, measured = float("inf"), set[int]()
+        trial: Trial | None = self._finalists()[0]
+        while trial is not None and len(measured) < VERIFICATIONS:
+            measured.add(trial.number)
+            candidate = self.candidate(trial)
+            nearest = min(nearest, candidate.verdict.fullest)
+            self._journal.check()
+            if candidate.verdict.met and candidate.trial.allowed:
+                met.append(candidate)
+                if candidate.verdict.fullest >= WELL_USED or self._request.objective == "latency":
+                    break
+            elif not candidate.verdict.met:
+                self._pricing.aim_lower()
+            trial = self._trials.decoded_again(trial, measured) or (None if met else self._next_best(measured))
+        if not met:
+            raise ImpossibleBudget(
+                f"No candidate was measured within the budgets: the nearest took {nearest:.3f} of the fullest one after "
+                f"{len(measured)} measurements. Raise the budget by that factor, or measure on a quieter machine.",
+                nearest=nearest,
+            )
+        return min(met, key=lambda c: best([x.trial for x in met]).index(c.trial))
+
+    def candidate(self, trial: Trial) -> Candidate:
+        """The trial's network in its final form, measured."""
+        network, score = self._final(trial.policy)
+        name = f"trial{trial.number}"
+        return Candidate(name, self._trials.rescored(trial, score), network, self._verifier.judge(name, network))
+
+    def _finalists(self) -> list[Trial]:
+        """The best few trials, ordered by what they score in their final form."""
+        if not self._request.recovery:
+            return best(self._trials.rows)
+        return self._trials.finalists(FINALISTS, lambda policy: self._final(policy)[1])
+
+    def _final(self, policy: Policy) -> tuple[Network, Score]:
+        if self._best is not None and self._best[0] == policy:
+            return self._best[1:]
+        network = self._ranked.final(self._ranked.space.plan(policy), self._request.recovery)
+        self._journal.check()
+        score = self._ranked.score_of(network)
+        if self._best is None or score.agreement > self._best[2].agreement:
+            self._best = (policy, network, score)
+        return network, score
+
+    def _next_best(self, measured: set[int]) -> Trial | None:
+        """The best trial that was not measured, under corrected prices."""
+        for trial in best(self._trials.rows):
+            if trial.number not in measured and trial.allowed:
+                return self._trials.decoded_again(trial, measured) or trial
+        return None
