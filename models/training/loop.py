@@ -1,7 +1,6 @@
 """Epochs over images with warm-up and cosine, each stored when it ends; what is minimised is the caller's."""
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from models import throttle as pace
+from models.atomic_write import replacing
 
 WARMUP_SHARE = 0.05
 MAX_NORM = 1.0
@@ -128,8 +128,7 @@ def load_trained(checkpoint: Path, module: nn.Module) -> None:
 
 
 def _save(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
-    beside = checkpoint.with_suffix(".part")
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs}
-    with beside.open("wb") as file:  # given a path, torch would end the process on a full disk
+    # given a path instead of a file, torch would end the process on a full disk
+    with replacing(checkpoint) as beside, beside.open("wb") as file:
         torch.save(state, file)
-    os.replace(beside, checkpoint)

@@ -23,6 +23,7 @@ from typing import Any, Final
 from vitfit.child import ChildFailed, ask, die_with_parent
 
 from latency.measuring.machine_lock import measuring_lease
+from models.atomic_write import write_whole
 from models.errors import (
     BadData,
     CheckpointMismatch,
@@ -182,9 +183,7 @@ def _write_artifacts(files: JobFiles, best: dict[str, Any], trials: int) -> None
         "report.html": b"<!doctype html><title>Fake</title><p>Nothing was pruned.",
     }
     for name, content in contents.items():
-        beside = files.work / f"{name}.tmp"
-        beside.write_bytes(content)
-        os.replace(beside, files.artifacts / name)
+        write_whole(files.artifacts / name, content)
 
 
 def _pretended_patches() -> dict[str, Any]:

@@ -6,7 +6,6 @@ Everything is written in `work` first and moved into `artifacts` when it is whol
 import hashlib
 import importlib.metadata
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from latency.devices.devices import CPU
 from latency.measuring.footprint import Footprint, footprint
+from models.atomic_write import replacing
 from models.errors import ParityFailure
 from models.evaluation.metrics import same_answer
 from models.evaluation.parity import (
@@ -116,9 +116,8 @@ def deliver_files(delivery: Delivery, files: JobFiles, journal: Journal) -> JobR
     (folder / "model_card.md").write_text(model_card(report))
     _write_json(folder / "manifest.json", _manifest(delivery, folder))
     for path in sorted(folder.iterdir()):
-        beside = files.artifacts / f".{path.name}.part"  # `work` may lie on another file system
-        shutil.move(path, beside)
-        os.replace(beside, files.artifacts / path.name)
+        with replacing(files.artifacts / path.name) as beside:
+            shutil.move(path, beside)  # `work` may lie on another file system
     summary = {"rows": story.headline(report), "notes": story.notes(report), "guarantee": delivery.guarantee}
     summary |= {key: report[key] for key in ("original", "delivered", "ratio", "budgets", "parity")}
     return JobResult(delivery.guarantee, summary, delivery.trial.number)  # type: ignore[arg-type]

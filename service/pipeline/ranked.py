@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.atomic_write import UNFINISHED, write_whole
+from models.atomic_write import replacing, write_whole
 from models.data.dataset import Batch
 from models.evaluation.sensitivity import quantisation_order
 from models.loading.timm_target import check_same_design, target_structure
@@ -106,9 +106,8 @@ def _statistics(source: Network, calibration: Batch, criterion: str, work: Path)
     if stored.exists():
         return from_tensors(load_file(stored))
     found = source.statistics(calibration.images, CRITERIA[criterion].needs, calibration.labels)
-    beside = stored.with_suffix(UNFINISHED)
-    save_file(to_tensors(found), beside)
-    beside.replace(stored)
+    with replacing(stored) as beside:
+        save_file(to_tensors(found), beside)
     return found
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.atomic_write import write_whole
+from models.atomic_write import replacing, write_whole
 
 
 def test_what_was_there_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +26,14 @@ def test_text_and_bytes(tmp_path: Path) -> None:
     for content in ("é", b"\x00\xff"):
         write_whole(tmp_path / "file", content)
         assert (tmp_path / "file").read_bytes() == (content.encode() if isinstance(content, str) else content)
+
+
+def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    with replacing(file) as beside:
+        beside.write_text("first")
+        assert not file.exists()
+    with pytest.raises(RuntimeError), replacing(file) as beside:
+        beside.write_text("half")
+        raise RuntimeError
+    assert file.read_text() == "first" and list(tmp_path.iterdir()) == [file]
