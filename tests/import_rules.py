@@ -49,7 +49,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
 files that stand in the room itself. Folders on one floor do not know each other."""
 LIGHT = (
     "models.errors", "models.record", "models.atomic_write", "models.throttle", "models.structure",
-    "models.loading.model_files",
+    "models.data.allowed_path", "models.loading.model_files",
     "search.budgets", "search.methods", "search.policy", "search.token_rule",
     "vitfit.child", "vitfit.machine", "latency.devices", "latency.measuring.machine_lock",
 )  # fmt: skip

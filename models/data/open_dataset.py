@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from models.data.allowed_path import below_allowed
 from models.data.archive import Limits, unpack
 from models.data.arrays import read_npz
 from models.data.dataset import SPLIT_CYCLE, SPLITS, Dataset, Images, Rows, Split, split_rows
@@ -86,9 +87,8 @@ def _allowed_path(text: Any, allowed: Sequence[Path]) -> Path:
     """Links are followed before the comparison, so none can climb out."""
     if not isinstance(text, str) or not Path(text).is_absolute() or "\0" in text:
         raise InvalidRequest(f"A data set's path is {text!r}; an absolute path is needed.", path=text)
-    real = Path(text).resolve()
-    roots = [root.resolve() for root in allowed]
-    if not any(real.is_relative_to(root) for root in roots):
+    real = below_allowed(text, allowed)
+    if real is None:
         names = ", ".join(str(root) for root in allowed) or "none"
         raise UnsafeFile(f"{text!r} is outside of the folders that the operator allows ({names}).", path=text)
     if not real.exists():

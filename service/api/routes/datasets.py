@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from models.data.allowed_path import below_allowed
 from models.errors import InvalidRequest
 from service.api.auth import Reader, Submitter
 from service.api.context import Service, ServiceOf
@@ -80,9 +81,9 @@ def _kind_of(filename: str) -> tuple[str, str]:
 
 def _allowed_path(text: str, settings: Settings) -> Path:
     """The folder, links resolved. What is outside the allowed roots is refused without a look at whether it exists."""
-    path = Path(text).resolve() if "\0" not in text else Path()
     roots = settings.allowed_roots
-    if not any(path.is_relative_to(root) for root in roots):
+    path = below_allowed(text, roots)
+    if path is None:
         named = ", ".join(map(str, roots)) or "none on this server (its operator sets VITFIT_ALLOWED_ROOTS)"
         raise InvalidRequest(
             f"{text!r} is not below an allowed folder. Allowed: {named}.",
