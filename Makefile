@@ -1,31 +1,40 @@
-# Two commands for a stranger: make demo, make test. PYTHON: 3.11 or newer.
+# Two commands for a stranger: make demo, make test. `make help` lists all. PYTHON: 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
 OURS := models search latency service client benchmarks tests
 
-.PHONY: demo test test-slow check install format benchmark
+.PHONY: help install demo check format test test-slow coverage docs
 
-demo: install
+help: ## List these commands.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: .venv/installed ## Make .venv with everything in it; the command is then .venv/bin/vitfit.
+
+demo: install ## Compress the digits model, serve it, and say what came out (about 3 minutes).
 	$(BIN)/python -m benchmarks.demo
 
-test: install
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
-
-test-slow: install
-	$(BIN)/python -m pytest -m slow
-
-check: install
+check: install ## Format, lint and types: what every change must pass.
 	$(BIN)/ruff format --check $(OURS)
 	$(BIN)/ruff check $(OURS)
 	$(BIN)/mypy
 
-format: install
+format: install ## Format the code, and mend what the linter can mend.
 	$(BIN)/ruff format $(OURS)
 	$(BIN)/ruff check --fix $(OURS)
 
-install: .venv/installed
+test: install ## The tests that every change must pass (at most 15 minutes on 2 cores).
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
-.venv/installed: requirements.txt pyproject.toml client/pyproject.toml
+test-slow: install ## The tests that take longer than a minute each.
+	$(BIN)/python -m pytest -m slow
+
+coverage: install ## The same tests as `make test`, with the share of lines that they run.
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --cov=models --cov=search --cov=latency --cov=service --cov=vitfit
+
+docs: install ## The documentation as a site in build/site; a broken link is an error.
+	$(BIN)/mkdocs build --strict --site-dir build/site
+
+.venv/installed: requirements.txt pyproject.toml client/pyproject.toml client/vitfit/VERSION
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	$(BIN)/pip install --quiet --no-deps --editable client --editable .

@@ -1,5 +1,6 @@
 """The command `vitfit`: the verbs that need nothing but a server's address."""
 
+import importlib.metadata
 import json
 import re
 import sys
@@ -28,6 +29,23 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     add_completion=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vitfit {importlib.metadata.version('vitfit')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A vision transformer and a budget go in, a smaller ONNX file that meets it comes out."""
+
+
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.", show_default=False)]
 CACHE = Path.home() / ".cache" / "vitfit-agent"
 ID_PATTERN = re.compile(r"[a-z]{2,5}_[A-Za-z0-9]{6,}")

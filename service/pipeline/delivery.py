@@ -200,6 +200,7 @@ def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Jou
     fall = 1 - network.structure.macs / original.structure.macs
     assert network.plan is not None
     return {
+        "version": _version("vitfit-server"),
         "model": original.structure.name,
         "method": delivery.request.method,
         "guarantee": delivery.guarantee,

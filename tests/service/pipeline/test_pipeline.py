@@ -127,7 +127,7 @@ def test_all_delivered_forms_are_the_same_network(counted: Ran) -> None:
 def test_the_report_says_what_was_removed(counted: Ran) -> None:
     report = counted.report
     assert set(report) == {
-        "model", "method", "guarantee", "setting", "machine", "original", "delivered", "agreement", "ratio", "budgets",
+        "version", "model", "method", "guarantee", "setting", "machine", "original", "delivered", "agreement", "ratio", "budgets",
         "parity", "precision", "blocks", "axes", "share_of_macs_fall", "trials", "delivered_trial", "samples_ms", "warnings", "request",
     }  # fmt: skip
     kept = delivered_network(counted).structure.blocks
