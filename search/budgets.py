@@ -26,24 +26,24 @@ UNITS = {
 
 
 def quantity_of(metric: Metric) -> str:
-    """latency, macs, params, file or memory."""
+    """The quantity that a metric limits: "latency", "macs", "params", "file" or "memory"."""
     return metric.partition("_")[0]
 
 
 @dataclass(frozen=True)
 class Budget(Record):
-    """One upper limit in the metric's unit. device and setting (as text) belong to latencies and memory only."""
+    """One upper limit, in the unit of its metric. device and setting (as text) are for latency and memory only."""
 
     metric: Metric
     limit: float
     device: str = ""
     setting: str = ""
     statistic: Literal["p50", "mean", "p95"] = "p50"
-    """p50 of the runs on one input; mean, p95: over images, of a network whose number of tokens depends on the image."""
+    """p50: over runs on one input. mean and p95: over images, if the network's token count depends on the image."""
 
     @property
     def label(self) -> str:
-        """Short and unique within a job: the key of costs."""
+        """A short name that is unique within a job. Costs are stored under it."""
         name = self.metric if self.statistic == "p50" else f"{self.metric} {self.statistic}"
         return f"{name}@{self.device} ({self.setting})" if self.device else name
 
@@ -56,7 +56,7 @@ class Budget(Record):
         return self.metric.endswith("_keep")
 
     def describe(self, value: float) -> str:
-        """`value` with this budget's unit, for people."""
+        """Text for people: `value` with the unit, device and statistic of this budget."""
         shown = f"{value:.4g}" if value < 1e5 else f"{value:,.0f}"
         where = f" on {self.device} ({self.setting})" if self.device else ""
         where += "" if self.statistic == "p50" else f", {self.statistic} over images"
@@ -68,23 +68,23 @@ class Budgets(Record):
     items: tuple[Budget, ...]
 
     def __post_init__(self) -> None:
-        """Raises: InvalidRequest when two budgets limit the same quantity."""
+        """Check the budgets. Raises: InvalidRequest when two of them limit the same quantity."""
         labels = [budget.label for budget in self.items]
         for label in labels:
             if labels.count(label) > 1:
                 raise InvalidRequest(f"Two budgets limit {label}; give the smaller one only", label=label)
 
     def met(self, costs: Sequence[float]) -> bool:
-        """costs: one value per budget, in the budget's unit."""
+        """True if no cost exceeds its budget. costs: one value per budget, in the budget's unit."""
         return all(cost <= budget.limit for cost, budget in zip(costs, self.items, strict=True))
 
     def binding(self, costs: Sequence[float]) -> Budget:
-        """The budget that is fullest."""
+        """The budget of which the costs use the largest share."""
         shares = [cost / budget.limit for cost, budget in zip(costs, self.items, strict=True)]
         return self.items[shares.index(max(shares))]
 
     def impossible(self, best: Sequence[float]) -> ImpossibleBudget:
-        """The error for `best`: the lowest costs that any policy reaches."""
+        """Build the error that names the best reachable value. best: the lowest cost of any policy, one per budget."""
         budget = self.binding(best)
         reached = best[self.items.index(budget)]
         return ImpossibleBudget(

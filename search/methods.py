@@ -24,19 +24,19 @@ CRITERION_TITLES = {
 
 @dataclass(frozen=True)
 class Method(Record):
-    """A named preset over shared parts: which axes may shrink, which criterion ranks them, how it trains."""
+    """A named preset: which axes may shrink, which criterion ranks their members, and how the network is trained."""
 
     name: str
     title: str
     axes: tuple[str, ...]
     criteria: tuple[str, ...]
-    """Allowed ones; the first is the default."""
+    """Allowed criteria; the first is the default."""
     training: str
     paper: str
     space: str = "compact"
     tokens: TokenRule = field(default_factory=TokenRule)
     other_spaces: tuple[str, ...] = ()
-    """Spaces that a job may ask for instead."""
+    """Spaces that a job may choose instead of `space`."""
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -78,14 +78,17 @@ METHODS = {
 
 
 def method_named(name: str) -> Method:
-    """Raises: UnknownName."""
+    """Look up a method. Raises: UnknownName."""
     if name not in METHODS:
         raise UnknownName("method", name, METHODS)
     return METHODS[name]
 
 
 def method_for(name: str, keep_spatial: bool) -> Method:
-    """keep_spatial: all tokens stay. Raises: UnknownName; InvalidRequest for a method that is about tokens."""
+    """Look up the method of a job. keep_spatial: all tokens stay, so the axis "tokens" is taken out of the method.
+
+    Raises: UnknownName; InvalidRequest with keep_spatial for a method that is built on removing tokens.
+    """
     method = method_named(name)
     if not keep_spatial or "tokens" not in method.axes:
         return method
@@ -98,13 +101,16 @@ def method_for(name: str, keep_spatial: bool) -> Method:
 
 
 def check_criterion(name: str) -> None:
-    """Raises: UnknownName."""
+    """Check that there is a criterion of this name. Raises: UnknownName."""
     if name not in CRITERION_TITLES:
         raise UnknownName("criterion", name, CRITERION_TITLES)
 
 
 def criterion_of(method: Method, wanted: str | None) -> str:
-    """The criterion of a job. Raises: UnknownName; InvalidRequest when the method does not allow it."""
+    """The criterion of a job: `wanted`, or the method's default.
+
+    Raises: UnknownName; InvalidRequest when the method does not allow it.
+    """
     if wanted is None:
         return method.criteria[0]
     check_criterion(wanted)
@@ -114,7 +120,10 @@ def criterion_of(method: Method, wanted: str | None) -> str:
 
 
 def space_for(method: Method, wanted: str | None) -> str:
-    """The name of a job's space. Raises: UnknownName; InvalidRequest when the method does not search there."""
+    """The name of a job's space: `wanted`, or the method's default.
+
+    Raises: UnknownName; InvalidRequest when the method does not search there.
+    """
     if wanted is None:
         return method.space
     known = sorted({name for other in METHODS.values() for name in other.spaces})
@@ -126,7 +135,11 @@ def space_for(method: Method, wanted: str | None) -> str:
 
 
 def check_suits(method: Method, structure: Structure) -> None:
-    """Raises: InvalidRequest when the method has nothing to remove from such a network."""
+    """Check that the method can prune this network.
+
+    Raises: InvalidRequest when the method has nothing to remove from it, or when the method's token rule does not fit a
+        network that was read from its graph.
+    """
     needs_tokens = method.space == "cascade" or method.axes == ("tokens",)
     if needs_tokens and not any(s.free_tokens and len(s.blocks) > 1 for s in structure.stages):
         raise InvalidRequest(

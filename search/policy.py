@@ -1,4 +1,4 @@
-"""How much to keep: what the search proposes. Which member goes is the ranking's choice."""
+"""A policy says how much to keep of each axis. The search proposes it; the ranking decides which members stay."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,14 @@ from models.record import Record, later
 
 @dataclass(frozen=True)
 class Policy(Record):
-    """Fractions kept, in (0, 1]; every space uses the fields that it knows.
+    """Keep ratios, each in (0, 1]. Each space uses the fields that it knows.
 
-    heads, qk, v, neurons: of the heads, of the q/k and v dims of each head, of the neurons; embed: of the embedding dims;
-    halves: of the attention and MLP halves of all blocks; inputs: of the dims that learned gates (VTP) weigh.
-    tokens: of the patch tokens at each stage. *_by_block: one number per block where a space has them (MDC).
-    mix: 0 spreads what is removed evenly over blocks, 1 lets the scores decide between blocks.
+    heads: share of the heads. qk, v: share of the q/k dims and of the v dims of each head. neurons: share of the MLP
+    neurons. embed: share of the embedding dims. halves: share of the sublayers (attention or MLP) of all blocks.
+    inputs: share of the layer inputs and neurons that learned gates (VTP) weigh.
+    tokens: share of the patch tokens, one number per point where tokens are removed.
+    *_by_block: one number per block, in the space that has them (MDC).
+    *_mix, in [0, 1]: 0 removes the same share from every block, 1 lets the scores decide between blocks.
     """
 
     heads: float = 1.0
@@ -28,4 +30,4 @@ class Policy(Record):
     heads_by_block: tuple[float, ...] = ()
     neurons_by_block: tuple[float, ...] = ()
     int8: float = later(0.0)
-    """Share of the linear layers that are quantised, those that bear it best first; 0: an fp32 network."""
+    """Share of the linear layers that are quantised; those that lose least by it come first. 0: an fp32 network."""

@@ -1,4 +1,4 @@
-"""Scores over the members of each axis, from one criterion; higher means keep."""
+"""Scores of the members (heads, dims, neurons) of each axis, from one criterion. A higher score means keep."""
 
 from dataclasses import dataclass
 
@@ -12,23 +12,27 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class BlockRanking:
-    """Of one block with H heads of q/v dims: heads (H,), qk (H, q), v (H, v), neurons (K,)."""
+    """Scores of one block with H heads and K neurons: heads (H,), qk (H, qk_dim), v (H, v_dim), neurons (K,)."""
 
     heads: Array
     qk: Array
     v: Array
     neurons: Array
     halves: Array | None = None
-    """(2,): the attention and the MLP as a whole."""
+    """(2,): scores of the two sublayers, first the attention, then the MLP."""
     inputs: tuple[Array, Array, Array] | None = None
-    """Of learned gates: inputs of q/k/v (D,), of the projection (H * v,), of fc1 (D,)."""
+    """Scores from learned gates: inputs of q/k/v (D,), of the projection (H * v_dim,), of fc1 (D,)."""
     dims: Array | None = None
-    """(H, d): attention dims, row j of q, k and v at once (UP-ViTs)."""
+    """(H, d): scores of attention dims. One score covers row j of q, k and v together (UP-ViTs)."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """`across_blocks`: whether a score in one block compares with a score in another. `seconds`: what it cost."""
+    """Scores of a whole network.
+
+    across_blocks: True if scores of different blocks can be compared. forward_passes: over the calibration images.
+    seconds: time that the ranking took.
+    """
 
     criterion: str
     blocks: tuple[BlockRanking, ...]
@@ -36,13 +40,13 @@ class Ranking:
     forward_passes: int
     seconds: float = 0.0
     embed: Array | None = None
-    """(D,): embedding dims, everywhere in the residual stream."""
+    """(D,): scores of embedding dims. A dim is removed from the whole residual stream."""
     ranges: Array | None = None
-    """(L,): the attention range of each layer, in [0, 1], near 1 where it is local (CP-ViT)."""
+    """(L,): attention range of each layer, in [0, 1]; near 1 if the layer attends locally (CP-ViT)."""
 
 
 def unranked(structure: Structure) -> Ranking:
-    """Every member alike: the first ones stay. Where only counts matter."""
+    """A ranking that scores all members alike, so the first ones stay. For callers to whom only the counts matter."""
     blocks = []
     for block in structure.blocks:
         a, mlp = block.attention, block.mlp

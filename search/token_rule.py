@@ -14,11 +14,14 @@ class TokenRule(Record):
     at: ReductionPoint = "middle"
     score: TokenScore = "attention"
     depths: tuple[float, ...] = (0.25, 0.5, 0.75)
-    """Blocks 4, 7, 10 of 12, as in MDC and SPViT."""
+    """The default means blocks 4, 7 and 10 of 12, as in MDC and SPViT."""
 
     def stages(self, structure: Structure) -> tuple[int, ...]:
-        """Block indices, once each, only where the grid is free. At a start, never a stage's first block: nothing has
-        attended to its tokens yet."""
+        """Indices of the blocks that remove tokens, without repetitions, only in stages whose token grid may shrink.
+
+        If tokens leave at the start of a block, the first block of a stage is left out: no attention has read its
+        tokens yet, so nothing can rank them.
+        """
         free = [stage.free_tokens for stage in structure.stages for _ in stage.blocks]
         wanted = sorted({min(int(len(free) * depth), len(free) - 1) for depth in self.depths})
         return tuple(i for i in wanted if free[i] and (i not in structure.first_blocks or self.at == "middle"))

@@ -1,1 +1,1 @@
-"""What a device is, and the profiles that describe devices which are not here."""
+"""The devices that a job can name, and profiles of devices that cannot be reached from here."""

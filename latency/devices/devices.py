@@ -1,5 +1,6 @@
-"""The devices that can be named in a job: this machine's CPU, profiles, those that users added, and those on which an agent
-stands. Standard library only."""
+"""The devices that a job can name: this machine's CPU and GPUs, profiles, devices that users added, and devices that
+run an agent. Standard library only.
+"""
 
 import json
 import os
@@ -16,15 +17,15 @@ from models.errors import UnknownName
 CPU, CUDA = "cpu", "cuda:"
 PROFILES = Path(__file__).parent / "profiles"
 ADDED = "VITFIT_DEVICES"
-"""Environment variable: the folder of devices that users added, the same for a server and all of its processes."""
+"""Environment variable: folder of the devices that users added. All processes of a server use the same one."""
 AGENT = "agent"
-"""Kind of a device that is measured by an agent; its name begins so too."""
+"""Kind of a device that an agent measures. The name of the device begins with this word too."""
 AGENT_SILENT_S = 90.0
-"""An agent that has not been heard of for so long is not reachable now. It asks for work every half minute."""
+"""Seconds of silence after which an agent counts as unreachable. Agents ask for work every half minute."""
 
 
 def device_files() -> dict[str, Path]:
-    """By name; what ships cannot be replaced."""
+    """The files of devices, by name. A device of a user cannot replace one that vitfit ships with."""
     users = sorted(Path(os.environ[ADDED]).glob("*.json")) if ADDED in os.environ else []
     return {path.stem: path for path in [*users, *sorted(PROFILES.glob("*.json"))]}
 
@@ -34,45 +35,45 @@ def device_names() -> list[str]:
 
 
 def gpus() -> dict[str, str]:
-    """This machine's by the names that jobs use, cuda:0 and so on, where the runtime for them is installed."""
+    """This machine's GPUs: name in jobs (cuda:0 and so on) -> model. Empty if the runtime for GPUs is not installed."""
     return {f"{CUDA}{number}": name for number, name in enumerate(gpu_names())} if has_cuda() else {}
 
 
 def is_here(name: str) -> bool:
-    """Whether this machine measures it itself."""
+    """True if this machine measures the device itself."""
     return name == CPU or name.startswith(CUDA)
 
 
 def check_device(name: str) -> None:
-    """Raises: UnknownName with the known devices."""
+    """Check that the device exists. Raises: UnknownName with the known devices."""
     if name not in device_names():
         raise UnknownName("device", name, device_names())
 
 
 def is_reachable(name: str) -> bool:
-    """Whether files can be measured on it, not only priced."""
+    """True if files can be measured on the device, not only priced."""
     return is_here(name) or read_device(name).get("kind") == AGENT
 
 
 def read_device(name: str) -> dict[str, Any]:
-    """A profile, or what an agent told of its device. Raises: UnknownName."""
+    """A profile, or the description that an agent gave of its device. Raises: UnknownName."""
     check_device(name)
     found: dict[str, Any] = json.loads(device_files()[name].read_text())
     return found
 
 
 def mailbox_of(name: str) -> Mailbox:
-    """Of a device with an agent."""
+    """The mailbox of a device with an agent."""
     return Mailbox(device_files()[name].with_suffix(""))
 
 
 def machine_of(name: str) -> str:
-    """The processor: part of the key of stored tables."""
+    """The name of the device's processor. It is part of the key of stored tables."""
     return cpu_name() if name == CPU else gpus().get(name) or str(read_device(name)["machine"])
 
 
 def runtime_of(name: str) -> str:
-    """Of a device that is measured."""
+    """The runtime of a device on which files are measured."""
     return runtime_version() if is_here(name) else str(read_device(name)["runtime"])
 
 
@@ -88,7 +89,7 @@ def describe_device(name: str) -> dict[str, Any]:
 
 
 def _describe_here(name: str) -> dict[str, Any]:
-    """This machine's CPU, or one of its GPUs."""
+    """Describe this machine's CPU, or one of its GPUs."""
     if name == CPU:
         threads, what = len(os.sched_getaffinity(0)), f"this machine's CPU: {cpu_name()}, ONNX Runtime"
     else:
@@ -105,7 +106,7 @@ def _describe_here(name: str) -> dict[str, Any]:
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Of a profile, or of a device with an agent."""
+    """Describe a profile, or a device with an agent, by its file."""
     found = json.loads(path.read_text())
     return (
         describe_agent(found, Mailbox(path.with_suffix(""))) if found.get("kind") == AGENT else describe_profile(found)
@@ -142,7 +143,7 @@ def describe_profile(profile: dict[str, Any]) -> dict[str, Any]:
 
 
 def _error_of(checks: list[dict[str, Any]]) -> dict[str, float] | None:
-    """Of the published latencies that were not used to fit the profile; None: nothing to check it against."""
+    """Error against the published latencies that were not used to fit the profile. None: there are none."""
     held = [c["predicted_ms"] / c["published_ms"] - 1 for c in checks if not c["fitted"]]
     if not held:
         return None

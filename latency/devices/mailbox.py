@@ -1,9 +1,10 @@
-"""Between a job that wants files measured and the agent of a device that measures them: one folder per device.
+"""Passes files from a job that wants them measured to the agent of a device: one folder per device.
 
-A task is a folder with `request.json` and the files under their SHA-256; it appears whole (written beside, then renamed) and
-its answer does too. Whoever waits keeps a task alive by touching it; what nobody waits for is thrown away. Nothing is
-claimed: the device has one agent at a time, which is offered the oldest task until that is answered, so either side may
-start again at any moment. Standard library only: the web process and jobs use it.
+A task is a folder with `request.json` and the files, which are named by their SHA-256. Tasks and answers are written
+under another name and then renamed, so nobody sees an incomplete one. The job that waits for a task keeps it alive by
+touching it; a task for which nobody waits is deleted. Agents do not claim tasks: a device has one agent at a time,
+which is offered the oldest task until this is answered. So either side may restart at any moment. Standard library
+only, because both the web process and jobs use it.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from models.atomic_write import write_whole
 
 REQUEST, ANSWER = "request.json", "answer.json"
 ABANDONED_S = 60.0
-"""A task that nobody has touched for so long is nobody's: its job has ended."""
+"""Seconds after which a task that nobody has touched counts as abandoned: its job has ended."""
 SEEN, SESSION = "seen", "session"
 
 
@@ -32,15 +33,15 @@ class Task:
 
 
 class Mailbox:
-    """`folder` is made when the device's agent registers."""
+    """The mailbox of one device. `folder` is created when the agent of the device registers."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._tasks = folder, folder / "tasks"
 
-    # ---- the job's half
+    # ---- for jobs
 
     def post(self, request: dict[str, Any], files: Sequence[Path], images: Path | None) -> str:
-        """request: as `vitfit.measuring` takes it, without files. Returns the task's id."""
+        """Add a task and return its id. request: as `vitfit.measuring` takes it, without the files."""
         number = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
         beside = self._folder / f".{number}.part"
         beside.mkdir(parents=True)
@@ -52,7 +53,10 @@ class Mailbox:
         return number
 
     def answer(self, task: str) -> dict[str, Any] | None:
-        """What the agent said; None: not yet. Asking keeps the task alive. Raises: FileNotFoundError when it was thrown away."""
+        """The agent's answer; None: there is none yet. Each call keeps the task alive.
+
+        Raises: FileNotFoundError when the task was deleted.
+        """
         path = self._tasks / task
         os.utime(path / REQUEST)
         found: dict[str, Any] | None = None
@@ -64,21 +68,21 @@ class Mailbox:
         shutil.rmtree(self._tasks / task, ignore_errors=True)
 
     def heard_at(self) -> float | None:
-        """When the agent was last heard of, by the clock of the file system: worth comparing with itself only."""
+        """Time of the agent's last request, by the file system's clock. Compare it only with values of that clock."""
         try:
             return (self._folder / SEEN).stat().st_mtime
         except FileNotFoundError:
             return None
 
     def silent_s(self) -> float:
-        """How long the agent has not been heard of, for people to read: wrong for a moment after the clock was set."""
+        """Seconds since the agent's last request, for people to read. Wrong for a moment after the clock was set."""
         heard_at = self.heard_at()
         return float("inf") if heard_at is None else max(0.0, time.time() - heard_at)
 
-    # ---- the agent's half, through the server
+    # ---- for the agent, through the server
 
     def open_session(self) -> str:
-        """For an agent that registers. The one before it, if any, is out."""
+        """Open a session for an agent that registers, and close the one before it. Returns the session."""
         self._tasks.mkdir(parents=True, exist_ok=True)
         session = secrets.token_hex(16)
         write_whole(self._folder / SESSION, session)
@@ -95,7 +99,7 @@ class Mailbox:
         (self._folder / SEEN).touch()
 
     def oldest(self) -> Task | None:
-        """The oldest task without an answer that somebody waits for."""
+        """The oldest task that has no answer and for which a job still waits. Deletes abandoned tasks on the way."""
         for path in sorted(self._tasks.glob("*")):
             request = path / REQUEST
             try:
@@ -112,7 +116,7 @@ class Mailbox:
         return found if found is not None and found.id == task else None
 
     def file(self, task: str, sha256: str) -> Path | None:
-        """A file that the task names."""
+        """Path of a file that the task names. None if it names no such file, or is not the task that is offered now."""
         found = self.find(task)
         if found is None:
             return None
@@ -134,6 +138,6 @@ def _placed(file: Path, folder: Path) -> dict[str, Any]:
     if not target.exists():
         try:
             os.link(file, target)
-        except OSError:  # another file system
+        except OSError:  # links do not cross file systems
             shutil.copyfile(file, target)
     return {"sha256": digest, "bytes": file.stat().st_size}

@@ -1,7 +1,8 @@
-"""What a device profile says: a data file with units, source and date. Documented in docs/devices.md.
+"""The schema of a device profile: a data file with units, source and date. docs/devices.md documents it.
 
-A measured table of one network, or one of three models: `roofline` (a core with a cache), `tiled` (a matrix engine beside units for softmax, norms and activations, one
-operation after the other) and `pipeline` (a stage of hardware for each layer; as fast as its slowest stage).
+A profile is a measured table of one network, or it has one of three models. `roofline`: a core with a cache. `tiled`: a
+matrix engine and separate units for softmax, norms and activations; operations run one after the other. `pipeline`: one
+hardware stage for each layer; the slowest stage sets the speed.
 """
 
 import datetime
@@ -34,10 +35,10 @@ UNITS = {
     "classifier_macs_per_cycle": "multiply-accumulates per cycle",
     "relative_uncertainty": "half-width of the 90 % interval over the value",
 }
-"""The units that numbers have; a profile repeats those of its own, so that nobody mistakes them."""
+"""The unit of each number. A profile repeats the units of the numbers that it has, so that nobody mistakes them."""
 TABLE_UNITS = {"original_ms": "milliseconds per run"}
 LEAST_SAMPLES = 6
-"""Measured structures that a table needs: fewer say nothing about twenty features."""
+"""Minimum number of measured structures in a table: fewer say nothing about twenty features."""
 NAME = r"^[a-z0-9][a-z0-9.@_-]{0,63}$"
 
 
@@ -46,7 +47,7 @@ class _Strict(BaseModel):
 
 
 class Check(_Strict):
-    """A published latency beside what the profile says. fitted: it was used to fit the profile, so it proves little."""
+    """A published latency and the profile's prediction. fitted: it was used to fit the profile, so it proves little."""
 
     model: str
     image_size: Count
@@ -118,14 +119,14 @@ class Tiled(_Profile):
 
 
 class Lanes(_Strict):
-    """Multipliers of one stage: so many summed values by so many columns per cycle."""
+    """Multipliers of one stage. Each cycle it processes `inner` summed values for each of `cols` columns."""
 
     inner: Count
     cols: Count
 
 
 class Stages(_Strict):
-    """qkv, scores and values are built once for each head."""
+    """Multipliers of each stage. The stages qkv, scores and values exist once for each head."""
 
     patch: Lanes
     qkv: Lanes
@@ -146,7 +147,7 @@ class Pipeline(_Profile):
 
 
 class Ratio(_Strict):
-    """Latency over the original's, measured in turn with it, and the ends of its 95 % interval."""
+    """Latency divided by the original's, measured in turn with the original, and the ends of its 95 % interval."""
 
     value: Positive
     low: Positive
@@ -165,8 +166,10 @@ class MeasuredStructure(_Strict):
 
 
 class MeasuredTable(_Strict):
-    """Latencies of one network and of smaller ones made of it, as `vitfit measure MODEL --table FILE` writes them on a device.
-    Prices that network only. Larger ones that took less time are normal."""
+    """Latencies of one network and of smaller networks made from it, as `vitfit measure MODEL --table FILE` writes them
+    on a device. The table prices this network only. It is normal if some larger
+    structures took less time than smaller ones.
+    """
 
     name: str = Field(pattern=NAME)
     model: Literal["table"]
@@ -201,7 +204,7 @@ _ADAPTER: TypeAdapter[AnyProfile] = TypeAdapter(Annotated[AnyProfile, Field(disc
 
 
 def parse_profile(document: Any) -> AnyProfile:
-    """Raises: InvalidRequest naming the field, its value and what is allowed."""
+    """Check and parse a profile. Raises: InvalidRequest, which names the field, its value and what is allowed."""
     try:
         return _ADAPTER.validate_python(document)
     except ValidationError as error:

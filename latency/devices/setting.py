@@ -1,4 +1,4 @@
-"""How a device runs a network: part of every latency and of its key. Standard library only."""
+"""How a device runs a network. The setting is part of every latency and of its key. Standard library only."""
 
 import importlib.metadata
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 def runtime_version() -> str:
-    """Of whichever distribution is installed: the one for GPUs has both."""
+    """Name and version of the installed runtime. The one for GPUs is looked up first: it can also run on the CPU."""
     for name in ("onnxruntime-gpu", "onnxruntime"):
         try:
             return f"{name} {importlib.metadata.version(name)}"
@@ -24,14 +24,14 @@ def has_cuda() -> bool:
 
 @dataclass(frozen=True)
 class Setting(Record):
-    """threads: intra-op, each pinned to a core. batch: images per run; latencies are per run."""
+    """threads: intra-op threads, each pinned to a core. batch: images per run; latencies are per run."""
 
     threads: int = 1
     batch: int = 1
     precision: str = "fp32"
     provider: str = CPU_PROVIDER
     runtime: str = ""
-    """Left empty for profiles, whose runtime is part of the profile."""
+    """Empty for profiles, because the runtime is part of the profile."""
 
     def __str__(self) -> str:
         if self.provider == CUDA_PROVIDER:

@@ -1,1 +1,1 @@
-"""Running a file and taking times."""
+"""Runs network files and measures their latency."""

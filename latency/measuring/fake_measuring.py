@@ -1,7 +1,8 @@
-"""A public fake device: `vitfit agent --measuring latency.measuring.fake_measuring`. It says what a network's products would cost.
+"""A fake device that anybody can use: `vitfit agent --measuring latency.measuring.fake_measuring`.
 
-Products of MLPs cost four times as much as others. For trying out remote devices, and for tests: on such a device a search must
-remove neurons where it would have removed heads. A network runs once, for the sizes of its operators.
+It reports times that it computes from the sizes of a network's products. Products of MLPs cost four times as much as
+others. It is meant for trying out remote devices, and for tests: on such a device a search must remove neurons where it
+would otherwise remove heads. Each network runs once, so that the sizes of its operators are known.
 """
 
 import json
@@ -33,7 +34,7 @@ def main() -> None:
 
 
 def network_ms(file: Path, batch: int = 1) -> float:
-    """Of one run of a network that `Network.export` wrote: its MLPs' nodes have "mlp" in their names."""
+    """Milliseconds of one run of a network that `Network.export` wrote. Nodes of its MLPs have "mlp" in their names."""
     ns = 0.0
     for event in _events(file, batch):
         factor = MLP_FACTOR if "mlp" in event["name"] else 1.0
@@ -42,7 +43,7 @@ def network_ms(file: Path, batch: int = 1) -> float:
 
 
 def _events(file: Path, batch: int) -> list[dict[str, Any]]:
-    """Of each node that ran: name, operator and shapes."""
+    """Name, operator and shapes of each node that ran."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.enable_profiling = 1, True
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # nodes keep their names

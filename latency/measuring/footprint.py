@@ -1,8 +1,8 @@
-"""What one file costs beside its steady latency: loading, the first run, memory, and where a run's time goes.
+"""Costs of one file apart from its steady latency: loading, the first run, memory, and the time of each operator.
 
     python -m latency.measuring.footprint < request.json
 
-A process of its own for each file: only a fresh process knows what the first run costs and how much memory is this file's.
+Each file gets a process of its own. Only a fresh process shows the cost of the first run and the memory of the file.
 """
 
 import json
@@ -27,7 +27,8 @@ PROFILED_RUNS, WARM_RUNS = 20, 5
 
 @dataclass(frozen=True)
 class OperatorTime(Record):
-    """ms: of a run, under ONNX Runtime's profiler, which adds a little to each operator; share: of all operators."""
+    """Time of all operators of one kind. ms: per run, under ONNX Runtime's profiler, which adds a little to each
+    operator. share: of the time of all operators."""
 
     operator: str
     count: int
@@ -37,7 +38,8 @@ class OperatorTime(Record):
 
 @dataclass(frozen=True)
 class Footprint(Record):
-    """load_ms: reading and optimising the graph. peak_mib: growth of the process from before loading to after the runs."""
+    """load_ms: time to read and optimise the graph. peak_mib: growth of the process's memory from before loading to its
+    peak after the runs. operators: the slowest kind comes first."""
 
     load_ms: float
     first_run_ms: float
@@ -46,7 +48,7 @@ class Footprint(Record):
 
 
 def footprint(file: Path, setting: Setting) -> Footprint:
-    """Raises: DeviceUnavailable when the runtime refuses."""
+    """Take the footprint of a file in a new process. Raises: DeviceUnavailable when the runtime refuses."""
     request = {"file": str(file), "threads": setting.threads, "batch": setting.batch, "provider": setting.provider}
     try:
         with measuring_lease():
@@ -56,7 +58,7 @@ def footprint(file: Path, setting: Setting) -> Footprint:
 
 
 def main() -> None:
-    from vitfit.measuring import feeds, open_session, pin  # the light parent needs no runtime
+    from vitfit.measuring import feeds, open_session, pin  # only the child process needs the runtime
 
     die_with_parent()
     request = json.load(sys.stdin)
@@ -76,19 +78,20 @@ def main() -> None:
 
 
 def _memory_mib(name: str) -> float:
-    """VmRSS: now, VmHWM: at most so far. Of this program: getrusage would count the parent's memory before exec."""
+    """Memory of this process in MiB. VmRSS: its current memory. VmHWM: its peak so far. getrusage is not used, because
+    it would count the memory that the parent had before exec."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
 
 
 def node_events(session: Any) -> list[dict[str, Any]]:
-    """Of a session that profiles, and stops: each operator of each run, with its time and shapes."""
+    """End the profiling of a session, and return each operator of each run with its time and shapes."""
     events = json.loads(Path(session.end_profiling()).read_text())
     return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
 
 
 def _operators(request: dict[str, Any], feed: dict[str, Any]) -> tuple[OperatorTime, ...]:
-    """The dearest first."""
+    """Run the file under the profiler, and return the times of its operators, the slowest kind first."""
     from vitfit.measuring import open_session
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
-"""One thing measures on a machine at a time, and other work of ours waits meanwhile.
+"""Locks for the whole machine: one process measures at a time, and other work of vitfit waits meanwhile.
 
-Two locks of the operating system, released by it when a process dies. Who measures takes both for itself; who works passes the
-gate and shares the floor. The gate is held while waiting for the floor, so workers that follow one another without a pause
-cannot keep a measurement out.
+There are two file locks, gate and floor. The operating system releases them when a process dies. A measurement takes
+both exclusively. Other work passes the gate and shares the floor. A measurement holds the gate while it waits for the
+floor, so workers that follow one another without a pause cannot keep it out.
 """
 
 import fcntl
@@ -13,20 +13,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FOLDER = Path(os.environ.get("VITFIT_LOCKS", tempfile.gettempdir()))
-"""The same for everybody on a machine. Tests that run side by side have one each."""
+"""Folder of the locks, the same for all processes of a machine. Tests that run in parallel have one folder each."""
 GATE, FLOOR = FOLDER / "vitfit-measuring.gate", FOLDER / "vitfit-measuring.lock"
 
 
 @contextmanager
 def measuring_lease() -> Iterator[None]:
-    """Waits for the end of other measurements, and of the steps that others are in the middle of."""
+    """Hold the machine for a measurement. First wait for the end of other measurements and of work steps under way."""
     with _locked(GATE, fcntl.LOCK_EX), _locked(FLOOR, fcntl.LOCK_EX):
         yield
 
 
 @contextmanager
 def working() -> Iterator[None]:
-    """Around a step of seconds at most. Waits while somebody measures. Never around a measurement: it would wait for itself."""
+    """Wrap a step of work that takes seconds at most. It starts when nobody measures.
+
+    Never wrap a measurement in it: the measurement would wait for itself.
+    """
     with _locked(GATE, fcntl.LOCK_SH):
         pass
     with _locked(FLOOR, fcntl.LOCK_SH):

@@ -1,4 +1,4 @@
-"""Measures ONNX files on this machine's CPU, original and candidates interleaved, one measurement at a time."""
+"""Measures ONNX files on this machine. Original and candidates run interleaved; one measurement runs at a time."""
 
 import sys
 from collections.abc import Sequence
@@ -19,22 +19,23 @@ from models.errors import DeviceUnavailable
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to look. Sampling ends when every ratio's interval is narrower than `width`, or the time is spent."""
+    """How long to measure. Sampling ends when the interval of every ratio is narrower than `width` (relative to the
+    ratio), or when the time is spent."""
 
     seconds: float = 12.0
     width: float = 0.02
     processes: int = 3
-    """At least so many; more follow while the interval is too wide."""
+    """Minimum number of measuring processes; up to twice as many run while an interval is too wide."""
     rounds: int = 20
-    """At least so many rounds in each process."""
+    """Minimum number of rounds in each process."""
 
 
 Rounds = list[list[list[float]]]
-"""Of one process: [file][round][run of the burst], ms."""
+"""Samples of one process in ms: [file][round][run of the burst]."""
 
 
 class Meter:
-    """This machine's CPU, or one of its GPUs."""
+    """Measures on this machine's CPU, or on one of its GPUs."""
 
     def __init__(self, setting: Setting, device: str = CPU, machine: str | None = None) -> None:
         self.device, self.setting, self.machine = device, setting, machine or cpu_name()
@@ -42,9 +43,9 @@ class Meter:
     def measure(
         self, files: Sequence[Path], effort: Effort, seed: int = 0, images: Path | None = None
     ) -> list[Measurement]:
-        """One measurement per file, in order; the first file is the original that the others are compared with.
+        """Take one measurement per file, in order. The first file is the original, with which the others are compared.
 
-        images: an .npy file of float32 (n, C, H, W) that the rounds feed in turn; otherwise noise.
+        images: an .npy file of float32 (n, C, H, W), which the rounds feed in turn. None: the input is noise.
 
         Raises: DeviceUnavailable when the runtime refuses (threads, provider, batch).
         """

@@ -1,4 +1,4 @@
-"""Measures on a device that an agent stands on: the same rounds, in the same processes, at the other end of a mailbox."""
+"""Measures on a device that runs an agent: the same rounds, in the same processes, at the other end of a mailbox."""
 
 import os
 import time
@@ -15,25 +15,28 @@ from models.export.onnx_store import files_of
 
 POLL_S = 0.2
 PATIENCE = "VITFIT_DEVICE_PATIENCE_S"
-"""Environment variable: how long a job waits for a device that is not heard of. Agents ask for work every half minute."""
+"""Environment variable: seconds that a job waits for an agent that is silent. Agents ask for work every half minute."""
 PATIENCE_S = 600.0
 
 
 class RemoteMeter(Meter):
     def __init__(self, device: str, setting: Setting) -> None:
-        """Raises: UnknownName."""
+        """Open the mailbox of the device. Raises: UnknownName."""
         super().__init__(setting, device, machine_of(device))
         self._mailbox: Mailbox = mailbox_of(device)
         self._heard: tuple[float | None, float] = (None, time.monotonic())
 
     def _lease(self) -> AbstractContextManager[None]:
-        """Nothing of this machine's. Tasks of several jobs stand in line at the device."""
+        """Take no lock on this machine. Tasks of several jobs queue at the device instead."""
         return nullcontext()
 
     def _one_process(
         self, files: Sequence[Path], seconds: float, rounds: int, seed: int, images: Path | None
     ) -> Rounds:  # fmt: skip
-        """Raises: DeviceUnavailable when the agent refuses, or is not heard of for too long, or for files above 2 GiB."""
+        """Let the agent measure.
+
+        Raises: DeviceUnavailable when the agent refuses, when it is silent for too long, or for files above 2 GiB.
+        """
         large = [file.name for file in files if len(files_of(file)) > 1]
         if large:
             raise DeviceUnavailable(
@@ -49,14 +52,17 @@ class RemoteMeter(Meter):
                 time.sleep(POLL_S)
                 try:
                     answer = self._mailbox.answer(task)
-                except FileNotFoundError:  # to a clock that was put forward the task looked abandoned
+                except FileNotFoundError:  # a clock was set forward, so the task looked abandoned
                     task = self._mailbox.post(request, files, images)
         finally:
             self._mailbox.withdraw(task)
         return self._samples(answer)
 
     def _require_life(self) -> None:
-        """How long the agent is silent is seen here, by a clock that nobody sets: that of the files may jump by hours."""
+        """Raise DeviceUnavailable if the agent is silent for too long.
+
+        A monotonic clock measures the silence here, because the clock behind the times of files may jump by hours.
+        """
         heard_at = self._mailbox.heard_at()
         if heard_at != self._heard[0]:
             self._heard = heard_at, time.monotonic()

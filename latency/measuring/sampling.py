@@ -1,6 +1,6 @@
-"""From raw samples to intervals. Samples are [process][round][run], taken in turn with those of the original.
+"""Compute intervals from raw samples. Samples are [process][round][run], taken in turn with those of the original.
 
-A round is a short burst of runs; its median is what counts.
+A round is a short burst of runs. Only its median is used.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from models.record import Record
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 DISTURBED, LEAST_ROUNDS, LEAST_PROCESSES = 1.2, 3, 2
-"""A round that took so much longer than the quickest tenth had a neighbour; the others count where so many are left of so many
-processes."""
+"""A round that took more than DISTURBED times as long as the quickest tenth of all rounds was disturbed by a neighbour.
+Only the other rounds count, if LEAST_PROCESSES processes have at least LEAST_ROUNDS of them each."""
 Samples = tuple[tuple[tuple[float, ...], ...], ...]
 Statistic = Literal["p50", "mean", "p95"]
 Reduce = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
@@ -31,7 +31,7 @@ STATISTICS: dict[Statistic, Reduce] = {
 
 @dataclass(frozen=True)
 class Interval(Record):
-    """A median with its bootstrap interval (95 %)."""
+    """A value, usually a median, with its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -39,13 +39,13 @@ class Interval(Record):
 
     @property
     def width(self) -> float:
-        """Whole width over the value."""
+        """Width of the whole interval, relative to the value."""
         return (self.high - self.low) / self.value
 
 
 @dataclass(frozen=True)
 class Measurement(Record):
-    """What was measured: raw samples in ms per run, by process, with device and setting. Never a prediction."""
+    """Raw samples in ms per run, by process, with device and setting. Predictions have a type of their own."""
 
     device: str
     machine: str
@@ -58,11 +58,12 @@ class Measurement(Record):
 
     @property
     def round_medians(self) -> list[npt.NDArray[np.float64]]:
-        """One array per process."""
+        """Medians of the rounds in ms, one array per process."""
         return [np.median(np.asarray(rounds), axis=1) for rounds in self.samples_ms]
 
     def percentile_ms(self, share: float) -> float | None:
-        """Of single runs, in all processes together; None where there are too few to know: ten must lie beyond it."""
+        """A percentile of the single runs of all processes together. None if there are too few runs to know it: at
+        least ten must lie beyond it."""
         if self.count * (1 - share) < 10 - 1e-9:
             return None
         runs = [run for rounds in self.samples_ms for burst in rounds for run in burst]
@@ -70,13 +71,15 @@ class Measurement(Record):
 
     @property
     def count(self) -> int:
-        """Counted runs."""
+        """Number of runs that were timed."""
         return sum(len(burst) for rounds in self.samples_ms for burst in rounds)
 
 
 def ratio(candidate: Measurement, original: Measurement, statistic: Statistic = "p50") -> Interval:
-    """Median (or another statistic) over rounds of candidate / original: the two ran within milliseconds, so drift cancels.
-    The median is taken over undisturbed rounds, where there are enough: a busy neighbour slows a large network more than a small one.
+    """Median (or another statistic) over the rounds of candidate / original.
+
+    The two ran within milliseconds of each other, so drift cancels. The median uses only undisturbed rounds if there
+    are enough of them, because a busy neighbour slows a large network more than a small one.
 
     Raises: ValueError when the two were not measured in the same rounds.
     """
@@ -91,16 +94,16 @@ def ratio(candidate: Measurement, original: Measurement, statistic: Statistic = 
 
 
 def _undisturbed(processes: list[npt.NDArray[np.float64]]) -> list[npt.NDArray[np.bool_]]:
-    """Which rounds took not much longer than the quickest tenth of all."""
+    """Masks of the rounds that did not take much longer than the quickest tenth of all rounds."""
     limit = DISTURBED * np.quantile(np.concatenate(processes), 0.1)
     return [rounds <= limit for rounds in processes]
 
 
 def bootstrap(processes: list[npt.NDArray[np.float64]], statistic: Statistic = "p50") -> Interval:
-    """Median over processes of each one's median (or another statistic of its rounds); the interval resamples processes,
-    then rounds inside each (two levels).
+    """Median over the processes of each process's median (or another statistic of its rounds), with its interval.
 
-    One level would call the spread between processes (memory layout) zero. Seeded: equal samples, equal interval.
+    The interval resamples on two levels: processes, then the rounds inside each. Resampling on one level would treat
+    the spread between processes (memory layout) as zero. The seed is fixed, so equal samples give equal intervals.
     """
     random, reduce = np.random.default_rng(0), STATISTICS[statistic]
     medians = np.stack([_resampled(rounds, random, reduce) for rounds in processes])

@@ -1,1 +1,1 @@
-"""Pricing a structure without running it."""
+"""Predicts the latency of a structure without running it."""

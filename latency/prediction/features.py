@@ -1,4 +1,4 @@
-"""A structure as sums over its operations: what a fitted latency model multiplies with."""
+"""Features of a structure: sums over its operations, which a fitted latency model multiplies by its coefficients."""
 
 import dataclasses
 import operator
@@ -20,34 +20,37 @@ PRIOR_NS = {
     "half_macs": 0.0045, "half_values": 0.2, "half_weights": 0.0025,
     "plain_attentions": 5000.0, "plain_moved_values": 0.2,
 }  # fmt: skip
-"""Nanoseconds per unit on a core of a current server: where a fit starts, and what decides where samples are silent.
+"""Nanoseconds per unit of each feature on one core of a current server. A fit starts from these costs, and they decide
+where samples say nothing.
 
-Columns of a product are computed in whole registers. A gather copies value by value, a reduction is a dozen small operations
-whose number depends on its reducer. `moved_values`: q, k, v and the heads' outputs change their order in memory. `spilled_weights`:
-those that no cache holds until the next run. int8: of products
-whose weights are, `quantised_values` go in. half: of operations in fp16, of whichever kind. plain: the attentions of networks with such products, which are not one operator."""
+The columns of a product are computed in whole registers. A gather copies value by value. A token reduction is a dozen
+small operations, whose number depends on its reducer. `packages`: reductions that make a fused token. `moved_values`:
+values of q, k, v and the heads' outputs, whose order in memory changes. `spilled_weights`: weights that no cache holds
+until the next run. int8: products with int8 weights; `quantised_values` are their inputs. half: operations of any kind
+in fp16. plain: the attentions of networks with int8 products, which are not one fused operator."""
 
 FEATURES = tuple(PRIOR_NS)
 WEIGHTS, INT8_WEIGHTS, SPILLED = (FEATURES.index(name) for name in ("weight_values", "int8_weights", "spilled_weights"))
 LANES, ROWS = 16, 6
-"""Values in a vector register; rows that a product's kernel takes at a time."""
+"""Values in one vector register; rows that the kernel of a product processes at a time."""
 FEW_ROWS = 64
-"""Weights that fewer rows share are waited for."""
+"""A product with fewer rows than this waits for its weights to be loaded."""
 CACHED = 5e6
-"""Weights of a network of which half come from a shared cache in the next run, and half from memory."""
+"""Number of fp32 weights at which a network's next run gets half of them from a shared cache, half from memory."""
 
 
 BlockPart = tuple[int, int, Attention | Mlp | Reduction, bool, str, tuple[Layer, ...]]
 Part = BlockPart | tuple[Op, ...]
-"""Of a block: width, tokens, which part of it, layer scale, precision, layers left in fp32; or operations outside the blocks. Without names: policies
-share most parts, and so do blocks of one policy."""
+"""One part of a network. Either a part of a block: width, tokens, the part itself, layer scale, precision, layers left
+in fp32; or operations outside the blocks. Parts of blocks have no names, because policies share most parts, and so do
+the blocks of one policy."""
 KNOWN = 262_144
-"""When so many parts are remembered all are forgotten."""
+"""Number of remembered parts above which all of them are forgotten."""
 _known: dict[Part, Array] = {}
 
 
 def features(structures: Sequence[Structure]) -> Array:
-    """(S, F) for S structures, per image."""
+    """(S, F): the F features of S structures, per image."""
     parts = [list(_parts(structure)) for structure in structures]
     if len(_known) > KNOWN:
         _known.clear()
@@ -77,7 +80,8 @@ def _parts(structure: Structure) -> Iterator[Part]:
 
 
 def _learn(parts: set[Part]) -> None:
-    """Parts that differ in sizes alone are counted at once, with arrays in the place of sizes."""
+    """Compute and remember the features of parts. Parts that differ only in their sizes are computed together, with
+    arrays in place of the sizes."""
     alike: dict[Hashable, list[Part]] = {}
     for part in parts:
         alike.setdefault(_kind(part), []).append(part)
@@ -86,7 +90,7 @@ def _learn(parts: set[Part]) -> None:
 
 
 def _kind(part: Part) -> Hashable:
-    """Equal for parts whose operations are the same but for their sizes."""
+    """A key that is equal for parts whose operations differ only in their sizes."""
     if not _is_block(part):
         return part
     width, _, shape, *rest = part
@@ -97,7 +101,7 @@ def _kind(part: Part) -> Hashable:
     elif isinstance(shape, Mlp):
         questions = (shape.inputs < width,)
     elif shape.selector is not None:
-        questions = (width,)  # what a selector's sizes are is not arithmetic
+        questions = (width,)  # a selector's sizes do not follow from it by arithmetic alone
     return type(shape), fixed, questions, *rest
 
 
@@ -115,14 +119,14 @@ FIXED = {
 
 
 class Column(np.ndarray[Any, Any]):
-    """A size of many parts alike: whatever is asked of it has one answer."""
+    """One size of many parts of one kind. A comparison has the same answer for all of them, so it gives one boolean."""
 
     def __bool__(self) -> bool:
         return bool(np.asarray(self).all())
 
 
 def _rows(group: list[Part]) -> Array:
-    """(parts, F) of parts alike."""
+    """(parts, F): the features of parts of the same kind."""
     first, values = group[0], dict.fromkeys(FEATURES, cast(Any, 0.0))
     if not _is_block(first):
         ops = cast(tuple[Op, ...], first)
@@ -147,7 +151,7 @@ def _rows(group: list[Part]) -> Array:
 
 
 def _columns(group: list[Part], names: tuple[str, ...]) -> list[Any]:
-    """Width, tokens and the sizes of the names; of a few parts numbers are quicker than arrays."""
+    """Width, tokens and the sizes in `names`: arrays over the parts, but for a single part numbers (quicker)."""
     sizes = [(part[0], part[1], *(getattr(part[2], name) for name in names)) for part in group]
     return list(sizes[0]) if len(sizes) == 1 else list(np.asarray(sizes, dtype=np.int64).T.view(Column))
 
@@ -165,7 +169,8 @@ def _block_of(
 
 
 def _padding_of_heads(shape: Attention, tokens: Any) -> Any:
-    """Where q, k and v are made by the runtime's attention operator each head is a product of its own (models/export/inference_blocks.py)."""
+    """Extra MACs from padding if the runtime's attention operator computes q, k and v: then each head is a product of
+    its own (models/export/inference_blocks.py)."""
     if shape.layers != ("qkv",) or shape.qk_norm != "none":
         return 0
     joined = _padded(shape.heads * (2 * shape.qk_dim + shape.v_dim))
@@ -184,14 +189,14 @@ def _count_reduction(shape: Reduction, width: Any, tokens: Any, values: dict[str
 
 
 def _count(op: Op, values: dict[str, Any]) -> None:
-    """Adds an operation to the features."""
+    """Add one operation to the features."""
     values["operations"] += 1.0
     if op.precision == "fp16":
         values["half_macs"] += op.macs
         values["half_values"] += op.values
         values["half_weights"] += op.params
         return
-    if op.precision == "int8":  # of products only
+    if op.precision == "int8":  # only products are int8
         values["int8_products"] += 1.0
         values["int8_macs"] += op.count * _padded(op.rows, ROWS) * op.inner * _padded(op.cols)
         values["int8_outputs"] += op.values

@@ -1,15 +1,17 @@
-"""Matrix engines on FPGAs, in cycles.
+"""Latency models of matrix engines on FPGAs, in clock cycles.
 
-tiled: one engine beside units for softmax, norms and activations, one operation after the other
+tiled: one matrix engine and separate units for softmax, norms and activations; operations run one after the other
     cycles(product) = ceil(rows / tile_rows) * ceil(inner / tile_inner) * ceil(cols / tile_cols)
     t(op) = max(cycles / clock, bytes / bandwidth) + values / (values_per_cycle[kind] * clock) + overhead
 
-pipeline: a stage of hardware for each layer, which images pass one behind the other (HG-PIPE, arXiv 2407.17879)
-    cycles(product) = ceil(tokens / TP) * ceil(inner / lanes_inner) * ceil(cols / lanes_cols), per head where a head has its own
+pipeline: one hardware stage per layer; images pass through the stages one behind the other (HG-PIPE, arXiv 2407.17879)
+    cycles(product) = ceil(tokens / TP) * ceil(inner / lanes_inner) * ceil(cols / lanes_cols),
+                      for one head where each head has hardware of its own
     cycles(norm)    = passes * ceil(tokens / TP) * width
     cycles(softmax) = passes * ceil(queries / TP) * keys
-    t(network)      = max over all stages / clock: the time between two images, not that of the first one
-So a pruned network is faster only when its slowest stage is, and removing heads alone gains nothing: each had its own.
+    t(network)      = max over all stages / clock: the time between two images, not the latency of the first one
+So a pruned network is faster only if its slowest stage is faster. Removing heads alone gains nothing, because each head
+has hardware of its own.
 """
 
 from typing import Any
@@ -45,7 +47,8 @@ class Pipeline:
         return max(parts_s)
 
     def _cycles(self, op: Op, block: Block | None) -> int:
-        """Of operations without a stage of their own (activations, sums, token reduction): none, they flow through."""
+        """Cycles of one operation. Operations without a stage of their own (activations, sums, token reduction) take
+        none: their values flow through."""
         if op.kind == "norm":
             return int(self._p["passes"]) * self._steps(op.rows * op.count) * op.cols
         if op.kind == "attention":
@@ -60,7 +63,7 @@ class Pipeline:
                 return _ceil(op.macs, self._p["classifier_macs_per_cycle"])
             return self._stage("patch", op.rows, op.inner, op.cols)
         if role not in self._p["stages"]:
-            return op.macs  # hardware that the design has not: one product at a time
+            return op.macs  # the design has no hardware for it: one multiplication per cycle
         cols = op.cols
         if role == "qkv" and block.attention is not None:
             cols = max(block.attention.qk_dim, block.attention.v_dim)

@@ -1,4 +1,4 @@
-"""What every device can do: price structures, many at once, without exporting anything."""
+"""The interface of all devices: price many structures at once, without exporting any of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Prediction:
-    """Milliseconds per run and the half-width of their 90 % interval, one entry per structure. Never a measurement."""
+    """Predicted milliseconds per run, and the half-width of their 90 % interval, one entry per structure. Measurements
+    have a type of their own."""
 
     ms: Array
     half_width_ms: Array

@@ -1,7 +1,8 @@
-"""Plans to measure, from which a latency table is fitted: random ones, that together span what any method may ask for.
+"""Probes: random plans that are measured to fit a latency table. Together they span what any method may ask for.
 
-Random, and different in every block, because each block then tells about sizes that no other has: two dozen probes fix the
-twenty coefficients of `latency.prediction.features` better than probes along each axis do. Deterministic: a table can be fitted again.
+The plans are random, and different in every block, because each block then tells about sizes that no other block has.
+So two dozen probes fix the twenty coefficients of `latency.prediction.features` better than probes along each axis do.
+The random numbers are seeded, so a table can be fitted again.
 """
 
 import dataclasses
@@ -28,27 +29,27 @@ KINDS: tuple[tuple[Reducer, TokenScore] | None, ...] = (
     ("fuse", "attention"), None, ("drop", "attention"), ("fuse", "attention"), ("merge", "similarity"), None,
     ("weighted", "attention"), ("fuse", "attention"), ("weighted", "selector"), ("drop", "attention"),
 )  # fmt: skip
-"""How a probe removes tokens, in turn."""
+"""How the probes remove tokens, in turn. None: the probe keeps all tokens."""
 WAYS: tuple[tuple[Reducer, TokenScore], ...] = (
     ("weighted", "selector"), ("drop", "attention"), ("fuse", "attention"), ("merge", "similarity"),
 )  # fmt: skip
-"""How those that lose nothing else do."""
+"""How the probes that remove nothing but tokens do it, in turn."""
 LEAST, SPREAD = 0.1, 0.25
-"""Smallest fraction kept, and how far a block may be from its probe's own."""
+"""LEAST: smallest keep ratio. SPREAD: how far the keep ratio of a block may be from that of its probe."""
 CYCLE, TOKENS_ALONE, LITTLE = 6, 3, 1
-"""Of six probes one loses nothing but tokens, and one nearly everything: what weights cost that few tokens share, and what
-every operation costs, are in none of the others."""
+"""Of every six probes, one removes nothing but tokens, and one removes nearly everything. The first shows the cost of
+weights that few tokens share, the second the cost that every operation has; none of the other probes shows these."""
 DIM_MULTIPLE, NEURON_MULTIPLE, EMBED_MULTIPLE = 4, 16, 8
 WITHOUT_HALF = 0.08
-"""Share of blocks without attention, and without MLP."""
+"""Share of the blocks that lose their attention, and share of the blocks that lose their MLP."""
 
 
 MIXED = 3
-"""Of so many int8 probes one has layers that stay in fp32, every layer with one chance in two."""
+"""One in this many int8 probes leaves layers in fp32, each layer with probability one half."""
 
 
 def probe_plans(structure: Structure, count: int = COUNT, precision: Precision = "fp32") -> Iterator[Plan]:
-    """The same plans in every precision."""
+    """Yield `count` plans. Apart from the precision, they are the same plans in every precision."""
     for number in range(count):
         plan = _Probe(structure, number).plan()
         yield _in_int8(plan, number) if precision == "int8" else dataclasses.replace(plan, precision=precision)
@@ -79,7 +80,7 @@ class _Probe:
         elif number % CYCLE == LITTLE:
             self._keep, self._spread = dict.fromkeys(self._keep, LEAST), 0.15
         if self._kind == ("merge", "similarity") and any(b.attention and b.attention.table for b in structure.blocks):
-            self._kind = ("fuse", "attention")  # merged tokens have no place for relative positions
+            self._kind = ("fuse", "attention")  # a merged token has no position in the table
         if self._kind is not None and any(stage.in_graph for stage in structure.stages):
             reducer, _ = self._kind
             self._kind = (reducer if reducer in IN_GRAPH else "fuse", "attention")
@@ -121,7 +122,7 @@ class _Probe:
         return self._with_gathers(plan, block) if self._gathers else plan
 
     def _with_gathers(self, plan: BlockPlan, block: Block) -> BlockPlan:
-        """As VTP's physical form: the layers read some of the residual stream's dims."""
+        """Let the layers read only some dims of the residual stream, as a network that VTP has pruned does."""
         dims = self._embed or tuple(range(block.width))
         inputs = [self._some(dims, self._draw.uniform(0.3, 0.9)) for _ in range(2)]
         return dataclasses.replace(
@@ -138,7 +139,7 @@ class _Probe:
 
 
 def _first(members: tuple[int, ...], keep: float, multiple: int) -> tuple[int, ...]:
-    """Which ones makes no difference to time."""
+    """The first members: which ones stay makes no difference to the latency."""
     return members[: _count(len(members), keep, multiple)]
 
 

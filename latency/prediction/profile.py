@@ -1,4 +1,7 @@
-"""Analytical prices from a profile: a data file with units and sources (`latency.devices.profile_schema`), one formula per kind."""
+"""Predict latencies from a device profile, with one formula for each kind of profile.
+
+A profile is a data file with units and sources (`latency.devices.profile_schema`).
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -17,7 +20,7 @@ from models.structure import Block, Op, Structure
 
 
 class Model(Protocol):
-    """Seconds of blocks and of single operations, and what a network of such parts takes."""
+    """Computes the seconds of a block, of a single operation, and of a network that consists of such parts."""
 
     def block_s(self, block: Block, batch: int) -> float: ...
 
@@ -30,7 +33,10 @@ MODELS: dict[str, Callable[[dict[str, Any]], Model]] = {"roofline": Roofline, "t
 
 
 def pricer_of(device: str, setting: Setting, original: Structure) -> Pricer:
-    """Of a device that cannot be reached. Raises: InvalidRequest when it was measured for another network or batch."""
+    """The pricer of a device that cannot be reached.
+
+    Raises: InvalidRequest when the device has a measured table for another network or batch size.
+    """
     profile = read_device(device)
     if profile["model"] != "table":
         return ProfilePricer(device, setting, profile)
@@ -47,10 +53,10 @@ def pricer_of(device: str, setting: Setting, original: Structure) -> Pricer:
 
 
 class ProfilePricer:
-    """Deterministic; blocks are priced once and remembered."""
+    """Prices structures by a profile. It is deterministic; each block is priced once and its price is remembered."""
 
     def __init__(self, name: str, setting: Setting, profile: dict[str, Any] | None = None) -> None:
-        """profile: instead of the one of that name."""
+        """profile: used in place of the stored profile of that name."""
         self.device, self.setting = name, setting
         self._profile = read_device(name) if profile is None else profile
         self._model = MODELS[self._profile["model"]](self._profile)

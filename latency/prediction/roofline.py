@@ -1,10 +1,11 @@
-"""A core with a cache:
+"""The latency model of a core with a cache:
 
-    t(op) = max(sum over products of macs / (peak * efficiency), bytes / bandwidth) + values * ns_per_value[kind] + overhead
+    t(op) = max(sum over products of macs / (peak * efficiency), bytes / bandwidth)
+            + values * ns_per_value[kind] + overhead
     efficiency = inner / (inner + half_inner) * cols / (cols + half_cols) * cols / (ceil(cols / lanes) * lanes)
 
-Products short in the summed dim never fill the pipeline; columns are computed in whole vectors, and few of them leave a
-kernel's block half empty.
+Products with a short summed dim never fill the core's pipeline. Columns are computed in whole vectors, and a small
+number of columns leaves the block of a kernel half empty.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +15,7 @@ from models.structure import BYTES_PER_VALUE, Block, Op
 
 
 class InTurn(ABC):
-    """Hardware that runs one operation after the other: times add up."""
+    """Hardware that runs one operation after the other, so their times add up."""
 
     def __init__(self, profile: dict[str, Any]) -> None:
         self._p = profile
@@ -42,13 +43,14 @@ class Roofline(InTurn):
 
 
 def memory_s(op: Op, batch: int, profile: dict[str, Any]) -> float:
-    """Values have the profile's precision, whatever the structure's."""
+    """Seconds that an operation needs for its memory traffic. Values have the precision of the profile, whatever the
+    precision of the structure is."""
     share = BYTES_PER_VALUE[profile["precision"]] / BYTES_PER_VALUE[op.precision]
     return float(op.bytes * share * batch / profile["bandwidth_bytes_per_s"])
 
 
 def kind_of(op: Op) -> str:
-    """Under which name a profile has the cost of its values."""
+    """The name under which a profile lists the cost of the operation's values."""
     return "softmax" if op.kind == "attention" else op.kind
 
 

@@ -1,7 +1,8 @@
-"""What a network weighs: bytes of its file, and memory at the peak of a process that runs it.
+"""Predict the bytes of a network's file, and the peak memory of a process that runs the network.
 
-Both are straight lines in sizes that are known before anything is built, through what was measured: the file is its weights and a
-graph; the memory is the runtime, its copies of the weights, and the largest values that live at once.
+Both are straight lines through measured points, over sizes that are known before anything is built. The file consists
+of the weights and a graph. The memory consists of the runtime, its copies of the weights, and the largest values that
+are live at the same time.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ QUANTITIES: tuple[Quantity, ...] = ("file", "memory")
 
 @dataclass(frozen=True)
 class Weighed(Record):
-    """A measured structure. size: of `known_bytes`."""
+    """A measured structure. size: its `known_bytes`. bytes: the bytes that were measured."""
 
     size: float
     bytes: float
@@ -28,7 +29,7 @@ class Weighed(Record):
 
 @dataclass(frozen=True)
 class SizeLine(Record):
-    """The original comes first."""
+    """A straight line through measured structures. The first sample is the original."""
 
     quantity: Quantity
     batch: int
@@ -43,7 +44,11 @@ class SizeLine(Record):
         return SizeLine(self.quantity, self.batch, (*self.samples, Weighed(known, measured)))
 
     def price(self, structures: Sequence[Structure]) -> Array:
-        """Predicted bytes. One sample: a line of slope 1 through it. The last sample lies on the line: it is what was asked for."""
+        """Predicted bytes of each structure.
+
+        The slope is 1 for files, and for memory as long as all samples have one size. The line passes through the last
+        sample, because it was measured for the network in question.
+        """
         x = np.asarray([sample.size for sample in self.samples])
         y = np.asarray([sample.bytes for sample in self.samples])
         slope = float(np.polyfit(x, y, 1)[0]) if np.ptp(x) > 0 and self.quantity == "memory" else 1.0
@@ -57,6 +62,6 @@ def known_bytes(quantity: Quantity, structure: Structure, batch: int) -> float:
 
 
 def _live_bytes(structure: Structure, batch: int) -> float:
-    """Of the widest operation: what goes in and what comes out."""
+    """Bytes of the inputs and outputs of the widest operation, in fp32."""
     widest = max(op.values + op.rows * op.inner * op.count for op in structure.ops())
     return float(widest * batch * BYTES_PER_VALUE["fp32"])

@@ -2,10 +2,11 @@
 
     ratio(s) = [sum_f c_f x_f(s)] * exp(g(s)),     ms(s) = original_ms * ratio(s)
 
-x_f are sums over operations (`latency.prediction.features`), c_f >= 0 are fitted to two dozen measured structures (`latency.prediction.probes`) by
-ridge towards known costs of a server core (non-negative least squares on relative errors), and g is a Gaussian process on what
-remains, over the costs c_f x_f, so that a structure near a measured one is predicted as that one was measured. Ratios to the
-original are what is fitted: they were measured interleaved, so the machine's drift is not in them.
+x_f are sums over operations (`latency.prediction.features`). c_f >= 0 are fitted to two dozen measured structures
+(`latency.prediction.probes`) by ridge regression towards the known costs of a server core (non-negative least squares
+on relative errors). g is a Gaussian process on the remaining errors, over the costs c_f x_f, so that a structure near a
+measured one is predicted as that one was measured. The fit uses ratios to the original: structure and original were
+measured interleaved, so drift of the machine cancels.
 """
 
 import dataclasses
@@ -28,23 +29,27 @@ from models.record import Record
 from models.structure import Precision, Structure
 
 PRIOR_STRENGTH, PRIOR_FLOOR = 0.05, 0.01
-"""Relative error that one measured structure must show to move a coefficient by its whole size, or by this share of the
-original's time: weights that no cache holds cost twenty times what they cost elsewhere."""
+"""PRIOR_STRENGTH: relative error that one measured structure must show to move a coefficient by its whole size, or by
+PRIOR_FLOOR, a share of the original's latency, if that is more. Small coefficients need the floor: weights that no
+cache holds cost twenty times what they cost elsewhere."""
 RESIDUAL_SCALES, RESIDUAL_LENGTHS = (0.05, 0.03), (0.4, 0.06)
-"""g: how far the sum over operations may be off, and over which change of the features' costs that is common. Its short part
-is what lets a measurement overrule the probes around it."""
+"""Scales and lengths of the two parts of g. Scale: how far the sum over operations may be off. Length: the change in
+the features' costs over which structures share this error. The short part lets a measurement overrule the probes around
+it."""
 SAMPLE_NOISE, EXACT = 0.004, 1e-4
 UNEXPLAINED, NOISE_SHARE = 0.012, 0.4
-"""What no sample tells of a structure: how its tensors lie in memory; and, as a share of the width that the samples' own intervals
-have, what the measurement it is compared with is off by: where neighbours use the cache, it is another one by then."""
+"""UNEXPLAINED: irreducible relative error, because no sample tells how the tensors of another structure lie in memory.
+NOISE_SHARE: error of the measurement with which a prediction is compared, as a share of the width of the samples'
+intervals. Where neighbours use the cache, this noise does not average out: it has changed by the time of that
+measurement."""
 Z90 = 1.645
 PROBES = "probes5"
-"""In the name of a stored table: which probes it was fitted to. A table of other probes is not found, and fitted anew."""
+"""Version of the probes in the name of a stored table. A table of another version is not found but fitted again."""
 
 
 @dataclass(frozen=True)
 class Sample(Record):
-    """One measured structure: its latency over the original's."""
+    """One measured structure. ratio: its latency divided by the original's."""
 
     structure: Structure
     ratio: Interval
@@ -52,7 +57,10 @@ class Sample(Record):
 
 @dataclass(frozen=True)
 class Table(Record):
-    """Stored and keyed by device, setting and original. A job's own copy grows by what its verification measures."""
+    """The samples of one network on one device. A table is stored under its device, machine, setting and original.
+
+    A job has a copy of its own, to which its verification adds measurements.
+    """
 
     device: str
     machine: str
@@ -62,7 +70,7 @@ class Table(Record):
     samples: tuple[Sample, ...]
 
     def knows(self, precision: Precision) -> bool:
-        """Whether networks of this precision are among the samples."""
+        """True if there are networks of this precision among the samples."""
         return any(block.precision == precision for sample in self.samples for block in sample.structure.blocks)
 
     @property
@@ -72,7 +80,7 @@ class Table(Record):
         return table_name(*parts)
 
     def corrected(self, samples: Sequence[Sample], original_ms: float | None = None) -> "Table":
-        """With more samples, and the original's latency as it was measured beside them."""
+        """A table with more samples, and with the original's latency as it was measured together with them."""
         ms = self.original_ms if original_ms is None else original_ms
         return dataclasses.replace(self, samples=self.samples + tuple(samples), original_ms=ms)
 
@@ -91,7 +99,7 @@ def load_table(folder: Path, device: str, machine: str, setting: Setting, origin
 
 
 class TablePricer:
-    """Prices by a table. Rebuilt, never changed, when the table grows."""
+    """Prices structures by a table. It never changes: when the table grows, a new pricer is built."""
 
     def __init__(self, table: Table) -> None:
         self.table, self.device, self.setting = table, table.device, table.setting
@@ -109,7 +117,7 @@ class TablePricer:
         return Prediction(ms, Z90 * spread * ms, f"table {self.table.name}, {len(self.table.samples)} samples")
 
     def _ratios(self, structures: Sequence[Structure]) -> tuple[Array, Array]:
-        """Ratios to the original (whose own is exactly 1), and relative standard deviations."""
+        """Ratios to the original (the original's own ratio is exactly 1), and relative standard deviations."""
         costs = self._normalised(structures) * self._coefficients
         shift, spread = self._residual.predict(costs, return_std=True)
         return np.asarray(costs.sum(axis=1) * np.exp(shift)), np.hypot(spread, self._unexplained)
@@ -118,8 +126,11 @@ class TablePricer:
         return np.asarray(features(structures) / self._scale)
 
     def _fit_residual(self, x: Array, y: Array, widths: list[float]) -> GaussianProcessRegressor:
-        """Fixed hyper-parameters: two dozen samples cannot choose them. The original's own ratio is 1 by definition; that the
-        sum is off there, at the end of the range, says nothing of the others, so they are not scaled by it."""
+        """Fit g with fixed hyper-parameters, because two dozen samples cannot choose them.
+
+        The original's own ratio is 1 by definition. The sum may be wrong there, at the end of the range, but this says
+        nothing about the other structures, so they are not scaled by it.
+        """
         wide, narrow = (
             ConstantKernel(scale**2, "fixed") * RBF(length, "fixed")
             for scale, length in zip(RESIDUAL_SCALES, RESIDUAL_LENGTHS, strict=True)
@@ -135,8 +146,10 @@ def _ratios(samples: Sequence[Sample]) -> Array:
 
 
 def _fit(x: Array, y: Array, scale: Array) -> Array:
-    """min |(x c - y) / y|^2 + PRIOR_STRENGTH^2 |(c - c0) / max(c0, PRIOR_FLOOR)|^2, c >= 0; c0 are the known costs, as fast as
-    this device is."""
+    """The c >= 0 that minimises |(x c - y) / y|^2 + PRIOR_STRENGTH^2 |(c - c0) / max(c0, PRIOR_FLOOR)|^2.
+
+    c0 are the known costs, scaled to the speed of this device.
+    """
     prior = np.asarray(list(PRIOR_NS.values())) * scale
     prior *= np.median(y / (x @ prior))
     pull = PRIOR_STRENGTH / np.maximum(prior, PRIOR_FLOOR)

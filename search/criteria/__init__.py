@@ -25,8 +25,11 @@ RankBlock = Callable[[LayerWeights, BlockStatistics | None], BlockRanking]
 
 @dataclass(frozen=True)
 class Criterion:
-    """forward_passes: over the calibration images. across_blocks: scores compare between blocks. needs: statistics
-    beyond the moments. whole: what concerns all blocks at once, done last."""
+    """How one criterion scores the members.
+
+    forward_passes: number of passes over the calibration images. across_blocks: True if scores of different blocks can
+    be compared. needs: kinds of statistics beyond the moments. whole: the last step, which needs all blocks at once.
+    """
 
     rank_block: RankBlock
     forward_passes: int
@@ -51,7 +54,10 @@ CRITERIA = {
 
 
 def rank(name: str, weights: Sequence[LayerWeights], statistics: Statistics | None) -> Ranking:
-    """Raises: UnknownName; InvalidRequest when the criterion needs statistics and there are none."""
+    """Rank all members by one criterion.
+
+    Raises: UnknownName; InvalidRequest when the criterion needs statistics and there are none.
+    """
     check_criterion(name)
     criterion, start = CRITERIA[name], time.perf_counter()
     if statistics is None and criterion.forward_passes:

@@ -1,9 +1,11 @@
-"""Cumulative attention (CP-ViT, arXiv 2203.04570): a head by the attention that it has gathered so far.
+"""Cumulative attention (CP-ViT, arXiv 2203.04570): a head is scored by the attention that it has gathered so far.
 
-The score of a head in layer l is sum_{m <= l} score_m(h), score_m(h) being the sum over patches of the strongest attention
-that any query pays to the patch. (The paper's own head score is not published in readable form; this is its token score,
-summed over the patches of a head instead of the heads of a patch.) A head that looks the same way from everywhere scores 1
-over all tokens, the least there is; one that picks a patch for each query scores most. Values are never looked at.
+The score of a head in layer l is sum_{m <= l} score_m(h). score_m(h) is the sum over patches of the strongest attention
+that any query pays to the patch. The paper does not publish its own head score in readable form. This one is the
+paper's token score, summed over the patches of a head instead of the heads of a patch.
+
+A head whose attention is the same for every query scores 1 over all tokens, which is the minimum. A head that picks a
+different patch for each query scores highest. The values (v) play no part.
 """
 
 import dataclasses
@@ -19,7 +21,7 @@ from search.ranking import BlockRanking, Ranking
 
 
 def cumulative(weights: LayerWeights, statistics: BlockStatistics | None) -> BlockRanking:
-    """The layer's own head scores. CP-ViT leaves neurons and dims alone: they are ranked by variance."""
+    """Score the heads of one layer. CP-ViT does not prune neurons and dims, so the variance ranks them."""
     assert statistics is not None
     if statistics.attention is None:
         raise InvalidRequest("Criterion 'cumulative' needs statistics that were taken with attention")
@@ -27,7 +29,7 @@ def cumulative(weights: LayerWeights, statistics: BlockStatistics | None) -> Blo
 
 
 def accumulate(ranking: Ranking, _weights: Sequence[LayerWeights], statistics: Statistics | None) -> Ranking:
-    """Each layer's heads by the sum up to it, and the attention range of each layer."""
+    """Replace each layer's head scores by their sum up to this layer, and add the attention range of each layer."""
     assert statistics is not None
     sums = np.cumsum([block.heads for block in ranking.blocks], axis=0)
     blocks = tuple(dataclasses.replace(b, heads=heads) for b, heads in zip(ranking.blocks, sums, strict=True))

@@ -1,4 +1,4 @@
-"""Learned gates (VTP, arXiv 2104.08500): the size of the gate that training with an L1 penalty left on each input."""
+"""Learned gates (VTP, arXiv 2104.08500): scores an input by its gate's size after training with an L1 penalty."""
 
 import numpy as np
 from torch import Tensor
@@ -11,7 +11,7 @@ from search.ranking import Array, BlockRanking
 
 
 def gates(weights: LayerWeights, statistics: BlockStatistics | None) -> BlockRanking:
-    """A head's score is the sum of its gates; q/k dims have none and are ranked by their norms."""
+    """Score a head by the sum of its gates. q/k dims have no gates, so the norms of their weights rank them."""
     assert statistics is not None
     found = statistics.gates
     if found is None:

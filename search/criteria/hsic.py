@@ -29,7 +29,8 @@ def neuron_scores(dependence: Array, magnitudes: Array) -> Array:
 
 
 def hsic(weights: LayerWeights, statistics: BlockStatistics | None) -> BlockRanking:
-    """Dims inside a head are not part of MDC: they are ranked by the variance they carry."""
+    """Score heads and neurons as MDC does. MDC does not prune dims inside a head: the variance ranks v dims, and the
+    norms of their weights rank q/k dims."""
     assert statistics is not None
     found = statistics.dependence
     if found is None:

@@ -1,4 +1,4 @@
-"""Weight magnitude: the L2 norm of everything that belongs to a member."""
+"""Weight magnitude: a member is scored by the L2 norm of all weights that belong to it."""
 
 import numpy as np
 from torch import Tensor
@@ -20,7 +20,7 @@ def qkv_rows(weights: LayerWeights) -> tuple[Array, Array, Array]:
 
 
 def qk_scores(weights: LayerWeights) -> Array:
-    """A q/k dim adds q_i k_i to the logits: the product of its two norms. (H, q)."""
+    """(H, qk_dim): norm of the q row times norm of the k row, because a q/k dim adds q_i k_i to the logits."""
     q, k, _ = qkv_rows(weights)
     return np.sqrt(q * k)
 

@@ -1,4 +1,4 @@
-"""Criteria that read what the answers lose with a member: Taylor, and UP-ViTs' divergence in two ways."""
+"""Shared by criteria that score a member by what the answers lose without it: Taylor and both kinds of KL."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from search.ranking import Array, BlockRanking, Ranking
 
 
 def block_ranking(criterion: str, kind: Kind, scores: MemberScores | None) -> BlockRanking:
-    """Raises: InvalidRequest when the statistics were taken without the kind."""
+    """Turn member scores into a block ranking. Raises: InvalidRequest when the statistics have no such kind."""
     if scores is None:
         raise InvalidRequest(f"Criterion {criterion!r} needs statistics that were taken with {kind}")
     return BlockRanking(
@@ -28,7 +28,7 @@ def block_ranking(criterion: str, kind: Kind, scores: MemberScores | None) -> Bl
 
 
 def with_stream(kind: Kind) -> Callable[[Ranking, Sequence[LayerWeights], Statistics | None], Ranking]:
-    """Adds the scores of embedding dims, and what taking them cost."""
+    """Make the last step of a criterion. It adds the scores of embedding dims, and the passes and seconds they took."""
 
     def whole(ranking: Ranking, _weights: Sequence[LayerWeights], statistics: Statistics | None) -> Ranking:
         found: StreamScores | None = getattr(statistics, kind)

@@ -1,10 +1,13 @@
-"""Reconstruction: what the block's output loses when a member goes and the others are re-fitted in closed form.
+"""Reconstruction: a member is scored by the error of the block's output after the member is removed and the others are
+re-fitted in closed form.
 
-Backward elimination by optimal brain surgeon over whole columns (the score that `models.pruning.recovery` then realises):
+This is backward elimination by optimal brain surgeon over whole columns. `models.pruning.recovery` later performs the
+re-fit that the score assumes:
     P = (C + ridge)^-1,  loss(k) = |w_k|^2 / P_kk,
     after removing k:  W <- W - w_k P_k: / P_kk,  P <- P - P_:k P_k: / P_kk
-A duplicated member costs nothing once, then all: its twin stays. The score of a member is the loss at its removal,
-made monotone over the order of removal; losses are in units of the residual stream, so blocks compare.
+Removing the first of two identical members costs nothing, because its twin stays. Removing the twin then costs all that
+the two contributed. The score of a member is the loss at its removal, made monotone over the order of removal. Losses
+are in units of the residual stream, so scores of different blocks can be compared.
 """
 
 import dataclasses
@@ -23,9 +26,9 @@ from search.ranking import Array, BlockRanking, Ranking
 Members = npt.NDArray[np.intp]
 RIDGE = 1e-3
 FLOOR = 1e-8
-"""Of the mean square: what rounding leaves of a constant is no variance."""
+"""Share of the squared mean that is added to the ridge: the rounding error of a constant must not count as variance."""
 STEPS = 32
-"""Removals happen in about so many groups; inside a group they are exact one by one among the cheapest."""
+"""Members are removed in about this many groups. Inside a group the order is exact: one by one among the cheapest."""
 SHORTLIST = 4
 
 
@@ -40,12 +43,12 @@ def reconstruction(weights: LayerWeights, statistics: BlockStatistics | None) ->
 
 
 def written(weight: Array, inputs: InputStatistics) -> Array:
-    """(O,): the variance that a layer writes into each dim of the residual stream. weight (O, D)."""
+    """(O,): variance that a layer writes into each dim of the residual stream. weight (O, D)."""
     return np.asarray(((weight @ np.asarray(inputs.covariance)) * weight).sum(1))
 
 
 def with_width(ranking: Ranking, weights: Sequence[LayerWeights], statistics: Statistics | None) -> Ranking:
-    """Adds the embedding dims of a network of one width: what all blocks together write into a dim is what goes with it."""
+    """Add scores of embedding dims, if there is one width: the variance that all blocks together write into a dim."""
     assert statistics is not None
     total = np.zeros(())
     if len({block.fc2.weight.shape[0] for block in weights}) > 1:
@@ -57,7 +60,7 @@ def with_width(ranking: Ranking, weights: Sequence[LayerWeights], statistics: St
 
 
 def _scaled(weight: Tensor, scale: Tensor | None) -> Array:
-    """The weight with the layer scale that follows it: what reaches the residual stream."""
+    """The weight times the layer scale that follows it: its outputs are what reaches the residual stream."""
     full = weight.detach().double()
     return np.asarray(full if scale is None else full * scale.double()[:, None])
 
@@ -69,7 +72,7 @@ def _precision(inputs: InputStatistics) -> Array:
 
 
 def eliminate(weight: Array, inputs: InputStatistics) -> Array:
-    """weight (O, D). Returns (D,): the loss at which each input column is removed."""
+    """Remove all input columns, the cheapest first. weight (O, D). Returns (D,): the loss at each column's removal."""
     weight, precision = weight.copy(), _precision(inputs)
     size = weight.shape[1]
     alive, scores, worst = np.arange(size), np.empty(size), 0.0
@@ -89,7 +92,7 @@ def eliminate(weight: Array, inputs: InputStatistics) -> Array:
 
 
 def _one_by_one(weight: Array, precision: Array, count: int) -> tuple[list[int], list[float]]:
-    """Exact order of `count` removals among a few columns: updates restricted to them are exact for them."""
+    """Exact order and losses of `count` removals among a few columns. Updating only these columns keeps it exact."""
     weight, precision = weight.copy(), precision.copy()
     chosen: list[int] = []
     losses: list[float] = []
@@ -116,7 +119,7 @@ def _without(weight: Array, precision: Array, gone: Members) -> tuple[Array, Arr
 
 
 def eliminate_groups(weight: Array, inputs: InputStatistics, groups: int) -> Array:
-    """As `eliminate`, for `groups` equal runs of columns (heads). Returns (groups,)."""
+    """Like `eliminate`, for `groups` runs of neighbouring columns of equal length (heads). Returns (groups,)."""
     weight, precision = weight.copy(), _precision(inputs)
     size = weight.shape[1] // groups
     alive, scores, worst = list(range(groups)), np.empty(groups), 0.0

@@ -1,4 +1,7 @@
-"""First-order Taylor: |activation * gradient| of the task's loss, summed over tokens (Molchanov et al., arXiv 1611.06440)."""
+"""First-order Taylor: |activation * gradient| of the task's loss, summed over tokens.
+
+Molchanov et al., arXiv 1611.06440.
+"""
 
 from models.statistics.layer_weights import LayerWeights
 from models.statistics.statistics import BlockStatistics

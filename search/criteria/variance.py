@@ -1,4 +1,4 @@
-"""Variance of activations (variance-based pruning, ICCV 2025): what is constant can be folded into a bias."""
+"""Variance of activations (variance-based pruning, ICCV 2025): a constant activation can be folded into a bias."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from search.ranking import BlockRanking
 
 
 def variance(weights: LayerWeights, statistics: BlockStatistics | None) -> BlockRanking:
-    """Neurons: variance after the activation. Heads and v dims: variance of the attention's output."""
+    """Score neurons by their variance after the activation, heads and v dims by that of the attention's output."""
     assert statistics is not None
     outputs = np.asarray(statistics.projection.covariance.diagonal()).reshape(weights.heads, -1)
     neurons = np.asarray(statistics.neurons.covariance.diagonal())

@@ -1,7 +1,8 @@
-"""From a direction to the largest policy within the budgets, by price alone.
+"""Decode a direction (a point of the search cube) to the largest policy within the budgets, by predicted costs alone.
 
-Latency is not monotone in what is kept (vector widths, cache sizes), so nothing here bisects: policies along the direction
-are priced in one batch and the first that meets all budgets is taken; then neurons, the finest axis, fill what is left.
+Latency is not monotone in the keep ratios (vector widths, cache sizes), so nothing here bisects. Policies along the
+direction are priced in one batch, and the first one that meets all budgets is taken. Then neurons, the finest axis, use
+up what is left of the budgets.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from search.ranking import Array
 from search.spaces.space import Space
 
 Price = Callable[[Sequence[Structure]], Array]
-"""Costs (S, B) of S structures under B budgets, each in its budget's unit. Dear structures are priced, never built."""
+"""Costs (S, B) of S structures under B budgets, each in its budget's unit. No structure is built for this."""
 
 GRID, REFINE, FILL = 48, 8, 12
 END = 2.0
@@ -24,7 +25,7 @@ END = 2.0
 def decode(space: Space, direction: Sequence[float], budgets: Budgets, price: Price) -> Policy:
     """The largest policy along the direction that meets all budgets.
 
-    Raises: ImpossibleBudget naming the best reachable value when even the end of the direction does not.
+    Raises: ImpossibleBudget, which names the best reachable value, when even the end of the direction exceeds a budget.
     """
     steps = np.linspace(0, END, GRID + 1)
     first = _first_within(space, direction, budgets, price, steps)
@@ -40,14 +41,15 @@ def decode(space: Space, direction: Sequence[float], budgets: Budgets, price: Pr
 
 
 def _first_within(space: Space, direction: Sequence[float], budgets: Budgets, price: Price, steps: Array) -> int | None:
-    """Index of the largest policy within the budgets: policies shrink along the steps."""
+    """Index of the first step whose policy is within the budgets; it is the largest, because policies shrink along the
+    steps. None if there is no such step."""
     costs = price([space.sketch(space.along(direction, t)) for t in steps])
     within = [budgets.met([float(cost) for cost in row]) for row in costs]
     return within.index(True) if any(within) else None
 
 
 def _filled(space: Space, policy: Policy, budgets: Budgets, price: Price) -> Policy:
-    """The largest along the finest axis: lumps of the others leave room."""
+    """Enlarge the policy along the finest axis within the budgets: the coarse steps of the other axes leave room."""
     fuller = space.fuller(policy, FILL)
     if len(fuller) == 1:
         return policy

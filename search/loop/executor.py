@@ -1,4 +1,4 @@
-"""Where trials are evaluated: here, one after the other, or elsewhere, several at a time."""
+"""Where trials are evaluated: in this process, one after the other, or elsewhere, several at a time."""
 
 import time
 from collections.abc import Callable
@@ -13,25 +13,25 @@ Evaluate = Callable[[Policy], Score]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A score, and the seconds that it took where it was computed."""
+    """A score, and the seconds that its evaluation took."""
 
     score: Score
     seconds: float
 
 
 Waiting = Callable[[], Evaluated]
-"""Calling it waits for the score. Raises: what the evaluation raised, or what ends the wait."""
+"""A call waits for the score and returns it. Raises: the error of the evaluation, or the error that ends the wait."""
 
 
 class Executor(Protocol):
     def begin(self, policy: Policy) -> Waiting:
-        """Takes a policy in hand and returns at once. Who begins several gets the same scores in any order of waiting."""
+        """Accept a policy and return at once. If several are begun, the order of waiting does not change the scores."""
         ...
 
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """In this process, each when it is waited for."""
+    """Evaluates in this process. An evaluation starts when somebody waits for its score."""
 
     evaluate: Evaluate
 

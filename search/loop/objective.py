@@ -1,4 +1,4 @@
-"""What the search is after: the best score within the budgets, or the lowest cost with at most a given loss."""
+"""The objective of a search: the best score within the budgets, or the lowest cost with at most a given loss."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,31 +10,32 @@ from search.loop.trial import Score
 
 ROUNDING = 1e-9
 CHARGE, CHARGED = 10.0, 0.1
-"""Cost of a point that is lost too much, in points of the budget; and up to which excess."""
+"""CHARGE: penalty in percentage points of the budget for each percentage point of loss above the limit. CHARGED: loss
+above the limit (share of images) from which on the penalty no longer grows."""
 
 
 class Objective(Protocol):
     @property
     def extra(self) -> int:
-        """Dimensions of a direction beyond the policy space's."""
+        """Number of dimensions of a direction beyond those of the policy space."""
         ...
 
     def aims(self, budgets: Budgets, direction: Sequence[float]) -> Budgets:
-        """The budgets onto which a direction is decoded."""
+        """The targets: the budgets onto which this direction is decoded."""
         ...
 
     def value(self, score: Score, budgets: Budgets, costs: Sequence[float]) -> float:
-        """What is maximised."""
+        """The number that the search maximises."""
         ...
 
     def allows(self, score: Score) -> bool:
-        """Whether a policy of this score may be delivered."""
+        """True if a policy with this score may be delivered."""
         ...
 
 
 @dataclass(frozen=True)
 class BestScore:
-    """Every proposal uses the whole budget, so the score alone decides."""
+    """Maximises the score. Every proposal uses the whole budget, so the score alone decides."""
 
     extra: int = 0
 
@@ -50,16 +51,17 @@ class BestScore:
 
 @dataclass(frozen=True)
 class LowestCost:
-    """One more dimension says how far below the budgets to aim: 1 at them, 0 at what the smallest network costs.
+    """Minimises the cost while the loss is at most `max_loss` (share of images).
 
-    A loss up to `max_loss` is free; what exceeds it is charged, so that the hill is smooth for the Gaussian process, and
-    such a policy is not allowed.
+    One more dimension of the direction sets the targets: 1 means the budgets, 0 the costs of the smallest network. A
+    loss up to `max_loss` has no penalty. A policy with a larger loss is not allowed; it gets a penalty that grows with
+    the loss, so that the objective is smooth for the Gaussian process.
     """
 
     dense: Score
     max_loss: float
     least: tuple[float, ...]
-    """Costs of the smallest network, per budget."""
+    """Costs of the smallest network, one per budget."""
     extra: int = 1
 
     def aims(self, budgets: Budgets, direction: Sequence[float]) -> Budgets:

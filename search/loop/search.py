@@ -1,4 +1,4 @@
-"""The search: propose a direction, decode it onto the budgets, evaluate, record. Reads as its own description."""
+"""The search: propose a direction, decode it onto the budgets, evaluate the policy, record the trial."""
 
 import dataclasses
 from collections import deque
@@ -15,15 +15,16 @@ from search.policy import Policy
 from search.spaces.space import Space
 
 START_SHARE = 4
-"""At most one in so many trials is an analytic starting point."""
+"""At most one in this many trials is an analytic starting point."""
 START_DEPTH = 0.75
 TRIES, STRIDE = 50, 20
-"""The best proposals are neighbours, which in a small network may all mean known structures: then some of the others."""
+"""The first TRIES proposals are tried, then every STRIDE-th of the others. The best proposals are neighbours; in a
+small network all of them may decode to structures that were evaluated before."""
 
 
 @dataclass(frozen=True)
 class Proposed:
-    """A policy to be evaluated, and what a trial of it is known by."""
+    """A policy to be evaluated, and what identifies its trial."""
 
     direction: tuple[float, ...]
     policy: Policy
@@ -33,10 +34,11 @@ class Proposed:
 
 @dataclass
 class Search:
-    """What stays the same over a search. `record` must be durable when it returns.
+    """A search with its fixed settings. A trial must be stored durably when `record` returns.
 
-    parallel: so many trials are under way at a time, if `place` has room for them. Trial n is proposed from the scores of
-    the trials up to n - parallel, whoever else is finished, so neither time nor place changes the trials.
+    parallel: number of trials that run at the same time, if `place`, the executor, has capacity for them. Trial n is
+    proposed from the scores of the trials up to n - parallel, even if later ones are finished already. So neither
+    timing nor the executor changes the trials.
     """
 
     space: Space
@@ -50,7 +52,8 @@ class Search:
     parallel: int = 1
 
     def run(self, done: Sequence[Trial], total: int) -> list[Trial]:
-        """All trials, `done` among them, once there are `total` (or no new policy is left). Recorded in number order.
+        """Search until there are `total` trials, or no new policy is left. Returns all trials, including `done`. New
+        ones are recorded in the order of their numbers.
 
         Raises: ImpossibleBudget when no policy meets the budgets.
         """
@@ -68,12 +71,12 @@ class Search:
             trials.append(self._finish(len(trials), *begun.popleft()))
 
     def try_policy(self, number: int, direction: Sequence[float], policy: Policy) -> Trial:
-        """Evaluates and records one policy."""
+        """Evaluate and record one policy."""
         proposed = Proposed(tuple(direction), policy, self.space.sketch(policy).key, False)
         return self._finish(number, proposed, self.place.begin(policy))
 
     def _finish(self, number: int, proposed: Proposed, waiting: Waiting) -> Trial:
-        """Waits for the score and records the trial."""
+        """Wait for the score and record the trial."""
         costs = [float(cost) for cost in self.price([self.space.sketch(proposed.policy)])[0]]
         evaluated = waiting()
         score = evaluated.score
@@ -87,23 +90,26 @@ class Search:
         return trial
 
     def rescored(self, trial: Trial, score: Score) -> Trial:
-        """The trial with the score of another evaluation of its policy."""
+        """A copy of the trial with the score of another evaluation of its policy."""
         value = self.objective.value(score, self.budgets, list(trial.costs.values()))
         return dataclasses.replace(
             trial, score=value, accuracy=score.accuracy, agreement=score.agreement, allowed=self.objective.allows(score)
         )
 
     def finalists(self, trials: Sequence[Trial], count: int, evaluate: Evaluate) -> list[Trial]:
-        """The best `count`, best first by a dearer evaluation than the trials had."""
+        """The best `count` trials, evaluated again by the more expensive `evaluate`; the best of them comes first."""
         return best([self.rescored(trial, evaluate(trial.policy)) for trial in best(trials)[:count]])
 
     def decoded(self, direction: Sequence[float]) -> Policy:
-        """The largest policy along a direction within what the objective aims at."""
+        """The largest policy along a direction within the targets of the objective."""
         aims = self.objective.aims(self.budgets, direction)
         return decode(self.space, direction[: len(self.space.dimensions)], aims, self.price)
 
     def _next(self, before: Sequence[Trial | Proposed], total: int) -> Proposed | None:
-        """before: the trials with smaller numbers, finished or not."""
+        """The next policy to evaluate: a starting point, or else a proposal. None if no new policy is left.
+
+        before: all trials with smaller numbers, finished or not.
+        """
         seen = {trial.structure_key for trial in before}
         starts = [s + [START_DEPTH] * self.objective.extra for s in self.space.starts()]
         starts = starts[: max(1, total // START_SHARE)]
@@ -114,7 +120,7 @@ class Search:
         return self._proposed(before, seen)
 
     def _proposed(self, before: Sequence[Trial | Proposed], seen: set[str]) -> Proposed | None:
-        """The best proposal whose structure is new. The seed of a proposal depends on its number alone."""
+        """The best proposal whose structure is new. Its random seed depends on the trial's number, not on timing."""
         points = [trial.direction for trial in before]
         told = before[: max(0, len(before) + 1 - self.parallel)]
         scores = [trial.score for trial in told if isinstance(trial, Trial)]
@@ -133,5 +139,5 @@ class Search:
 
 
 def best(trials: Sequence[Trial]) -> list[Trial]:
-    """What is allowed first, then best score first; of equals the earlier."""
+    """Sort the trials: allowed ones first, then by falling score. Of equal trials the earlier comes first."""
     return sorted(trials, key=lambda trial: (not trial.allowed, -trial.score, trial.number))

@@ -1,6 +1,7 @@
-"""Where to look next: expected improvement under a Gaussian process, through scikit-optimize. Everything is maximised.
+"""Propose where to look next: expected improvement under a Gaussian process, with scikit-optimize.
 
-The process is fitted anew from the trials at each proposal, so resuming a search needs nothing but its rows.
+Scores are maximised. The process is fitted from the trials again for each proposal, so a search can resume from its
+stored trials alone.
 """
 
 import warnings
@@ -19,9 +20,10 @@ CANDIDATES, NEAR, NEAR_FIRST = 1000, 400, 20
 NEAR_SPREADS = (0.2, 0.1, 0.05)
 REACH = 1.0
 Canonical = Callable[[Array], Array]
-"""(n, d) -> (n, d): of the points that mean the same, the one that stands for all."""
+"""(n, d) -> (n, d): replaces each point by the one that represents all points with the same meaning."""
 Proposal = Callable[[Sequence[Sequence[float]], Sequence[float], int, int, Canonical], list[list[float]]]
-"""(points, their scores, dimensions, seed, canonical) -> points to try, best first. Points beyond the scores are being tried."""
+"""(points, their scores, dimensions, seed, canonical) -> points to try, best first. If there are more points than
+scores, the last points are still being evaluated."""
 
 
 def as_it_is(points: Array) -> Array:
@@ -35,13 +37,14 @@ def by_expected_improvement(
     seed: int,
     canonical: Canonical = as_it_is,
 ) -> list[list[float]]:
-    """Candidates in [0, 1]^d by falling expected improvement over the best score.
+    """Candidates in [0, 1]^d, sorted by falling expected improvement (EI) over the best score.
 
-    Candidates are uniform, and near the best points: in many dimensions plain EI fades away from both. Every other
-    proposal looks near the best points first, or all late ones would go where nothing is known because nothing is good.
+    Some candidates are uniform, others lie near the best points, because in many dimensions plain EI drifts away from
+    both. Every second proposal tries the candidates near the best points first. Otherwise all late proposals would go
+    to regions that are unexplored because nothing there is good.
 
-    A point that has no score yet counts as the best one: the constant liar (Ginsbourger, Le Riche and Carraro 2010), who
-    leaves nothing to be gained there.
+    A point that has no score yet is treated as if it had the best score, so that no improvement is expected there. This
+    is the constant liar (Ginsbourger, Le Riche and Carraro 2010).
     """
     random = np.random.default_rng(seed)
     x, y = canonical(np.asarray(points, dtype=float)), standardised(np.asarray(scores, dtype=float))
@@ -49,13 +52,13 @@ def by_expected_improvement(
     spread = np.vstack([random.random((CANDIDATES, dimensions)), _near(known, random)])
     y = np.append(y, np.full(len(x) - len(y), y.max() if len(y) else 0.0))
     candidates = canonical(spread)
-    with warnings.catch_warnings(), threadpool_limits(1):  # small matrices: more threads only get in the way
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound says "no influence"
+    with warnings.catch_warnings(), threadpool_limits(1):  # the matrices are small: more threads slow it down
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound means no influence
         process = _process(dimensions, seed).fit(x, -y)  # scikit-optimize minimises
     improvement = gaussian_ei(candidates, process, y_opt=float((-y).min()), xi=0.01)
     order = np.argsort(-improvement, kind="stable")
     if len(points) % 2:
-        first = order[order >= CANDIDATES][:NEAR_FIRST]  # a few: in a small network they may all mean known structures
+        first = order[order >= CANDIDATES][:NEAR_FIRST]  # only a few: they may all mean known structures
         order = np.concatenate([first, order[~np.isin(order, first)]])
     return [list(map(float, candidates[i])) for i in order]
 
@@ -67,15 +70,16 @@ def at_random(
     seed: int,
     _canonical: Canonical = as_it_is,
 ) -> list[list[float]]:
-    """The control: uniform points."""
+    """Uniform random points: the control for comparisons with the search."""
     return [list(map(float, p)) for p in np.random.default_rng(seed).random((CANDIDATES, dimensions))]
 
 
 def standardised(scores: Array) -> Array:
-    """Mean 0, deviation 1, with collapses pulled in to as far below the median as the best is above it.
+    """Scores scaled to mean 0 and standard deviation 1. Very low scores are first raised to a limit, which lies as far
+    below the median as the best score lies above it.
 
-    Scores of policies have a long tail; how bad a collapse is teaches nothing, and the search decides among the good ones.
-    As they become more, the median rises, and small differences count.
+    Scores of policies have a long tail of collapsed networks. How bad a collapse is teaches nothing, because the search
+    decides among the good policies. As good policies become more, the median rises, and small differences count.
     """
     if not len(scores):
         return scores
@@ -86,7 +90,7 @@ def standardised(scores: Array) -> Array:
 
 
 def _near(best: Array, random: np.random.Generator) -> Array:
-    """A long or a short step away from one of the best points, in about half of the dimensions."""
+    """Points a long or a short random step away from one of the best points, in about half of the dimensions."""
     centres = best[random.integers(len(best), size=NEAR)]
     steps = random.choice(NEAR_SPREADS, size=(NEAR, 1)) * random.standard_normal(centres.shape)
     steps *= random.random(centres.shape) < 0.5
@@ -94,7 +98,8 @@ def _near(best: Array, random: np.random.Generator) -> Array:
 
 
 def _process(dimensions: int, seed: int) -> GaussianProcessRegressor:
-    """Matern 5/2 with a length per dimension, and fitted noise that predictions leave out: noise is nothing to explore."""
+    """Gaussian process with a Matern 5/2 kernel, one length scale per dimension, and fitted noise. Its predictions
+    leave the noise out, because exploring noise gains nothing."""
     kernel = ConstantKernel(1.0, (0.1, 10.0)) * Matern(np.ones(dimensions), [(0.05, 100.0)] * dimensions, nu=2.5)
     return GaussianProcessRegressor(
         kernel, noise="gaussian", normalize_y=False, random_state=seed % 2**32, n_restarts_optimizer=0

@@ -1,4 +1,4 @@
-"""One evaluated policy: what is kept of it in the journal."""
+"""One evaluated policy, as the journal stores it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,21 +21,29 @@ class Score(Record):
     same_class: float = 1.0
 
     def loss(self, dense: "Score") -> float:
-        """What is given up, as a share of the images: of accuracy, or without labels of the dense model's answers."""
+        """Loss against the dense network, as a share of the images: the drop in accuracy, or without labels the share
+        of images that no longer get the dense model's class."""
         if self.accuracy is None or dense.accuracy is None:
             return 1 - self.same_class
         return dense.accuracy - self.accuracy
 
     @property
     def value(self) -> float:
-        """What the search maximises. With labels, both: a selection split of some hundred images knows accuracy in steps
-        only and by luck, and a KL of 0.01 changes about one answer in a hundred."""
+        """The number that the search maximises: the agreement, plus the accuracy if there are labels.
+
+        Accuracy alone is not enough: on a selection split of some hundred images it comes in coarse steps and depends
+        on luck. The two have similar scales: a KL of 0.01 changes about one answer in a hundred.
+        """
         return self.agreement if self.accuracy is None else self.accuracy + self.agreement
 
 
 @dataclass(frozen=True)
 class Trial(Record):
-    """costs: one value per budget, by its label, as `origin` says. direction: where the searcher looked."""
+    """One evaluated policy.
+
+    direction: the point of the search cube that was decoded. costs: one value per budget, by the budget's label.
+    origin: whether the costs are predicted or measured.
+    """
 
     number: int
     direction: tuple[float, ...]
@@ -48,6 +56,6 @@ class Trial(Record):
     origin: Literal["predicted", "measured"]
     seconds: float
     start: bool
-    """An analytic starting point, not a proposal of the searcher."""
+    """True for an analytic starting point, False for a proposal of the searcher."""
     allowed: bool = True
-    """Within the loss that the request allows."""
+    """True if the loss is within the limit of the request."""

@@ -20,6 +20,9 @@ SPACES: dict[str, Callable[[Method, Structure, Ranking], Space]] = {
 
 
 def space_of(method: Method, structure: Structure, ranking: Ranking, wanted: str | None = None) -> Space:
-    """wanted: another of the method's spaces than its own. Raises: UnknownName, InvalidRequest."""
+    """Build a method's space for one network. wanted: another of the method's spaces; None: its default space.
+
+    Raises: UnknownName, InvalidRequest.
+    """
     check_suits(method, structure)
     return SPACES[space_for(method, wanted)](method, structure, ranking)

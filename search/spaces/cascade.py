@@ -1,14 +1,17 @@
-"""CP-ViT's space (arXiv 2203.04570): tokens and heads leave layer by layer and never come back.
+"""CP-ViT's space (arXiv 2203.04570): tokens and heads are removed layer by layer and never come back.
 
-A token can leave at the start of every block but the first of its stage, decided by the attention of the layers before.
-The policy says what is left where a span of the depth ends (`TokenRule.depths`: by default a third, and all of it): of the
-tokens that entered the span, `tokens[i]` leave it. Of the heads, `heads` are left in the last block. In between, layer l
-removes a share of the whole in proportion to how far it looks:
+Every block except the first of its stage can remove tokens at its start. The attention of the earlier layers decides
+which. `TokenRule.depths` splits the depth into spans (CP-ViT: they end at a third of the depth and at its end). The
+policy says what is left at the end of each span: of the tokens that enter span i, the share `tokens[i]` is left at its
+end. Of the heads, the share `heads` is left in the last block. In between, layer l removes a share in proportion to how
+far it looks:
     removed(l) = (1 - keep) * w_l / sum of w over the span,    w_l = max(1 - range_l, 0.05)
-range_l: the attention range, near 1 where the layer looks around each patch. So local layers remove
-little, global ones much, and no layer nothing. (The paper's own map from range to keep is unpublished; its shape is that
-the share grows with depth.) Without measured ranges every layer removes the same. Which heads: the best by score of those
-that the layer before has kept, so an index that is cut stays cut.
+range_l is the attention range, near 1 where the layer looks around each patch. So local layers remove little, global
+layers remove much, and every layer removes something. (The paper's own map from range to keep ratio is unpublished;
+what is known is that the removed share grows with depth.) Without measured ranges every layer removes the same share.
+
+Each layer keeps the heads with the best scores among those that the layer before has kept, so a removed head index
+never comes back.
 """
 
 import dataclasses
@@ -24,12 +27,12 @@ from search.spaces.directions import amounts, analytic_starts, canonical
 from search.token_rule import TokenRule
 
 LEAST = {"heads": 0.15, "tokens": 0.25}
-"""Smallest fraction that the search leaves: of the heads, and of the tokens in each span."""
+"""Smallest keep ratio in the search: of the heads, and of the tokens in each span."""
 LEAST_WEIGHT = 0.05
 
 
 class CascadeSpace:
-    """Dimensions: the tokens left at the end of each span, the heads left at the end."""
+    """Dimensions: the share of tokens left at the end of each span, and the share of heads left in the last block."""
 
     def __init__(self, structure: Structure, ranking: Ranking, axes: Sequence[str], tokens: TokenRule) -> None:
         self.structure, self.ranking, self._rule = structure, ranking, tokens
@@ -53,12 +56,12 @@ class CascadeSpace:
         return canonical(points, self._axes)
 
     def starts(self) -> list[list[float]]:
-        """All alike, tokens first, and early or late tokens alone."""
+        """The analytic directions, and, if there are several spans, the tokens of each span alone."""
         each = [[float(i == j) for j in range(len(self._axes))] for i in range(len(self._spans))]
         return analytic_starts(self._axes) + (each if len(each) > 1 else [])
 
     def fuller(self, policy: Policy, steps: int) -> list[Policy]:
-        """Tokens of the last span come in the smallest lumps."""
+        """Let the tokens of the last span grow, because they change in the smallest steps."""
         if not policy.tokens:
             return [policy]
         *early, last = policy.tokens
@@ -75,13 +78,13 @@ class CascadeSpace:
         return self._with_heads(policy, kept)
 
     def head_counts(self, policy: Policy) -> list[int]:
-        """Heads of each block, never more than the block before has."""
+        """Number of heads in each block, never more than in the block before."""
         whole = len(self._identity.blocks[0].heads)
         left = 1 - (1 - policy.heads) * _shares(self._weights)
         return [max(1, round(whole * float(keep))) for keep in left]
 
     def token_counts(self, policy: Policy) -> list[int]:
-        """Patch tokens that each block attends to."""
+        """Number of patch tokens that each block attends to."""
         counts = np.full(len(self.structure.blocks), self.structure.tokens - self.structure.prefix)
         for blocks, keep in zip(self._spans, policy.tokens, strict=True):
             entered = int(counts[blocks[0]])
@@ -102,7 +105,7 @@ class CascadeSpace:
 
 
 def spans(structure: Structure, rule: TokenRule) -> list[list[int]]:
-    """Blocks at whose start tokens may leave, cut at the rule's depths; spans without any are left out."""
+    """Blocks at whose start tokens may be removed, split at the rule's depths. Empty spans are left out."""
     free: list[int] = []
     first = 0
     for stage in structure.stages:
@@ -114,5 +117,5 @@ def spans(structure: Structure, rule: TokenRule) -> list[list[int]]:
 
 
 def _shares(weights: Array) -> Array:
-    """Running share of the whole, the last 1."""
+    """Running sum of the weights, as a share of their total; the last value is 1."""
     return np.asarray(np.cumsum(weights) / weights.sum())

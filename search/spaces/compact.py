@@ -1,9 +1,10 @@
-"""The compact space: a handful to a dozen numbers for the whole network.
+"""The compact space: between a handful and a dozen numbers for the whole network.
 
-A direction x in [0, 1]^d says how eagerly each dimension gives; along it the
-policy shrinks from everything (t = 0) over x itself (t = 1) to the smallest network (t = 2):
+A direction x in [0, 1]^d says how much each dimension is cut in proportion to the others. Along it the policy shrinks
+from the whole network (t = 0) over x itself (t = 1) to the smallest network (t = 2):
     keep_i(t) = 1 - a_i(t) * (1 - least_i),   a_i(t) = t x_i / max x  for t <= 1,  max(x_i / max x, t - 1)  above
-so that every direction ends within every budget that can be met at all (mixes fade to 0 on the way there). Which member goes is the ranking's choice.
+So every direction ends within every budget that can be met at all (on the way there, mixes fade to 0). The ranking
+decides which members are removed.
 """
 
 import dataclasses
@@ -21,17 +22,18 @@ from search.spaces.sublayers import Halves
 from search.token_rule import TokenRule
 
 LEAST = {"heads": 0.15, "qk": 0.25, "v": 0.25, "neurons": 0.1, "tokens": 0.25, "embed": 0.25, "halves": 0.5}
-"""Smallest fraction kept by the search: below, nothing is left to recover from."""
+"""Smallest keep ratio in the search: below it, nothing is left from which the network could recover."""
 DIM_MULTIPLE, NEURON_MULTIPLE, EMBED_MULTIPLE = 4, 16, 8
 
 
 class CompactSpace:
-    """A handful of fractions for the whole network; per-block numbers come from the ranking."""
+    """A few keep ratios for the whole network. The ranking turns them into numbers for each block."""
 
     def __init__(
         self, structure: Structure, ranking: Ranking, axes: Sequence[str], tokens: TokenRule | None = None
     ) -> None:
-        """`axes`: those that may shrink; tokens also need a grid that is free, embed and halves scores of theirs."""
+        """axes: those that may shrink. "tokens" also needs a token grid that may shrink; "embed" and "halves" (whole
+        sublayers) also need scores in the ranking."""
         self._rule = tokens or TokenRule()
         self.structure, self.ranking = structure, ranking
         self._identity = identity(structure)
@@ -51,7 +53,7 @@ class CompactSpace:
         return self.keeps + self.mixes
 
     def along(self, direction: Sequence[float], t: float) -> Policy:
-        """The policy at t in [0, 2] along a direction (see above)."""
+        """The policy at t in [0, 2] along a direction (formula in the docstring of this module)."""
         values: dict[str, Any] = {}
         for name, amount in zip(self.keeps, amounts(direction[: len(self.keeps)], t, self._kinds), strict=True):
             least = LEAST["tokens" if name.startswith("tokens") else name]
@@ -70,12 +72,12 @@ class CompactSpace:
         return canonical(points, self._kinds)
 
     def starts(self) -> list[list[float]]:
-        """Analytic directions, those that touch an axis of this space."""
+        """The analytic directions that cut at least one axis of this space."""
         mixes = [0.0 if name == "heads_mix" else 1.0 for name in self.mixes]
         return [start + mixes for start in analytic_starts(self._kinds)]
 
     def fuller(self, policy: Policy, steps: int) -> list[Policy]:
-        """Heads and tokens come in lumps; neurons use up what the last lump left."""
+        """Let the neurons grow: heads and tokens change in coarse steps, and neurons use up what the last step left."""
         if "neurons" not in self.keeps:
             return [policy]
         return [dataclasses.replace(policy, neurons=float(k)) for k in np.linspace(policy.neurons, 1.0, steps + 1)]
@@ -94,7 +96,7 @@ class CompactSpace:
         return self._shallower(whole, policy, embed).shape_of(self.structure)
 
     def plan(self, policy: Policy) -> Plan:
-        """The members that stay: the best of each axis by the ranking."""
+        """The plan of a policy. In each axis, the members that the ranking scores best stay."""
         heads = self._heads.members(self._heads.counts(policy.heads, policy.heads_mix))
         neurons = self._neurons.members(self._neurons.counts(policy.neurons, policy.neurons_mix))
         kept = self._tokens_kept(policy)
@@ -109,7 +111,7 @@ class CompactSpace:
         return self._shallower(dataclasses.replace(self._identity, blocks=tuple(blocks)), policy, embed)
 
     def _width(self, policy: Policy) -> int:
-        """Embedding dims kept."""
+        """Number of embedding dims kept."""
         width = self.structure.width
         return width if self._embed is None else _multiple(policy.embed, width, EMBED_MULTIPLE)
 
@@ -125,7 +127,7 @@ class CompactSpace:
         kept: dict[int, TokenPlan] = {}
         if not self._stages:
             return kept
-        patches = self.structure.blocks[self._stages[0]].tokens - self.structure.prefix  # only one grid is free
+        patches = self.structure.blocks[self._stages[0]].tokens - self.structure.prefix  # only one grid may shrink
         for block, keep in zip(self._stages, policy.tokens, strict=False):
             count = max(1, round(patches * keep))
             if count < patches:

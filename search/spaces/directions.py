@@ -1,4 +1,4 @@
-"""What spaces share: how far each dimension has given way along a direction, and the directions to begin with."""
+"""Shared by the spaces: how far each dimension is cut along a direction, and the first directions of a search."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from search.ranking import Array
 
 RELUCTANT = frozenset({"embed", "halves"})
-"""Axes that cost every layer or a whole one: below `RELUCTANCE` of their dimension they give nothing at all."""
+"""Axes whose cut affects every layer or removes whole sublayers. Below the coordinate `RELUCTANCE` they are not cut."""
 RELUCTANCE = 0.75
 STARTS: tuple[dict[str, float], ...] = (
     {"heads": 1.0, "qk": 1.0, "v": 1.0, "neurons": 1.0, "tokens": 1.0},
@@ -21,21 +21,25 @@ STARTS: tuple[dict[str, float], ...] = (
     {"embed": 1.0},
     {"halves": 1.0},
 )
-"""How eagerly each axis gives at the start of a search: all alike, then what usually costs least by itself."""
+"""How much each axis is cut in the first directions: all axes alike, then what usually costs least by itself."""
 
 
 def amounts(direction: Sequence[float], t: float, axes: Sequence[str]) -> Array:
-    """Shares in [0, 1] of what each dimension can give: none at t = 0, e over its largest at t = 1, all at t = 2:
-    a_i(t) = t e_i / max e for t <= 1, max(e_i / max e, t - 1) above, with e_i = x_i, of `RELUCTANT` what is
-    above `RELUCTANCE`, stretched to [0, 1]."""
+    """How far each dimension is cut, as a share in [0, 1] of what can be cut.
+
+    It is 0 at t = 0, e / max e at t = 1, and 1 at t = 2:
+    a_i(t) = t e_i / max e for t <= 1, max(e_i / max e, t - 1) above. e_i = x_i; for the axes in `RELUCTANT`, e_i is the
+    part of x_i above `RELUCTANCE`, stretched to [0, 1].
+    """
     eager = _eager(np.asarray(direction, dtype=float), axes)
     return np.asarray(eager * t if t <= 1 else np.maximum(eager, t - 1))
 
 
 def canonical(points: Array, axes: Sequence[str]) -> Array:
-    """The point (n, d) that stands for all that `amounts` takes alike; columns beyond `axes` stay as they are.
+    """Replace each point (n, d) by the one that represents all points that `amounts` treats alike. Columns beyond
+    `axes` stay as they are.
 
-    A Gaussian process then learns from a trial what it says about every multiple of its direction.
+    So a Gaussian process learns from one trial about all multiples of its direction.
     """
     found = np.array(points, dtype=float)
     eager = _eager(found[:, : len(axes)], axes)
@@ -45,7 +49,7 @@ def canonical(points: Array, axes: Sequence[str]) -> Array:
 
 
 def _eager(points: Array, axes: Sequence[str]) -> Array:
-    """e over its largest, (..., d)."""
+    """(..., d): e / max e, as in `amounts`."""
     eager = np.where(_reluctant(axes), np.maximum(0, points - RELUCTANCE) / (1 - RELUCTANCE), points)
     return np.asarray(eager / np.maximum(eager.max(-1, keepdims=True), 1e-9))
 
@@ -55,6 +59,6 @@ def _reluctant(axes: Sequence[str]) -> npt.NDArray[np.bool_]:
 
 
 def analytic_starts(axes: Sequence[str]) -> list[list[float]]:
-    """`STARTS` for dimensions of these axes; those that touch none of them, and repetitions, left out."""
+    """`STARTS` for dimensions of these axes, without repetitions and without directions that cut none of the axes."""
     starts = [[eager.get(axis, 0.0) for axis in axes] for eager in STARTS]
     return [start for i, start in enumerate(starts) if any(start) and start not in starts[:i]]

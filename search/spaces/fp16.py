@@ -1,4 +1,4 @@
-"""Any space in fp16: devices that run it run every network faster in it, so there is nothing to decide."""
+"""Any space in fp16. A device with fp16 runs every network faster in it, so the search has nothing to decide."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from search.spaces.space import Space
 
 
 class HalfSpace:
-    """`inner` in fp16."""
+    """The space `inner`, with every network in fp16."""
 
     def __init__(self, inner: Space) -> None:
         self.structure, self.inner = inner.structure, inner

@@ -1,8 +1,8 @@
 """The space of learned gates (VTP, arXiv 2104.08500): one number, the share of all gates that is kept.
 
-One threshold over the gates of the whole network says how many dims every layer reads. The residual stream, q, k and v
-keep their full width: each projection gathers its own inputs from it. Of the attention's output every head of a block
-gives the same number of dims to the projection.
+One threshold over the gates of the whole network decides how many dims each layer reads. The residual stream, q, k and
+v keep their full width: each projection gathers its own inputs from it. All heads of a block pass the same number of
+output dims to the projection.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from search.spaces.pool import Pool
 LEAST = 0.1
 """Smallest share of the gates that the search keeps."""
 MULTIPLE = 4
-"""Inputs and neurons come in fours: one 128-bit register of floats; coarser steps would blur the threshold."""
+"""Inputs and neurons come in multiples of 4: one 128-bit register. Coarser steps would blur the threshold."""
 Counts = tuple[int, int, int, int]
-"""Of one block: inputs of q/k/v, of the projection, of fc1, neurons."""
+"""Sizes of one block: inputs of q/k/v, inputs of the projection, inputs of fc1, neurons."""
 
 
 class GateSpace:
@@ -40,7 +40,7 @@ class GateSpace:
         return ["inputs"]
 
     def along(self, direction: Sequence[float], t: float) -> Policy:
-        """There is one direction: everything at t = 0, the least at t = 2."""
+        """The policy at t along the only direction: the whole network at t = 0, the smallest one at t = 2."""
         return Policy(inputs=1 - (1 - LEAST) * t / 2)
 
     def canonical(self, points: Array) -> Array:
@@ -50,18 +50,19 @@ class GateSpace:
         return [[1.0]]
 
     def fuller(self, policy: Policy, steps: int) -> list[Policy]:
-        """The threshold is fine already."""
+        """The policy alone, because the steps of the threshold are fine enough."""
         return [policy]
 
     def sketch(self, policy: Policy) -> Structure:
         return self._with_inputs(policy, lambda _scores, count, _heads: range(count)).shape_of(self.structure)
 
     def plan(self, policy: Policy) -> Plan:
-        """The members with the largest gates."""
+        """The plan of a policy. The members with the largest gates stay."""
         return self._with_inputs(policy, _best)
 
     def _with_inputs(self, policy: Policy, members: Callable[[Array, int, int], Any]) -> Plan:
-        """members(scores, count, groups): the indices that stay, as many of each of so many equal groups."""
+        """The plan of a policy. members(scores, count, groups) returns the `count` indices that stay, the same number
+        from each of `groups` groups of equal size."""
         blocks = []
         for block, scores, counts in zip(self._identity.blocks, self._scores, self._counts(policy), strict=True):
             heads = len(block.heads)
@@ -100,7 +101,7 @@ def _multiple(count: int, multiple: int, size: int) -> int:
 
 
 def _best(scores: Array, count: int, groups: int) -> tuple[int, ...]:
-    """Indices of the best `count`, as many of each of `groups` equal runs, in their order."""
+    """Indices of the best `count` in ascending order, the same number from each of `groups` runs of equal length."""
     size = len(scores) // groups
     order = np.argsort(-scores.reshape(groups, size), axis=1, kind="stable")[:, : count // groups]
     return tuple(int(i) for i in np.sort((order + size * np.arange(groups)[:, None]).ravel()))

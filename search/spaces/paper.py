@@ -1,8 +1,8 @@
-"""The space of MDC's paper (arXiv 2201.00043, section 3.4): a keep for each block's neurons, a keep for each block's heads,
-and one keep that the token reductions share. 25 numbers for 12 blocks.
+"""The space of MDC's paper (arXiv 2201.00043, section 3.4). It has a keep ratio for each block's neurons, one for each
+block's heads, and one that all token reductions share: 25 numbers for 12 blocks.
 
-Each removes at most half: keep_i(t) = 1 - a_i(t) / 2, a_i(t) as in search/spaces/directions.py, so t = 2 halves everything,
-which is the smallest network of this space.
+Each keep ratio is at least one half: keep_i(t) = 1 - a_i(t) / 2, with a_i(t) as in search/spaces/directions.py. The
+smallest network of this space, at t = 2, has half of everything.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ LEAST = 0.5
 
 
 class PaperSpace:
-    """2 L + 1 dimensions for L blocks; 2 L where no token may go."""
+    """2 L + 1 dimensions for L blocks; 2 L if no tokens can be removed."""
 
     def __init__(self, structure: Structure, ranking: Ranking, tokens: TokenRule) -> None:
         self.structure, self.ranking, self._rule = structure, ranking, tokens
@@ -54,7 +54,7 @@ class PaperSpace:
         return analytic_starts(self._axes)
 
     def fuller(self, policy: Policy, steps: int) -> list[Policy]:
-        """Neurons of all blocks grow together to use up what the last lump of heads or tokens left."""
+        """Let the neurons of all blocks grow together, to use up what the last step of heads or tokens left."""
         return [
             dataclasses.replace(policy, neurons_by_block=tuple(k + (1 - k) * share for k in policy.neurons_by_block))
             for share in np.linspace(0.0, 1.0, steps + 1).tolist()

@@ -9,40 +9,43 @@ from search.ranking import Array
 
 class Pool:
     def __init__(self, blocks: Sequence[Array], least: int, multiple: int = 1) -> None:
-        """blocks: the scores of each block's members."""
+        """blocks: scores of each block's members. least: minimum count in a block. multiple: of all counts."""
         self._blocks, self._least, self._multiple = blocks, least, multiple
         self._within = np.concatenate([_ranks(scores) for scores in blocks])
         self._over_all = _ranks(np.concatenate(blocks))
         self._owner = np.repeat(np.arange(len(blocks)), [len(scores) for scores in blocks])
 
     def counts(self, keep: float, mix: float) -> list[int]:
-        """Members kept in each block: the best `keep` of all by a mix of rank within the block and rank over all."""
+        """Number of members kept in each block, if the share `keep` of all members stays.
+
+        The best stay, by the rank within the block (weight 1 - mix) plus the rank over all blocks (weight mix).
+        """
         sizes = [len(scores) for scores in self._blocks]
         total = max(1, round(keep * sum(sizes)))
-        merged = (1 - mix) * self._within + (mix + 1e-6) * self._over_all  # no ties
+        merged = (1 - mix) * self._within + (mix + 1e-6) * self._over_all  # 1e-6 breaks ties
         top = np.argpartition(-merged, total - 1)[:total]
         found = np.bincount(self._owner[top], minlength=len(sizes))
         return [self.rounded(int(n), size) for n, size in zip(found, sizes, strict=True)]
 
     def counts_by_block(self, keeps: Sequence[float]) -> list[int]:
-        """Members kept where every block has its own fraction."""
+        """Number of members kept in each block, if every block has its own keep ratio."""
         sizes = [len(scores) for scores in self._blocks]
         return [self.rounded(round(keep * size), size) for keep, size in zip(keeps, sizes, strict=True)]
 
     def members(self, counts: Sequence[int]) -> list[tuple[int, ...]]:
-        """The best `counts` of each block, in their order."""
+        """Indices of the best members of each block in ascending order; counts: how many of each block."""
         chosen = []
         for scores, count in zip(self._blocks, counts, strict=True):
             chosen.append(tuple(int(i) for i in np.sort(np.argsort(-scores, kind="stable")[:count])))
         return chosen
 
     def rounded(self, count: int, size: int) -> int:
-        """To the multiple of the axis, at least its least."""
+        """`count` rounded to the multiple of the axis, but at least the minimum and at most `size`."""
         return size if count == size else min(size, max(self._least, self._multiple * round(count / self._multiple)))
 
 
 def _ranks(scores: Array) -> Array:
-    """Ranks in (0, 1], the best 1; ties by index."""
+    """Ranks in (0, 1]; the best score has rank 1. Of equal scores the one with the lower index ranks higher."""
     order = np.argsort(-scores, kind="stable")
     ranks = np.empty(len(scores))
     ranks[order] = 1 - np.arange(len(scores)) / len(scores)

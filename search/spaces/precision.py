@@ -1,10 +1,11 @@
-"""Any space with one more dimension: how many of the linear layers are quantised.
+"""Any space with one more dimension: the share of the linear layers that are quantised to int8.
 
     share(x, t) = least + (1 - least) * max(s(x), t - 1),     s(x) = (x - FLAT) / (1 - 2 FLAT), cut to [0, 1]
-Beside the fractions kept it is no matter of how far: at the same x a network is pruned less or more, and its precision
-stays, until the end of the direction (t > 1), where everything gives. So each budget is met at fp32 by pruning more, at
-int8 by pruning less, or in between, and the search compares them by their scores. Layers are quantised in the order of
-their sensitivity (models/evaluation/sensitivity.py), so what stays in fp32 is what quantisation would hurt most.
+The quantised share does not change with the distance t along a direction until t exceeds 1. Up to there, the same x
+means the same precision, whether the network is pruned less or more. Above t = 1 all dimensions move to their end. So a
+budget can be met in fp32 with more pruning, in int8 with less pruning, or in between, and the search compares these
+networks by their scores. Layers are quantised in the order of their sensitivity (models/evaluation/sensitivity.py), so
+the layers that stay in fp32 are those that quantisation would hurt most.
 """
 
 import dataclasses
@@ -18,21 +19,24 @@ from search.ranking import Array
 from search.spaces.space import Space
 
 FLAT = 0.25
-"""So much of the dimension at either end means all layers alike, which is what most searches end with."""
+"""This much of the dimension at either end gives the smallest or the largest share. Most searches end there."""
 LEFT_OUT = 0.25
-"""Of the layers, at most, where the network is to be int8."""
+"""Largest share of the layers that may stay in fp32 if the network has to be int8."""
 Member = tuple[int, Layer]
-"""Block of the original and layer."""
+"""A linear layer: index of its block in the original, and which layer of the block."""
 
 
 class PrecisionSpace:
-    """`inner` with int8 in it."""
+    """The space `inner`, with the quantised share as one more dimension."""
 
     def __init__(
         self, inner: Space, order: Sequence[Member], precisions: Sequence[Precision], left_out: float = LEFT_OUT
     ) -> None:
-        """order: all layers of all blocks, those that bear quantisation best first. left_out: share of them that may stay in
-        fp32 without fp32 among the precisions; 0 for devices that price every network as if all were int8."""
+        """Args:
+        order: all linear layers of all blocks. Those that lose least by quantisation come first.
+        left_out: share of the layers that may stay in fp32 although fp32 is not among the precisions. It is 0 for
+            devices that price every network as if all its layers were int8.
+        """
         self.structure, self.inner, self._order = inner.structure, inner, tuple(order)
         self._least = 0.0 if "fp32" in precisions else 1 - left_out
         self._places = {block.name: i for i, block in enumerate(inner.structure.blocks)}
@@ -54,7 +58,7 @@ class PrecisionSpace:
         return found
 
     def starts(self) -> list[list[float]]:
-        """Each start of the inner space in int8, and every other one in fp32 where that is allowed."""
+        """Each start of the inner space in int8, and every second one also in fp32 if fp32 is allowed."""
         starts = []
         for number, start in enumerate(self.inner.starts()):
             starts.append([*start, 1.0])
@@ -86,7 +90,7 @@ class PrecisionSpace:
         return dataclasses.replace(plan, blocks=blocks, precision="int8")
 
     def exact(self, policy: Policy) -> list[tuple[Layer, ...]] | None:
-        """Of each block of the original, the layers that stay in fp32; None: all do, and the network is an fp32 one."""
+        """The layers that stay in fp32, for each block of the original. None: all layers, so the network is fp32."""
         quantised = set(self._order[: round(policy.int8 * len(self._order))])
         if not quantised:
             return None

@@ -1,4 +1,4 @@
-"""A `Space` is where a method searches: how a few numbers become a policy, and a policy a plan."""
+"""A `Space` is where a method searches. It turns a few numbers into a policy, and a policy into a plan."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,9 +9,12 @@ from search.ranking import Array
 
 
 class Space(Protocol):
-    """Directions x in [0, 1]^d say how eagerly each dimension gives. `along` shrinks from everything (t = 0) over x itself
-    (t = 1) to the smallest network of the space (t = 2), the same one for every direction, so that each direction ends
-    within every budget that can be met at all."""
+    """A space of policies for one network.
+
+    A direction is a point x of the search cube [0, 1]^d. It says how much each dimension is cut in proportion to the
+    others. `along` shrinks from the whole network (t = 0) over x itself (t = 1) to the smallest one of the space
+    (t = 2), which is the same for all directions. So each direction ends within every budget that can be met at all.
+    """
 
     structure: Structure
 
@@ -21,7 +24,7 @@ class Space(Protocol):
     def along(self, direction: Sequence[float], t: float) -> Policy: ...
 
     def canonical(self, points: Array) -> Array:
-        """Of the directions that mean the same, the one that stands for all. points (n, d)."""
+        """Replace each direction by the one that represents all directions with the same meaning. points (n, d)."""
         ...
 
     def starts(self) -> list[list[float]]:
@@ -29,11 +32,12 @@ class Space(Protocol):
         ...
 
     def fuller(self, policy: Policy, steps: int) -> list[Policy]:
-        """The policy, then ever larger ones along the finest axis, to use up what lumps have left of a budget."""
+        """The policy, then ever larger ones along the finest axis, to use up what coarse steps left of a budget."""
         ...
 
     def sketch(self, policy: Policy) -> Structure:
-        """The structure of `plan(policy)`, without naming members: what pricing needs, a hundred times cheaper."""
+        """The structure of `plan(policy)`, computed without choosing members. Pricing needs no more than this, and it
+        is a hundred times cheaper."""
         ...
 
     def plan(self, policy: Policy) -> Plan: ...

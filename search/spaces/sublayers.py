@@ -1,4 +1,4 @@
-"""Depth as an axis: which attention and MLP halves go, and what becomes of the plan around them."""
+"""Depth as an axis: which sublayers (attention or MLP of a block) are removed, and how the plan around them changes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,11 +9,14 @@ from models.structure import BlockPlan, Plan, Structure, TokenPlan
 from search.ranking import Array
 
 Half = tuple[int, int]
-"""Block and side: 0 its attention, 1 its MLP."""
+"""A sublayer: index of its block, then 0 for its attention or 1 for its MLP."""
 
 
 class Halves:
-    """scores: (2,) of each block. The best attention never goes: without any, no token would see another."""
+    """The sublayers of a network in the order of their removal. scores: (2,) for each block.
+
+    The best attention is never removed: without any attention, no token would see another one.
+    """
 
     def __init__(self, structure: Structure, scores: Sequence[Array]) -> None:
         self._free = [stage.free_tokens for stage in structure.stages for _ in stage.blocks]
@@ -23,13 +26,16 @@ class Halves:
         self._order = [half for half in order if half != kept]
 
     def gone(self, keep: float) -> frozenset[Half]:
-        """The lowest halves, when `keep` of all stay."""
+        """The sublayers to remove, those with the lowest scores, if the share `keep` of all sublayers stays."""
         total = len(self._order) + 1
         return frozenset(self._order[: total - max(1, round(keep * total))])
 
     def removed_from(self, plan: Plan, keep: float) -> Plan:
-        """The plan without the halves that go. A block that loses both goes; a token stage whose attention is gone moves
-        to the next block that can choose tokens, or is left out when there is none."""
+        """The plan without the sublayers that `gone` names.
+
+        A block that loses both of its sublayers is removed. If a block that removes tokens loses its attention, the
+        next block that can choose tokens removes them instead; if there is none, they stay.
+        """
         gone = self.gone(keep)
         if not gone:
             return plan

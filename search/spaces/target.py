@@ -1,4 +1,4 @@
-"""The space of one policy: a target shape (UP-ViTs). There is nothing to search, only a shape to check and deliver."""
+"""A space with a single policy: a target shape (UP-ViTs). It is not searched, only checked and delivered."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from search.ranking import Array
 
 
 class TargetSpace:
-    """Every direction ends in the same plan; a budget that it does not meet is impossible."""
+    """Every direction ends in the same plan. A budget that this plan does not meet is impossible."""
 
     def __init__(self, structure: Structure, plan: Plan) -> None:
         self.structure = structure

@@ -1,9 +1,11 @@
-"""An exact regular shape out of a larger network: UP-ViTs' way to a DeiT-S or DeiT-T (arXiv 2111.15127, section 3.3).
+"""Prunes a larger network to an exact regular shape: UP-ViTs' way to a DeiT-S or DeiT-T.
 
-Embedding dims and, in each block, neurons go by score. The dims of neighbouring heads are pooled and the best stay, the
-same row of q, k and v, so that a target's heads x dims come out although the source has more heads of the same size.
-Whole blocks go by the score of their halves when the target has fewer, in each stage by itself (PVTv2-B2 to B1). Where the
-embedding width cannot be cut the target has the source's, stage by stage.
+It follows arXiv 2111.15127, section 3.3.
+Scores decide which embedding dims are removed, and which neurons in each block. The dims of neighbouring heads are
+pooled, and the best of them stay, the same rows in q, k and v. So the target gets its heads x dims although the source
+has more heads of the same size. If the target has fewer blocks, whole blocks are removed by the summed scores of their
+sublayers, in each stage separately (PVTv2-B2 to B1). Where the embedding width cannot be cut, the target must have the
+source's width in each stage.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ Array = npt.NDArray[np.float64]
 
 
 class BlockScores(Protocol):
-    """Of one block: attention dims (H, d), neurons (K,), halves (2,); higher means keep."""
+    """Scores of one block: attention dims (H, d), neurons (K,), sublayers (2,). A higher score means keep."""
 
     @property
     def dims(self) -> Array | None: ...
@@ -32,7 +34,7 @@ class BlockScores(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class NoScores:
-    """Every member alike."""
+    """Scores that treat all members alike."""
 
     dims: Array
     neurons: Array
@@ -40,7 +42,7 @@ class NoScores:
 
 
 def regular_plan(structure: Structure, blocks: Sequence[BlockScores], embed: Array | None, target: Structure) -> Plan:
-    """The plan that leaves exactly the target's shape. embed (D,).
+    """The plan that leaves exactly the target's shape. embed (D,): scores of the embedding dims.
 
     Raises: InvalidRequest when the target cannot be reached, or when a score that it needs is missing.
     """
@@ -55,7 +57,7 @@ def regular_plan(structure: Structure, blocks: Sequence[BlockScores], embed: Arr
 
 
 def check_reachable(structure: Structure, target: Structure) -> None:
-    """Raises: InvalidRequest with every reason why pruning `structure` cannot give exactly `target`."""
+    """Check that pruning `structure` can give exactly `target`. Raises: InvalidRequest with all reasons why not."""
     problems = _beyond_pruning(structure, target) + _too_large(structure, target)
     if not problems:
         embed = None if "embed" in structure.fixed else np.zeros(structure.width)
@@ -84,12 +86,15 @@ def _plan(structure: Structure, blocks: Sequence[BlockScores], embed: Array | No
 
 
 def best(scores: Array, count: int) -> tuple[int, ...]:
-    """The highest scores' indices, in their order; of equals the first."""
+    """Indices of the `count` highest scores in ascending order. Of equal scores the first ones are taken."""
     return tuple(int(i) for i in np.sort(np.argsort(-scores, kind="stable")[:count]))
 
 
 def pooled_heads(dims: Array, heads: int, dim: int) -> tuple[HeadPlan, ...]:
-    """`heads` heads of `dim` dims, each the best of its share of neighbouring source heads. dims (H, d)."""
+    """`heads` heads of `dim` dims each. Each gets the best dims of its own group of neighbouring source heads.
+
+    dims (H, d): scores of the source's attention dims.
+    """
     plans = []
     for group in np.array_split(np.arange(len(dims)), heads):
         first = int(group[0]) * dims.shape[1]
@@ -126,7 +131,7 @@ def _beyond_pruning(structure: Structure, target: Structure) -> list[str]:
 
 
 def _too_large(structure: Structure, target: Structure) -> list[str]:
-    """Stage by stage: a network without stages has one."""
+    """Sizes of the target that exceed those of `structure`, stage by stage. A network without stages counts as one."""
     found: list[str] = []
     if len(structure.stages) == len(target.stages):
         for number, pair in enumerate(zip(structure.stages, target.stages, strict=True)):
@@ -166,7 +171,7 @@ def _attentions(shape: Structure | Stage) -> list[Attention]:
 
 
 def _differences(left: Structure, target: Structure) -> list[str]:
-    """Operations of what would be left that are not the target's, whatever they are called."""
+    """Up to three differences between the operations that would be left and those of the target. Names do not count."""
     mine, wanted = list(left.ops()), list(target.ops())
     if [op.kind for op in mine] != [op.kind for op in wanted]:
         return [f"{len(mine)} operations, not {len(wanted)}, or others: the designs differ"]
