@@ -27,6 +27,7 @@ def answered(mailbox: Mailbox, number: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_an_agent_measures_and_either_side_may_start_again(tmp_path: Path) -> None:
     data, files = tmp_path / "data", [tmp_path / "large.onnx", tmp_path / "small.onnx"]
     for file, depth in zip(files, (4, 1), strict=True):

@@ -67,7 +67,7 @@ def test_everything_that_is_copied_exists_and_is_not_ignored(instructions: list[
 
 def test_every_package_of_the_server_is_copied(instructions: list[Instruction]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = {name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
     assert packages <= set(copied(instructions))
     assert project["project"]["readme"] in copied(instructions)
 

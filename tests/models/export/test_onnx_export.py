@@ -174,6 +174,7 @@ torch.save(module(torch.ones(2, 3, 48, 48)), sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_the_program_trains_on_where_vitfit_is_not_installed(tmp_path: Path) -> None:
     network = small_network()
     small = network.pruned(random_plan(network.structure, 7), None)

@@ -200,6 +200,7 @@ def test_its_tokens_train_and_travel() -> None:
     assert torch.equal(arrived.pruned(plan, None).outputs(x), cut.outputs(x))
 
 
+@pytest.mark.slow
 def test_in_8_bits_the_file_answers_as_its_emulation(tmp_path: Path) -> None:
     _, network = small("eva02_tiny_patch14_224")
     plan = without_tokens(plan_of(network.structure, 0.8), network.structure, "fuse")

@@ -31,6 +31,7 @@ def best_found(propose: Proposal, seed: int) -> float:
     return max(scores)
 
 
+@pytest.mark.slow
 def test_expected_improvement_beats_random_over_twenty_seeds() -> None:
     """With its sign flipped it looks where it expects least, and loses: then this test fails."""
     guided = [best_found(by_expected_improvement, seed) for seed in range(SEEDS)]

@@ -29,7 +29,7 @@ def service(web: TestClient) -> Service:
 
 @pytest.fixture
 def bearer(service: Service) -> dict[str, str]:
-    return {"Authorization": f"Bearer {service.api.access_tokens.create('pi', ('agent',))[1]}"}
+    return {"Authorization": f"Bearer {service.tokens.create('pi', ('agent',))[1]}"}
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def post_task(mailbox: Mailbox, tmp_path: Path) -> str:
 
 
 def test_without_the_right_token_nobody_is_an_agent(web: TestClient, service: Service, agent: dict[str, str]) -> None:
-    reader = {"Authorization": f"Bearer {service.api.access_tokens.create('reader', ('read',))[1]}"}
+    reader = {"Authorization": f"Bearer {service.tokens.create('reader', ('read',))[1]}"}
     for method, path in (("POST", ""), ("GET", "/agent-pi-5/task"), ("POST", "/agent-pi-5/tasks/1")):
         for headers, status, code in (
             ({}, 401, "unauthorized"),

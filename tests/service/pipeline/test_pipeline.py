@@ -194,6 +194,7 @@ def stopped_after(trials: int) -> MemoryJournal:
     return MemoryJournal(on_change=cancel)
 
 
+@pytest.mark.slow
 def test_all_of_several_budgets_hold(workshop: Workshop) -> None:
     limits = {"macs_keep": 0.7, "params_keep": 0.75, "latency_keep": 0.8}
     ran = workshop.run(*(budget(metric, limit, "generic-mobile") for metric, limit in limits.items()))
@@ -208,6 +209,7 @@ def test_all_of_several_budgets_hold(workshop: Workshop) -> None:
     assert ran.result.guarantee == "predicted"
 
 
+@pytest.mark.slow
 def test_absolute_limits_hold(workshop: Workshop) -> None:
     ran = workshop.run(budget("macs", 1_500_000), budget("params", 100_000), trials=2)
     kept = delivered_network(ran).structure
@@ -356,6 +358,7 @@ class StopsBetweenEpochs(MemoryJournal):
         super().check()
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_to_the_same_weights(workshop: Workshop, trained: Ran) -> None:
     files, stopped = workshop.files(), StopsBetweenEpochs()
     stopped.work = files.work

@@ -98,6 +98,7 @@ def lying_tables(workshop: Workshop, folder: Path, lie: Callable[[float], float]
     return Workshop(folder, workshop.model, workshop.dataset)
 
 
+@pytest.mark.slow
 def test_what_is_measured_corrects_what_was_predicted(workshop: Workshop, measured: Ran, tmp_path: Path) -> None:
     """By its table the smallest networks cost a quarter less than they do: the search's own best is too slow."""
     ran = lying_tables(workshop, tmp_path, lambda r: 0.75 * r).run(budget("latency_keep", LIMIT), trials=2)
@@ -107,6 +108,7 @@ def test_what_is_measured_corrects_what_was_predicted(workshop: Workshop, measur
     assert [row["number"] for row in ran.journal.trials()] == list(range(len(ran.journal.rows)))
 
 
+@pytest.mark.slow
 def test_a_budget_that_only_the_table_believed_in_fails_and_says_how_near_it_came(
     workshop: Workshop, measured: Ran, tmp_path: Path
 ) -> None:

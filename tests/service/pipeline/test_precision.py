@@ -98,6 +98,7 @@ def test_fp16_is_for_gpus_and_profiles_that_know_it(monkeypatch: pytest.MonkeyPa
         check_precisions(job_request(budget("latency_keep", 0.5, fp32), precisions=["fp16"]))
 
 
+@pytest.mark.slow
 def test_an_fp16_job_delivers_fp16_files_and_says_so(workshop: Workshop) -> None:
     ran = workshop.run(MACS, budget("file_keep", 0.45), precisions=["fp16"], trials=4)
     assert ran.report["precision"]["name"] == "fp16" and ran.report["parity"]["quantised"]["same_answers"] >= 0.97
@@ -229,6 +230,7 @@ def test_a_delivery_that_fails_parity_delivers_nothing(workshop: Workshop, monke
     assert not (files.artifacts / "model.onnx").exists()
 
 
+@pytest.mark.slow
 def test_both_precisions_are_tried_when_both_are_allowed(workshop: Workshop) -> None:
     ran = workshop.run(MACS, precisions=["fp32", "int8"], trials=8)
     shares = {trial["policy"].get("int8", 0.0) for trial in ran.report["trials"]}

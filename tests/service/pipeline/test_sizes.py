@@ -29,6 +29,7 @@ def test_a_file_smaller_than_any_is_refused_with_the_least_size(workshop: Worksh
     assert error.value.facts["best_reachable"] > 2_000
 
 
+@pytest.mark.slow
 def test_memory_is_measured_within_its_limit(tmp_path: Path) -> None:
     """The digits model: of the small ones nearly all memory is the runtime's."""
     ran = Workshop(tmp_path, *digits(tmp_path)).run(budget("memory_keep", 0.75), trials=2)

@@ -56,6 +56,7 @@ def test_the_report_has_the_trials_with_their_front_and_what_each_block_keeps(ra
     assert all(f"<th>{block['name']}</th>" in text for block in ran.report["blocks"])
 
 
+@pytest.mark.slow
 def test_a_job_without_images_has_none(tmp_path: Path) -> None:
     model, _ = digits(tmp_path)
     bare = Workshop(tmp_path, model, None).run(budget("macs_keep", 0.7), method="cp-vit", trials=1)

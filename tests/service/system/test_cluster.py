@@ -36,6 +36,7 @@ def ran(server: Server) -> set[str]:
     return {path.parts[-3] for path in server.data.glob("jobs/*/work/evaluated.txt")}
 
 
+@pytest.mark.slow
 def test_each_job_runs_once_wherever_and_its_files_are_had_from_both(servers: list[Server]) -> None:
     one, two = servers
     model, jobs = one.model(), list[str]()
@@ -63,6 +64,7 @@ def test_each_job_runs_once_wherever_and_its_files_are_had_from_both(servers: li
     assert one.client.get(f"/v1/jobs/{jobs[0]}/artifacts").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_job_waits_for_a_bucket_that_is_away_when_it_ends(servers: list[Server], s3: S3) -> None:
     one = servers[0]
     job = one.submit(one.model(), trials=10)

@@ -177,6 +177,7 @@ def test_while_the_database_is_away_requests_are_asked_to_come_again(
         assert web.app.state.service.runner.alive  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_running_job_outlives_its_database_going_away(outage: Postgres, url: str, tmp_path: Path) -> None:
     """For longer than its lease: the worker waits, and nothing is evaluated again."""
     environment = {"VITFIT_DATABASE_URL": url, "VITFIT_FAKE_TRIAL_S": "0.3", "VITFIT_LEASE_S": "4"}

@@ -6,6 +6,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from service.core.data_folder import HOUR_S, DataFolder
 from tests.support.running import Server, is_alive, wait_until
 
@@ -72,6 +74,7 @@ def test_a_cancel_that_a_dead_server_had_not_carried_out_holds_after_a_restart(o
     assert own_server.start().wait(job)["status"] == "canceled"
 
 
+@pytest.mark.slow
 def test_a_worker_that_slept_past_its_lease_is_fenced_off(tmp_path: Path) -> None:
     server = Server(tmp_path / "data", VITFIT_FAKE_TRIAL_S="0.15", VITFIT_LEASE_S="2").start()
     try:
@@ -91,6 +94,7 @@ def test_a_worker_that_slept_past_its_lease_is_fenced_off(tmp_path: Path) -> Non
         server.end()
 
 
+@pytest.mark.slow
 def test_two_servers_on_one_data_folder_run_each_job_once(own_server: Server) -> None:
     other = Server(own_server.data, VITFIT_FAKE_TRIAL_S="0.05").start()
     try:
