@@ -1,1 +1,1 @@
-"""Trials and jobs on a Ray cluster. It runs in processes of its own; the web process never imports it."""
+"""Trials and jobs on a Ray cluster. This code runs in separate processes; the web process never imports it."""

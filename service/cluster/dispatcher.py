@@ -1,8 +1,10 @@
-"""Hands queued jobs to a Ray cluster: `python -m service.cluster.dispatcher --data DIR`, which a server keeps alive (service/jobs/cluster_runner.py).
+"""The dispatcher, which hands queued jobs to a Ray cluster: `python -m service.cluster.dispatcher --data DIR`.
 
-A task for each queued job, as many as nodes have places for. A task claims its job when it has its place (service/cluster/job_task.py), so no
-lease runs while it waits for one. What is lost goes on by the job's lease, as everywhere: Ray itself runs no task again, for two runs
-of one claim could not be told apart.
+A server starts it and restarts it when it exits (service/jobs/cluster_runner.py). While jobs are queued it submits
+Ray tasks, at most as many as the setting `workers` allows. A node runs as many of these tasks at a time as it has
+slots. A task claims its job only when it has a slot (service/cluster/job_task.py), so no lease runs while the task
+waits. If a task is lost, the lease of its job expires and the job is requeued, as for any lost worker. Ray itself
+does not retry the task, because two runs of one claim could not be told apart.
 """
 
 import argparse
@@ -28,16 +30,23 @@ from service.jobs.worker import die_with_parent
 
 log = logging.getLogger("vitfit.dispatcher")
 PLACE = "vitfit_jobs"
-"""The resource that a node offers so many of as it may run jobs at a time: ray start --resources '{"vitfit_jobs": 2}'."""
+"""The Ray resource for job slots.
+
+A node that may run two jobs at a time offers two slots: ray start --resources '{"vitfit_jobs": 2}'.
+"""
 POLL_S, IDLE_S, GOODBYE_S = 0.2, 2.0, 4.0
-"""IDLE_S: after a task that found nothing to claim, perhaps because its owner has enough running."""
+"""Times in seconds.
+
+POLL_S: between two looks at the queue. IDLE_S: pause after a task that found no job to claim, for example because the
+owner already runs the maximum number of jobs. GOODBYE_S: wait for the canceled tasks when the dispatcher stops.
+"""
 BUCKET = "AWS_"
-"""Of the server's environment nodes need this too: address and keys of the bucket."""
+"""Prefix of the environment variables with the endpoint and credentials of the bucket, which the nodes need too."""
 
 
 class Dispatcher:
     def __init__(self, settings: Settings, leases: Leases) -> None:
-        """Raises: ClusterUnavailable."""
+        """Connect to the cluster that the settings name. Raises: ClusterUnavailable."""
         assert settings.ray is not None
         self._ray = connected(settings.ray, lambda: None)
         self._ray.cloudpickle.register_pickle_by_value(node)
@@ -49,7 +58,10 @@ class Dispatcher:
         self._expected, self._running, self._rest_until = node.versions(), list[Any](), float("-inf")
 
     def step(self) -> str | None:
-        """Look once. The answer: why queued jobs wait, when it is for want of places."""
+        """Handle the tasks that have ended, and submit at most one new task.
+
+        Returns: why queued jobs wait, if no node offers slots for jobs; otherwise None.
+        """
         self._collect()
         queued = self._leases.queued()
         if not queued:
@@ -64,7 +76,7 @@ class Dispatcher:
         return None
 
     def _collect(self) -> None:
-        """What tasks that have ended say."""
+        """Handle the results of the tasks that have ended: log failures, and pause after a task that ran no job."""
         done, self._running = (
             self._ray.wait(self._running, num_returns=len(self._running), timeout=0) if self._running else ([], [])
         )
@@ -85,7 +97,7 @@ class Dispatcher:
                 self._rest_until = time.monotonic() + IDLE_S
 
     def stop(self) -> None:
-        """Running jobs are given back to the queue."""
+        """Cancel the running tasks, which return their jobs to the queue."""
         for reference in self._running:
             self._ray.cancel(reference)
         if self._running:
@@ -93,10 +105,14 @@ class Dispatcher:
 
 
 def environment(settings: Settings, cluster: str) -> dict[str, str]:
-    """For a node's process: the server's settings, but for the folder, which is the node's own."""
+    """Return the environment variables for a job's process on a node.
+
+    They hold the server's settings, the address of the cluster and the access to the bucket. The data folder is
+    missing, because each node has its own.
+    """
     found = {name: value for name, value in os.environ.items() if name.startswith(BUCKET)}
     found |= settings.worker_environment() | {f"{PREFIX}RAY": cluster}
-    found.pop(f"{PREFIX}DEVICES", None)  # of the server's machine
+    found.pop(f"{PREFIX}DEVICES", None)  # a folder on the server's machine
     return found
 
 
@@ -115,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     file, store = waits_file(DataFolder(settings.data)), Store(settings.database)
     try:
         dispatcher = Dispatcher(settings, Leases(store, settings.lease_s))
-        signal.signal(signal.SIGTERM, lambda *_: stopping.set())  # after Ray has set its own
+        signal.signal(signal.SIGTERM, lambda *_: stopping.set())  # after Ray has set its own handler
         _dispatch(dispatcher, file, stopping)
         dispatcher.stop()
     except ClusterUnavailable as error:
@@ -134,7 +150,7 @@ def _dispatch(dispatcher: Dispatcher, file: Path, stopping: threading.Event) -> 
 
 
 def say(file: Path, why: str | None) -> None:
-    """Why queued jobs wait, for the server's /healthz."""
+    """Write to `file` why queued jobs wait, for the server's /healthz. Delete the file if `why` is None."""
     if why is None:
         file.unlink(missing_ok=True)
     elif not file.exists() or file.read_text() != why:

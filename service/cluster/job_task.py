@@ -1,4 +1,7 @@
-"""A queued job on a node of a cluster, seen through as a server does with its own: claim, worker, lease, cancel, log."""
+"""The Ray task that runs a queued job on a node of a cluster.
+
+It does for one job what a server does for its own jobs: claim, worker process, lease, cancel and log.
+"""
 
 import os
 import tempfile
@@ -13,14 +16,22 @@ from service.library.retention import Retention
 from service.storage.open_storage import open_storage
 
 DATA = Path(tempfile.gettempdir()) / "vitfit-node"
-"""Scratch, latency tables and copies of the bucket's files, unless the node's own VITFIT_DATA says where."""
+"""The default data folder of a node, with scratch files, latency tables and copies of the bucket's files.
+
+A node can choose another folder with VITFIT_DATA in its own environment.
+"""
 
 
 def run(environment: dict[str, str]) -> bool:
-    """Claim a job and run it to the end of this attempt; False: none was queued any more. A cancel of the task
-    (KeyboardInterrupt) gives the job back to the queue."""
+    """Claim a job and run it to the end of this attempt.
+
+    A cancel of the task (KeyboardInterrupt) returns the job to the queue.
+
+    Returns: False if no job could be claimed.
+    """
     os.environ.update(environment)
-    os.environ.pop("OMP_NUM_THREADS", None)  # Ray's: the job is a process of its own, with the threads of the machine
+    # Ray limits its tasks; the job runs in a separate process that may use all cores.
+    os.environ.pop("OMP_NUM_THREADS", None)
     settings = Settings(data=Path(os.environ.get("VITFIT_DATA", DATA)), workers=1)
     folder = DataFolder(settings.data)
     folder.create()

@@ -1,4 +1,8 @@
-"""What a node of a cluster says of itself. Sent to the node as it stands here, so it needs nothing but Python there."""
+"""Functions that run on a node of a cluster.
+
+This module is pickled by value and sent to the node. It therefore works even where vitfit is not installed, and
+imports only the standard library.
+"""
 
 import hashlib
 import importlib.metadata
@@ -14,7 +18,10 @@ MISSING = "missing"
 
 
 def versions() -> dict[str, str]:
-    """Of what decides a score. torch for another device is the same torch: what follows the "+" does not count."""
+    """Return the versions of everything that can change the score of a trial.
+
+    The part after "+" is dropped, because builds of one torch release for different devices count as equal.
+    """
     found = {name: _version(name).partition("+")[0] for name in PACKAGES}
     return {**found, "python": platform.python_version(), "vitfit-server": _code()}
 
@@ -27,7 +34,10 @@ def _version(package: str) -> str:
 
 
 def _code() -> str:
-    """Twelve hex digits of the server's source: two checkouts may have the same version and other contents."""
+    """Return a digest of vitfit's source code, as twelve hex digits.
+
+    The version number is not enough: two checkouts can have the same version but different code.
+    """
     digest = hashlib.sha256()
     for room in ROOMS:
         spec = importlib.util.find_spec(room)
@@ -40,19 +50,26 @@ def _code() -> str:
 
 
 def differences(here: dict[str, str], there: dict[str, str]) -> list[str]:
-    """For people, one for each package."""
+    """Describe each package whose version differs, as text for people."""
     return [
         f"{name} {there.get(name, MISSING)} instead of {here[name]}" for name in here if here[name] != there.get(name)
     ]
 
 
 def trial(expected: dict[str, str], shared: list[Any], policy: dict[str, Any], threads: int) -> Any:
-    """search.loop.executor.Evaluated; or, on a node that joined with other versions, the list of their differences.
+    """Evaluate one trial. This is the Ray task of `Cluster.place`.
 
-    shared: a reference to what evaluates, in a list so that Ray leaves it as a reference.
+    Args:
+        expected: the versions of the server.
+        shared: a list with the Ray reference to the evaluation function. Inside a list, Ray does not
+            replace the reference by its value.
+        policy: the JSON form of the policy.
+        threads: the number of threads for torch.
+
+    Returns: `search.loop.executor.Evaluated`, or the list of differences if the node has other versions.
     """
     loaded: Any = sys.modules.get("service.cluster.trial_task")
-    if loaded is None or loaded.agreed != expected:  # once for each process: later it runs what it has loaded
+    if loaded is None or loaded.agreed != expected:  # once per process: the loaded code does not change afterwards
         if found := differences(expected, versions()):
             return found
         from service.cluster import trial_task as cluster_task
@@ -62,7 +79,10 @@ def trial(expected: dict[str, str], shared: list[Any], policy: dict[str, Any], t
 
 
 def job(expected: dict[str, str], environment: dict[str, str]) -> Any:
-    """Whether there was a queued job, which this node has then seen through; or the list of the node's other versions."""
+    """Run one queued job. This is the Ray task of the dispatcher.
+
+    Returns: whether a job was claimed, or the list of differences if the node has other versions.
+    """
     if found := differences(expected, versions()):
         return found
     from service.cluster import job_task as cluster_job

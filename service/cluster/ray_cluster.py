@@ -1,7 +1,7 @@
-"""A Ray cluster as a place for trials. Ray is imported only when a setting names a cluster.
+"""Runs the trials of a job on a Ray cluster. Ray is imported only when a setting names a cluster.
 
-The job's own process stays where it is and keeps journal and lease; it hands out trials, and what a trial needs travels once
-to each process that runs some. No folder is shared with the nodes.
+The process of the job keeps the journal and the lease, and submits trials to the cluster. The evaluation function
+(with its network and images) is sent once to each process that runs trials. The nodes need no shared folder.
 """
 
 import logging
@@ -24,16 +24,22 @@ log = logging.getLogger("vitfit.cluster")
 
 POLL_S, LOOK_S, KNOCK_S = 0.1, 5.0, 5.0
 PATIENCE = "VITFIT_DEVICE_PATIENCE_S"
-"""Environment variable, as for measuring devices: how long a job waits for a cluster, or for a node that it needs."""
+"""Environment variable: for how many seconds a job waits for a cluster, or for a node that it needs.
+
+The same variable applies to remote measuring devices.
+"""
 PATIENCE_S = 600.0
 RETRIES = 3
-"""Of a trial that went down with its node or process. What a trial raises is not tried again."""
+"""Number of retries of a trial whose node or process died. A trial that raises an exception is not retried."""
 Check = Callable[[], None]
-"""Called often; raises when the job is to stop."""
+"""A function that is called often, and raises when the job has to stop."""
 
 
 def check_resources(request: JobRequest, address: str | None) -> None:
-    """Raises: InvalidRequest for resources of a cluster where there is none."""
+    """Check that the server can provide the requested resources.
+
+    Raises: InvalidRequest when the request names resources of a cluster but the server has no cluster.
+    """
     named = _named(request.trial_resources)
     if address is None and named.keys() - {"CPU"}:
         raise InvalidRequest(
@@ -44,16 +50,23 @@ def check_resources(request: JobRequest, address: str | None) -> None:
 
 
 def cluster_for(request: JobRequest, address: str | None, check: Check) -> "Cluster | None":
-    """Where the job's trials run; None: in its own process. Raises: as `Cluster`; InvalidRequest."""
+    """Connect to the cluster on which the job's trials run. None if they run in the process of the job.
+
+    Raises: InvalidRequest, and whatever `Cluster` raises.
+    """
     check_resources(request, address)
     return None if address is None else Cluster(address, request.trial_resources, check)
 
 
 class Cluster:
-    """The connection of a job to its cluster, which has been found fit to run the job's trials."""
+    """The connection of a job to a cluster that can run its trials."""
 
     def __init__(self, address: str, resources: TrialResources, check: Check) -> None:
-        """Raises: ClusterUnavailable when it does not answer; ClusterUnfit; what `check` raises."""
+        """Connect, and check the resources and versions of the nodes.
+
+        Raises: ClusterUnavailable when the cluster does not answer; ClusterUnfit when no node has the resources for a
+        trial, or a node has other versions; whatever `check` raises.
+        """
         self._ray = connected(address, check)
         self._check, self._resources, self._needs = check, resources, _named(resources)
         self._ray.cloudpickle.register_pickle_by_value(node)
@@ -61,7 +74,10 @@ class Cluster:
         self._check_versions(self._require_room())
 
     def place(self, evaluate: Evaluate) -> "ClusterExecutor":
-        """evaluate: anything that can be pickled; it travels to the nodes."""
+        """Return an executor that runs `evaluate` on the nodes.
+
+        evaluate: the evaluation function; it must be picklable, because it is sent to the nodes.
+        """
         threads, custom = max(1, round(self._resources.cpus)), self._resources.custom
         task = self._ray.remote(node.trial).options(
             num_cpus=self._resources.cpus, num_gpus=self._resources.gpus, resources=custom or None, max_retries=RETRIES,
@@ -75,7 +91,11 @@ class Cluster:
         return ClusterExecutor(self, begin)
 
     def result(self, reference: Any) -> Evaluated:
-        """Waits for a trial. Raises: what it raised; ClusterUnavailable when it was lost again and again; what `check` raises."""
+        """Wait for a trial and return its result.
+
+        Raises: ClusterUnavailable when the trial was lost more than `RETRIES` times, or when no suitable node is left;
+        ClusterUnfit when its node has other versions; whatever the trial or `check` raises.
+        """
         looked, missing_since = time.monotonic(), None
         while not self._ray.wait([reference], timeout=POLL_S)[0]:
             self._check()
@@ -96,7 +116,7 @@ class Cluster:
 
     @property
     def _losses(self) -> tuple[type[Exception], ...]:
-        """What Ray raises when a node or process went down."""
+        """The exceptions that Ray raises when a node or process has died."""
         known = self._ray.exceptions
         return (
             known.WorkerCrashedError, known.ObjectLostError, known.NodeDiedError, known.OutOfMemoryError,
@@ -104,16 +124,15 @@ class Cluster:
         )  # fmt: skip
 
     def cancel(self, references: Sequence[Any]) -> None:
-        """Ends trials where they run, or takes them out of the queue."""
+        """Stop running trials, and remove waiting trials from the queue of Ray."""
         for reference in references:
             self._ray.cancel(reference, force=True)
         if references:
-            self._ray.wait(
-                list(references), num_returns=len(references), timeout=1.0
-            )  # the message must leave before we do
+            # The cancel messages must be sent before this process exits.
+            self._ray.wait(list(references), num_returns=len(references), timeout=1.0)
 
     def _rooms(self) -> list[dict[str, Any]]:
-        """The nodes that could run a trial if they had nothing else to do."""
+        """List the live nodes whose total resources suffice for one trial, busy or not."""
         nodes = [found for found in self._ray.nodes() if found["Alive"]]
         return [found for found in nodes if _fits(self._needs, found["Resources"])]
 
@@ -129,7 +148,10 @@ class Cluster:
         )
 
     def _wait_for_room(self, since: float) -> float:
-        """A node that was there is gone. Raises: ClusterUnavailable when it stays away."""
+        """Log that no suitable node is left, and return `since`, the time.monotonic() at which that was noticed.
+
+        Raises: ClusterUnavailable when that was longer ago than the job may wait.
+        """
         waited, patience = time.monotonic() - since, _patience_s()
         log.warning("trials wait for a node with %s: %.0f s of at most %.0f s", _shown(self._needs), waited, patience)
         if waited > patience:
@@ -141,7 +163,7 @@ class Cluster:
         return since
 
     def _check_versions(self, nodes: Sequence[dict[str, Any]]) -> None:
-        """Raises: ClusterUnfit naming nodes and packages."""
+        """Check that all nodes have the server's versions. Raises: ClusterUnfit, which names the nodes and packages."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         asked = {}
@@ -173,7 +195,7 @@ class Cluster:
 
 
 class ClusterExecutor:
-    """A `search.loop.executor.Executor`. Leaving it cancels what is still running."""
+    """A `search.loop.executor.Executor` on a cluster. Leaving its `with` block cancels the trials that still run."""
 
     def __init__(self, cluster: Cluster, begin: Callable[[Policy], Any]) -> None:
         self._cluster, self._begin = cluster, begin
@@ -201,7 +223,11 @@ class ClusterExecutor:
 
 
 def connected(address: str, check: Check) -> Any:
-    """The module `ray`, connected. Raises: ClusterUnavailable; what `check` raises."""
+    """Connect to the cluster and return the module `ray`.
+
+    Raises: ClusterUnavailable when Ray is not installed or the cluster does not answer in time; whatever `check`
+    raises.
+    """
     if find_spec("ray") is None:
         raise ClusterUnavailable(
             f"VITFIT_RAY is {address!r}, but Ray is not installed. Run pip install 'vitfit-server[ray]', or unset VITFIT_RAY."
@@ -230,7 +256,7 @@ def connected(address: str, check: Check) -> Any:
 
 
 def _knock(address: str) -> None:
-    """Ray itself would try for minutes. Raises: OSError."""
+    """Check that the port of the cluster is open, because Ray itself would try for minutes. Raises: OSError."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), KNOCK_S).close()
@@ -241,7 +267,7 @@ def _patience_s() -> float:
 
 
 def _named(resources: TrialResources) -> dict[str, float]:
-    """By Ray's names."""
+    """Return the requested resources under the names that Ray uses."""
     gpus = {"GPU": resources.gpus} if resources.gpus else {}
     return {"CPU": resources.cpus, **gpus, **resources.custom}
 
@@ -251,7 +277,7 @@ def _fits(needs: Mapping[str, float], has: Mapping[str, float]) -> bool:
 
 
 def _shown(resources: Mapping[str, float]) -> str:
-    """CPU, GPU and what was named by people; not Ray's own bookkeeping."""
+    """Format resources for a message: CPU, GPU and custom names, without Ray's internal resources."""
     ours = {
         name: amount for name, amount in resources.items()
         if not name.startswith(("node:", "accelerator_type:")) and name not in ("memory", "object_store_memory")

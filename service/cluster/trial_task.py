@@ -1,4 +1,4 @@
-"""One trial on a node of a cluster, in a process that Ray keeps for the next one."""
+"""Evaluates one trial on a node of a cluster, in a process that Ray reuses for later trials."""
 
 from typing import Any
 
@@ -11,14 +11,17 @@ from search.loop.executor import Evaluate, Evaluated, timed
 from search.policy import Policy
 
 agreed: dict[str, str] = {}
-"""The server's versions, once they were found to be this process's (service/cluster/node.py)."""
+"""The server's versions, set once they were found equal to the versions in this process (service/cluster/node.py)."""
 _held: dict[str, Evaluate] = {}
-"""What evaluates, by its reference: of the last job only, because it holds a network and images."""
+"""The evaluation function by the id of its Ray reference.
+
+Only the latest one is kept, because it holds a network and images.
+"""
 
 
 def evaluated(reference: Any, policy: dict[str, Any], threads: int) -> Evaluated:
     torch.set_num_threads(threads)
-    with paced(working):  # others measure on this machine undisturbed
+    with paced(working):  # waits while another process on this machine holds the machine lock to measure
         return timed(_fetched(reference), Policy.from_json(policy))
 
 

@@ -1,1 +1,1 @@
-"""What every other part of the service may import: errors, settings, logs, the data folder, processes, retries, clocks."""
+"""Modules for every part of the service: errors, settings, logs, the data folder, processes, retries, clocks."""

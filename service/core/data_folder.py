@@ -1,4 +1,7 @@
-"""Where every file of the data folder is. No other file joins these names."""
+"""The layout of the data folder: the path of every file and folder in it.
+
+No other module builds these paths from their parts.
+"""
 
 import secrets
 import shutil
@@ -16,7 +19,7 @@ HOUR_S = 3600.0
 
 @dataclass(frozen=True)
 class JobFiles:
-    """Folders of a job. `tables` is shared by all jobs and holds the fitted latency tables."""
+    """The folders that a job reads and writes. All jobs share `tables`, which holds the fitted latency tables."""
 
     model: Path
     dataset: Path | None
@@ -26,7 +29,7 @@ class JobFiles:
 
 
 def remove(path: Path) -> None:
-    """A file, or a folder with all that is in it; whether or not it is there."""
+    """Delete a file, or a folder with its contents. Do nothing if the path does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -41,12 +44,12 @@ class JobFolder:
 
     @property
     def artifacts(self) -> Path:
-        """Finished files only: they are written elsewhere and moved here."""
+        """The folder of the job's finished files. A file is written elsewhere first and then moved here."""
         return self.root / "artifacts"
 
     @property
     def work(self) -> Path:
-        """Scratch that later attempts find again."""
+        """The scratch folder. It survives an attempt, so that the next attempt can reuse its contents."""
         return self.root / "work"
 
     @property
@@ -54,7 +57,7 @@ class JobFolder:
         return self.root / "log.txt"
 
     def create(self) -> None:
-        """What a killed attempt had not finished goes."""
+        """Create the folders, and delete the unfinished files that a killed attempt left in them."""
         for folder in (self.artifacts, self.work):
             folder.mkdir(parents=True, exist_ok=True)
             for unfinished in list(folder.glob(f"**/*{UNFINISHED}")):
@@ -63,7 +66,10 @@ class JobFolder:
 
 @dataclass(frozen=True)
 class DataFolder:
-    """The server's data folder. Names of models, data sets and jobs are ids that the server made, never users' text."""
+    """The server's data folder.
+
+    The folders of models, data sets and jobs are named by ids that the server generates, never by text from a user.
+    """
 
     root: Path
 
@@ -85,36 +91,39 @@ class DataFolder:
 
     @property
     def tables(self) -> Path:
-        """Fitted latency tables, shared by all jobs."""
+        """The folder of the fitted latency tables, which all jobs share."""
         return self.root / "tables"
 
     @property
     def devices(self) -> Path:
-        """Profiles that users added."""
+        """The folder of the device profiles that users have added."""
         return self.root / "devices"
 
     @property
     def cache(self) -> Path:
-        """Copies of what is kept in a bucket."""
+        """The folder of local copies of files from the bucket."""
         return self.root / "cache"
 
     @property
     def uploads(self) -> Path:
-        """What is not finished yet: one folder for each server process."""
+        """The folder of unfinished uploads. Each server process has its own folder in it."""
         return self.root / "uploads"
 
     def job(self, job_id: str) -> JobFolder:
         return JobFolder(self.jobs / job_id)
 
     def job_files(self, job_id: str, model: Path, dataset: Path | None) -> JobFiles:
-        """What the engine is given for a job; its own folders exist afterwards."""
+        """Return the folders that the engine needs for a job, and create the job's own folders."""
         folder = self.job(job_id)
         folder.create()
         return JobFiles(model, dataset, folder.artifacts, folder.work, self.tables)
 
     @contextmanager
     def uploading(self) -> Iterator[Path]:
-        """A fresh folder on the same file system as its destination; what is not moved away from it is deleted."""
+        """Provide an empty temporary folder, and delete it with its remaining contents at the end.
+
+        It is on the same file system as the destination, so that its files can be moved there without a copy.
+        """
         folder = self.uploads / whoami().replace("/", "_") / secrets.token_hex(8)
         folder.mkdir(parents=True)
         try:
@@ -123,7 +132,7 @@ class DataFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def create(self) -> None:
-        """Make the folders and prove that they can be written. Raises: OSError."""
+        """Create the folders, and check that files can be written to the data folder. Raises: OSError."""
         for folder in (self.models, self.datasets, self.jobs, self.tables, self.devices, self.uploads):
             folder.mkdir(parents=True, exist_ok=True)
         probe = self.root / f".probe-{secrets.token_hex(4)}"
@@ -131,9 +140,13 @@ class DataFolder:
         probe.unlink()
 
     def sweep(self) -> None:
-        """Delete what processes of this machine that are gone had not finished."""
+        """Delete the unfinished uploads of processes that ran on this machine and have ended.
+
+        Also delete unfinished latency tables that are older than one hour.
+        """
         for unfinished in self.tables.glob(f"*{UNFINISHED}"):
-            if time.time() - unfinished.stat().st_mtime > HOUR_S:  # another server's job may be writing one now
+            # A job of another server may still be writing this file.
+            if time.time() - unfinished.stat().st_mtime > HOUR_S:
                 unfinished.unlink(missing_ok=True)
         for folder in self.uploads.iterdir():
             if is_gone(folder.name.replace("_", "/")):
@@ -141,22 +154,27 @@ class DataFolder:
 
 
 def artifacts_key(job_id: str) -> str:
-    """Of a job's finished files in the storage."""
+    """Return the storage key of a job's finished files."""
     return f"jobs/{job_id}/artifacts"
 
 
 def log_key(job_id: str) -> str:
-    """Of a job's log in a storage that other servers see, after each attempt."""
+    """Return the storage key of a job's log. In a shared storage, the log is copied there after each attempt."""
     return f"jobs/{job_id}/log"
 
 
 def waits_file(folder: DataFolder) -> Path:
-    """Says why queued jobs wait for a cluster; not there when they do not."""
+    """Return the path of the text file that says why queued jobs wait for a cluster. It exists only while they wait."""
     return folder.root / "cluster-waits.txt"
 
 
 def tail(path: Path, count: int) -> str:
-    """At most so many of the last bytes of a text file, from the start of a line; empty when there is none."""
+    """Return the end of a text file.
+
+    Args:
+        path: the text file. If it does not exist, the result is empty.
+        count: upper limit in bytes. If the file is longer, the result starts at the first full line within the limit.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

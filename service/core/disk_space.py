@@ -1,4 +1,4 @@
-"""A full disk: which errors mean it, however the libraries put it, and what is said then."""
+"""Recognise "disk full" in the errors of different libraries, and turn it into one problem response."""
 
 import errno
 import re
@@ -13,12 +13,16 @@ NUMBERS: Final = (errno.ENOSPC, errno.EDQUOT)
 WORDS: Final = re.compile(
     r"no space left on device|disk quota exceeded|database or disk is full|\d+ requested and \d+ written", re.IGNORECASE
 )
-"""safetensors and children's messages; quotas; SQLite; NumPy. torch says nothing of use: it is given open files instead."""
+"""Messages for a full disk: safetensors and child processes, quotas, SQLite, NumPy (in this order).
+
+torch is missing because its message does not mention the disk. It is given open files instead of paths, so that Python
+raises the error.
+"""
 SQLITE: Final = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a full disk is behind it: the error itself, or what it was raised from or after."""
+    """Whether a full disk caused this error: either the error itself or one in its chain of causes says so."""
     return any(_says_full(link) for link in _chain(error))
 
 
@@ -39,7 +43,12 @@ def free_bytes(folder: Path) -> int:
 
 
 def storage_full(folder: Path, what: str) -> StorageFull:
-    """what: a sentence, of what did not go on."""
+    """Build the error for a full disk.
+
+    Args:
+        folder: a folder on the full disk; the message names its free space.
+        what: a sentence that says which operation failed.
+    """
     free = free_bytes(folder)
     return StorageFull(
         f"{what} The server's disk is full: {free:,} bytes are free. Delete jobs, models or data sets that you no longer need, or ask "

@@ -1,6 +1,7 @@
-"""Errors of the service, and how each looks over HTTP: one table from exception class to status, one body (RFC 9457).
+"""The errors of the service and their HTTP form: one table from exception class to status, and the body (RFC 9457).
 
-No web framework here: workers use these classes too. The handlers are in service/middleware/problems.py.
+This module imports no web framework, because workers use these classes too. The exception handlers are in
+service/middleware/problems.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,152 +12,158 @@ from models.errors import VitfitError
 
 
 class NotFound(ours.UnknownName):
-    """The address names something that is not there."""
+    """The URL names a resource that does not exist, or that the caller may not see."""
 
     code = "not-found"
 
 
 class BadPageToken(VitfitError):
-    """A page_token that this list did not hand out."""
+    """The `page_token` does not come from an earlier page of this list."""
 
     code = "bad-page-token"
 
 
 class MalformedUpload(VitfitError):
-    """A body that is not what its Content-Type says, or that ends too early."""
+    """The request body does not match its Content-Type, or it ends too early."""
 
     code = "malformed-upload"
 
 
 class WrongMediaType(VitfitError):
-    """A Content-Type that this address does not take."""
+    """This URL does not accept the Content-Type of the request."""
 
     code = "wrong-media-type"
 
 
 class Conflict(VitfitError):
-    """The state of the thing does not allow it now."""
+    """The current state of the resource does not allow the request."""
 
     code = "conflict"
 
 
 def in_use(noun: str, name: str, jobs: Sequence[str]) -> Conflict:
-    """Of a thing that jobs need which are not finished."""
+    """Build the error for a resource that cannot be deleted because unfinished jobs use it.
+
+    Args:
+        noun: the kind of resource, such as "model".
+        name: its id or name.
+        jobs: the ids of the unfinished jobs. The message names the first five.
+    """
     return Conflict(
         f"The {noun} {name} is used by {', '.join(jobs[:5])}. Wait for it, or cancel it first.", jobs=list(jobs)
     )
 
 
 class Unauthorized(VitfitError):
-    """No token, or one that is not known."""
+    """The request has no access token, or the token is unknown."""
 
     code = "unauthorized"
 
 
 class Forbidden(VitfitError):
-    """A token that may not do this."""
+    """The access token does not permit this request."""
 
     code = "forbidden"
 
 
 class TooMany(VitfitError):
-    """More than one person may have, or ask for, at a time."""
+    """The caller has reached the limit on unfinished jobs or on requests per minute."""
 
     code = "too-many"
 
 
 class TimeLimitReached(VitfitError):
-    """A job that took longer than it was allowed."""
+    """The job ran longer than its time limit."""
 
     code = "time-limit-reached"
 
 
 class KeyReused(VitfitError):
-    """An Idempotency-Key that belongs to another request."""
+    """The Idempotency-Key was already used for a different request."""
 
     code = "idempotency-key-reused"
 
 
 class RangeUnsatisfiable(VitfitError):
-    """A Range beyond the end of the file."""
+    """The Range header starts beyond the end of the file."""
 
     code = "range-unsatisfiable"
 
 
 class ValidationBroken(VitfitError):
-    """The validating process died or answered nonsense."""
+    """The validation process crashed, or its answer could not be parsed."""
 
     code = "validation-broken"
 
 
 class ValidationSlow(VitfitError):
-    """The validating process was not ready in time."""
+    """The validation process did not answer within its time limit."""
 
     code = "validation-slow"
 
 
 class WorkerCrashed(VitfitError):
-    """A job's process died again and again."""
+    """The worker process of a job died several times in a row."""
 
     code = "worker-crashed"
 
 
 class InternalError(VitfitError):
-    """A mistake of ours; the log says more."""
+    """A bug in vitfit; the log has the details."""
 
     code = "internal-error"
 
 
 class Unhealthy(VitfitError):
-    """The server answers, and does not do its work."""
+    """The server answers requests but cannot run jobs."""
 
     code = "unhealthy"
 
 
 class ClusterUnavailable(VitfitError):
-    """The cluster on which trials run does not answer, or lost a trial again and again."""
+    """The Ray cluster does not answer, has no node for the trials any more, or lost the same trial several times."""
 
     code = "cluster-unavailable"
 
 
 class ClusterUnfit(VitfitError):
-    """No node of the cluster can run what the job asks for, or a node runs other versions."""
+    """No node of the cluster has the resources that the job needs, or a node has other versions than the server."""
 
     code = "cluster-unfit"
 
 
 class StorageFull(VitfitError):
-    """No space left for what was sent."""
+    """There is not enough disk space for the request or the job."""
 
     code = "storage-full"
 
 
 class Away(VitfitError):
-    """Something that the server needs does not answer now, and may answer soon."""
+    """A service that the server depends on does not answer at the moment. A retry may succeed."""
 
     code = "away"
 
 
 class DatabaseAway(Away):
-    """The database."""
+    """The database does not answer at the moment."""
 
     code = "database-away"
 
 
 class StorageAway(Away):
-    """The bucket."""
+    """The bucket does not answer at the moment."""
 
     code = "storage-away"
 
 
 class StorageUnusable(VitfitError):
-    """The bucket is missing, refuses us, or holds what it should not."""
+    """The bucket does not exist, denies access, or contains a damaged file. A retry does not help."""
 
     code = "storage-unusable"
 
 
 class DatabaseUnusable(VitfitError):
-    """The database is missing, refuses us, or lacks a right."""
+    """The database does not exist or cannot be used, or its user lacks a privilege. A retry does not help."""
 
     code = "database-unusable"
 
@@ -200,17 +207,17 @@ BY_CODE: Final = {cls.code: status for cls, status in STATUS.items()}
 
 
 def status_of(error: VitfitError) -> int:
-    """The HTTP status of the nearest class in the table."""
+    """Return the HTTP status of an error: that of its own class, or of its nearest base class in `STATUS`."""
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
 def problem(code: str, status: int, detail: str, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The body. Facts stand beside the standard members and never replace them."""
+    """Build the problem body. `facts` become extra members; they never replace the standard members."""
     members = {"type": f"/problems/{code}", "title": code.replace("-", " ").capitalize(), "status": status}
     return {**(facts or {}), **members, "detail": detail}
 
 
 def stored_problem(error: Mapping[str, Any]) -> dict[str, Any]:
-    """The body for an error that a worker stored with its job (`VitfitError.to_json`)."""
+    """Build the problem body for an error that a worker stored with its job (the output of `VitfitError.to_json`)."""
     code = str(error["code"])
     return problem(code, BY_CODE.get(code, 500), str(error["detail"]), error.get("facts"))

@@ -1,6 +1,7 @@
-"""What the server and its workers write: lines for people, or one JSON object per line, with the ids of request and job.
+"""Logging of the server and its workers: plain text or one JSON object per line, with the ids of request and job.
 
-Ids are bound to the context (a request's task, a worker's whole process), so that every logger below says them.
+The ids are bound to the current context (the task of a request, or a whole worker process), so every log line in that
+context has them.
 """
 
 import logging
@@ -16,14 +17,14 @@ from structlog.types import EventDict, Processor, WrappedLogger
 from service.core.settings import LogFormat
 
 TOKEN_PREFIX: Final = "vft_"
-"""Of access tokens, so that a leaked one can be found by those who look for it."""
+"""Every access token starts with this prefix, so that secret scanners can find a leaked one."""
 SECRET: Final = re.compile(rf"{TOKEN_PREFIX}[\w-]+")
 QUIET: Final = ("alembic", "matplotlib", "PIL")
-"""Libraries whose remarks help nobody here."""
+"""Libraries whose messages below WARNING are not useful here."""
 
 
 def set_up(log_format: LogFormat, stream: TextIO = sys.stderr) -> None:
-    """Everything that is logged in this process, warnings of Python too, goes to `stream` from now on."""
+    """Send all log records and Python warnings of this process to `stream`."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -53,21 +54,21 @@ def _rendering(log_format: LogFormat) -> list[Processor]:
 
 
 def _hide_secrets(_logger: WrappedLogger, _method: str, line: EventDict | str) -> str:
-    """Who puts his token into an address finds it in no log."""
+    """Mask access tokens. A client may put its token into a URL by mistake, and URLs are logged."""
     return SECRET.sub(f"{TOKEN_PREFIX}***", str(line))
 
 
 def about(**ids: str | None) -> AbstractContextManager[None]:
-    """Lines that are logged inside are about this job, this request; None: of no known one."""
+    """Add these ids to every log line inside the `with` block. Ids that are None are left out."""
     return bound_contextvars(**{name: value for name, value in ids.items() if value is not None})
 
 
 def bind(**ids: str | None) -> None:
-    """As `about`, for the rest of this context."""
+    """Add these ids to every later log line of this context. Ids that are None are left out."""
     bind_contextvars(**{name: value for name, value in ids.items() if value is not None})
 
 
 def request_id() -> str | None:
-    """Of the request that is being answered."""
+    """Return the id of the request that is being handled, or None outside a request."""
     found: Any = get_contextvars().get("request_id")
     return found if found is None else str(found)

@@ -1,7 +1,8 @@
-"""How long things stay as they are, by this process's own clock, which nobody sets: the machine's time of day may jump by hours.
+"""Measure how long a value stays unchanged, with the monotonic clock of this process.
 
-Whoever watches leases remembers when he saw each one change. What two processes write into the database they may read with
-different clocks; that something has not changed for 30 s everybody can see for himself.
+The wall clock of a machine can jump by hours, and the clocks of two servers can differ. Leases are therefore not
+compared by date. Instead, each server remembers when it last saw a lease change, so it can decide on its own that the
+lease has not changed for 30 s.
 """
 
 import time
@@ -18,17 +19,22 @@ class _Seen:
 
 
 class Stopwatch:
-    """One value under each key."""
+    """Remembers, for each key, its last value and when that value was first seen."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """clock: seconds that never jump."""
+        """clock: returns seconds of a monotonic clock."""
         self._clock = clock
         self._seen: dict[Hashable, _Seen] = {}
 
     def look(self, key: Hashable, value: object = None, already_s: float = 0.0) -> tuple[float, int]:
-        """For how many seconds the key has been seen with this value, and how often that has changed.
+        """Record the current value of a key.
 
-        already_s: how long it was so before the first look.
+        Args:
+            key: what is watched.
+            value: its current value.
+            already_s: for how many seconds the value was unchanged before the first call. Later calls ignore it.
+
+        Returns: for how many seconds the value has been unchanged, and how often it has changed since the first call.
         """
         seen = self._seen.get(key)
         if seen is None:
@@ -38,17 +44,17 @@ class Stopwatch:
         return self._clock() - seen.at_s, seen.changes
 
     def keep(self, keys: Collection[Hashable]) -> None:
-        """Forget all others."""
+        """Forget every key that is not in `keys`."""
         self._seen = {key: seen for key, seen in self._seen.items() if key in keys}
 
 
 class SteadyCalendar:
-    """The date, for what is thrown away when it is old: no jump of the machine's clock makes anything older."""
+    """A clock for deleting old things. A forward jump of the machine's wall clock never makes anything look older."""
 
     def __init__(self, wall: Callable[[], datetime], clock: Callable[[], float] = time.monotonic) -> None:
         self._wall, self._clock = wall, clock
         self._began, self._began_s = wall(), clock()
 
     def now(self) -> datetime:
-        """The earlier of what the machine says and what has gone by since this process began."""
+        """Return the wall clock time, but never more than the time of the start plus the monotonic time since then."""
         return min(self._wall(), self._began + timedelta(seconds=self._clock() - self._began_s))

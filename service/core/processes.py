@@ -1,4 +1,4 @@
-"""Processes: who we are, whether another one is gone, how a child is started and its whole group ended."""
+"""Processes: identify this one, check whether another one has ended, start a child, and end a process group."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from typing import IO
 ROOT = Path(__file__).resolve().parents[2]
 PROC = Path("/proc")
 LOST_JOB, DISK_FULL = 3, 4
-"""Exit statuses of workers."""
+"""Exit statuses of a worker: its job belongs to another worker now (3), or the disk is full (4)."""
 
 
 @functools.cache
@@ -23,14 +23,17 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in ticks since this boot; None when there is none (or a zombie). Without /proc: "0"."""
+    """Return the start time of a process in clock ticks since boot, or None if it does not exist or is a zombie.
+
+    On a system without /proc the result is "0" for every process that exists.
+    """
     if not PROC.exists():
         return "0" if _answers(pid) else None
     try:
         text = (PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
-    fields = text.rpartition(")")[2].split()  # the command's name before it may hold spaces
+    fields = text.rpartition(")")[2].split()  # split after the command name, which may contain spaces
     state, ticks = fields[0], fields[19]
     return None if state in "ZX" else ticks
 
@@ -52,12 +55,17 @@ def _boot() -> str:
 
 
 def whoami() -> str:
-    """`machine/boot/pid/start`: unlike a bare pid it is never used again by another process."""
+    """Return the identity of this process, `machine/boot/pid/start`. Unlike a bare pid, it is never reused."""
     return f"{_machine()}/{_boot()}/{os.getpid()}/{_started(os.getpid())}"
 
 
 def is_gone(owner: str) -> bool:
-    """Whether the process of `whoami()` was on this machine and has ended. Of other machines nothing is known: False."""
+    """Whether a process has ended.
+
+    Args:
+        owner: the process, as its `whoami()` returned it. For a process on another machine the result is always False,
+            because this machine cannot know.
+    """
     parts = owner.split("/")
     if len(parts) != 4 or parts[0] != _machine() or not parts[2].isdigit():
         return False
@@ -65,7 +73,10 @@ def is_gone(owner: str) -> bool:
 
 
 def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """This process's environment in which `python -m service...` finds our packages from any working directory."""
+    """Return the environment for a child: that of this process, plus `extra`.
+
+    PYTHONPATH is set so that `python -m service...` finds the packages of the project from any working directory.
+    """
     inherited = os.environ.get("PYTHONPATH")
     path = f"{ROOT}{os.pathsep}{inherited}" if inherited else str(ROOT)
     return {**os.environ, "PYTHONPATH": path, **(extra or {})}
@@ -74,8 +85,18 @@ def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 def start_child(
     arguments: Sequence[str], environment: Mapping[str, str], output: IO[bytes] | None = None
 ) -> tuple["subprocess.Popen[bytes]", int]:
-    """`python -m ARGUMENTS --parent-pipe N` as the leader of a process group, and our end of the pipe: the child ends when it
-    closes, even if this process is killed. output: in the place of ours. Raises: OSError."""
+    """Start `python -m ARGUMENTS --parent-pipe N` as the leader of a new process group.
+
+    Args:
+        arguments: the module and its arguments.
+        environment: the whole environment of the child.
+        output: file for the child's stdout and stderr; None: the child shares those of this process.
+
+    Returns: the child, and this process's end of the pipe. The child ends when this end closes, so it also ends if this
+    process is killed.
+
+    Raises: OSError.
+    """
     theirs, ours = os.pipe()
     try:
         process = subprocess.Popen(
@@ -91,13 +112,16 @@ def start_child(
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
-    """Signal a child that leads a process group, and everything that it started."""
+    """Send a signal to a process group: the child that leads it, and the processes that the child has started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 
 
 def end_group(process: "subprocess.Popen[bytes]", grace_s: float = 0.5) -> None:
-    """SIGTERM, then after `grace_s` SIGKILL, to a child's whole group; returns when the child is reaped."""
+    """End a child and its process group, and reap the child.
+
+    The group gets SIGTERM, and then SIGKILL once the child has ended or `grace_s` seconds have passed.
+    """
     signal_group(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(grace_s)

@@ -1,4 +1,4 @@
-"""Waiting for a database or a storage that has gone away for a moment."""
+"""Retry calls to a database or a storage that does not answer for a moment."""
 
 import logging
 import time
@@ -13,10 +13,15 @@ T = TypeVar("T")
 
 
 def patiently(call: Callable[[], T], patience_s: float, again: Callable[[], T] | None = None) -> T:
-    """The value of `call`, which is repeated while what it asks is away, for at most `patience_s`.
+    """Call `call`, retry it while it raises `Away`, and return its value.
 
-    again: what is called from the second time on, where it matters that the first may have gone through unheard.
-    Raises: Away when the patience is at its end.
+    Args:
+        call: the call to make.
+        patience_s: for how many seconds to retry.
+        again: called instead of `call` from the second attempt on. It is for calls that may have succeeded although the
+            answer was lost: it must accept that the first call has already taken effect.
+
+    Raises: Away when the last attempt after `patience_s` still fails.
     """
     end, first = time.monotonic() + patience_s, True
     while True:

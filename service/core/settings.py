@@ -1,4 +1,4 @@
-"""What the operator decides: constructor arguments, or environment variables with the prefix VITFIT_."""
+"""The settings of the operator: constructor arguments, or environment variables with the prefix VITFIT_."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,10 @@ LogFormat = Literal["text", "json"]
 
 
 class Settings(BaseSettings):
-    """Settings of one server. The safe values are the defaults: loopback only, no folder of the machine is readable."""
+    """Settings of one server.
+
+    The defaults are the safe values: the server listens on loopback only, and users can read no folder of the machine.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, hide_input_in_errors=True)
 
@@ -130,12 +133,12 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> Path | URL:
-        """Where `service.db.tables.Store` finds its rows."""
+        """The database that `service.db.tables.Store` opens: the path of a SQLite file, or the URL of PostgreSQL."""
         url = self.database_url
         return DataFolder(self.data).database if url is None else make_url(url.get_secret_value())
 
     def worker_environment(self) -> dict[str, str]:
-        """The variables that give a process that works on jobs the settings of its server."""
+        """Return the environment variables that pass this server's settings to a worker process."""
         roots = os.pathsep.join(map(str, self.allowed_roots))
         values = {
             "ENGINE": self.engine,
@@ -147,7 +150,7 @@ class Settings(BaseSettings):
             "MOST_RUNNING": str(self.most_running),
         }
         values["PATIENCE_S"] = str(self.patience_s)
-        if not self.ray_jobs:  # what users added is on this machine only
+        if not self.ray_jobs:  # the users' device profiles exist on this machine only
             values["DEVICES"] = str(DataFolder(self.data).devices)
         if self.database_url is not None:
             values["DATABASE_URL"] = self.database_url.get_secret_value()

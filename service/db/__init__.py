@@ -1,1 +1,1 @@
-"""Tables, sessions, migrations, and the states of a job."""
+"""The database: tables, sessions, migrations, and the states of a job."""

@@ -1,4 +1,7 @@
-"""The engines behind service/db/tables.py: a SQLite file, or PostgreSQL by its URL. Only this file knows how they differ."""
+"""The database engines behind service/db/tables.py: a SQLite file, or PostgreSQL by its URL.
+
+Only this module handles the differences between the two.
+"""
 
 import sqlite3
 import time
@@ -18,11 +21,11 @@ POSTGRESQL = "postgresql"
 DRIVER = "postgresql+psycopg"
 CONNECT_S = 5
 KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
-"""A server that vanished without a word is noticed after 25 s."""
+"""TCP keepalive in seconds. A database server that has vanished silently is noticed after 10 + 3 * 5 = 25 s."""
 
 
 def engine_of(database: Path | URL) -> Engine:
-    """Raises: DatabaseUnusable when the URL's driver is not installed."""
+    """Create the engine for a SQLite file or a PostgreSQL URL. Raises: DatabaseUnusable if its driver is missing."""
     if isinstance(database, Path):
         engine = create_engine(f"sqlite+pysqlite:///{database}", connect_args={"check_same_thread": False})
         _tune_sqlite(engine)
@@ -30,7 +33,7 @@ def engine_of(database: Path | URL) -> Engine:
     try:
         return create_engine(
             database.set(drivername=DRIVER),
-            pool_pre_ping=True,  # connections from before a restart of PostgreSQL are replaced, not used
+            pool_pre_ping=True,  # replaces connections that a restart of PostgreSQL has broken
             connect_args={"connect_timeout": CONNECT_S, "application_name": "vitfit", **KEEPALIVE},
         )
     except ModuleNotFoundError as error:
@@ -40,27 +43,38 @@ def engine_of(database: Path | URL) -> Engine:
 
 
 def reading(engine: Engine) -> Engine:
-    """The same database; what a session sees does not change while it lasts (SQLite does so by itself)."""
+    """Return an engine for reading the same database. Each session sees one snapshot from its start to its end.
+
+    SQLite needs no option for this.
+    """
     if engine.dialect.name != POSTGRESQL:
         return engine
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 
 def writing(engine: Engine) -> Engine:
-    """The same database; on SQLite a session holds the write lock from its start (no half-way "database is locked")."""
+    """Return an engine for writing to the same database.
+
+    On SQLite, a session takes the write lock at its start. Otherwise it could fail half-way with "database is locked".
+    """
     return engine.execution_options(vitfit_write=True)
 
 
 def one_at_a_time(session: Session, what: str) -> None:
-    """Others who ask for the same wait until this session ends. SQLite's writers are one at a time already."""
+    """Hold the lock named `what` until this session ends. Other sessions that want the same lock wait.
+
+    This does nothing on SQLite, which allows only one writer at a time anyway.
+    """
     if _is_postgresql(session):
         session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"vitfit {what}", 0))))
 
 
 def clock(session: Session) -> datetime:
-    """The present in UTC by the one clock that all servers share: PostgreSQL's. SQLite's servers are on one machine.
+    """Return the current time in UTC, by a clock that all servers share.
 
-    Leases and time limits are judged by it, so a server whose own clock is wrong takes no job from another.
+    With PostgreSQL this is the clock of the database server. With SQLite all servers run on one machine, so it is the
+    clock of that machine. Leases and time limits use it, so a server with a wrong clock takes no job from another
+    server.
     """
     if not _is_postgresql(session):
         return datetime.now(UTC)
@@ -69,8 +83,11 @@ def clock(session: Session) -> datetime:
 
 
 def is_away(error: DBAPIError) -> bool:
-    """Whether the database did not answer, and may answer soon. A refusal of PostgreSQL begins with FATAL and is one for good,
-    except while it starts, stops or recovers."""
+    """Whether the database is unavailable for the moment, so that a retry may succeed.
+
+    PostgreSQL marks a refused connection with FATAL. A retry does not help then, except while PostgreSQL starts, stops
+    or recovers.
+    """
     if isinstance(error.orig, sqlite3.Error):
         return False
     if error.connection_invalidated:
@@ -80,7 +97,7 @@ def is_away(error: DBAPIError) -> bool:
 
 
 def first_line(error: DBAPIError) -> str:
-    """What the database said, short."""
+    """Return the first line of the database's error message."""
     return (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
 
 
@@ -91,7 +108,7 @@ def _is_postgresql(session: Session) -> bool:
 def _tune_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver's own transactions begin too late; ours begin below
+        connection.isolation_level = None  # the driver would send BEGIN too late; `_on_begin` sends it instead
         connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
         _into_wal(connection)
         for pragma in ("foreign_keys=ON", "synchronous=FULL"):
@@ -104,8 +121,11 @@ def _tune_sqlite(engine: Engine) -> None:
 
 
 def _into_wal(connection: Any) -> None:
-    """Readers and one writer side by side. Of two that change a fresh database's mode at once, SQLite refuses one without
-    waiting (https://sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode"), so we wait."""
+    """Switch the database to WAL mode, in which readers do not block the writer.
+
+    If two processes switch a new database at the same time, SQLite refuses one of them without waiting
+    (https://sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode"). This function therefore retries.
+    """
     end = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     while True:
         try:

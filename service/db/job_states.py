@@ -1,4 +1,4 @@
-"""The states of a job, and the moves between them.
+"""The states of a job, and the allowed transitions between them.
 
 queued ----> running ----> succeeded | failed
   |  ^----------|  (requeue: worker or server died)
@@ -29,9 +29,11 @@ LEASED: Final = ("running", "canceling")
 
 
 def move(job: JobRow, status: str) -> None:
-    """The only assignment of a job's status, and the times that go with it. The caller's session has locked the row.
+    """Change the status of a job, and set the times that belong to the new status.
 
-    Raises: ValueError when the table has no such step.
+    No other code assigns `status`. The caller's session must have locked the row.
+
+    Raises: ValueError when `TRANSITIONS` does not allow the change.
     """
     if status not in TRANSITIONS[job.status]:
         raise ValueError(f"a job that is {job.status} cannot become {status}")

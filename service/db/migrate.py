@@ -1,4 +1,4 @@
-"""Brings the database to this version's tables, once, when a server starts."""
+"""Migrates the database to the tables of this version. A server does this once, when it starts."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class NewerData(VitfitError):
-    """The data folder, the database or the storage was written by a newer version."""
+    """A newer version of vitfit has written to the data folder, the database or the storage."""
 
     code = "newer-data"
 
@@ -31,10 +31,12 @@ MISSING_RIGHTS = text(
 
 
 def upgrade(store: Store) -> None:
-    """Run the missing migrations in one transaction; a second server waits for it and finds nothing to do.
+    """Run the missing migrations in one transaction.
 
-    Raises: NewerData when the database has a revision that this version does not know; DatabaseUnusable when it is missing or
-    lacks a right; DatabaseAway when it does not answer.
+    If two servers start at the same time, the second one waits for the first and then finds nothing to do.
+
+    Raises: NewerData when this version does not know the revision of the database; DatabaseUnusable when the database
+    is missing or its user lacks a privilege; DatabaseAway when the database does not answer.
     """
     try:
         with store.write() as session:
@@ -66,7 +68,10 @@ def _migrate(session: Session) -> None:
 
 
 def _check_rights(store: Store, session: Session) -> None:
-    """Now, and not when the first job ends."""
+    """Check at the start of the server that the database user may read and write every table.
+
+    Otherwise a missing privilege would only show when the first job ends. Raises: DatabaseUnusable.
+    """
     if store.engine.dialect.name != POSTGRESQL:
         return
     missing = list(session.scalars(MISSING_RIGHTS, {"tables": [table.name for table in Row.metadata.sorted_tables]}))

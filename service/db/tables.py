@@ -1,4 +1,7 @@
-"""The rows: models, data sets, jobs, trials, tokens; and sessions on them. What differs between databases is in service/db/engine.py."""
+"""The tables (models, data sets, jobs, trials, access tokens) and the sessions on them.
+
+The differences between SQLite and PostgreSQL are in service/db/engine.py.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +20,15 @@ from service.db.engine import engine_of, first_line, is_away, reading, writing
 
 
 def now() -> datetime:
-    """The present in UTC, by this machine's clock. What several servers compare goes by `service.db.engine.clock`."""
+    """Return the current time in UTC, by the clock of this machine.
+
+    Use `service.db.engine.clock` for times that several servers compare.
+    """
     return datetime.now(UTC)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A time with its zone; SQLite forgets zones, so UTC goes in and UTC comes out."""
+    """A time with a time zone. SQLite does not store zones, so values are stored and returned in UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -37,7 +43,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Words(TypeDecorator[str]):
-    """A short text. PostgreSQL keeps no NUL character, and users may send one anywhere: it becomes U+FFFD."""
+    """A short text. Users may send NUL characters, which PostgreSQL cannot store, so each one becomes U+FFFD."""
 
     impl = String
     cache_ok = True
@@ -47,7 +53,7 @@ class Words(TypeDecorator[str]):
 
 
 class Row(DeclarativeBase):
-    """Base of the rows."""
+    """The base class of all tables."""
 
     type_annotation_map = {  # noqa: RUF012  (SQLAlchemy reads it from the class)
         dict[str, Any]: JSON(none_as_null=True),
@@ -57,7 +63,7 @@ class Row(DeclarativeBase):
 
 
 class ModelRow(Row):
-    """An uploaded model; its files are `models/id` in the storage."""
+    """An uploaded model. Its files are stored under the key `models/ID`."""
 
     __tablename__ = "models"
 
@@ -69,7 +75,7 @@ class ModelRow(Row):
 
 
 class DatasetRow(Row):
-    """An uploaded data set; its files are `datasets/id` in the storage."""
+    """An uploaded data set. Its files are stored under the key `datasets/ID`."""
 
     __tablename__ = "datasets"
 
@@ -81,7 +87,7 @@ class DatasetRow(Row):
 
 
 class JobRow(Row):
-    """A job. Only service/jobs/job_store.py and service/jobs/leases.py change `status`, by the one table of transitions."""
+    """A job. Only service/jobs/job_store.py and service/jobs/leases.py change `status`, with `job_states.move`."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -103,7 +109,7 @@ class JobRow(Row):
     request_digest: Mapped[str | None]
     first_answer: Mapped[dict[str, Any] | None]
     request_id: Mapped[str | None]
-    """Of the request that made the job."""
+    """The id of the HTTP request that created the job."""
 
     priority: Mapped[int] = mapped_column(default=0)
     time_limit_s: Mapped[float | None] = mapped_column(Float)
@@ -128,7 +134,7 @@ class JobRow(Row):
 
 
 class TrialRow(Row):
-    """A finished trial; `body` is the JSON of search.Trial."""
+    """A finished trial. `body` is the JSON form of `search.loop.trial.Trial`."""
 
     __tablename__ = "trials"
 
@@ -139,7 +145,7 @@ class TrialRow(Row):
 
 
 class TokenRow(Row):
-    """A bearer token; `digest` is the SHA-256 of its secret, `scopes` stand between spaces."""
+    """An access token. `digest` is the SHA-256 of its secret; `scopes` is a list separated by spaces."""
 
     __tablename__ = "tokens"
 
@@ -152,31 +158,40 @@ class TokenRow(Row):
 
 
 class Store:
-    """Sessions on the database. Rows stay readable after their session has ended.
+    """Opens sessions on the database. Rows stay readable after their session has ended.
 
-    Both kinds of session raise `DatabaseAway` when the database does not answer.
+    Sessions for reading and for writing raise `DatabaseAway` when the database does not answer.
     """
 
     def __init__(self, database: Path | URL) -> None:
-        """database: a file of SQLite, or a URL of PostgreSQL. Nothing is opened yet. Raises: DatabaseUnusable."""
+        """Prepare the engines; no connection is opened yet.
+
+        Args:
+            database: the path of a SQLite file, or the URL of a PostgreSQL database.
+
+        Raises: DatabaseUnusable when the driver is not installed.
+        """
         self.engine = engine_of(database)
         self._reading, self._writing = reading(self.engine), writing(self.engine)
 
     @property
     def name(self) -> str:
-        """For messages: the address without its password."""
+        """The URL of the database without its password, for messages."""
         return self.engine.url.render_as_string(hide_password=True)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session for reading; what it sees does not change meanwhile."""
+        """Open a session for reading. It sees one unchanging snapshot of the database."""
         with self._answering(), Session(self._reading, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session that commits at its end. On SQLite writers are one at a time; on PostgreSQL rows that are to be changed
-        are locked when they are read, and `one_at_a_time` does the rest."""
+        """Open a session for writing, which commits at its end.
+
+        SQLite allows one writing session at a time. On PostgreSQL several may run at once: lock each row that you will
+        change when you read it, and use `one_at_a_time` for conditions that involve several rows.
+        """
         with self._answering(), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
 
@@ -192,5 +207,5 @@ class Store:
             ) from error
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close all connections."""
         self.engine.dispose()

@@ -1,1 +1,1 @@
-"""The queue, the leases on it, and the processes that run a job on this machine."""
+"""The job queue, the leases on its jobs, and the processes that run a job on this machine."""

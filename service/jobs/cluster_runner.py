@@ -1,6 +1,7 @@
-"""The server's side when whole jobs run on a Ray cluster: it keeps a dispatcher alive, and watches leases as ever.
+"""The runner of a server whose jobs run on a Ray cluster.
 
-The dispatcher (service/cluster/dispatcher.py) is a process of its own, because Ray ends a process that has lost its cluster.
+It starts the dispatcher and restarts it when it exits. Lease expiry works as in `Runner`. The dispatcher
+(service/cluster/dispatcher.py) is a separate process, because Ray ends a process that has lost its cluster.
 """
 
 import logging
@@ -14,13 +15,13 @@ from service.jobs.runner import Runner
 
 log = logging.getLogger("vitfit.runner")
 AGAIN_S = 5.0
-"""Between two starts of a dispatcher."""
+"""Shortest time in seconds between two starts of the dispatcher."""
 GOODBYE_S = 5.0
-"""For the jobs of a server that stops to be given back."""
+"""When the server stops, the dispatcher has this many seconds to return its jobs to the queue."""
 
 
 class ClusterRunner(Runner):
-    """Runs nothing on this machine."""
+    """Runs a dispatcher, and no jobs, on this machine."""
 
     _dispatcher: "subprocess.Popen[bytes] | None" = None
     _life = -1

@@ -1,4 +1,7 @@
-"""What a user asks for: the body of `POST /v1/jobs` and the arguments of `vitfit compress`. No torch."""
+"""The request for a job: the body of `POST /v1/jobs` and the arguments of `vitfit compress`.
+
+This module does not import torch.
+"""
 
 from typing import Annotated, Literal
 
@@ -9,21 +12,27 @@ from search.budgets import Metric, quantity_of
 
 
 class Strict(BaseModel):
-    """Unknown fields are refused: a misspelt option must not be ignored for an hour."""
+    """Rejects unknown fields.
+
+    Otherwise a misspelt option would be ignored, and the user would only notice after the job has run for an hour.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SettingRequest(Strict):
-    """How the device runs the network; part of every latency."""
+    """How the device runs the network. Every latency belongs to one such setting."""
 
     threads: int = Field(1, ge=1, le=256, description="Intra-op threads, each pinned to a core.")
     batch: int = Field(1, ge=1, le=1024, description="Images per run.")
 
 
 class BudgetRequest(Strict):
-    """One upper limit. `*_keep` are fractions of the original's value; `latency_ms` are milliseconds per run; `file_*` is the size
-    of model.cpu.onnx; `memory_*` is what a process that loads and runs it grows by, at its peak."""
+    """One upper limit.
+
+    `*_keep` is a fraction of the original network's value. `latency_ms` is milliseconds per run. `file_*` is the size
+    of model.cpu.onnx. `memory_*` is the peak growth in memory of a process that loads and runs that file.
+    """
 
     metric: Metric
     limit: float = Field(gt=0, allow_inf_nan=False, description="Upper limit in the metric's unit.")
@@ -59,7 +68,7 @@ class FinetuneRequest(Strict):
 
 
 class GatesRequest(Strict):
-    """Training of gates before the ranking, for methods that rank by them (vtp)."""
+    """How the gates are trained before the ranking, for methods that rank by gates (vtp)."""
 
     epochs: int = Field(0, ge=0, le=1000)
     l1: float = Field(1e-4, gt=0, le=10, description="Weight of the sum of the gates' sizes beside the task's loss.")
@@ -69,7 +78,7 @@ class GatesRequest(Strict):
 
 
 class TrialResources(Strict):
-    """What one trial takes of a node, where the server's trials run on a cluster."""
+    """The resources of a node that one trial occupies, if the server runs its trials on a cluster."""
 
     cpus: float = Field(1, gt=0, le=1024, description="It computes with so many threads, rounded, at least one.")
     gpus: float = Field(0, ge=0, le=64)
@@ -162,5 +171,8 @@ class JobRequest(Strict):
 
     @property
     def planned_trials(self) -> int:
-        """With a target there is one shape to try, in one precision or in several."""
+        """The number of trials of the search.
+
+        It is 1 for a target with one precision, because then there is only one candidate.
+        """
         return 1 if self.target is not None and len(self.precisions) == 1 else self.trials

@@ -1,6 +1,6 @@
-"""Jobs as their users see them: create, look up, cancel, delete.
+"""The operations of users on jobs: create, look up, cancel, delete.
 
-The half that workers use (claim, heartbeat, fenced writes, finish, requeue) is service/jobs/leases.py.
+The operations of workers (claim, heartbeat, fenced writes, finish, requeue) are in service/jobs/leases.py.
 """
 
 import secrets
@@ -21,13 +21,16 @@ MOST_UNFINISHED: Final = 10_000
 
 
 def no_progress(total: int) -> dict[str, Any]:
-    """The progress of a job that has not begun."""
+    """Return the progress of a job that has not started. `total` is its number of trials."""
     return {"trials_done": 0, "trials_total": total, "best_score": None, "seconds_left": None}
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """What `Jobs.create` needs. `trials_of` is the job whose trials it starts with, to deliver one of them."""
+    """The arguments of `Jobs.create`.
+
+    `trials_of` is the id of an earlier job. The new job starts with a copy of its trials, and delivers one of them.
+    """
 
     request: dict[str, Any]
     owner: str = ""
@@ -63,16 +66,17 @@ class NewJob:
 
 
 class Jobs:
-    """The users' half of the jobs table."""
+    """Operations of users on the jobs table."""
 
     def __init__(self, store: Store, most_unfinished: int = MOST_UNFINISHED) -> None:
-        """most_unfinished: of one owner."""
+        """most_unfinished: upper limit on the unfinished jobs of one owner."""
         self._store, self._most_unfinished = store, most_unfinished
 
     def create(self, new: NewJob, first_answer: dict[str, Any] | None = None) -> JobRow:
         """Queue a job.
 
-        Raises: Conflict when its model or data set is gone or its Idempotency-Key is taken; TooMany.
+        Raises: Conflict when its model or data set was deleted; KeyTaken when its Idempotency-Key belongs to another
+        job; TooMany when the owner has reached the limit on unfinished jobs.
         """
         row = new.row()
         row.first_answer = first_answer
@@ -98,30 +102,33 @@ class Jobs:
             )  # fmt: skip
 
     def with_key(self, owner: str, key: str) -> JobRow | None:
-        """The job that was created with this Idempotency-Key."""
+        """Return the job that was created with this Idempotency-Key, or None."""
         with self._store.read() as session:
             return session.scalar(select(JobRow).where(JobRow.owner == owner, JobRow.idempotency_key == key))
 
     def get(self, job_id: str, owner: str | None = None) -> JobRow:
-        """owner: who asks; None may see all. Raises: NotFound, also for what is another's."""
+        """Return the row of a job.
+
+        owner: the caller; None may see the jobs of all owners. Raises: NotFound, also for a job of another owner.
+        """
         with self._store.read() as session:
             return _require(session, job_id, owner)
 
     def trial_numbers(self, job_id: str) -> list[int]:
-        """Numbers of the finished trials, ascending."""
+        """Return the numbers of the job's finished trials, ascending."""
         with self._store.read() as session:
             query = select(TrialRow.number).where(TrialRow.job_id == job_id).order_by(TrialRow.number)
             return list(session.scalars(query))
 
     def counts(self) -> dict[str, int]:
-        """How many jobs are in each unfinished state."""
+        """Count the jobs in each unfinished state."""
         with self._store.read() as session:
             query = select(JobRow.status, func.count()).where(JobRow.status.in_(UNFINISHED)).group_by(JobRow.status)
             found = {status: count for status, count in session.execute(query)}
         return {status: found.get(status, 0) for status in UNFINISHED}
 
     def totals(self) -> tuple[dict[str, int], int]:
-        """How many jobs are in each state, and how many trials there are."""
+        """Count the jobs in each state, and the finished trials of all jobs."""
         with self._store.read() as session:
             found = session.execute(select(JobRow.status, func.count()).group_by(JobRow.status))
             counts = {status: count for status, count in found}
@@ -129,7 +136,10 @@ class Jobs:
         return {status: counts.get(status, 0) for status in TRANSITIONS}, trials
 
     def cancel(self, job_id: str, owner: str | None = None) -> JobRow:
-        """Ask for the end of a job; in any state, any number of times. Raises: NotFound."""
+        """Cancel a job, or ask its worker to stop it.
+
+        The call is allowed in every state and may be repeated. It changes nothing for a finished job. Raises: NotFound.
+        """
         with self._store.write() as session:
             job = _require(session, job_id, owner, lock=True)
             if job.status == "queued":
@@ -139,7 +149,7 @@ class Jobs:
             return job
 
     def delete(self, job_id: str, owner: str | None = None) -> None:
-        """Forget a finished job and its trials. Raises: NotFound; Conflict when it is not finished."""
+        """Delete the rows of a finished job and its trials. Raises: NotFound; Conflict when the job is not finished."""
         with self._store.write() as session:
             job = _require(session, job_id, owner, lock=True)
             if job.status not in FINISHED:
@@ -176,4 +186,4 @@ def _why_not_created(store: Store, new: NewJob) -> Conflict:
 
 
 class KeyTaken(Conflict):
-    """The Idempotency-Key belongs to a job already; the caller answers with that one."""
+    """The Idempotency-Key already belongs to a job. The caller of `Jobs.create` answers with that job."""

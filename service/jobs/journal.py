@@ -1,7 +1,7 @@
-"""What a job's engine tells and asks while it works, and what it is given and gives back.
+"""The journal of a job: how the engine reports trials and progress, and learns that it has to stop.
 
-The engine sees the `Journal` only. `MemoryJournal` serves `vitfit compress` and tests; `StoredJournal` writes to the
-database of a server, where every write is refused once another worker has taken the job over.
+The engine only sees the `Journal` protocol. `MemoryJournal` is for `vitfit compress` and tests. `StoredJournal`
+writes to the database of a server, which refuses every write once another worker has taken over the job.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ STAGES = ("validating", "ranking", "profiling", "searching", "verifying", "finet
 
 
 class Fenced(Canceled):
-    """Another worker has the job now: stop, and write nothing more."""
+    """This worker has lost the lease of its job. It must stop and write nothing more."""
 
     code = "fenced"
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended well. `summary` is JSON and stands in the job's `result`."""
+    """The result of a successful job. `summary` is JSON and becomes the `result` of the job."""
 
     guarantee: Guarantee
     summary: dict[str, Any]
@@ -33,23 +33,26 @@ class Journal(Protocol):
     """The record of one job."""
 
     def trials(self) -> list[dict[str, Any]]:
-        """Finished trials in the order of their numbers, those of earlier attempts included."""
+        """Return the finished trials, including those of earlier attempts, in the order of their numbers."""
 
     def record(self, trial: dict[str, Any]) -> None:
-        """Keep a finished trial; it is durable on return. Raises: ValueError when its number was recorded before."""
+        """Store a finished trial durably. Raises: ValueError when a trial with its number is already stored."""
 
     def stage(self, name: str) -> None:
-        """Say which of `STAGES` begins. Raises: ValueError on any other name."""
+        """Report which of `STAGES` begins. Raises: ValueError for any other name."""
 
     def progress(self, done: int, total: int, best: float | None, seconds_left: float | None) -> None:
-        """Say how far the search is, in trials; `best` is the best score so far (larger is better)."""
+        """Report the progress of the search in trials. `best` is the best score so far (larger is better)."""
 
     def check(self) -> None:
-        """Call often. Raises: Canceled when the user asked for it, Fenced when the job was taken over."""
+        """Check whether the engine has to stop. The engine calls this often.
+
+        Raises: Canceled when the user has canceled the job; Fenced when the lease is lost.
+        """
 
 
 def require_stage(name: str) -> str:
-    """The name itself. Raises: ValueError unless it is one of `STAGES`."""
+    """Return `name`. Raises: ValueError if it is not one of `STAGES`."""
     if name not in STAGES:
         raise ValueError(f"unknown stage {name!r}; stages are {', '.join(STAGES)}")
     return name

@@ -1,10 +1,11 @@
-"""Jobs as runners and workers see them: claim with a lease, heartbeat, fenced writes, finish, requeue.
+"""The operations of runners and workers on jobs: claim with a lease, heartbeat, fenced writes, finish, requeue.
 
-Who claims a job gets a lease with a fencing token. Every write names the token; once the job has been requeued or claimed
-again, writes with the old token raise `Fenced`, so a worker that slept past its lease changes nothing.
+A claim returns a lease with a fencing token (the fence). Every write of a worker passes its fence. Once the job has
+been requeued or claimed again, writes with the old fence raise `Fenced`. A worker that was suspended for longer than
+its lease can therefore change nothing.
 
-Whether a lease has run out is never a comparison of dates: each server watches whether it is renewed (service/core/monotonic_time.py).
-`lease_expires_at` is what changes with each renewal, and for people to read.
+Lease expiry never compares dates. Each server watches whether a lease is renewed (service/core/monotonic_time.py). The
+column `lease_expires_at` changes with each renewal; apart from that it is only for people to read.
 """
 
 import json
@@ -29,45 +30,58 @@ from service.db.tables import JobRow, Store, TrialRow
 from service.jobs.journal import Fenced, JobResult
 
 MOST_RUNNING = 1_000
-START_S = 60.0  # a worker on a busy machine may need long before its first heartbeat
+START_S = 60.0  # a worker on a busy machine may need this many seconds before its first heartbeat
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to work on a job, until another fence is handed out."""
+    """The right to work on a job. It ends when the job is requeued or finished, or gets a new fence."""
 
     job_id: str
     fence: int
     request_id: str | None = field(default=None, compare=False)
-    """Of the request that made the job, for the log."""
+    """The id of the HTTP request that created the job, for the log."""
 
 
 class Leases:
-    """The workers' half of the jobs table."""
+    """Operations of runners and workers on the jobs table."""
 
     def __init__(
         self, store: Store, lease_s: float, max_crashes: int = 3, most_running: int = MOST_RUNNING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """most_running: of one owner at a time. clock: for who watches others' leases and time limits."""
+        """Set the limits.
+
+        Args:
+            store: the database.
+            lease_s: seconds after which a lease that was not renewed expires.
+            max_crashes: number of crashes in a row without a new finished trial after which a job fails.
+            most_running: upper limit on the running jobs of one owner.
+            clock: returns seconds of a monotonic clock; for expiry of leases and time limits.
+        """
         self._store, self._most_running = store, most_running
         self._lease = timedelta(seconds=lease_s)
         self._max_crashes = max_crashes
         self._renewals, self._runs = Stopwatch(clock), Stopwatch(clock)
 
     def claim(self, owner: str) -> Lease | None:
-        """Take the oldest queued job of the highest priority, of owners who have not enough running; None when there is none."""
+        """Claim the oldest queued job of the highest priority.
+
+        Owners who already run their maximum number of jobs are skipped.
+
+        owner: the process that claims the job. Returns: the lease, or None when there is no such job.
+        """
         busy = select(JobRow.owner).where(JobRow.status.in_(LEASED)).group_by(JobRow.owner)
         queued = select(JobRow).where(
             JobRow.status == "queued", JobRow.owner.not_in(busy.having(func.count() >= self._most_running))
         )
         query = queued.order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id).limit(1)
-        with self._store.read() as session:  # idle servers ask all the time: they hold up nobody who writes
+        with self._store.read() as session:  # idle servers ask often and must not block writers
             if session.scalar(select(JobRow.id).where(JobRow.status == "queued").limit(1)) is None:
                 return None
         with self._store.write() as session:
-            one_at_a_time(session, "claim")  # how many of an owner run is counted
-            job = session.scalar(query.with_for_update(skip_locked=True))  # one that is being canceled
+            one_at_a_time(session, "claim")  # the per-owner count must not change between this query and the update
+            job = session.scalar(query.with_for_update(skip_locked=True))  # skips a job that a user is just canceling
             if job is None:
                 return None
             move(job, "running")
@@ -75,21 +89,21 @@ class Leases:
             job.fence += 1
             job.lease_owner = owner
             job.lease_expires_at = clock(session) + max(self._lease, timedelta(seconds=START_S))
-            self._renewals.look((job.id, job.fence), job.lease_expires_at)  # what changes from now on is a renewal
+            self._renewals.look((job.id, job.fence), job.lease_expires_at)  # from now on, every change is a renewal
             return Lease(job.id, job.fence, job.request_id)
 
     def queued(self) -> int:
-        """How many jobs wait for a worker."""
+        """Count the jobs that wait for a worker."""
         with self._store.read() as session:
             return session.scalar(select(func.count()).where(JobRow.status == "queued")) or 0
 
     def job(self, lease: Lease) -> JobRow:
-        """The row. Raises: Fenced."""
+        """Return the row of the leased job. Raises: Fenced."""
         with self._store.read() as session:
             return _held(session, lease, lock=False)
 
     def check(self, lease: Lease) -> None:
-        """Raises: Canceled when the user asked for it, Fenced when the lease is lost."""
+        """Raises: Canceled when the user has canceled the job; Fenced when the lease is lost."""
         if self.job(lease).status == "canceling":
             raise Canceled("The job was canceled.")
 
@@ -99,15 +113,18 @@ class Leases:
             job.lease_expires_at = clock(session) + self._lease
 
     def trials(self, job_id: str) -> list[dict[str, Any]]:
-        """Finished trials in the order of their numbers."""
+        """Return the finished trials in the order of their numbers."""
         with self._store.read() as session:
             query = select(TrialRow.body).where(TrialRow.job_id == job_id).order_by(TrialRow.number)
             return list(session.scalars(query))
 
     def record(self, lease: Lease, trial: dict[str, Any], repeated: bool = False) -> None:
-        """Keep a finished trial. repeated: an earlier call broke off, and may have kept this very trial.
+        """Store a finished trial.
 
-        Raises: Fenced; ValueError when its number is known or a value is not JSON (NaN).
+        repeated: this is a retry, and the failed call may already have stored the same trial. Only then is it no
+        error if this trial is stored already.
+
+        Raises: Fenced; ValueError when another trial has its number, or when a value is not valid JSON (such as NaN).
         """
         json.dumps(trial, allow_nan=False)
         try:
@@ -122,18 +139,18 @@ class Leases:
             raise ValueError(f"trial {trial['number']} was recorded before") from error
 
     def stage(self, lease: Lease, name: str) -> None:
-        """Raises: Fenced."""
+        """Store the stage that begins. Raises: Fenced."""
         with self._writing(lease) as (_, job):
             job.stage = name
 
     def progress(self, lease: Lease, done: int, total: int, best: float | None, seconds_left: float | None) -> None:
-        """Raises: Fenced."""
+        """Store the progress of the search. Raises: Fenced."""
         with self._writing(lease) as (_, job):
             values = {"trials_done": done, "trials_total": total, "best_score": best, "seconds_left": seconds_left}
             job.progress = _finite(values)
 
     def succeed(self, lease: Lease, result: JobResult) -> None:
-        """Store the result; a job that was canceled meanwhile stays canceled. Raises: Fenced."""
+        """Store the result. A job that was canceled meanwhile becomes canceled instead. Raises: Fenced."""
         with self._writing(lease) as (_, job):
             if job.status == "canceling":
                 move(job, "canceled")
@@ -143,31 +160,44 @@ class Leases:
             move(job, "succeeded")
 
     def fail(self, lease: Lease, error: VitfitError) -> None:
-        """Store why it ended; a job that was canceled meanwhile stays canceled. Raises: Fenced."""
+        """Store the error of a failed job.
+
+        A job that was canceled meanwhile becomes canceled instead. Raises: Fenced.
+        """
         with self._writing(lease) as (_, job):
             _fail(job, error)
 
     def confirm_cancel(self, lease: Lease) -> None:
-        """The work has stopped, as the user asked. Raises: Fenced."""
+        """Store that the work has stopped after the user canceled the job. Raises: Fenced."""
         with self._writing(lease) as (_, job):
             move(job, "canceled")
 
     def give_up(self, lease: Lease) -> None:
-        """Requeue a job whose worker was stopped through no fault of the job (or cancel it, if that was asked)."""
+        """Requeue a job whose worker was stopped for a reason outside the job.
+
+        A canceled job becomes canceled. Raises: Fenced.
+        """
         with self._writing(lease) as (_, job):
             _requeue(job)
 
     def crash(self, lease: Lease, how: str, why: VitfitError | None = None) -> None:
-        """Requeue a job whose worker died, or fail it when that happens again and again without a new trial.
+        """Requeue a job whose worker died.
 
-        why: what it then fails with; left out: an error that says how the worker died.
+        After `max_crashes` crashes in a row without a new finished trial, the job fails instead.
+
+        Args:
+            lease: the lease of the worker that died.
+            how: how the worker died, as the end of a sentence that starts with "The job's process".
+            why: the error with which the job then fails; None: an error that says how the worker died.
+
+        Raises: Fenced.
         """
         with self._writing(lease) as (session, job):
             self._after_crash(session, job, how, why)
 
     def expire(self) -> list[Lease]:
-        """Requeue jobs whose lease has run out; the answer names the leases that were lost. Call it about once a second."""
-        with self._store.read() as session:  # whoever only watches holds up nobody
+        """Requeue the jobs whose lease has expired, and return these leases. Call this about once per second."""
+        with self._store.read() as session:  # a check that finds nothing must not block writers
             jobs = list(session.scalars(select(JobRow).where(JobRow.status.in_(LEASED))))
         self._renewals.keep({(job.id, job.fence) for job in jobs})
         silent = [job.id for job in jobs if self._is_silent(job)]
@@ -177,7 +207,8 @@ class Leases:
             query = (
                 select(JobRow).where(JobRow.id.in_(silent), JobRow.status.in_(LEASED)).with_for_update(skip_locked=True)
             )
-            lost = [job for job in session.scalars(query) if self._is_silent(job)]  # whoever writes now is alive
+            # The worker may have renewed it since the first check.
+            lost = [job for job in session.scalars(query) if self._is_silent(job)]
             for job in lost:
                 self._after_crash(session, job, "was not heard of for longer than its lease")
             return [Lease(job.id, job.fence, job.request_id) for job in lost]
@@ -188,7 +219,7 @@ class Leases:
         return since_s > (lease_s if renewals else max(lease_s, START_S))
 
     def fail_overdue(self) -> list[str]:
-        """End jobs that have taken longer than their limit; their workers lose their leases. The answer names the jobs."""
+        """Fail the jobs that have exceeded their time limit, and return their ids. Their workers lose their leases."""
         limited = JobRow.status.in_(UNFINISHED), JobRow.time_limit_s.is_not(None), JobRow.started_at.is_not(None)
         with self._store.read() as session:
             jobs = list(session.scalars(select(JobRow).where(*limited)))
@@ -209,13 +240,18 @@ class Leases:
 
     def _is_overdue(self, job: JobRow, at: datetime) -> bool:
         assert job.time_limit_s is not None and job.started_at is not None
-        before_s = max(0.0, (at - job.started_at).total_seconds())  # under an earlier server: nobody else knows
+        # Only the dates know how long the job ran before this server started.
+        before_s = max(0.0, (at - job.started_at).total_seconds())
         return self._runs.look(job.id, already_s=before_s)[0] > job.time_limit_s
 
     def take_back(self, is_gone: Callable[[str], bool]) -> list[str]:
-        """Requeue the jobs of servers that are gone, without waiting for their leases; the answer names the jobs."""
+        """Requeue the leased jobs of servers that have ended, without waiting for lease expiry, and return their ids.
+
+        is_gone: says whether the process that owns a lease has ended.
+        """
         with self._store.write() as session:
-            query = select(JobRow).where(JobRow.status.in_(LEASED)).order_by(JobRow.id)  # two servers lock in one order
+            # The same lock order on all servers avoids deadlocks.
+            query = select(JobRow).where(JobRow.status.in_(LEASED)).order_by(JobRow.id)
             jobs = session.scalars(query.with_for_update())
             orphans = [job for job in jobs if job.lease_owner is None or is_gone(job.lease_owner)]
             for job in orphans:
@@ -266,7 +302,10 @@ def _repeated_crash(job: JobRow, how: str) -> WorkerCrashed:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null, so that one odd number does not lose a finished job."""
+    """Replace NaN and infinity by None, because JSON has neither.
+
+    Otherwise one such number would make it impossible to store a finished job.
+    """
     if isinstance(value, dict):
         return {str(name): _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

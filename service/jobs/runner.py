@@ -1,6 +1,6 @@
-"""The server's side of running jobs: claims queued ones, starts a worker for each, and watches what becomes of it.
+"""The runner of a server: claims queued jobs, starts a worker process for each, and watches it until it ends.
 
-One thread does it all, a few times per second; it keeps nothing that the database does not know, except the processes.
+A single thread does this a few times per second. All its state is in the database, except for the worker processes.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ log = logging.getLogger("vitfit.runner")
 
 POLL_S = 0.2
 AWAY_POLL_S = 1.0
-COMPLAIN_S = 60.0  # of a full disk, which may be the one that the log is on
+COMPLAIN_S = 60.0  # report a full disk at most once per minute: the log may be on the same disk
 EXPIRY_POLL_S = 1.0
 SWEEP_S = 600.0
-LEAVE_S = 2.0  # a worker whose job is over has so long to end by itself
-TERM_AFTER_S = 1.0  # a canceled engine has so long to notice `journal.check()`,
+LEAVE_S = 2.0  # a worker whose job has ended has this long to exit before it is killed
+TERM_AFTER_S = 1.0  # after a cancel, the engine has this long to stop by itself; then it gets SIGTERM
 NOT_GONE_ON = "The job could not go on; its finished trials are kept and can be delivered."
-KILL_AFTER_S = 1.5  # and then so long (both since the cancel) before its whole process group is killed
+KILL_AFTER_S = 1.5  # this long after the cancel, the worker's whole process group is killed
 
 
 @dataclass
@@ -45,24 +45,24 @@ class Worker:
 
     lease: Lease
     process: "subprocess.Popen[bytes]"
-    life: int  # our end of a pipe: the worker ends when it closes, even if this process is killed
-    cancel_seen_at: float | None = None  # these two: time.monotonic()
+    life: int  # write end of a pipe: when it closes, even because this process was killed, the worker exits
+    cancel_seen_at: float | None = None  # time.monotonic(), like the next field
     over_seen_at: float | None = None
     asked_to_end: bool = False
 
     def close(self) -> None:
-        """Release the pipe and kill what the worker may have left behind in its group."""
+        """Close the pipe, and kill any process that the worker has left in its process group."""
         signal_group(self.process.pid, signal.SIGKILL)
         os.close(self.life)
 
 
 def about(lease: Lease) -> contextlib.AbstractContextManager[None]:
-    """Lines that are logged inside are about this job and the request that made it."""
+    """Add the ids of this job and of the request that created it to every log line inside the `with` block."""
     return logs.about(job_id=lease.job_id, request_id=lease.request_id)
 
 
 class Runner:
-    """Runs queued jobs until `stop`."""
+    """Runs queued jobs until `stop` is called."""
 
     def __init__(
         self, settings: Settings, folder: DataFolder, storage: Storage, retention: Retention, leases: Leases
@@ -75,28 +75,28 @@ class Runner:
         self._thread = threading.Thread(target=self._run, name="runner", daemon=True)
         self._expiry_checked_at = self._swept_at = self._complained_at = float("-inf")
         self.waits: str | None = None
-        """Why queued jobs are not started, when it is for want of disk."""
+        """Why queued jobs cannot be started, such as a lack of disk space; None if nothing prevents it."""
 
     def start(self) -> None:
-        """Take back the jobs of servers of this machine that are gone, and begin."""
+        """Requeue the jobs of servers that ran on this machine and have ended, and start the runner thread."""
         for job_id in self._leases.take_back(is_gone):
             with logs.about(job_id=job_id):
                 log.info("%s goes on: the server that ran it is gone", job_id)
         self._thread.start()
 
     def wake(self) -> None:
-        """Look at the database now: there is a new job, or one was canceled."""
+        """Make the runner thread look at the database now, because a job was created or canceled."""
         self._wake.set()
 
     def stop(self) -> None:
-        """End the workers; their jobs are queued again and go on at the next start."""
+        """End the workers and the thread. The jobs return to the queue and continue when a server starts again."""
         self._stopping.set()
         self._wake.set()
         self._thread.join()
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are being run."""
+        """Whether the runner thread is alive."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
@@ -105,7 +105,7 @@ class Runner:
                 self._tick()
             except Away as away:
                 log.warning("nothing can be started: %s", away)
-                # Workers could not renew their leases either: they get the time to do so before anybody's lease runs out.
+                # Workers could not renew their leases either, so they get time for it before the next expiry check.
                 self._expiry_checked_at = time.monotonic() + self._settings.lease_s / 2
                 self._stopping.wait(AWAY_POLL_S)
             self._wake.wait(POLL_S)
@@ -113,9 +113,12 @@ class Runner:
         self._let_go()
 
     def work(self) -> bool:
-        """One queued job, in the caller's thread, to the end of this attempt; False: there was none. An interrupt gives it back.
+        """Run one queued job in the caller's thread, to the end of this attempt.
 
-        Raises: Away before there is a job."""
+        An interrupt returns the job to the queue. Returns: False if no job was queued.
+
+        Raises: Away when the database does not answer before a job is claimed.
+        """
         try:
             self._fill()
             found = bool(self._workers)
@@ -133,7 +136,7 @@ class Runner:
                 self._stop_worker(worker)
 
     def _tick(self) -> None:
-        """Raises: Away."""
+        """Do one round of the runner thread. Raises: Away."""
         self._watch_all()
         for step in (self._end_overdue, self._sweep, self._fill):
             self._carefully(step)
@@ -144,7 +147,10 @@ class Runner:
                 self._carefully(self._watch, worker)
 
     def _carefully(self, step: Callable[..., None], *arguments: Worker) -> None:
-        """One step: what fails, for want of disk perhaps, hinders no other, and may succeed next time. Raises: Away."""
+        """Run one step and log its failure, for example because the disk is full.
+
+        A failed step does not prevent the other steps, and it is tried again in the next round. Raises: Away.
+        """
         try:
             step(*arguments)
         except Away:
@@ -173,7 +179,7 @@ class Runner:
             self._retention.sweep()
 
     def _fill(self) -> None:
-        """Start jobs while there are workers and disk for them."""
+        """Start queued jobs while there are free workers and enough disk space."""
         while self._has_disk() and len(self._workers) < self._settings.workers and not self._stopping.is_set():
             claimed = self._leases.claim(whoami())
             if claimed is None:
@@ -214,14 +220,17 @@ class Runner:
             self._press(worker)
 
     def _on_lost_lease(self, worker: Worker) -> None:
-        """The job is over, or another's. The usual worker has just stored the job's end and is about to leave."""
+        """Kill a worker that has no job any more, unless it exits by itself within `LEAVE_S` seconds.
+
+        Usually such a worker has just stored the end of its job and is about to exit. Otherwise it has lost its lease.
+        """
         worker.over_seen_at = worker.over_seen_at or time.monotonic()
         if time.monotonic() - worker.over_seen_at > LEAVE_S:
             log.warning("%s: its worker, which has no job any more, is killed", worker.lease.job_id)
             signal_group(worker.process.pid, signal.SIGKILL)
 
     def _press(self, worker: Worker) -> None:
-        """A canceled job: wait for the engine to notice, then ask the process, then kill the group."""
+        """End the worker of a canceled job: wait for the engine to stop, then send SIGTERM, then kill the group."""
         worker.cancel_seen_at = worker.cancel_seen_at or time.monotonic()
         waited_s = time.monotonic() - worker.cancel_seen_at
         if waited_s > KILL_AFTER_S:
@@ -231,12 +240,12 @@ class Runner:
             signal_group(worker.process.pid, signal.SIGTERM)
 
     def _reap(self, worker: Worker, status: int) -> None:
-        """Store the end of a worker that has not done so itself."""
+        """Handle the exit of a worker. If the worker has not stored the end of its job, record a crash."""
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
         why = None
         if status == DISK_FULL:
             how, why = "found the disk full", storage_full(self._folder.root, NOT_GONE_ON)
-        with contextlib.suppress(Fenced):  # the usual case: the worker stored the job's end
+        with contextlib.suppress(Fenced):  # the usual case: the worker has stored the end of the job
             self._leases.crash(worker.lease, how, why)
             log.warning("%s: its worker %s", worker.lease.job_id, how)
         self._remove(worker)
@@ -245,9 +254,9 @@ class Runner:
         end_group(worker.process)
         try:
             self._leases.give_up(worker.lease)
-        except Fenced:  # it has just stored the job's end
+        except Fenced:  # the worker has just stored the end of its job
             pass
-        except Exception:  # the next start, or the end of the lease, takes the job back
+        except Exception:  # the next server start, or lease expiry, requeues the job
             log.exception("%s: could not be given back", worker.lease.job_id)
         self._remove(worker)
 
@@ -258,7 +267,10 @@ class Runner:
             self._share_log(worker.lease.job_id)
 
     def _share_log(self, job_id: str) -> None:
-        """For the other servers. A log is worth no wait: they do without where the storage does not answer."""
+        """Copy the log of a job to the shared storage for the other servers.
+
+        A log is not worth a retry: if the storage does not answer, the other servers do not get this log.
+        """
         try:
             with self._folder.uploading() as beside:
                 shutil.copyfile(self._folder.job(job_id).log, beside / self._folder.job(job_id).log.name)

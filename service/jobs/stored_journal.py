@@ -1,4 +1,4 @@
-"""The journal of a worker: it writes to the database of a server."""
+"""The journal of a worker, which writes to the database of its server."""
 
 import time
 from typing import Any
@@ -9,12 +9,12 @@ from service.jobs.leases import Lease, Leases
 
 
 class StoredJournal:
-    """The journal of a worker that holds `lease`. Every write raises `Fenced` once the lease is another's."""
+    """The journal of a worker that holds `lease`. Every write raises `Fenced` once the lease is lost."""
 
     check_interval_s = 0.05
 
     def __init__(self, leases: Leases, lease: Lease, patience_s: float = 0.0) -> None:
-        """patience_s: how long a call waits for a database that is away, before it raises `Away`."""
+        """patience_s: for how many seconds a call is retried if the database does not answer; then it raises `Away`."""
         self._leases, self._lease, self._patience_s = leases, lease, patience_s
         self._checked_at = float("-inf")
 

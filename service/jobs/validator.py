@@ -1,6 +1,7 @@
-"""Asks `python -m service.pipeline.validate_job` (or the fake's counterpart) what a model, data set or job is.
+"""Validates and describes a model, data set or job, in a child process.
 
-It needs torch, so it is a process of its own: one JSON object in, one out, killed when it takes too long.
+The child is `python -m service.pipeline.validate_job`, or its counterpart in the fake engine. It is a separate process
+because it needs torch. It reads one JSON object, writes one JSON object, and is killed when it takes too long.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ log = logging.getLogger("vitfit.service")
 
 
 class Validator:
-    """Runs at most `parallel` validating processes at a time; each holds a model in memory."""
+    """Runs at most `parallel` validation processes at a time, because each one holds a model in memory."""
 
     def __init__(
         self, command: tuple[str, ...], parallel: int = 2, environment: dict[str, str] | None = None
@@ -26,9 +27,11 @@ class Validator:
         self._slots = asyncio.Semaphore(parallel)
 
     async def describe(self, document: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """The description, within `timeout_s` seconds, the wait for a free slot included.
+        """Validate what `document` names, and return its description.
 
-        Raises: the VitfitError with which the validation refused; ValidationSlow; ValidationBroken.
+        timeout_s: upper limit in seconds, including the wait for a free slot.
+
+        Raises: the VitfitError with which the validation rejected the document; ValidationSlow; ValidationBroken.
         """
         try:
             async with asyncio.timeout(timeout_s), self._slots:

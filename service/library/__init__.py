@@ -1,1 +1,1 @@
-"""What users bring: models, data sets, device profiles; and how long it is kept."""
+"""Models, data sets and device profiles of users, and the limits on time and disk space for which they are kept."""

@@ -1,4 +1,7 @@
-"""Models and data sets: a validated folder and its row, which come and go together."""
+"""Uploaded models and data sets.
+
+Each is a validated bundle of files and a row, which are added and deleted together.
+"""
 
 import contextlib
 import secrets
@@ -20,17 +23,25 @@ PREFIX: dict[type[Any], str] = {ModelRow: "mdl", DatasetRow: "dat"}
 
 
 class Library:
-    """Everything that users have uploaded."""
+    """The models and data sets that users have uploaded."""
 
     def __init__(self, store: Store, storage: Storage) -> None:
         self._store, self._storage = store, storage
 
     def add(self, kind: type[R], uploaded: Path, name: str, description: dict[str, Any], owner: str = "") -> R:
-        """Keep the files of a validated folder and remember them."""
+        """Store a validated upload and create its row.
+
+        Args:
+            kind: ModelRow or DatasetRow.
+            uploaded: the folder with the validated files, which may be moved out of it.
+            name: the name that the user gave.
+            description: what the validation has found.
+            owner: the owner of the new item.
+        """
         row = kind(id=f"{PREFIX[kind]}_{secrets.token_hex(10)}", owner=owner, name=name, description=description)
         key = bundle_key(kind, row.id)
         try:
-            self._storage.put(key, uploaded)  # before its row: what has a row can be used
+            self._storage.put(key, uploaded)  # before the row: as soon as the row exists, jobs may use the files
             with self._store.write() as session:
                 session.add(row)
         except BaseException:
@@ -40,12 +51,18 @@ class Library:
         return row
 
     def get(self, kind: type[R], item_id: str, owner: str | None = None) -> R:
-        """owner: who asks; None may see all. Raises: NotFound, also for what is another's."""
+        """Return the row of an item.
+
+        owner: the caller; None may see the items of all owners. Raises: NotFound, also for an item of another owner.
+        """
         with self._store.read() as session:
             return _require(session, kind, item_id, owner)
 
     def path(self, kind: type[R], item_id: str, owner: str | None = None) -> Path:
-        """A folder with the files of an item that a request names. Raises: UnknownName with the asker's own."""
+        """Return a local folder with the files of an item that a request names.
+
+        Raises: UnknownName, with the ids of the caller's own items (the newest 100).
+        """
         with self._store.read() as session:
             row = session.get(kind, item_id)
             if row is None or owner not in (None, row.owner):
@@ -55,9 +72,10 @@ class Library:
         return self._storage.folder(bundle_key(kind, item_id))
 
     def delete(self, kind: type[R], item_id: str, owner: str | None = None) -> None:
-        """Raises: NotFound; Conflict while a job that is not finished uses it."""
+        """Delete an item and its files. Raises: NotFound; Conflict while an unfinished job uses it."""
         with self._store.write() as session:
-            _require(session, kind, item_id, owner, lock=True)  # a job that is created now waits, and finds it gone
+            # A new job has to wait, and then fails: its item is gone.
+            _require(session, kind, item_id, owner, lock=True)
             column = JobRow.model_id if kind is ModelRow else JobRow.dataset_id
             users = list(session.scalars(select(JobRow.id).where(column == item_id, JobRow.status.in_(UNFINISHED))))
             if users:
@@ -67,7 +85,7 @@ class Library:
 
 
 def bundle_key(kind: type[Any], item_id: str) -> str:
-    """Of a model's or data set's files in the storage."""
+    """Return the storage key of the files of a model or data set."""
     return f"{kind.__tablename__}/{item_id}"
 
 

@@ -1,4 +1,4 @@
-"""How long finished jobs stay, and how much everything together may take."""
+"""Limits: how long finished jobs are kept, and how much disk space the data folder may use."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ from service.storage.base import Storage
 
 log = logging.getLogger("vitfit.retention")
 WEIGH_S = 30.0
-"""The folder is measured at most so often."""
+"""The size of the data folder is computed at most once in this many seconds."""
 
 
 class Retention:
@@ -29,7 +29,17 @@ class Retention:
         self, store: Store, folder: DataFolder, storage: Storage, keep_days: float | None, quota_bytes: int | None,
         keep_free_bytes: int = 0, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """None: for ever; as much as the disk has. keep_free_bytes: of the disk, for what runs."""
+        """Set the limits.
+
+        Args:
+            store: the database.
+            folder: the data folder.
+            storage: the storage that holds uploads and finished files.
+            keep_days: for how many days a finished job is kept; None: for ever.
+            quota_bytes: upper limit for the size of the data folder; None: as much as the disk has.
+            keep_free_bytes: disk space that must stay free for running jobs.
+            clock: returns seconds of a monotonic clock.
+        """
         self._store, self._folder, self._storage = store, folder, storage
         self._keep_days, self._quota = keep_days, quota_bytes
         self._keep_free = keep_free_bytes
@@ -37,13 +47,18 @@ class Retention:
         self._weighed: tuple[float, int] | None = None
 
     def sweep(self) -> list[str]:
-        """Deletes jobs that ended longer ago than they are kept, and folders of jobs that nobody knows. Names the jobs."""
+        """Delete jobs that ended more than `keep_days` ago, and the files of jobs that have no row.
+
+        This also trims the storage's local copies.
+
+        Returns: the ids of the jobs that were deleted because of their age.
+        """
         old = [] if self._keep_days is None else self._forget(self._keep_days)
         for job_id in old:
             with logs.about(job_id=job_id):
                 log.info("%s was kept for %g days", job_id, self._keep_days)
         found = {*self._storage.ids("jobs"), *(path.name for path in self._folder.jobs.iterdir())}
-        with self._store.read() as session:  # after them: another server's newest job has its row by then
+        with self._store.read() as session:  # after listing the files: the row of a new job exists before its files
             known = set(session.scalars(select(JobRow.id)))
             busy = session.execute(
                 select(JobRow.model_id, JobRow.dataset_id).where(JobRow.status.in_(UNFINISHED))
@@ -55,7 +70,7 @@ class Retention:
         return old
 
     def forget_files(self, job_id: str) -> None:
-        """Of a job that has no row any more: what it delivered, and its scratch on this machine."""
+        """Delete the files of a job whose row is gone: its artifacts and log, and its folder on this machine."""
         self._storage.delete(f"jobs/{job_id}")
         shutil.rmtree(self._folder.job(job_id).root, ignore_errors=True)
 
@@ -67,7 +82,11 @@ class Retention:
         return found
 
     def check_room(self, more: int = 0) -> None:
-        """Raises: StorageFull when the data folder is at its quota, or would be with so many bytes more; so for the disk."""
+        """Check that the quota and the disk have space for `more` additional bytes.
+
+        Raises: StorageFull when the data folder would exceed its quota, or when the disk would have too little free
+        space.
+        """
         self.check_disk(more)
         if self._quota is None:
             return
@@ -79,7 +98,10 @@ class Retention:
             )  # fmt: skip
 
     def check_disk(self, more: int = 0) -> None:
-        """Raises: StorageFull when the disk has too little for what runs, or would have with so many bytes more."""
+        """Check that the disk has space for `more` additional bytes and for the running jobs.
+
+        Raises: StorageFull when less than `keep_free_bytes` would stay free.
+        """
         free = free_bytes(self._folder.root)
         if free - more < self._keep_free:
             needed = f", of which this needs {more:,}" if more else ""

@@ -1,4 +1,7 @@
-"""Reads multipart uploads as they arrive: the file part goes to disk in pieces and is never in memory as a whole."""
+"""Reads multipart uploads as a stream.
+
+The file part is written to disk in pieces and is never held in memory as a whole.
+"""
 
 import time
 from collections.abc import Collection
@@ -26,14 +29,21 @@ DRAIN_S = 5.0
 
 @dataclass
 class Upload:
-    """What came: text fields, and at most one file with the name that the user gave it."""
+    """The content of an upload: its text fields, and the name that the user gave the file, if there is one."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str | None = None
 
 
 async def receive(request: Request, file_part: str, text_parts: Collection[str], path: Path, limit: int) -> Upload:
-    """Write the file part of a multipart body to `path` and give the rest. `limit`: bytes of the whole body.
+    """Write the file part of a multipart body to `path`, and return the other parts.
+
+    Args:
+        request: the request whose body is read.
+        file_part: the name of the part that holds the file.
+        text_parts: the names of the text parts that are allowed.
+        path: where the file is written; it must not exist yet.
+        limit: upper limit in bytes for the whole body.
 
     Raises: TooLarge; MalformedUpload for a body that is not multipart, has unknown parts or ends too early.
     """
@@ -77,9 +87,12 @@ async def _feed(request: Request, parser: MultipartParser, form: "_Form", limit:
 
 
 async def _refuse(request: Request, limit: int) -> None:
-    """Read on for a moment before the refusal: a client that is still sending may never see the answer otherwise."""
+    """Raise TooLarge, after reading the body for a few more seconds.
+
+    A client that is still sending might not see the answer if the server closed the connection at once.
+    """
     until, left = time.monotonic() + DRAIN_S, DRAIN_BYTES
-    if "expect" not in request.headers:  # such a client waits for our word before it sends
+    if "expect" not in request.headers:  # with "Expect: 100-continue" the client has not sent the body yet
         async for chunk in request.stream():
             left -= len(chunk)
             if left < 0 or time.monotonic() > until:
@@ -88,7 +101,7 @@ async def _refuse(request: Request, limit: int) -> None:
 
 
 class _Form:
-    """The parser's callbacks: sorts the parts."""
+    """The callbacks of the multipart parser. They collect the text parts and write the file part."""
 
     def __init__(self, file_part: str, text_parts: Collection[str], path: Path) -> None:
         self.upload = Upload()
@@ -114,7 +127,7 @@ class _Form:
         }
 
     def flush(self) -> None:
-        """Write what has gathered."""
+        """Write the buffered bytes to the file."""
         if self.pending and self._file:
             self._file.write(self.pending)
         self.pending.clear()
@@ -163,5 +176,8 @@ class _Form:
 
 
 def _base_name(name: str) -> str:
-    """The last part of a name that may be a path of either kind; only ever shown, never used as a path."""
+    """Return the last component of a file name, which may be a Windows or POSIX path.
+
+    The result is only shown to users; it is never used as a path.
+    """
     return PurePosixPath(name.replace("\\", "/")).name[:200] or "unnamed"

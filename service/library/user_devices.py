@@ -1,5 +1,8 @@
-"""What users add to a server's devices: profiles, one file each, checked before it is kept, never changed after; and devices
-with an agent, which service/api/agents.py writes."""
+"""The devices that users add to a server.
+
+A user adds a profile, which is one file. The profile is checked before it is stored and never changes afterwards.
+Devices with an agent are in the same folder; service/api/agents.py writes their files.
+"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,29 +20,45 @@ from service.db.job_states import UNFINISHED
 from service.db.tables import JobRow, Store
 
 PREFIX = "user-"
-"""Names of users' profiles begin so, and those of ours do not: an update never takes a name away."""
+"""The names of users' profiles start with this prefix.
+
+The names of built-in profiles do not, so an update of vitfit never conflicts with a user's profile.
+"""
 
 
 class DeviceShelf:
     def __init__(
         self, store: Store, folder: Path, tables: Path, offered: Callable[[], Sequence[dict[str, Any]]]
     ) -> None:
-        """tables: the fitted latency tables. offered: the devices of the engine."""
+        """Manage the devices in a folder.
+
+        Args:
+            store: the database, which says which devices unfinished jobs use.
+            folder: the folder of the added devices.
+            tables: the folder of the fitted latency tables.
+            offered: returns the devices of the engine.
+        """
         self._store, self._folder, self._tables, self._offered = store, folder, tables, offered
 
     def all(self) -> list[dict[str, Any]]:
-        """What the engine has, and what users added."""
+        """Describe all devices: those of the engine and those that users have added."""
         added = [describe_file(path) for path in sorted(self._folder.glob("*.json"))]
         return [self._with_tables(device) for device in [*self._offered(), *added]]
 
     def _with_tables(self, device: dict[str, Any]) -> dict[str, Any]:
-        """Measured devices with the names of what was fitted to them, one per network and setting."""
+        """Add the names of the fitted latency tables to the description of a measured device.
+
+        There is one table per network and setting.
+        """
         if device["kind"] == "profile":
             return device
         return {**device, "tables": sorted(path.stem for path in self._tables.glob(f"{device['name']}-*.json"))}
 
     def add(self, document: dict[str, Any]) -> dict[str, Any]:
-        """Raises: InvalidRequest for what is missing or absurd; Conflict when the name is taken."""
+        """Check and store a profile, and return its description.
+
+        Raises: InvalidRequest when a field is missing or out of range; Conflict when the name is taken.
+        """
         profile = parse_profile(document)
         if not profile.name.startswith(PREFIX):
             raise InvalidRequest(
@@ -50,7 +69,7 @@ class DeviceShelf:
         beside = self._folder / f".{profile.name}.{os.getpid()}.part"
         beside.write_text(profile.model_dump_json(indent=1))
         try:
-            os.link(beside, target)  # at once, and only if there is none
+            os.link(beside, target)  # atomic, and fails if the name is taken
         except FileExistsError:
             raise Conflict(
                 f"There is a device {profile.name!r}. Delete it first, or use another name: results name the device "
@@ -61,7 +80,10 @@ class DeviceShelf:
         return describe_profile(profile.model_dump(mode="json"))
 
     def delete(self, name: str) -> None:
-        """Raises: NotFound; Conflict for what ships, and while a job that is not finished uses it."""
+        """Delete an added device.
+
+        Raises: NotFound; Conflict for a built-in device, and while an unfinished job uses it.
+        """
         if (PROFILES / f"{name}.json").exists() or name == "cpu":
             raise Conflict(f"The device {name!r} comes with vitfit and stays.", device=name)
         path = self._folder / f"{name}.json"

@@ -1,1 +1,1 @@
-"""Where uploaded and finished files lie: a folder, or a bucket."""
+"""Storage of uploaded files and finished artifacts: in a local folder, or in a bucket."""

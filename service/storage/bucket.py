@@ -1,8 +1,8 @@
-"""Bundles in an S3-compatible bucket, through fsspec, with copies on this machine under their SHA-256.
+"""The storage that keeps bundles in an S3-compatible bucket, through fsspec, with a cache of copies on this machine.
 
-PREFIX/vitfit.json            the layout's version
-PREFIX/models/mdl_1.json      a bundle: names, sizes and digests; written last, so a bundle is there whole or not at all
-PREFIX/models/mdl_1/SHA-256   its files
+PREFIX/vitfit.json            the version of this layout
+PREFIX/models/mdl_1.json      the index of a bundle: names, sizes, digests; written last, so no bundle is incomplete
+PREFIX/models/mdl_1/SHA-256   a file of the bundle, named by its digest
 """
 
 import contextlib
@@ -34,12 +34,21 @@ BUSY = (errno.EIO, errno.EBUSY, errno.ETIMEDOUT)
 
 
 class Bucket:
-    """Address and keys of the storage come from AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and so on, as for every S3 client."""
+    """Stores bundles in a bucket.
+
+    The endpoint and the credentials come from AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and so on, as for every S3 client.
+    """
 
     is_shared = True
 
     def __init__(self, url: str, cache: Path, cache_bytes: int | None) -> None:
-        """url: s3://bucket or s3://bucket/prefix. cache: a folder of this machine."""
+        """Prepare the client; no request is sent yet.
+
+        Args:
+            url: s3://bucket or s3://bucket/prefix.
+            cache: a folder on this machine for copies of files.
+            cache_bytes: upper limit for the size of the cache; None for no limit.
+        """
         self._url, self._root = url, url.removeprefix("s3://").rstrip("/")
         self._cache = Cache(cache, cache_bytes)
         self._s3 = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True, config_kwargs=dict(TIMES))
@@ -133,10 +142,11 @@ class Bucket:
 
     def delete(self, key: str) -> None:
         with self._answering():
+            # The index first, so that no listed bundle lacks files.
             for path in [
                 self._bundle(key),
                 *self._s3.find(f"{self._root}/{key}/"),
-            ]:  # the list first: no bundle lacks files
+            ]:
                 with contextlib.suppress(FileNotFoundError):
                     self._s3.rm_file(path)
         self._cache.forget(key)
@@ -152,7 +162,7 @@ class Bucket:
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
-        """The client's errors as ours; FileNotFoundError passes through."""
+        """Turn errors of the S3 client into errors of the service. FileNotFoundError passes through."""
         try:
             yield
         except PermissionError as error:
@@ -173,7 +183,11 @@ class Bucket:
 
 
 def _stored_file(entry: dict[str, Any]) -> StoredFile:
-    """Raises: ValueError for what would leave its folder: others may write to the bucket too."""
+    """Read an entry of a bundle's index.
+
+    Other programs may write to the bucket too, so the entry is not trusted. Raises: ValueError for a name that could
+    lead out of the bundle's folder.
+    """
     file = StoredFile(**entry)
     if Path(file.name).name != file.name or not set(file.sha256) <= set("0123456789abcdef"):
         raise ValueError(f"{file.name!r} is no name of a file")

@@ -1,4 +1,7 @@
-"""Copies of a bucket's files on this machine: each once, under its SHA-256; folders are made of hard links to them."""
+"""The cache of a bucket's files on this machine.
+
+Each file is stored once, under its SHA-256. The folder of a bundle consists of hard links to these files.
+"""
 
 import contextlib
 import os
@@ -9,21 +12,26 @@ from pathlib import Path
 
 
 class Cache:
-    """Several processes use one folder at once: what appears in it does so whole."""
+    """The cache folder. Several processes use it at the same time, so every file and folder appears in it complete."""
 
     def __init__(self, root: Path, limit_bytes: int | None) -> None:
-        """limit_bytes: None for as much as the disk has."""
+        """Create the folders of the cache.
+
+        Args:
+            root: the cache folder.
+            limit_bytes: upper limit that `trim` enforces; None for no limit.
+        """
         self._root, self._limit = root, limit_bytes
         self._files, self._folders, self._arriving = root / "files", root / "folders", root / "arriving"
         for folder in (self._files, self._folders, self._arriving):
             folder.mkdir(parents=True, exist_ok=True)
 
     def file(self, sha256: str) -> Path | None:
-        """Asking counts as use."""
+        """Return the path of a cached file, or None. The call counts as a use of the file."""
         return _used(self._files / sha256)
 
     def take(self, path: Path, sha256: str) -> Path:
-        """Move a file in."""
+        """Move a file into the cache, and return its new path."""
         place = self._files / sha256
         if path.stat().st_dev == self._files.stat().st_dev:
             os.replace(path, place)
@@ -36,7 +44,7 @@ class Cache:
 
     @contextlib.contextmanager
     def arriving(self) -> Iterator[Path]:
-        """A name for what is not whole yet; what is not taken is deleted."""
+        """Provide a temporary path for an incomplete file. A file that is still there at the end is deleted."""
         path = self._arriving / secrets.token_hex(16)
         try:
             yield path
@@ -44,11 +52,16 @@ class Cache:
             path.unlink(missing_ok=True)
 
     def folder(self, key: str) -> Path | None:
-        """Asking counts as use."""
+        """Return the folder of a cached bundle, or None. The call counts as a use of the bundle."""
         return _used(self._folders / key)
 
     def make_folder(self, key: str, files: Mapping[str, Path]) -> Path:
-        """files: of the cache, by the names that they get."""
+        """Create the folder of a bundle from cached files, and return it.
+
+        Args:
+            key: the key of the bundle.
+            files: paths of cached files by their names in the bundle.
+        """
         place, beside = self._folders / key, self._arriving / secrets.token_hex(16)
         place.parent.mkdir(parents=True, exist_ok=True)
         beside.mkdir()
@@ -56,16 +69,22 @@ class Cache:
             os.link(file, beside / name)
         try:
             os.rename(beside, place)
-        except OSError:  # another process was faster
+        except OSError:  # another process has created the folder meanwhile
             shutil.rmtree(beside)
         return place
 
     def forget(self, key: str) -> None:
-        """Of keys that begin with this one, too. The files go with `trim`, when no folder has them."""
+        """Delete the folder of this key and all folders below it.
+
+        The cached files stay until `trim` finds that no folder links to them.
+        """
         shutil.rmtree(self._folders / key, ignore_errors=True)
 
     def trim(self, needed: Collection[str]) -> None:
-        """Delete what was not used for longest until the limit holds, except folders with these keys."""
+        """Delete the least recently used bundles until the cache is within its limit.
+
+        Bundles whose keys are in `needed` are kept.
+        """
         if self._limit is None:
             return
         folders = [path for path in self._folders.glob("*/*") if str(path.relative_to(self._folders)) not in needed]
@@ -77,7 +96,7 @@ class Cache:
         self._drop_loose()
 
     def _drop_loose(self) -> None:
-        """Files that no folder has."""
+        """Delete files that no folder links to, least recently used first, until the cache is within its limit."""
         loose = [path for path in self._files.iterdir() if path.stat().st_nlink == 1]
         for path in sorted(loose, key=_last_use):
             if self._used_bytes() <= (self._limit or 0):

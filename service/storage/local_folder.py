@@ -11,7 +11,7 @@ from service.storage.base import StoredFile, describe, visible_files
 
 
 class LocalStorage:
-    """Bundles are folders of the data folder."""
+    """Stores each bundle as a folder in the data folder."""
 
     is_shared = False
 
@@ -23,7 +23,7 @@ class LocalStorage:
 
     def put(self, key: str, folder: Path) -> None:
         place = self._root / key
-        if folder == place:  # a job's files are written where they stay, one by one
+        if folder == place:  # the files of a job are written to their final folder, one by one
             return
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.exists():
@@ -54,4 +54,4 @@ class LocalStorage:
         shutil.rmtree(self._root / key, ignore_errors=True)
 
     def trim(self, needed: Collection[str]) -> None:
-        """There are no copies."""
+        """Do nothing: this storage makes no local copies."""

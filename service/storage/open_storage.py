@@ -1,4 +1,4 @@
-"""Chooses the storage that the settings name. The only file that knows both kinds."""
+"""Opens the storage that the settings name. This is the only module that imports both kinds of storage."""
 
 from service.core.data_folder import DataFolder
 from service.core.settings import Settings
@@ -7,10 +7,13 @@ from service.storage.local_folder import LocalStorage
 
 
 def open_storage(settings: Settings) -> Storage:
-    """Nothing is asked yet: see `Storage.check`. Raises: StorageUnusable when a package is missing."""
+    """Return the storage that the settings name.
+
+    This does not contact the storage; `Storage.check` does. Raises: StorageUnusable when a package is missing.
+    """
     folder = DataFolder(settings.data)
     if settings.storage_url is None:
         return LocalStorage(folder)
-    from service.storage.bucket import Bucket  # its packages are an extra
+    from service.storage.bucket import Bucket  # imported only here, because its packages are optional
 
     return Bucket(settings.storage_url, folder.cache, settings.cache_bytes)

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def test_the_schemas_would_notice(manifest: dict[str, dict[str, Any]]) -> None:
 
 
 def test_servers_and_nodes_are_of_one_image_and_of_the_pinned_ray(manifest: dict[str, dict[str, Any]]) -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = (ROOT / "client" / "vitfit" / "VERSION").read_text().strip()
     images = {c["image"] for t in pod_templates(manifest).values() for c in t["spec"]["containers"]}
     assert images == {f"{IMAGE}:{version}"}
     assert f"ray=={cluster_of(manifest).rayVersion}\n" in (ROOT / "requirements.txt").read_text()

@@ -1,1 +1,1 @@
-"""Changes of the database's tables, in order (Alembic)."""
+"""The Alembic migrations of the database, in order."""

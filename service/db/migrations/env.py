@@ -1,4 +1,7 @@
-"""Alembic's entry: migrates on the connection that service/db/migrate.py hands over, inside its transaction."""
+"""The entry point of Alembic.
+
+It runs the migrations on the connection that service/db/migrate.py passes to it, inside the open transaction.
+"""
 
 from alembic import context
 
