@@ -230,7 +230,7 @@ def _validate_dataset(folder: Path, allowed: Sequence[Path]) -> dict[str, Any]:
     return {"images": 8, "labelled": True, "classes": 2, "splits": {}, "warnings": []}
 
 
-def _validate_path(path: Path, allowed: tuple[Path, ...]) -> None:
+def _validate_path(path: Path, allowed: Sequence[Path]) -> None:
     if not any(path.is_relative_to(root) for root in allowed):
         raise UnsafeFile(f"{path} is not below an allowed folder.")
     if not any(path.iterdir()):
