@@ -23,6 +23,7 @@ from models.structure import (
     TokenScore,
     identity,
 )
+from models.structure.multiples import DIM_MULTIPLE, EMBED_MULTIPLE, NEURON_MULTIPLE
 
 COUNT = 24
 KINDS: tuple[tuple[Reducer, TokenScore] | None, ...] = (
@@ -39,7 +40,6 @@ LEAST, SPREAD = 0.1, 0.25
 CYCLE, TOKENS_ALONE, LITTLE = 6, 3, 1
 """Of every six probes, one removes nothing but tokens, and one removes nearly everything. The first shows the cost of
 weights that few tokens share, the second the cost that every operation has; none of the other probes shows these."""
-DIM_MULTIPLE, NEURON_MULTIPLE, EMBED_MULTIPLE = 4, 16, 8
 WITHOUT_HALF = 0.08
 """Share of the blocks that lose their attention, and share of the blocks that lose their MLP."""
 

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from models.structure import BlockPlan, HeadPlan, Plan, Structure, TokenPlan, identity
+from models.structure.multiples import DIM_MULTIPLE, EMBED_MULTIPLE, NEURON_MULTIPLE, to_multiple
 from search.policy import Policy
 from search.ranking import Array, Ranking
+from search.spaces.best_members import best
 from search.spaces.directions import amounts, analytic_starts, canonical
 from search.spaces.pool import Pool
 from search.spaces.sublayers import Halves
@@ -23,7 +25,6 @@ from search.token_rule import TokenRule
 
 LEAST = {"heads": 0.15, "qk": 0.25, "v": 0.25, "neurons": 0.1, "tokens": 0.25, "embed": 0.25, "halves": 0.5}
 """Smallest keep ratio in the search: below it, nothing is left from which the network could recover."""
-DIM_MULTIPLE, NEURON_MULTIPLE, EMBED_MULTIPLE = 4, 16, 8
 
 
 class CompactSpace:
@@ -107,21 +108,21 @@ class CompactSpace:
             blocks.append(BlockPlan(i, thin, neurons[i], tokens=kept.get(i)))
         embed = self._identity.embed
         if self._embed is not None:
-            embed = tuple(int(i) for i in np.sort(np.argsort(-self._embed, kind="stable")[: self._width(policy)]))
+            embed = best(self._embed, self._width(policy))
         return self._shallower(dataclasses.replace(self._identity, blocks=tuple(blocks)), policy, embed)
 
     def _width(self, policy: Policy) -> int:
         """Number of embedding dims kept."""
         width = self.structure.width
-        return width if self._embed is None else _multiple(policy.embed, width, EMBED_MULTIPLE)
+        return width if self._embed is None else to_multiple(policy.embed * width, width, EMBED_MULTIPLE)
 
     def _shallower(self, plan: Plan, policy: Policy, embed: tuple[int, ...]) -> Plan:
         plan = dataclasses.replace(plan, embed=embed)
         return plan if self._halves is None else self._halves.removed_from(plan, policy.halves)
 
     def _dims(self, block: int, policy: Policy) -> tuple[int, int]:
-        scores = self.ranking.blocks[block]
-        return _multiple(policy.qk, scores.qk.shape[1]), _multiple(policy.v, scores.v.shape[1])
+        qk, v = (scores.shape[1] for scores in (self.ranking.blocks[block].qk, self.ranking.blocks[block].v))
+        return to_multiple(policy.qk * qk, qk, DIM_MULTIPLE), to_multiple(policy.v * v, v, DIM_MULTIPLE)
 
     def _tokens_kept(self, policy: Policy) -> dict[int, TokenPlan]:
         kept: dict[int, TokenPlan] = {}
@@ -141,11 +142,6 @@ def _halves(structure: Structure, ranking: Ranking) -> Halves | None:
     return Halves(structure, scores) if len(scores) == len(structure.blocks) and ranking.across_blocks else None
 
 
-def _multiple(keep: float, size: int, multiple: int = DIM_MULTIPLE) -> int:
-    return size if keep >= 1 else min(size, max(multiple, multiple * round(size * keep / multiple)))
-
-
 def _best_dims(scores: Array, head: int, count: int) -> tuple[int, ...]:
     """Flat indices of the best dims of one head. scores (H, d)."""
-    order = np.argsort(-scores[head], kind="stable")[:count]
-    return tuple(int(i) for i in np.sort(order) + head * scores.shape[1])
+    return tuple(head * scores.shape[1] + dim for dim in best(scores[head], count))

@@ -13,6 +13,7 @@ import numpy as np
 
 from models.errors import InvalidRequest
 from models.structure import BlockPlan, Plan, Structure, identity
+from models.structure.multiples import to_multiple
 from search.policy import Policy
 from search.ranking import Array, Ranking
 from search.spaces.pool import Pool
@@ -84,8 +85,8 @@ class GateSpace:
         for block, i in zip(self._identity.blocks, range(0, len(found), 4), strict=True):
             qkv, proj, fc1, neurons = (len(scores) for scores in self._scores[i // 4])
             rounded.append((
-                _multiple(found[i], MULTIPLE, qkv), _multiple(found[i + 1], len(block.heads), proj),
-                _multiple(found[i + 2], MULTIPLE, fc1), _multiple(found[i + 3], MULTIPLE, neurons),
+                to_multiple(found[i], qkv, MULTIPLE), to_multiple(found[i + 1], proj, len(block.heads)),
+                to_multiple(found[i + 2], fc1, MULTIPLE), to_multiple(found[i + 3], neurons, MULTIPLE),
             ))  # fmt: skip
         return rounded
 
@@ -94,10 +95,6 @@ def _scores(inputs: tuple[Array, Array, Array] | None, neurons: Array, criterion
     if inputs is None:
         raise InvalidRequest(f"Criterion {criterion!r} does not rank the inputs of layers; learned gates do: 'gates'")
     return (*inputs, neurons)
-
-
-def _multiple(count: int, multiple: int, size: int) -> int:
-    return size if count == size else min(size, max(multiple, multiple * round(count / multiple)))
 
 
 def _best(scores: Array, count: int, groups: int) -> tuple[int, ...]:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.structure import BlockPlan, HeadPlan, Plan, Structure, TokenPlan, identity
+from models.structure.multiples import NEURON_MULTIPLE
 from search.policy import Policy
 from search.ranking import Array, Ranking
-from search.spaces.compact import NEURON_MULTIPLE
 from search.spaces.directions import amounts, analytic_starts, canonical
 from search.spaces.pool import Pool
 from search.token_rule import TokenRule

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from models.structure.multiples import to_multiple
 from search.ranking import Array
+from search.spaces.best_members import best
 
 
 class Pool:
@@ -34,14 +36,11 @@ class Pool:
 
     def members(self, counts: Sequence[int]) -> list[tuple[int, ...]]:
         """Indices of the best members of each block in ascending order; counts: how many of each block."""
-        chosen = []
-        for scores, count in zip(self._blocks, counts, strict=True):
-            chosen.append(tuple(int(i) for i in np.sort(np.argsort(-scores, kind="stable")[:count])))
-        return chosen
+        return [best(scores, count) for scores, count in zip(self._blocks, counts, strict=True)]
 
     def rounded(self, count: int, size: int) -> int:
         """`count` rounded to the multiple of the axis, but at least the minimum and at most `size`."""
-        return size if count == size else min(size, max(self._least, self._multiple * round(count / self._multiple)))
+        return to_multiple(count, size, self._multiple, self._least)
 
 
 def _ranks(scores: Array) -> Array:

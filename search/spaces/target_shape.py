@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from models.errors import InvalidRequest
 from models.structure import Attention, BlockPlan, HeadPlan, Op, Plan, Stage, Structure
-
-Array = npt.NDArray[np.float64]
+from search.ranking import Array
+from search.spaces.best_members import best
 
 
 class BlockScores(Protocol):
@@ -83,11 +82,6 @@ def _plan(structure: Structure, blocks: Sequence[BlockScores], embed: Array | No
         heads = pooled_heads(scores.dims, shape.attention.heads, shape.attention.v_dim)
         plans.append(BlockPlan(source, heads, best(scores.neurons, shape.mlp.neurons)))
     return Plan(() if embed is None else best(embed, target.width), tuple(plans))
-
-
-def best(scores: Array, count: int) -> tuple[int, ...]:
-    """Indices of the `count` highest scores in ascending order. Of equal scores the first ones are taken."""
-    return tuple(int(i) for i in np.sort(np.argsort(-scores, kind="stable")[:count]))
 
 
 def pooled_heads(dims: Array, heads: int, dim: int) -> tuple[HeadPlan, ...]:
