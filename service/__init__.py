@@ -1,1 +1,1 @@
-"""Who asked and what became of it: REST, jobs, storage."""
+"""The server: REST interface, job queue, database and file storage, and the pipeline that runs a job."""

@@ -1,4 +1,7 @@
-"""The web application. Imports neither torch nor onnxruntime: what needs them runs in processes of its own."""
+"""The web application.
+
+It imports neither torch nor onnxruntime. Code that needs them runs in separate processes.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,11 +23,13 @@ from service.middleware.security_headers import SecurityHeaders
 
 
 def create_app(settings: Settings, validator: Validator | None = None) -> FastAPI:
-    """The application on a data folder, which is made or upgraded now; jobs run while the application does.
+    """Create the application for the data folder in `settings`.
 
-    validator: of models, data and jobs; None: a process of the settings' engine for each.
+    The call creates or upgrades the data folder. Jobs run from the start of the application until its shutdown.
 
-    Raises: OSError when the data folder cannot be written; NewerData when a newer version wrote it.
+    validator: checks models, data sets and jobs. None starts one process of the configured engine for each check.
+
+    Raises: OSError if the data folder cannot be written; NewerData if a newer version of vitfit wrote it.
     """
     service = Service.open(settings, validator)
 

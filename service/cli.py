@@ -1,4 +1,7 @@
-"""The verbs that `vitfit` gains where the server is installed: serve, compress, measure. Every heavy import is lazy."""
+"""The commands serve, compress and measure, which `vitfit` has only where the server is installed.
+
+Heavy packages are imported inside the functions, so that `vitfit --help` stays fast.
+"""
 
 import contextlib
 import json
@@ -21,11 +24,11 @@ from service.token_verbs import our_errors, token_verbs
 if TYPE_CHECKING:
     from service.jobs.journal import MemoryJournal
 
-LOCAL = "local"  # stands for an id in a request that never meets a server
+LOCAL = "local"  # placeholder for an id in a request that is never sent to a server
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the verbs; called through the entry point group `vitfit.verbs`."""
+    """Add the commands to `app`. The client calls this through the entry point group `vitfit.verbs`."""
     for function in (serve, compress, measure):
         verb(app)(function)
     app.add_typer(token_verbs(), name="token")
@@ -43,7 +46,7 @@ def serve(
     ] = False,
     ready_file: Annotated[Path | None, typer.Option(help="Receives the server's address when it answers.")] = None,
 ) -> None:
-    """Run the server. Further settings: environment variables VITFIT_..., see docs/."""
+    """Run the server. More settings are read from the environment variables VITFIT_...; see docs/."""
     from service.core.settings import Settings
     from service.serve import serve as run
 
@@ -75,7 +78,7 @@ def compress(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Do a whole job here, without a server."""
+    """Run a complete job on this machine, without a server."""
     source = model_source(model, options, checkpoint, False if no_pretrained else None, preprocessing)
     if data is not None and not data.exists():
         raise ClientError.local("no-such-file", f"--data {data}: there is no such file or folder.")
@@ -92,7 +95,7 @@ def compress(
 def _request_body(
     source: ModelSource, budgets: BudgetOptions, search: SearchOptions, data: Path | None
 ) -> dict[str, Any]:
-    """A JobRequest as JSON; its ids stand for the local files."""
+    """Return a JobRequest as JSON, with placeholder ids for the local files."""
     limits = [budget.to_json() for budget in budgets.budgets()]
     dataset = LOCAL if data is not None else None
     return {"model": LOCAL, "dataset": dataset, "name": source.name[:100], "budgets": limits, **search.options()}
@@ -105,7 +108,7 @@ def _compress(
 
     with _readable_fields():
         request = JobRequest.model_validate(body)
-    from service.pipeline.compress import compress as run  # imports torch: only once the request is sound
+    from service.pipeline.compress import compress as run  # imports torch, so only after the request has been checked
 
     with contextlib.ExitStack() as stack:
         bar = None if quiet else stack.enter_context(JobBar())
@@ -114,14 +117,14 @@ def _compress(
 
 
 def _as_job(journal: "MemoryJournal") -> Job:
-    """The state of a local job in the form that the progress bar shows."""
+    """Return the state of a local job as the `Job` that the progress bar expects."""
     progress = Progress(*journal.last_progress) if journal.last_progress else Progress()
     return Job(LOCAL, "running", stage=journal.stages[-1] if journal.stages else None, progress=progress)
 
 
 @contextlib.contextmanager
 def _readable_fields() -> Iterator[None]:
-    """Pydantic's errors as one paragraph: field, value, what is allowed."""
+    """Turn a pydantic ValidationError into one client error that lists each field with its message."""
     from pydantic import ValidationError
 
     try:
@@ -148,7 +151,10 @@ def measure(
     name: Annotated[str, typer.Option(help="Of the device in the table.")] = "user-device",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure the latency of ONNX files in fresh processes, with the spread; or a model's table for a server elsewhere."""
+    """Measure the latency of ONNX files in new processes, with its spread.
+
+    With --table, measure a latency table of a model instead, for a server on another machine.
+    """
     if table is not None:
         with our_errors():
             _write_table(model_source(str(file), None, None, False), table, name, threads, batch)

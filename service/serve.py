@@ -1,4 +1,4 @@
-"""Starts the server: `serve(settings)`, or `python -m service.serve --data DIR --port 0 --ready-file FILE`."""
+"""Start the server with `serve(settings)`, or with `python -m service.serve --data DIR --port 0 --ready-file FILE`."""
 
 import argparse
 import errno
@@ -19,23 +19,26 @@ from service.core.settings import Settings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CANNOT_START = 2  # exit status
-GOODBYE_S = 5  # downloads that are under way have so long to finish
-KEEP_ALIVE_S = 75  # longer than people poll: a connection that closes just when it is used again fails the request
+GOODBYE_S = 5  # time that running downloads have to finish at shutdown
+# Longer than the usual interval between polls: if the server closes a connection at the moment that the client
+# uses it again, that request fails.
+KEEP_ALIVE_S = 75
 
 
 class StartError(Exception):
-    """Why the server cannot start, in one line."""
+    """The server cannot start. The message is one line that gives the reason."""
 
 
 def serve(settings: Settings, ready_file: Path | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    The address is printed when requests are answered, and written to `ready_file` (complete, or not there at all).
+    As soon as the server answers requests, it prints its address and writes it to `ready_file`. The file is written
+    atomically, so a reader never sees a part of the address.
 
-    Raises: SystemExit with status 2, after one line on stderr, when the server cannot start; with 0 after SIGTERM.
+    Raises: SystemExit with status 2, after one line on stderr, if the server cannot start; with status 0 after SIGTERM.
     """
     logs.set_up(settings.log_format)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # before uvicorn has its own, and after
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # for the time before and after uvicorn's own handler
     try:
         _check_door(settings)
         with _listen(settings) as listener:
@@ -48,10 +51,11 @@ def serve(settings: Settings, ready_file: Path | None = None) -> None:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """A bound socket. Raises: StartError."""
+    """Return a bound socket. Raises: StartError."""
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        # Named as TCP: asyncio turns Nagle's algorithm off for such sockets only, and head and body of an answer are two writes.
+        # IPPROTO_TCP is given explicitly because asyncio disables Nagle's algorithm only for such sockets. The headers
+        # and the body of a response are two writes, so Nagle's algorithm would delay the second one.
         listener = socket.socket(found[0][0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(found[0][4])
@@ -84,7 +88,7 @@ def _serve_on(listener: socket.socket, settings: Settings, ready_file: Path | No
 
 
 def _check_door(settings: Settings) -> None:
-    """Raises: StartError when strangers could come in."""
+    """Raises: StartError if the server would accept callers without a token from other machines."""
     if settings.anonymous and settings.host not in LOOPBACK:
         raise StartError(
             f"Without tokens the server listens on {', '.join(LOOPBACK)} only, not on {settings.host}. "
@@ -93,7 +97,7 @@ def _check_door(settings: Settings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that says when it is ready."""
+    """A uvicorn server that announces its address when it is ready."""
 
     def __init__(self, config: uvicorn.Config, settings: Settings, ready_file: Path | None) -> None:
         super().__init__(config)
@@ -111,7 +115,7 @@ class _Server(uvicorn.Server):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command. Options that are left out come from VITFIT_* variables, then from the defaults."""
+    """Run the command line. An omitted option takes its value from the VITFIT_* variable, then from the default."""
     parser = argparse.ArgumentParser(prog="service.serve", description="The vitfit server.")
     parser.add_argument("--data", type=Path, help="data folder")
     parser.add_argument("--host", help="address to listen on")

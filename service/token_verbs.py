@@ -1,4 +1,7 @@
-"""`vitfit token create|list|revoke`: tokens of a server, on its own machine. Every heavy import is lazy."""
+"""`vitfit token create|list|revoke`: manages access tokens on the machine of the server.
+
+Heavy packages are imported inside the functions, so that `vitfit --help` stays fast.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -28,7 +31,7 @@ def token_verbs() -> typer.Typer:
 
 @contextlib.contextmanager
 def our_errors() -> Iterator[None]:
-    """The rooms' errors as the one error type that the command line prints."""
+    """Convert server-side errors to the client's error type, which the command line prints."""
     try:
         yield
     except VitfitError as error:
@@ -41,7 +44,7 @@ DataOption = Annotated[Path | None, typer.Option(help="The server's folder. (def
 
 @contextlib.contextmanager
 def _tokens(data: Path | None) -> "Iterator[Tokens]":
-    """Of the server with this folder, which may be running."""
+    """Open the access tokens of the server that uses this data folder. The server may be running."""
     from service.api.access_tokens import Tokens
     from service.core.data_folder import DataFolder
     from service.core.settings import Settings
@@ -63,7 +66,7 @@ def create_token(
     data: DataOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Make a token. Its secret is shown now and never again."""
+    """Create an access token. Its secret is shown only now."""
     with _tokens(data) as tokens:
         token, secret = tokens.create(name, tuple(scope))
     print_json({**token.to_json(), "secret": secret}) if as_json else console.print(
@@ -74,7 +77,7 @@ def create_token(
 def list_tokens(
     data: DataOption = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
-    """List tokens, without their secrets."""
+    """List all access tokens, without their secrets."""
     with _tokens(data) as tokens:
         found = tokens.all()
     if as_json:
@@ -91,6 +94,6 @@ def list_tokens(
 def revoke_token(
     token: Annotated[str, typer.Argument(help="Id of a token.", show_default=False)], data: DataOption = None
 ) -> None:
-    """Make a token useless, at once."""
+    """Revoke an access token. It is rejected from the next request on."""
     with _tokens(data) as tokens:
         tokens.revoke(token)

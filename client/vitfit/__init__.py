@@ -1,4 +1,4 @@
-"""The client of a vitfit server: `Client`, its typed results, and one error type."""
+"""The client library of a vitfit server: `Client`, its typed results, and one error type."""
 
 from vitfit.client import Client, JobOptions
 from vitfit.errors import Problem, VitfitError

@@ -1,8 +1,8 @@
-"""`vitfit agent`: measures ONNX files on the device that it runs on, for jobs of a server elsewhere.
+"""`vitfit agent`: measures ONNX files on this device for the jobs of a server on another machine.
 
-It asks for work by long polling, fetches files by their SHA-256 and checks them, measures in a process of its own
-(vitfit/measuring.py) and sends raw samples back. It runs nothing but ONNX files. Server and agent may each be restarted at any time:
-the server offers a task until it is answered.
+The agent asks for tasks by long polling, fetches files by their SHA-256 and checks them, measures them in a separate
+process (vitfit/measuring.py), and sends the raw samples back. It executes nothing but ONNX files. Server and agent can
+both be restarted at any time, because the server offers a task until it is answered.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from vitfit.machine import cpu_name
 PROTOCOL = 1
 WAIT_S = 25.0
 BEAT_S = 20.0
-"""While it measures: that it is alive."""
+"""Seconds between two signals that the agent is alive, sent while it measures."""
 CACHE_BYTES = 2 * 2**30
 MEASURING = (sys.executable, "-m", "vitfit.measuring")
 Said = Callable[[str], None]
@@ -36,15 +36,22 @@ class Agent:
     def __init__(
         self, connection: Connection, name: str, cache: Path, measuring: Sequence[str] = MEASURING, say: Said = log.info
     ) -> None:
-        """name: the device becomes agent-NAME. measuring: what measures, `vitfit.measuring` by its protocol."""
+        """Create an agent; `run` starts it.
+
+        name: the device is called agent-NAME.
+        cache: folder for fetched files.
+        measuring: command of the process that measures; it must follow the protocol of `vitfit.measuring`.
+        say: receives messages for the user.
+        """
         self._connection, self._name, self._cache, self._measuring = connection, name, cache, measuring
         self._say, self._device, self._session = say, "", ""
         cache.mkdir(parents=True, exist_ok=True)
 
     def run(self, tasks: int | None = None) -> None:
-        """Until the process ends, or so many tasks were answered.
+        """Register the device and answer tasks, either without end or until `tasks` tasks are answered.
 
-        Raises: VitfitError when the server refuses this agent: token, version, name, or another agent in its place.
+        Raises: VitfitError if the server rejects this agent because of its token, version or name, or because another
+            agent has registered under its name.
         """
         self._patiently(self._register)
         self._say(f"{self._device} is at {self._connection.server}")
@@ -90,10 +97,14 @@ class Agent:
         except VitfitError as error:
             if error.status not in (404, 422):
                 raise
-            self._say(f"not taken: {error.detail}")  # the job waits no longer, or has been told why
+            # Nothing more to do: the job no longer waits, or the server has told the job the reason.
+            self._say(f"not taken: {error.detail}")
 
     def _file(self, task: dict[str, Any], entry: dict[str, Any]) -> Path:
-        """Raises: VitfitError when what arrives is not what the server named."""
+        """Return the path of a file in the cache, and fetch the file if it is missing.
+
+        Raises: VitfitError if the content does not match the SHA-256 that the server gave.
+        """
         target = self._cache / str(entry["sha256"])
         if not target.exists():
             path = f"/v1/agents/{self._device}/tasks/{task['id']}/files/{entry['sha256']}"
@@ -135,7 +146,10 @@ class Agent:
             done.set()
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
-        """Again and again while the server does not answer: it may be starting. Raises: VitfitError for its refusals."""
+        """Repeat `call` until the server answers, because it may be restarting.
+
+        Raises: VitfitError if the server rejects the request.
+        """
         attempt = 0
         while True:
             try:
@@ -156,7 +170,7 @@ class Agent:
 
 
 def measured(command: Sequence[str], request: dict[str, Any]) -> dict[str, Any]:
-    """{"samples_ms": ...} or {"refused": why}."""
+    """Run the measuring process and return its answer, {"samples_ms": ...} or {"refused": reason}."""
     try:
         return ask(command, request)
     except ChildFailed as error:
@@ -164,7 +178,7 @@ def measured(command: Sequence[str], request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _runtime() -> tuple[str, list[str]]:
-    """Raises: VitfitError when there is none."""
+    """Return name and version of ONNX Runtime, and its execution providers. Raises: VitfitError if it is missing."""
     try:
         import onnxruntime
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The options that say what a job must reach and how it searches: the same for `vitfit submit` and `vitfit compress`."""
+"""Command-line options for the budgets and the search of a job, shared by `vitfit submit` and `vitfit compress`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -24,7 +24,10 @@ def _limit_option(flag: str, meaning: str, metavar: str = "LIMIT") -> Any:
 
 @dataclass(frozen=True)
 class BudgetOptions:
-    """Every limit may be repeated, with `LIMIT@DEVICE` for another device than `--device`."""
+    """Options for budgets.
+
+    Each limit can be given more than once. `LIMIT@DEVICE` sets a limit for another device than `--device`.
+    """
 
     latency_keep: Annotated[
         Limits,
@@ -60,9 +63,9 @@ class BudgetOptions:
     ] = "p50"
 
     def budgets(self) -> tuple[Budget, ...]:
-        """All limits that were given.
+        """Return all budgets that were given.
 
-        Raises: typer.BadParameter for none at all, and for a limit that is not a number above 0.
+        Raises: typer.BadParameter if no budget was given, or if a limit is not a number above 0.
         """
         found = [self._budget(metric, text) for metric in METRICS for text in getattr(self, metric) or ()]
         if not found:
@@ -85,7 +88,9 @@ class BudgetOptions:
 
 
 def parse_limit(text: str, flag: str) -> float:
-    """A number above 0: plain, with K, M or G behind it, or, for a fraction, in percent.
+    """Parse a limit, which must be a number above 0.
+
+    The number can have the suffix K, M or G. For a fraction, it can have the suffix % instead.
 
     Raises: typer.BadParameter.
     """
@@ -110,7 +115,10 @@ def _example(flag: str) -> str:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What is left out is not sent: the server's defaults stand in one place."""
+    """Options for the search.
+
+    An omitted option is not sent, so the defaults are defined only on the server.
+    """
 
     method: Annotated[
         str | None, typer.Option(help="See `vitfit methods`. (default: joint)", rich_help_panel=SEARCH_PANEL)
@@ -182,9 +190,9 @@ class SearchOptions:
     ] = None
 
     def options(self) -> JobOptions:
-        """As `Client.submit` takes them.
+        """Return the options as `Client.submit` takes them.
 
-        Raises: typer.BadParameter for --max-loss without --objective latency, and the other way round.
+        Raises: typer.BadParameter if only one of --max-loss and --objective latency is given.
         """
         if (self.objective == "latency") != (self.max_loss is not None):
             raise typer.BadParameter("--max-loss and --objective latency belong together: give both or neither.")

@@ -1,4 +1,4 @@
-"""A process that reads one JSON object and answers with one."""
+"""Run a child process that reads one JSON object from stdin and writes one JSON object to stdout."""
 
 import ctypes
 import json
@@ -10,19 +10,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 STARTS: Final = 3
-"""A child that something kills (a person, or the system for want of memory) is started so often in all."""
+"""Maximum number of starts.
+
+A child that a signal kills is started again. A person may have killed it, or the system because memory ran out.
+"""
 ASKED_BY: Final = "VITFIT_ASKED_BY"
 LONGEST_S: Final = 1800.0
-"""Of one start: many times what a measurement takes. A child that hangs must not hold the machine's measuring lease for ever."""
+"""Time limit of one start in seconds, many times longer than a measurement.
+
+Without the limit, a child that hangs would hold the machine's measuring lease for ever.
+"""
 PR_SET_PDEATHSIG: Final = 1
 
 
 class ChildFailed(Exception):
-    """It died, or took too long; the last thing that it said."""
+    """The child process failed or took too long. The message is the last line that it wrote, or the reason."""
 
 
 def ask(command: Sequence[str], request: Mapping[str, Any], timeout_s: float = LONGEST_S) -> dict[str, Any]:
-    """timeout_s: of one start. Raises: ChildFailed."""
+    """Start `command`, send it `request`, and return its answer.
+
+    timeout_s: time limit of one start in seconds; a child that a signal kills is started up to `STARTS` times.
+
+    Raises: ChildFailed.
+    """
     environment = {**os.environ, ASKED_BY: str(os.getpid())}
     for _ in range(STARTS):
         try:
@@ -51,9 +62,12 @@ def _answer(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
 
 
 def die_with_parent() -> None:
-    """For the child, first thing: it ends at once when whoever asked it is killed. Linux only; elsewhere it ends by itself."""
+    """Make this child process end as soon as its parent is killed. The child must call this first.
+
+    Works on Linux only. On other systems, the child continues until its work is done.
+    """
     if sys.platform != "linux" or ASKED_BY not in os.environ:
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(os.environ[ASKED_BY]):  # it was killed before the line above
+    if os.getppid() != int(os.environ[ASKED_BY]):  # the parent was killed before the call above
         os._exit(1)

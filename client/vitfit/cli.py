@@ -1,4 +1,4 @@
-"""The command `vitfit`: the verbs that need nothing but a server's address."""
+"""The command `vitfit`, with the subcommands that need only the address of a server."""
 
 import importlib.metadata
 import json
@@ -75,7 +75,7 @@ def submit(
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check the request, start nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
 ) -> None:
-    """Upload what is needed and queue a compression."""
+    """Upload model and data where needed, and queue a compression job."""
     limits, chosen = budgets.budgets(), search.options()
     if name is not None:
         chosen["name"] = name
@@ -103,7 +103,7 @@ def _uploaded(client: Client, source: ModelSource) -> str:
 
 
 def _dataset_id(client: Client, data: str | None) -> str | None:
-    """Uploads a file, names a folder, or takes an id as it is."""
+    """Return the id of a data set. A file is uploaded, a folder is registered, and an id is returned unchanged."""
     if data is None:
         return None
     path = Path(data)
@@ -135,7 +135,7 @@ def _show(job: Job, target: ServerOptions) -> None:
 
 
 def _follow(client: Client, job_id: str, target: ServerOptions) -> None:
-    """Shows every poll; exit status 1 when the job did not succeed."""
+    """Show the job at every poll until it is finished. The exit status is 1 if the job did not succeed."""
     last: Job | None = None
     try:
         polls = client.watch(job_id)
@@ -159,7 +159,7 @@ def status(
         str | None, typer.Argument(metavar="[JOB]", help="All jobs when left out.", show_default=False)
     ] = None,
 ) -> None:
-    """Show one job, or all of them."""
+    """Show one job, or all jobs."""
     with target.client() as client:
         if job is not None:
             _show(client.get(job), target)
@@ -172,14 +172,14 @@ def status(
 
 @verb(app)
 def watch(job: JobId, target: ServerOptions) -> None:
-    """Follow a job to its end; exit status 1 when it does not succeed."""
+    """Follow a job until it is finished. The exit status is 1 if it does not succeed."""
     with target.client() as client:
         _follow(client, job, target)
 
 
 @verb(app)
 def trials(job: JobId, target: ServerOptions) -> None:
-    """List what a job tried."""
+    """List the trials of a job."""
     with target.client() as client:
         if target.as_json:
             for trial in client.trials(job):
@@ -195,7 +195,7 @@ def deliver(
     target: ServerOptions,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the new job to its end.")] = False,
 ) -> None:
-    """Have another trial of a finished search exported: starts a child job."""
+    """Export another trial of a finished search. This starts a child job."""
     with target.client() as client:
         _after_start(client, client.deliver(job, trial), target, watch)
 
@@ -207,7 +207,7 @@ def download(
     names: Annotated[list[str] | None, typer.Argument(help="All files when left out.", show_default=False)] = None,
     output: Annotated[Path, typer.Option(help="Folder for the files.", metavar="DIR")] = Path("."),
 ) -> None:
-    """Fetch a job's files; a broken download goes on where it stopped, and every digest is checked."""
+    """Download the files of a job. An interrupted download is resumed, and every SHA-256 is checked."""
     with target.client() as client:
         listed = client.artifacts(job)
         chosen = [_named(listed, name, job) for name in names] if names else listed
@@ -250,14 +250,14 @@ def _mover(bar: Progress, task: TaskID) -> Callable[[int], None]:
 
 @verb(app)
 def cancel(job: JobId, target: ServerOptions) -> None:
-    """Stop a job; may be repeated."""
+    """Cancel a job. The command can be repeated."""
     with target.client() as client:
         _show(client.cancel(job), target)
 
 
 @verb(app)
 def devices(target: ServerOptions) -> None:
-    """List the devices whose latency a budget can name."""
+    """List the devices for which a budget can limit the latency."""
     with target.client() as client:
         found = client.devices()
         if target.as_json:
@@ -272,7 +272,7 @@ def add_device(
     profile: Annotated[Path, typer.Argument(metavar="FILE", help="JSON, see docs/devices.md.", show_default=False)],
     target: ServerOptions,
 ) -> None:
-    """Add a device by its profile; its name begins with user-."""
+    """Add a device from its profile. The name of the device must begin with user-."""
     try:
         document = json.loads(profile.read_text())
     except (OSError, ValueError) as error:
@@ -289,7 +289,7 @@ def add_device(
 def delete_device(
     name: Annotated[str, typer.Argument(help="A device that was added.", show_default=False)], target: ServerOptions
 ) -> None:
-    """Forget a device that was added."""
+    """Delete a device that was added."""
     with target.client() as client:
         client.delete_device(name)
 
@@ -307,7 +307,7 @@ def agent(
         str, typer.Option(help="Python module that measures, by the protocol of vitfit.measuring.")
     ] = "vitfit.measuring",
 ) -> None:
-    """Measure on this device for a server's jobs, until stopped. Needs ONNX Runtime: vitfit[agent]."""
+    """Measure on this device for the jobs of a server until stopped. Needs ONNX Runtime (vitfit[agent])."""
     connection = Connection(server, retries=0, timeout_s=60.0, token=token)
     command = (sys.executable, "-m", measuring)
     Agent(connection, name, cache, command, lambda text: typer.echo(text, err=True)).run()
@@ -315,7 +315,7 @@ def agent(
 
 @verb(app)
 def methods(target: ServerOptions) -> None:
-    """List the ways to compress."""
+    """List the compression methods."""
     with target.client() as client:
         found = client.methods()
         if target.as_json:
@@ -329,7 +329,7 @@ load_verbs(app)
 
 
 def main() -> None:
-    """The entry point of the command."""
+    """Run the command line."""
     app()
 
 

@@ -1,4 +1,4 @@
-"""`Client`: the REST interface of a vitfit server as typed calls."""
+"""`Client`, which offers the REST interface of a vitfit server as typed methods."""
 
 import json
 import time
@@ -24,7 +24,7 @@ R = TypeVar("R", bound=Result)
 
 
 class JobOptions(TypedDict, total=False):
-    """What a job may say beside its model, budgets and data; what is left out is the server's default."""
+    """Further options of a job, besides model, budgets and data. The server has a default for each omitted option."""
 
     method: str
     criterion: str
@@ -47,9 +47,10 @@ class JobOptions(TypedDict, total=False):
 
 
 class Client:
-    """A vitfit server.
+    """A client of one vitfit server.
 
-    Network faults are repeated `retries` times with growing pauses. Every failure is a `VitfitError`.
+    After a network error, a request is repeated up to `retries` times, with growing pauses. Every failure is raised as
+    a `VitfitError`.
     """
 
     def __init__(
@@ -65,11 +66,11 @@ class Client:
 
     @property
     def server(self) -> str:
-        """The address that this client talks to."""
+        """The address of the server."""
         return self._connection.server
 
     def close(self) -> None:
-        """Closes the connections; `with Client() as client:` does it too."""
+        """Close the connections. `with Client() as client:` does this too."""
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -89,9 +90,9 @@ class Client:
         pretrained: bool | None = None,
         classes: Sequence[str] | None = None,
     ) -> Model:
-        """Registers a timm model, with the weights of `checkpoint` (safetensors or .pth) when one is given.
+        """Register a timm model, with the weights in `checkpoint` (safetensors or .pth) if it is given.
 
-        Without a checkpoint the server takes the pretrained weights, unless `pretrained` is False.
+        Without a checkpoint, the server uses the pretrained weights, unless `pretrained` is False.
         """
         if pretrained is None:
             pretrained = checkpoint is None
@@ -115,7 +116,10 @@ class Client:
         )
 
     def upload_dataset(self, path: str | Path) -> Dataset:
-        """Uploads an .npz, zip or tar. A folder is not uploaded but named: see `register_dataset`."""
+        """Upload an .npz, zip or tar file.
+
+        A folder is not uploaded but registered by its path, see `register_dataset`.
+        """
         if Path(path).is_dir():
             return self.register_dataset(str(Path(path).resolve()))
         file = _existing(path)
@@ -127,15 +131,15 @@ class Client:
         return Dataset.from_json(answer)
 
     def register_dataset(self, folder: str) -> Dataset:
-        """A folder that lies on the server, under a root that its operator allows."""
+        """Register a folder on the server. It must be below a root that the operator allows."""
         return Dataset.from_json(self._post("/v1/datasets", json={"path": folder}, timeout=UPLOAD_TIMEOUT_S))
 
     def models(self) -> Iterator[Model]:
-        """All uploaded models."""
+        """Iterate over all models."""
         return self._paged("/v1/models", "models", Model)
 
     def datasets(self) -> Iterator[Dataset]:
-        """All data sets."""
+        """Iterate over all data sets."""
         return self._paged("/v1/datasets", "datasets", Dataset)
 
     # Jobs
@@ -149,7 +153,10 @@ class Client:
         idempotency_key: str | None = None,
         **options: Unpack[JobOptions],
     ) -> Job:
-        """Queues a compression. The request carries an idempotency key: repeating it never makes a second job."""
+        """Queue a compression job.
+
+        The request carries an idempotency key, so a repeated request never creates a second job.
+        """
         body = _job_body(model, budgets, dataset, options)
         return Job.from_json(self._post("/v1/jobs", key=idempotency_key, json=body))
 
@@ -161,25 +168,26 @@ class Client:
         dataset: Dataset | str | None = None,
         **options: Unpack[JobOptions],
     ) -> dict[str, Any]:
-        """Checks a request as `submit` would and creates nothing. Gives the server's description of it."""
+        """Check a request as `submit` does, but create nothing. Return the server's description of the request."""
         body = _job_body(model, budgets, dataset, options)
         answer: dict[str, Any] = self._post("/v1/jobs", params={"validate_only": "true"}, json=body)
         return answer
 
     def get(self, job: Job | str) -> Job:
-        """The job as it is now."""
+        """Return the current state of a job."""
         return Job.from_json(self._connection.json("GET", _job_path(job)))
 
     def jobs(self, status: str | None = None, page_size: int = 50) -> Iterator[Job]:
-        """All jobs, newest page by page as they are asked for."""
+        """Iterate over all jobs, newest first. Each page is fetched when the iteration reaches it."""
         return self._paged("/v1/jobs", "jobs", Job, page_size, {"status": status} if status else {})
 
     def watch(self, job: Job | str, timeout_s: float | None = None, patience_s: float = 60.0) -> Iterator[Job]:
-        """Yields the job at every poll, as often as the server's `Retry-After` says, until it is finished.
+        """Poll a job and yield it each time, until it is finished. The server's `Retry-After` sets the interval.
 
-        A server that goes away for less than `patience_s` (a restart) is waited for: the job outlives it.
+        If the server does not answer for less than `patience_s` seconds, for example during a restart, the method waits
+        for it, because the job survives a restart.
 
-        Raises: VitfitError `timeout` after `timeout_s`; the job itself goes on.
+        Raises: VitfitError `timeout` after `timeout_s` seconds; the job itself continues.
         """
         started = answered = time.monotonic()
         while True:
@@ -203,33 +211,35 @@ class Client:
             time.sleep(pause)
 
     def trials(self, job: Job | str, page_size: int = 200) -> Iterator[Trial]:
-        """The trials of a job in their order."""
+        """Iterate over the trials of a job, ordered by number."""
         return self._paged(f"{_job_path(job)}/trials", "trials", Trial, page_size)
 
     def deliver(self, job: Job | str, trial: int) -> Job:
-        """Another trial of the same search as files: gives the child job that makes them."""
+        """Export another trial of the same search. Return the child job that creates the files."""
         return Job.from_json(self._post(f"{_job_path(job)}/deliver", json={"trial": trial}))
 
     def cancel(self, job: Job | str) -> Job:
-        """Stops a job; may be repeated, and leaves a finished one as it is."""
+        """Cancel a job. The call can be repeated, and does not change a finished job."""
         return Job.from_json(self._post(f"{_job_path(job)}/cancel"))
 
     def delete(self, job: Job | str) -> None:
-        """Removes a finished job and its files."""
+        """Delete a finished job and its files."""
         self._connection.request("DELETE", _job_path(job))
 
     # Files
 
     def artifacts(self, job: Job | str) -> list[Artifact]:
-        """The finished files of a job."""
+        """Return the artifacts (finished files) of a job."""
         return list(self._paged(f"{_job_path(job)}/artifacts", "artifacts", Artifact))
 
     def download(
         self, job: Job | str, artifact: Artifact | str, destination: str | Path, on_bytes: OnBytes | None = None
     ) -> Path:
-        """Fetches one file, resuming what an earlier attempt left in `destination.part`, and checks its SHA-256.
+        """Download one artifact and check its SHA-256.
 
-        A destination that is a folder gets the artefact's own name. `on_bytes` hears the bytes on the disk.
+        A partial file `destination.part` of an earlier attempt is resumed.
+        If `destination` is a folder, the file gets the name of the artifact. `on_bytes` is called with the number of
+        bytes on the disk.
         """
         if isinstance(artifact, str):
             artifact = self._artifact(job, artifact)
@@ -250,35 +260,35 @@ class Client:
     # The server
 
     def devices(self) -> list[Device]:
-        """Where latency can be measured or predicted."""
+        """Return the devices whose latency can be measured or predicted."""
         return list(self._paged("/v1/devices", "devices", Device))
 
     def add_device(self, profile: dict[str, Any]) -> Device:
-        """Tell the server about a device: its profile, as docs/devices.md describes it."""
+        """Add a device to the server. profile: as described in docs/devices.md."""
         return Device.from_json(self._connection.json("POST", "/v1/devices", json=profile))
 
     def delete_device(self, name: str) -> None:
-        """Forget a device that was added."""
+        """Delete a device that was added."""
         self._connection.request("DELETE", f"/v1/devices/{quote(name, safe='')}")
 
     def methods(self) -> list[Method]:
-        """The ways to compress."""
+        """Return the compression methods."""
         return list(self._paged("/v1/methods", "methods", Method))
 
     def health(self) -> dict[str, Any]:
-        """What `/healthz` says."""
+        """Return the answer of `/healthz`. Raises: VitfitError if the server is not healthy."""
         answer: dict[str, Any] = self._connection.json("GET", "/healthz")
         return answer
 
     def _post(self, path: str, key: str | None = None, **extra: Any) -> Any:
-        """A POST that may be repeated: all its repeats carry one key."""
+        """Send a POST that is safe to repeat, because all repeats carry the same idempotency key."""
         headers = {"Idempotency-Key": key or str(uuid.uuid4())}
         return self._connection.json("POST", path, headers=headers, **extra)
 
     def _paged(
         self, path: str, noun: str, kind: type[R], page_size: int | None = None, query: Mapping[str, str] | None = None
     ) -> Iterator[R]:
-        """The items of all pages."""
+        """Yield the items of all pages."""
         params: dict[str, Any] = dict(query or {})
         if page_size:
             params["page_size"] = page_size
@@ -323,7 +333,10 @@ def _existing(path: str | Path) -> Path:
 
 
 def _plain_name(name: str) -> str:
-    """Refuses a name that would leave the folder: the listing comes from another machine."""
+    """Return the name if it is a plain file name.
+
+    The name comes from another machine, so it must not lead out of the destination folder.
+    """
     if name in ("", ".", "..") or "/" in name or "\\" in name or name.endswith(".part"):
         raise VitfitError.local(
             "unsafe-name", f"The server names an artefact {name!r}, which is not a plain file name."

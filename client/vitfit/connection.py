@@ -1,4 +1,4 @@
-"""Requests that survive a network fault: repeated with growing pauses when, and only when, a repeat is safe."""
+"""Send requests and repeat them after a network error, with growing pauses, but only if a repeat is safe."""
 
 import contextlib
 import email.utils
@@ -18,7 +18,7 @@ LONGEST_PAUSE_S = 30.0
 
 
 class Connection:
-    """One server. Every answer of status 400 or more becomes a `VitfitError`."""
+    """The connection to one server. Every response with status 400 or higher is raised as a `VitfitError`."""
 
     def __init__(
         self,
@@ -39,16 +39,16 @@ class Connection:
         self._http = httpx.Client(base_url=self.server, timeout=timeout, transport=transport, headers=headers)
 
     def close(self) -> None:
-        """Closes the sockets."""
+        """Close the sockets."""
         self._http.close()
 
     def request(
         self, method: str, path: str, *, files: Callable[[], Any] | None = None, **extra: Any
     ) -> httpx.Response:
-        """Sends until it is answered or the retries are used up.
+        """Send a request until the server answers or the retries are used up.
 
-        `files` is called anew for each attempt, so that a repeated upload starts at the first byte.
-        A POST is repeated only when it carries an `Idempotency-Key`.
+        `files` is called again for each attempt, so that a repeated upload starts at the first byte.
+        A POST is repeated only if it carries an `Idempotency-Key`.
         """
         repeatable = method in REPEATABLE_METHODS or "Idempotency-Key" in (extra.get("headers") or {})
         for attempt in range(self.retries + 1):
@@ -71,7 +71,7 @@ class Connection:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def json(self, method: str, path: str, **extra: Any) -> Any:
-        """`request`, and its JSON body."""
+        """Send a request as `request` does, and return the JSON body of the response."""
         response = self.request(method, path, **extra)
         try:
             return response.json()
@@ -83,9 +83,11 @@ class Connection:
 
     @contextlib.contextmanager
     def stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """One GET whose body is read by the caller. Raises httpx.TransportError: the caller knows how to resume.
+        """Send one GET without retries and let the caller read the body.
 
-        A server may send us on to its bucket; our token does not go there.
+        The server may redirect to its bucket. The access token is not sent there.
+
+        Raises: httpx.TransportError after a network error, because the caller knows how to resume.
         """
         with self._http.stream("GET", path, headers=headers, follow_redirects=True) as response:
             if response.status_code >= 400:
@@ -93,7 +95,7 @@ class Connection:
             yield response
 
     def unreachable(self, error: Exception) -> VitfitError:
-        """The one sentence for a server that does not answer."""
+        """Return the error for a server that does not answer."""
         if isinstance(error, httpx.TimeoutException):
             reason = "did not answer in time"
         elif isinstance(error, httpx.ConnectError):
@@ -109,12 +111,15 @@ class Connection:
 
 
 def pause_s(attempt: int) -> float:
-    """Seconds before repeat number `attempt` (from 0): 0.25, 0.5, 1 ..., spread so that clients do not march in step."""
+    """Return the pause in seconds before repeat number `attempt` (from 0): about 0.25, 0.5, 1 ... up to 30.
+
+    Each pause is varied at random by up to 20 %, so that many clients do not repeat at the same moment.
+    """
     return min(FIRST_PAUSE_S * 2.0**attempt, LONGEST_PAUSE_S) * random.uniform(0.8, 1.2)
 
 
 def retry_after_s(response: httpx.Response, default: float) -> float:
-    """The `Retry-After` of an answer (seconds or a date), at most 30 s."""
+    """Return the `Retry-After` of a response, which may be seconds or a date, as seconds from 0 to 30."""
     text = response.headers.get("Retry-After", "").strip()
     if not text:
         return default

@@ -1,4 +1,8 @@
-"""A file from the server to the disk: resumed after a cut, compared with its digest, named only when it is whole."""
+"""Download a file from the server.
+
+The download is resumed after an interruption, and checked against its SHA-256. The file gets its final name only when
+it is complete.
+"""
 
 import base64
 import hashlib
@@ -17,12 +21,13 @@ OnBytes = Callable[[int], None]
 
 
 def download(connection: Connection, artifact: Artifact, destination: Path, on_bytes: OnBytes | None = None) -> Path:
-    """Writes `artifact` to `destination` through `destination.part` and gives the path back.
+    """Write `artifact` to `destination` by way of `destination.part`, and return the path.
 
-    `on_bytes` hears how many bytes lie on the disk. A part that an earlier attempt left is gone on with; should the
-    result have a wrong digest (the part was of another version), it is fetched once more from the first byte.
+    `on_bytes` is called with the number of bytes on the disk. A partial file of an earlier attempt is resumed. If the
+    result has a wrong digest (because the partial file is from another version), the file is fetched once more from the
+    first byte.
 
-    Raises: VitfitError `wrong-digest` when the whole file does not have the digest of the listing.
+    Raises: VitfitError `wrong-digest` if the complete file does not have the digest that the server lists.
     """
     if destination.is_file() and digest_of(destination) == artifact.sha256:
         return destination
@@ -48,13 +53,16 @@ def download(connection: Connection, artifact: Artifact, destination: Path, on_b
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch(connection: Connection, artifact: Artifact, part: Path, on_bytes: OnBytes | None) -> None:
-    """Fills `part` up to the artefact's size. The retries count anew after every attempt that brought bytes."""
+    """Download until `part` has the size of the artifact.
+
+    The count of retries starts again after every attempt that received bytes.
+    """
     failures = 0
     if not part.exists() or part.stat().st_size > artifact.bytes:
         part.write_bytes(b"")
@@ -76,7 +84,10 @@ def _fetch(connection: Connection, artifact: Artifact, part: Path, on_bytes: OnB
 def _append(
     connection: Connection, artifact: Artifact, part: Path, have: int, on_bytes: OnBytes | None
 ) -> float | None:
-    """One request. Gives the pause that the server asked for when it was not ready, else None."""
+    """Send one request and append the received bytes to `part`.
+
+    Return the pause in seconds that the server asked for if it was not ready, otherwise None.
+    """
     headers = {"Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": f'"{artifact.sha256}"'}
@@ -91,7 +102,7 @@ def _append(
         _compare_digest_header(response, artifact)
         resumes = response.status_code == 206 and _starts_at(response, have)
         with part.open("ab" if resumes else "wb") as file:
-            for chunk in response.iter_raw():  # as it comes: what a larger buffer held would be lost by a cut
+            for chunk in response.iter_raw():  # without a larger buffer, whose content an interruption would lose
                 file.write(chunk)
                 if on_bytes:
                     on_bytes(file.tell())
@@ -99,7 +110,10 @@ def _append(
 
 
 def _compare_digest_header(response: httpx.Response, artifact: Artifact) -> None:
-    """The server's `Repr-Digest` and its listing must name the same bytes before any of them is written."""
+    """Check before anything is written that the `Repr-Digest` of the response is the listed digest.
+
+    Raises: VitfitError `wrong-digest` if they differ.
+    """
     for member in response.headers.get("Repr-Digest", "").split(","):
         name, _, value = member.strip().partition("=")
         if name != "sha-256" or len(value) < 2:

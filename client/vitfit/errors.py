@@ -1,4 +1,4 @@
-"""One error type, in the shape of the server's problem+json (RFC 9457)."""
+"""The error type of the client, which has the fields of the server's problem+json (RFC 9457)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,10 @@ MEMBERS = ("type", "title", "status", "detail", "instance")
 
 @dataclass(frozen=True)
 class Problem:
-    """What went wrong: a stable `type`, a `detail` that says what to do next, and `facts` for programs."""
+    """A description of an error.
+
+    `type` is stable, `detail` says what went wrong and what to do next, and `facts` holds values for programs.
+    """
 
     type: str
     title: str
@@ -26,7 +29,7 @@ class Problem:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Problem":
-        """From a problem+json body, or from the `error` of a failed job."""
+        """Create a problem from a problem+json body, or from the `error` of a failed job."""
         kind = str(value.get("type") or value.get("code") or "about:blank")
         title = str(value.get("title") or kind.rstrip("/").rsplit("/", 1)[-1].replace("-", " ").capitalize())
         facts = {name: item for name, item in value.items() if name not in (*MEMBERS, "code", "facts")}
@@ -34,13 +37,13 @@ class Problem:
         return cls(kind, title, value.get("status"), str(value.get("detail") or title), facts)
 
     def to_json(self) -> dict[str, Any]:
-        """The problem+json object again."""
+        """Return the problem+json object."""
         core = {"type": self.type, "title": self.title, "status": self.status, "detail": self.detail}
         return {**self.facts, **core}
 
 
 class VitfitError(Exception):
-    """Anything that keeps the client from doing what was asked, on the server, on the way or on this machine."""
+    """Any failure of a client operation, whether it happened on the server, on the network or on this machine."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail)
@@ -48,7 +51,7 @@ class VitfitError(Exception):
 
     @classmethod
     def local(cls, code: str, detail: str, **facts: Any) -> "VitfitError":
-        """An error that no server reported: `status` is None."""
+        """Create an error that no server has reported. Its `status` is None."""
         return cls(Problem(f"/problems/{code}", code.replace("-", " ").capitalize(), None, detail, facts))
 
     @property
@@ -58,27 +61,27 @@ class VitfitError(Exception):
 
     @property
     def title(self) -> str:
-        """The problem in a few words."""
+        """A short name of the problem for people."""
         return self.problem.title
 
     @property
     def status(self) -> int | None:
-        """The HTTP status; None when the server did not answer."""
+        """The HTTP status; None if the server did not answer."""
         return self.problem.status
 
     @property
     def detail(self) -> str:
-        """What, which value, what is allowed, what to do next."""
+        """A sentence that says what went wrong, with which value, what is allowed, and what to do next."""
         return self.problem.detail
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The numbers and names behind `detail`."""
+        """The numbers and names in `detail`, for programs."""
         return self.problem.facts
 
 
 def error_from_response(response: httpx.Response) -> VitfitError:
-    """The error that an answer of status 400 or more describes. The body must have been read."""
+    """Create the error that a response with status 400 or higher describes. The body must already be read."""
     try:
         body = response.json()
     except ValueError:

@@ -1,4 +1,7 @@
-"""Groups of options as frozen dataclasses, so that two verbs share them without repeating twenty arguments."""
+"""Let command functions take groups of options as frozen dataclasses.
+
+Two commands can then share a group without repeating its twenty arguments.
+"""
 
 import dataclasses
 import inspect
@@ -7,7 +10,10 @@ from typing import Any
 
 
 def flattened(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb as Typer wants it: every parameter that is a dataclass is replaced by its fields, one option each."""
+    """Return the command function in the form that Typer needs.
+
+    Each parameter that is a dataclass is replaced by its fields, with one option for each field.
+    """
     groups: dict[str, type] = {}
     flat: list[inspect.Parameter] = []
     for parameter in inspect.signature(verb).parameters.values():

@@ -1,4 +1,4 @@
-"""What this machine is called, and its GPUs. Standard library only."""
+"""The names of this machine's processor and GPUs. Uses only the standard library."""
 
 import platform
 from pathlib import Path
@@ -7,7 +7,7 @@ NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 
 def cpu_name() -> str:
-    """The processor's name as the kernel gives it; part of the key of stored tables."""
+    """Return the processor's name as the kernel gives it. The name is part of the key of stored latency tables."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -19,7 +19,10 @@ def cpu_name() -> str:
 
 
 def gpu_names() -> list[str]:
-    """Of NVIDIA's GPUs as their driver gives them, in the order of their bus addresses, which is that of their numbers."""
+    """Return the names of the NVIDIA GPUs as their driver gives them.
+
+    They are ordered by bus address, which is also the order of the GPU numbers.
+    """
     try:
         files = sorted(NVIDIA.glob("*/information"))
     except OSError:

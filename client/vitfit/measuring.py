@@ -1,7 +1,8 @@
-"""The measuring child: `python -m vitfit.measuring`. One JSON request on stdin, one JSON answer on stdout.
+"""The process that measures latency: `python -m vitfit.measuring`, with JSON on stdin and stdout.
 
-A process of its own, because thread count and affinity must be set before any session exists and because memory layout
-differs from process to process: several short processes are worth more than one long one.
+It reads one request and writes one answer. It is a separate process for two reasons. Thread count and affinity must be
+set before any session exists. And memory layout differs between processes, so several short processes give a better
+estimate than one long process.
 """
 
 import json
@@ -21,13 +22,20 @@ from vitfit.child import die_with_parent
 WARMUP_RUNS = 5
 WARMUP_LIMIT = 40
 STABLE, WARMUP_MS = 0.02, 300.0
-"""Warm is what agrees from one group of runs to the next. Where a neighbour keeps them apart that would never end: after so
-many ms two groups will do, and the rounds tell the rest."""
+"""The warm-up ends when two successive groups of runs agree within the fraction `STABLE`.
+
+If other processes disturb the machine, they may never agree. The warm-up therefore ends after `WARMUP_MS` of runs and
+at least two groups; the measured rounds show the remaining noise.
+"""
 SETTLE_MS, SETTLE_RUNS = 10.0, 10
-"""After another network ran, caches and branch predictors are that one's: of a 1 ms network the first run takes half as
-long again as the tenth. So files take turns in bursts, and the runs of a burst's first milliseconds are not counted."""
+"""Length of the uncounted first part of a burst: at most this many ms and at most this many runs.
+
+After another network has run, caches and branch predictors hold the state of that network. The first run of a 1 ms
+network then takes 1.5 times as long as its tenth run. The files are therefore measured in alternating bursts, whose
+first runs are not counted.
+"""
 KEEP_MS, KEEP_RUNS = 8.0, 8
-"""How much of a burst is counted: at least one run."""
+"""Length of the counted part of a burst: at most this many ms and this many runs, but at least one run."""
 
 
 def main() -> None:
@@ -41,15 +49,22 @@ def main() -> None:
 
 
 class Refused(Exception):
-    """The wrong thing would be measured."""
+    """The request cannot be measured as asked, for example because the provider is missing."""
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """request: files, threads, batch, provider, gpu (its number, or None), seconds, rounds (at least), seed, images (an .npy file, or None).
+    """Measure the latency of ONNX files.
 
-    With images, round r feeds image r to every file, over and over: each process sees every image equally often.
+    request: an object with files, threads, batch, provider, gpu (its number, or None), seconds (minimum time), rounds
+    (minimum number), seed, and images (an .npy file, or None).
 
-    Answers {"samples_ms": [file][round][run of the burst]}: bursts of one round were taken one after the other.
+    With images, all files get the same image in a round, and the images are used in turn. The number of rounds is a
+    multiple of the number of images, so each process uses every image equally often.
+
+    Returns {"samples_ms": [file][round][run within the burst]}. The bursts of one round are measured one after the
+    other.
+
+    Raises: Refused.
     """
     pin(request["threads"])
     sessions = [open_session(file, request) for file in request["files"]]
@@ -71,7 +86,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def pin(threads: int) -> None:
-    """The last cores: the first ones serve most interrupts."""
+    """Pin this process to the last `threads` cores, because the first cores serve most interrupts. Raises: Refused."""
     cores = sorted(os.sched_getaffinity(0))
     if threads > len(cores):
         raise Refused(f"{threads} threads were asked for, this process may use {len(cores)} cores")
@@ -79,7 +94,13 @@ def pin(threads: int) -> None:
 
 
 def open_session(file: str, request: dict[str, Any], profile: str | None = None) -> Any:
-    """request: threads, provider. profile: where the runtime writes the times of operators. Raises: Refused."""
+    """Open an ONNX Runtime session.
+
+    request: threads, provider, and gpu (its number; may be missing).
+    profile: prefix of the file to which the runtime writes the times of operators; None for no profile.
+
+    Raises: Refused.
+    """
     options = onnxruntime.SessionOptions()
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
@@ -98,7 +119,12 @@ def open_session(file: str, request: dict[str, Any], profile: str | None = None)
 
 
 def feeds(session: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the rounds feed in turn: noise, or the given images one by one."""
+    """Return the inputs that the rounds use in turn.
+
+    They are the given images one by one, or one batch of noise.
+
+    Raises: Refused.
+    """
     (entry,) = session.get_inputs()
     batch = request["batch"]
     shape = [batch if not isinstance(size, int) else size for size in entry.shape]
@@ -115,7 +141,10 @@ def feeds(session: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _runner(session: Any, feed: list[dict[str, Any]], place: list[int], gpu: int | None) -> Callable[[], Any]:
-    """Runs on feed[place[0]]. On a GPU inputs and outputs stay there, and a run ends when its outputs are ready."""
+    """Return a function that runs the session once, on feed[place[0]].
+
+    On a GPU, inputs and outputs stay in its memory, and a run ends when its outputs are ready.
+    """
     if gpu is None:
         return lambda: session.run(None, feed[place[0]])
     bound = [bind(session, inputs, "cuda", gpu) for inputs in feed]
@@ -129,7 +158,7 @@ def _runner(session: Any, feed: list[dict[str, Any]], place: list[int], gpu: int
 
 
 def bind(session: Any, inputs: dict[str, Any], device: str, number: int) -> Any:
-    """Inputs copied to the device once, outputs made there."""
+    """Return a binding whose inputs are copied to the device once and whose outputs are created there."""
     binding = session.io_binding()
     for name, value in inputs.items():
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, device, number))
@@ -139,12 +168,12 @@ def bind(session: Any, inputs: dict[str, Any], device: str, number: int) -> Any:
 
 
 def _burst(run_ms: float) -> tuple[int, int]:
-    """How many runs of a burst settle, and how many are counted."""
+    """Return how many runs at the start of a burst are not counted, and how many runs after them are counted."""
     return min(SETTLE_RUNS, math.ceil(SETTLE_MS / run_ms)), max(1, min(KEEP_RUNS, round(KEEP_MS / run_ms)))
 
 
 def _warm_up(run: Any) -> float:
-    """Until two successive groups of runs agree, or a limit. Returns about how many ms a run takes."""
+    """Run until two successive groups of runs agree, or until a limit. Return the approximate time of a run in ms."""
     before, spent = float("inf"), 0.0
     for _ in range(WARMUP_LIMIT // WARMUP_RUNS):
         group = [_timed_ms(run) for _ in range(WARMUP_RUNS)]

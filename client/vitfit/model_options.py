@@ -1,4 +1,4 @@
-"""What the command lines that take a model ask of it."""
+"""Command-line options for a model, shared by all commands that take one."""
 
 from pathlib import Path
 from typing import Annotated

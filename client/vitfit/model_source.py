@@ -1,5 +1,8 @@
-"""Where a model comes from: a timm name with options, a folder (or file) `model.json` with its weights beside it, an ONNX file, a
-zip, or a Hugging Face folder."""
+"""Find out where a model comes from.
+
+A model is a timm name with options, a `model.json` (or its folder) with weights next to it, an ONNX file, a zip file,
+or a Hugging Face folder.
+"""
 
 import json
 import re
@@ -16,7 +19,7 @@ FIELDS = ("name", "options", "pretrained", "preprocessing", "classes")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The content of a model.json, and the file of the weights."""
+    """The content of a model.json, and the path of the weights."""
 
     name: str
     options: dict[str, Any]
@@ -26,7 +29,7 @@ class ModelSource:
     checkpoint: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A complete model.json."""
+        """Return the content of a complete model.json."""
         pretrained = self.checkpoint is None if self.pretrained is None else self.pretrained
         return {
             "name": self.name,
@@ -41,9 +44,11 @@ def model_source(
     name: str, options: str | None = None, checkpoint: Path | None = None, pretrained: bool | None = None,
     preprocessing: str | None = None,
 ) -> ModelSource:  # fmt: skip
-    """Reads what the command line says about a model; `options` and `preprocessing` are JSON or `@FILE`, and go over the folder's.
+    """Create the source of a model from command-line values.
 
-    Raises: VitfitError for a file that is missing or is not what it should be.
+    `options` and `preprocessing` are JSON or `@FILE`. They override the values in the folder's model.json.
+
+    Raises: VitfitError if a file is missing or has the wrong content.
     """
     path = Path(name)
     if path.suffix.lower() in PACKAGES or ((path / "config.json").is_file() and not (path / "model.json").is_file()):
@@ -64,7 +69,7 @@ def model_source(
 
 
 def _from_package(path: Path) -> ModelSource:
-    """An ONNX file, a zip of one with its data, or a Hugging Face folder: what it is called is its file's name."""
+    """Return the source for an ONNX file, a zip file, or a Hugging Face folder. The model is named after the file."""
     if not path.exists():
         raise VitfitError.local("no-such-file", f"There is no {str(path)!r}.")
     name = (
@@ -75,7 +80,10 @@ def _from_package(path: Path) -> ModelSource:
 
 
 def _is_file_or_folder(name: str) -> bool:
-    """A timm name has no slash; `.` alone and names ending in .json are paths too."""
+    """Return whether `name` is a path and not a timm name.
+
+    A timm name has no slash. `.`, a name that ends in .json, and a folder that contains model.json are paths too.
+    """
     return "/" in name or "\\" in name or name == "." or name.endswith(".json") or (Path(name) / "model.json").is_file()
 
 
@@ -93,7 +101,7 @@ def _from_folder(path: Path) -> ModelSource:
 
 
 def _object(text: str, origin: str) -> dict[str, Any]:
-    """The JSON object in `text`, or in the file that `@FILE` names."""
+    """Return the JSON object in `text`, or in the file if `text` is `@FILE`. Raises: VitfitError."""
     try:
         value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Jobs, trials, devices and methods for a person at a terminal."""
+"""Show jobs, trials, devices and methods on the terminal."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
@@ -16,7 +16,7 @@ COLOURS = {"succeeded": "green", "failed": "red", "canceled": "yellow", "running
 
 
 def seconds_text(seconds: float | None) -> str:
-    """`1:05 left`, or nothing when it is not known."""
+    """Return a text such as `1:05 left`, or an empty text if the time is unknown."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
@@ -25,12 +25,15 @@ def seconds_text(seconds: float | None) -> str:
 
 
 def number(value: float | None, form: str = ".4g") -> str:
-    """The number, or a dash."""
+    """Return the number as text, or a dash for None."""
     return "-" if value is None else format(value, form)
 
 
 class JobBar:
-    """A live line for a running job; where stdout is no terminal, one plain line for every change."""
+    """A progress line for a running job.
+
+    If the output is not a terminal, one plain line is printed for every change.
+    """
 
     def __init__(self, to: Console | None = None) -> None:
         self._console = to or console
@@ -57,7 +60,7 @@ class JobBar:
             self._bar.stop()
 
     def show(self, job: Job) -> None:
-        """Brings the line up to the job's state."""
+        """Update the line to the job's state."""
         fields = _bar_fields(job)
         if not self._console.is_terminal:
             self._show_plain(job, fields)
@@ -90,7 +93,7 @@ def _bar_fields(job: Job) -> dict[str, Any]:
 
 
 def followed(jobs: Iterable[Job], to: Console | None = None) -> Iterator[Job]:
-    """Passes the jobs through while a bar shows them."""
+    """Yield the jobs unchanged while a progress bar shows them."""
     with JobBar(to) as bar:
         for job in jobs:
             bar.show(job)
@@ -98,7 +101,7 @@ def followed(jobs: Iterable[Job], to: Console | None = None) -> Iterator[Job]:
 
 
 def job_table(jobs: Iterable[Job]) -> Table:
-    """One line per job."""
+    """Return a table with one row per job."""
     table = Table("job", "name", "status", "stage", "trials", "best", "guarantee", "created", box=None, pad_edge=False)
     for job in jobs:
         done = f"{job.progress.trials_done}/{job.progress.trials_total or '?'}"
@@ -110,7 +113,7 @@ def job_table(jobs: Iterable[Job]) -> Table:
 
 
 def show_job(job: Job, to: Console | None = None) -> None:
-    """A job, its error or its result, and what can be done next."""
+    """Print a job, its error or result, and the next possible command."""
     out = to or console
     out.print(job_table([job]))
     if job.error:
@@ -124,7 +127,7 @@ def show_job(job: Job, to: Console | None = None) -> None:
 
 
 def show_summary(summary: Mapping[str, Any], to: Console | None = None) -> None:
-    """The result of a job: its `rows` [label, before, after] as a table, and its `notes` beneath."""
+    """Print the result of a job: its `rows` [label, before, after] as a table, and its `notes` below."""
     out = to or console
     if rows := summary.get("rows"):
         table = Table("", "before", "after", box=None, pad_edge=False)
@@ -136,7 +139,7 @@ def show_summary(summary: Mapping[str, Any], to: Console | None = None) -> None:
 
 
 def trial_table(trials: Iterable[Trial]) -> Table:
-    """One line per trial, with a column for every budget."""
+    """Return a table with one row per trial and one column per budget."""
     rows = list(trials)
     labels = list(dict.fromkeys(label for trial in rows for label in trial.costs))
     table = Table("trial", "score", "accuracy", "agreement", *labels, "origin", "seconds", box=None, pad_edge=False)
@@ -151,7 +154,7 @@ def trial_table(trials: Iterable[Trial]) -> Table:
 
 
 def device_table(devices: Iterable[Device]) -> Table:
-    """One line per device."""
+    """Return a table with one row per device."""
     table = Table("device", "latency", "threads", "precision", "description", box=None, pad_edge=False)
     for device in devices:
         kind = "measured here" if device.reachable else "predicted"
@@ -162,7 +165,7 @@ def device_table(devices: Iterable[Device]) -> Table:
 
 
 def method_table(methods: Iterable[Method]) -> Table:
-    """One line per method."""
+    """Return a table with one row per method."""
     table = Table("method", "title", "makes smaller", "criteria", "training", box=None, pad_edge=False)
     for method in methods:
         axes, criteria = ", ".join(method.axes), ", ".join(method.criteria)

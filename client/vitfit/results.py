@@ -1,4 +1,4 @@
-"""What the server answers, as frozen values. Fields that a newer server adds are ignored."""
+"""The answers of the server as frozen dataclasses. Unknown fields, which a newer server may send, are ignored."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ FINISHED = ("succeeded", "failed", "canceled")
 
 
 class Result:
-    """Base of the results: `from_json` takes the known fields, `to_json` gives plain values."""
+    """Base class of the results. `from_json` reads the known fields, and `to_json` returns plain values."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Raises: VitfitError when a field without a default is missing."""
+        """Create the result from JSON. Raises: VitfitError if a field without a default is missing."""
         fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
         known = {name: value[name] for name in fields if value.get(name) is not None}
         for name, item in fields.items():
@@ -27,7 +27,7 @@ class Result:
         return cls(**known)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, nested results included."""
+        """Return plain values, also for nested results."""
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
 
@@ -53,7 +53,7 @@ class Dataset(Result):
 
 @dataclass(frozen=True)
 class Progress(Result):
-    """How far a search is. `best_score` is larger for better; `seconds_left` is an estimate."""
+    """The progress of a search. A larger `best_score` is better. `seconds_left` is an estimate."""
 
     trials_done: int = 0
     trials_total: int = 0
@@ -63,11 +63,14 @@ class Progress(Result):
 
 @dataclass(frozen=True)
 class Budget:
-    """One upper limit: `latency_ms`, `latency_keep`, `macs`, `macs_keep`, `params`, `params_keep`, `file_bytes`, `file_keep`,
+    """One upper limit.
+
+    metric: `latency_ms`, `latency_keep`, `macs`, `macs_keep`, `params`, `params_keep`, `file_bytes`, `file_keep`,
     `memory_bytes` or `memory_keep`.
 
-    The `*_keep` are fractions of the original's value. Device, threads, batch and statistic belong to the latencies, threads
-    and batch to memory too; statistic: p50, or mean or p95 over images (method spvit).
+    The metrics `*_keep` are fractions of the original's value. `device` and `statistic` apply only to latency;
+    `threads` and `batch` apply to latency and memory. statistic: p50, or, with the method spvit, mean or p95 over
+    images.
     """
 
     metric: str
@@ -78,7 +81,7 @@ class Budget:
     statistic: str = "p50"
 
     def to_json(self) -> dict[str, Any]:
-        """As `POST /v1/jobs` takes it."""
+        """Return the budget as `POST /v1/jobs` takes it."""
         if not self.metric.startswith(("latency", "memory")):
             return {"metric": self.metric, "limit": self.limit}
         setting = {"threads": self.threads, "batch": self.batch}
@@ -88,7 +91,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Job(Result):
-    """A compression and what became of it."""
+    """A compression job, with its state and its result."""
 
     id: str
     status: str
@@ -113,7 +116,7 @@ class Job(Result):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Job":
-        """The job of `GET /v1/jobs/{id}`."""
+        """Create the job from the answer of `GET /v1/jobs/{id}`."""
         parts: dict[str, Any] = dict(value)
         parts["progress"] = Progress.from_json(value.get("progress") or {})
         parts["error"] = Problem.from_json(value["error"]) if value.get("error") else None
@@ -122,7 +125,7 @@ class Job(Result):
 
 @dataclass(frozen=True)
 class Trial(Result):
-    """One policy that was tried; `costs` are by budget, `origin` says whether they were predicted or measured."""
+    """One policy that was tried. `costs` has one value per budget; `origin` is "predicted" or "measured"."""
 
     number: int
     score: float
@@ -149,7 +152,7 @@ class Artifact(Result):
 
 @dataclass(frozen=True)
 class Device(Result):
-    """Something with a latency: measured here, or a profile from which it is predicted."""
+    """A device: either reachable, so that latency is measured, or a profile from which latency is predicted."""
 
     name: str
     kind: str = "profile"
@@ -162,7 +165,7 @@ class Device(Result):
 
 @dataclass(frozen=True)
 class Method(Result):
-    """A way to compress: what it makes smaller (`axes`) and how it can rank (`criteria`)."""
+    """A compression method. `axes` names what it prunes, and `criteria` the importance criteria that it supports."""
 
     name: str
     title: str = ""

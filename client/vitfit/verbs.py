@@ -1,4 +1,7 @@
-"""How a function becomes a verb of `vitfit`: its options, its errors, its exit status, and the verbs of other packages."""
+"""Turn functions into commands of `vitfit`.
+
+This file defines the options, errors and exit status of a command, and loads the commands of other packages.
+"""
 
 import functools
 import json
@@ -22,7 +25,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where the server is and who reads the answer."""
+    """Options for the server's address, the access token, and the output format."""
 
     server: Annotated[str, typer.Option(envvar="VITFIT_SERVER", help="Address of the vitfit server.")] = DEFAULT_SERVER
     token: Annotated[
@@ -31,12 +34,15 @@ class ServerOptions:
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one document per line.")] = False
 
     def client(self) -> Client:
-        """A client of this server."""
+        """Return a client of this server."""
         return Client(self.server, token=self.token)
 
 
 def verb(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Registers a function whose dataclass parameters are groups of options and whose errors are one paragraph."""
+    """Return a decorator that registers a function as a command.
+
+    Parameters that are dataclasses become groups of options. An error is printed as one paragraph on stderr.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         app.command(name or function.__name__)(_guarded(flattened(function)))
@@ -54,7 +60,7 @@ def _guarded(run: Callable[..., None]) -> Callable[..., None]:
             if values.get("as_json"):
                 print_json(error.problem.to_json())
             fail(error.detail)
-        except BrokenPipeError:  # `vitfit trials JOB | head`: the reader has seen enough
+        except BrokenPipeError:  # the reader has closed the pipe, as in `vitfit trials JOB | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
@@ -66,19 +72,22 @@ def _guarded(run: Callable[..., None]) -> Callable[..., None]:
 
 
 def fail(detail: str, status: int = 1) -> None:
-    """Says why on stderr and ends the command. Raises: typer.Exit."""
+    """Print the reason on stderr and end the command. Raises: typer.Exit."""
     typer.echo(f"error: {detail}", err=True)
     raise typer.Exit(status)
 
 
 def print_json(value: Any) -> None:
-    """One document on one line of stdout, at once."""
+    """Print one JSON document on one line of stdout, and flush it."""
     typer.echo(json.dumps(value, ensure_ascii=False))
     sys.stdout.flush()
 
 
 def load_verbs(app: typer.Typer) -> None:
-    """Adds the verbs of every installed package in the group `vitfit.verbs`; explains those that are missing."""
+    """Add the commands of all installed packages in the entry point group `vitfit.verbs`.
+
+    If a package is missing, its commands only explain how to install it.
+    """
     found = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     for point in found:
         try:

@@ -1,1 +1,1 @@
-"""What the routes work with."""
+"""The REST interface: routes, JSON schemas, authentication, and the shared parts of the server that routes use."""

@@ -1,4 +1,8 @@
-"""Bearer tokens: shown once, kept as SHA-256, with scopes. Given out on the machine of the server: `vitfit token create`."""
+"""Access tokens (bearer tokens) with scopes.
+
+The secret of a token is shown once; the database keeps only its SHA-256. Tokens are created on the machine of the
+server, with `vitfit token create`.
+"""
 
 import hashlib
 import secrets
@@ -21,13 +25,13 @@ IMPLIED: dict[str, tuple[Scope, ...]] = {
     "agent": ("agent",),
     "admin": ("read", "submit", "agent", "admin"),
 }
-"""What a scope allows."""
+"""The scopes that each granted scope includes."""
 MOST_LETTERS = 200
 
 
 @dataclass(frozen=True)
 class Token:
-    """What may be shown of one."""
+    """An access token without its secret."""
 
     id: str
     name: str
@@ -52,7 +56,10 @@ class Tokens:
         self._store = store
 
     def create(self, name: str, scopes: tuple[str, ...]) -> tuple[Token, str]:
-        """The token and its secret, which nobody can see again. Raises: InvalidRequest for an unknown scope."""
+        """Create a token and return it with its secret, which cannot be read again later.
+
+        Raises: InvalidRequest for an unknown scope, for no scope, or for a name that is empty or too long.
+        """
         unknown = sorted(set(scopes) - set(SCOPES))
         if unknown or not scopes:
             raise InvalidRequest(
@@ -73,7 +80,7 @@ class Tokens:
             return [_shown(row) for row in session.scalars(select(TokenRow).order_by(TokenRow.created_at))]
 
     def revoke(self, token_id: str) -> Token:
-        """Of no use from now on. Raises: NotFound."""
+        """Revoke a token; it is rejected from now on. Raises: NotFound."""
         with self._store.write() as session:
             row = session.get(TokenRow, token_id, with_for_update=True)
             if row is None:
@@ -83,7 +90,10 @@ class Tokens:
             return _shown(row)
 
     def require(self, authorization: str | None, scope: Scope) -> Token:
-        """Of an Authorization header. Raises: Unauthorized, Forbidden."""
+        """Return the token in an Authorization header if it has the required scope.
+
+        Raises: Unauthorized if the token is missing, unknown or revoked; Forbidden if it lacks the scope.
+        """
         kind, _, secret = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not secret:
             raise Unauthorized(
@@ -106,7 +116,7 @@ class Tokens:
 
 
 def _digest(secret: str) -> str:
-    """Secrets are random and long: a plain hash cannot be searched."""
+    """Return the SHA-256 of a secret. Secrets are long and random, so a hash without salt cannot be guessed."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""Agents of remote devices, as the web process sees them: they register, ask for work, fetch its files, and answer.
+"""The server's side of the agents that measure on remote devices.
 
-An agent is given ONNX files (and images as .npy) under their SHA-256, nothing else; its samples are checked before a job
-sees them.
+An agent registers its device, asks for tasks, fetches the files of a task, and sends its measurements. It can fetch
+only the ONNX files of a task (and images as .npy), each by its SHA-256. Its samples are checked before a job sees them.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ from service.core.errors import Conflict, NotFound
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 LOOK_S = 0.1
-"""How often a waiting request looks for work."""
+"""Seconds between two checks for a new task while an agent's request waits."""
 LEAST_MS, MOST_MS = 1e-4, 1e7
 
 
 class AgentRequest(BaseModel):
-    """What an agent says of its device."""
+    """The description of a device, sent by the agent that runs on it."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -54,7 +54,10 @@ class Registered(BaseModel):
 
 
 class MeasuringAnswer(BaseModel):
-    """Either samples (by file, round and run of a burst) or why there are none."""
+    """Either latency samples in ms or the reason why there are none.
+
+    The samples are indexed by file, round, and run within a burst.
+    """
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"samples_ms": [[[1.0, 1.1]], [[0.6, 0.61]]]}}
@@ -65,13 +68,14 @@ class MeasuringAnswer(BaseModel):
 
 class Agents:
     def __init__(self, folder: Path) -> None:
-        """folder: of the devices that users added."""
+        """folder: the folder of the devices that users have added."""
         self._folder = folder
 
     def register(self, request: AgentRequest) -> Registered:
-        """Makes the device, or takes it over from the agent before.
+        """Add the device of an agent, or take it over from the previous agent of that name.
 
-        Raises: InvalidRequest; Conflict when the name belongs to another machine or the agent speaks another protocol.
+        Raises: InvalidRequest for an invalid name; Conflict if the name belongs to another machine or if the agent uses
+            another protocol version.
         """
         if request.protocol != PROTOCOL:
             raise Conflict(
@@ -91,7 +95,7 @@ class Agents:
         return Registered(device=device, session=Mailbox(path.with_suffix("")).open_session())
 
     def _require_same(self, known: dict[str, Any], now: dict[str, Any]) -> None:
-        """Stored latencies name the device: it must stay what it was."""
+        """Require the same machine and runtime as before, because stored latencies refer to the device by its name."""
         for field in ("machine", "runtime"):
             if known[field] != now[field]:
                 raise Conflict(
@@ -100,7 +104,10 @@ class Agents:
                 )  # fmt: skip
 
     def mailbox(self, device: str, session: str) -> Mailbox:
-        """Raises: NotFound; Conflict when another agent has registered since."""
+        """Return the mailbox of a device and record that its agent is alive.
+
+        Raises: NotFound; Conflict if another agent has registered under this name since.
+        """
         known = [path.stem for path in self._folder.glob(f"{AGENT}-*.json")]
         if device not in known:
             raise NotFound("agent", device, known)
@@ -113,14 +120,18 @@ class Agents:
         return mailbox
 
     async def task(self, mailbox: Mailbox, wait_s: float) -> Task | None:
-        """The oldest task, as soon as there is one; None when there is none within `wait_s`."""
+        """Wait for a task and return the oldest one; None if there is none within `wait_s` seconds."""
         end = time.monotonic() + wait_s
         while (found := await asyncio.to_thread(mailbox.oldest)) is None and time.monotonic() < end:
             await asyncio.sleep(LOOK_S)
         return found
 
     def reply(self, mailbox: Mailbox, task_id: str, answer: MeasuringAnswer) -> None:
-        """Raises: NotFound when nobody waits for it any more; InvalidRequest for samples that cannot be (the job ends on it too)."""
+        """Pass an agent's answer to the job that waits for it.
+
+        Raises: NotFound if no job waits for this task any more; InvalidRequest for implausible samples. In that case
+            the job is told too, and ends.
+        """
         task = mailbox.find(task_id)
         if task is None:
             raise NotFound("task", task_id, [])

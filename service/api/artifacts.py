@@ -1,6 +1,6 @@
-"""The finished files of a job over HTTP: digests, ranges, validators.
+"""Serve the artifacts (finished files) of a job over HTTP, with digests, ranges and validators.
 
-ETag and Repr-Digest (RFC 9530) are the SHA-256 of the whole file, so a download that resumes can be checked at its end.
+ETag and Repr-Digest (RFC 9530) hold the SHA-256 of the whole file, so a client can check a resumed download at its end.
 """
 
 import base64
@@ -55,12 +55,15 @@ class Artifact(StoredFile):
 
 
 def artifacts_of(storage: Storage, job_id: str) -> list[Artifact]:
-    """All finished files by name."""
+    """Return all artifacts of a job, ordered by name."""
     return [Artifact(file.name, file.size_bytes, file.sha256) for file in storage.files(artifacts_key(job_id))]
 
 
 def artifact_named(storage: Storage, job_id: str, name: str) -> Artifact:
-    """Users' text is compared with the names that are there and never becomes a path. Raises: NotFound."""
+    """Return the artifact with this name. Raises: NotFound.
+
+    The name comes from a user. It is only compared with the existing names and never becomes part of a path.
+    """
     found = {artifact.name: artifact for artifact in artifacts_of(storage, job_id)}
     if name not in found:
         raise NotFound("artefact", name, list(found))
@@ -68,13 +71,16 @@ def artifact_named(storage: Storage, job_id: str, name: str) -> Artifact:
 
 
 def is_known(etag: str, request: Request) -> bool:
-    """Whether If-None-Match names this version: the client has it."""
+    """Return whether the If-None-Match header contains this ETag, so that the client already has this version."""
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     return etag in known or known == ["*"]
 
 
 class ArtifactResponse(FileResponse):
-    """A file with its digests; refused ranges are problem+json as every other error."""
+    """A response with a file and its digests.
+
+    A rejected range is answered with problem+json, like every other error.
+    """
 
     def __init__(self, artifact: Artifact, path: Path) -> None:
         shown = "inline" if artifact.media_type == "text/html" else "attachment"

@@ -1,4 +1,8 @@
-"""Dependencies of the routes: who asks, by bearer token, or, where the operator has said so, anybody on this machine."""
+"""FastAPI dependencies that authenticate the caller.
+
+A caller is identified by an access token. If the operator allows anonymous access, a caller on this machine
+needs a token only for the scope agent.
+"""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated
@@ -12,7 +16,10 @@ from service.api.identity import ANYBODY, Caller
 
 
 def require(scope: Scope) -> Callable[..., Awaitable[Caller]]:
-    """A dependency of routes. Raises: Unauthorized, Forbidden."""
+    """Return a dependency that gives a route its caller, who must have `scope`.
+
+    Raises: Unauthorized, Forbidden; both in the dependency.
+    """
 
     async def caller(
         service: ServiceOf, authorization: Annotated[str | None, Header(include_in_schema=False)] = None

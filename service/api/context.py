@@ -1,4 +1,4 @@
-"""What the routes work with: one object, made when the server starts."""
+"""The object that holds all parts of the server. It is created when the server starts, and every route receives it."""
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +28,7 @@ from service.storage.open_storage import open_storage
 
 
 def server_version() -> str:
-    """Of the installed distribution; "0" in a bare checkout."""
+    """Return the version of the installed distribution, or "0" in a checkout that is not installed."""
     try:
         return version("vitfit-server")
     except PackageNotFoundError:
@@ -56,8 +56,10 @@ class Service:
 
     @classmethod
     def open(cls, settings: Settings, validator: Validator | None = None) -> Self:
-        """Make or upgrade what is kept. Raises: OSError when the data folder cannot be written; NewerData, DatabaseUnusable,
-        StorageUnusable, Away."""
+        """Create or upgrade the data folder and the database, and build all parts of the server.
+
+        Raises: OSError if the data folder cannot be written; NewerData, DatabaseUnusable, StorageUnusable, Away.
+        """
         folder = DataFolder(settings.data)
         folder.create()
         folder.sweep()
@@ -100,17 +102,21 @@ class Service:
         )
 
     def start(self) -> None:
-        """Begin to run jobs, unfinished ones of an earlier server included."""
+        """Start to run jobs, including the unfinished jobs of an earlier server."""
         self.runner.start()
 
     def close(self) -> None:
-        """Stop the workers (their jobs go on at the next start) and let go of the database."""
+        """Stop the workers and close the database. Their jobs continue at the next start."""
         self.runner.stop()
         self.store.close()
 
 
 async def _of(request: Request) -> Service:
-    """Not a plain function: those wait for a thread."""
+    """Return the `Service` of the application.
+
+    The function is async because FastAPI runs a plain function in the thread pool, where it would wait for a free
+    thread.
+    """
     service: Service = request.app.state.service
     return service
 

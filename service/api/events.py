@@ -1,7 +1,8 @@
-"""A job as a stream of events: every finished trial once, and the job whenever it has changed.
+"""Report a job as a stream of server-sent events: each finished trial once, and the job whenever it has changed.
 
-An event's id is the number of trials that were told so far, so `Last-Event-ID` continues where a connection broke off, on this server
-or after its restart: nothing but the database is behind it.
+The id of an event is the number of trials sent so far. A client that reconnects with `Last-Event-ID` therefore
+continues where its connection broke. This also works after a restart of the server, because events are read from the
+database only.
 """
 
 import asyncio
@@ -22,13 +23,16 @@ Event = dict[str, Any]
 
 
 async def events(store: Store, jobs: Jobs, job_id: str, owner: str | None, told: int) -> AsyncIterator[Event]:
-    """Until the job has ended and everything is told. told: trials that the listener has already.
+    """Yield the events of a job until it has ended and all its trials are sent.
 
-    Raises: NotFound when the job is deleted meanwhile.
+    told: number of trials that the client already has.
+
+    Raises: NotFound if the job is deleted in the meantime.
     """
     before: str | None = None
     while True:
-        job = await run_in_threadpool(jobs.get, job_id, owner)  # before its trials: the last ones are not missed
+        # The job is read before its trials, so that the last trials of a finished job are not missed.
+        job = await run_in_threadpool(jobs.get, job_id, owner)
         for trial in await run_in_threadpool(_trials_from, store, job_id, told):
             told += 1
             yield _event("trial", told, trial)

@@ -1,4 +1,8 @@
-"""Who asks. A person is the name of his tokens: what he makes belongs to it, and nobody else learns that it exists."""
+"""The authenticated caller.
+
+A caller is identified by the name of the access token. Everything that a caller creates belongs to this name. Callers
+with other names cannot see it; they get 404.
+"""
 
 from dataclasses import dataclass
 
@@ -7,16 +11,19 @@ from service.api.access_tokens import SCOPES, Scope
 
 @dataclass(frozen=True)
 class Caller:
-    """owner: the name that new things get."""
+    """A caller and the scopes of the access token.
+
+    owner: name of the token; new models, data sets and jobs belong to it.
+    """
 
     owner: str
     scopes: frozenset[Scope]
 
     @property
     def sees(self) -> str | None:
-        """Whose things: None for everybody's."""
+        """The owner whose resources this caller may see; None if the caller may see those of all owners."""
         return None if "admin" in self.scopes else self.owner
 
 
 ANYBODY = Caller("", frozenset(SCOPES))
-"""On a server that its operator has left open to this machine."""
+"""The caller without a token, on a server whose operator allows anonymous access from this machine."""

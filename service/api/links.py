@@ -1,4 +1,8 @@
-"""Links of the OpenAPI description: what can be done next with what an answer names. For readers, and for tools that follow them."""
+"""Links in the OpenAPI document.
+
+A link says which operation can follow a response, and which values of the response it needs. People read the links, and
+test tools follow them.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,12 +15,18 @@ PLAIN: Final[dict[str, Any]] = {
     "dataset": None, "budgets": [BUDGET], "trials": 3, "method": "joint", "criterion": None, "space": None, "target": None,
     "objective": "score", "max_loss": None, "gates": {"epochs": 0}, "time_limit_s": None,
 }  # fmt: skip
-"""Of a job that any model can do."""
+"""Request of a job that works with every model. Links use it as the body of `POST /v1/jobs`."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """From an answer (`source` as "METHOD path status") to an operation, with what its parameters and body take from there."""
+    """A link from a response to an operation.
+
+    source: the response, as "METHOD path status".
+    target: the operation, as "METHOD path".
+    parameters: values of the operation's parameters; runtime expressions such as `$response.body#/id` are allowed.
+    body: request body of the operation; None if it has none.
+    """
 
     source: str
     target: str
@@ -25,13 +35,13 @@ class Link:
 
 
 def _of_noun(path: str, parameter: str, expression: str) -> Iterator[Link]:
-    """What was made is read and deleted."""
+    """Yield the links from a created resource to the operations that read and delete it."""
     for method in ("GET", "DELETE"):
         yield Link(f"POST {path} 201", f"{method} {path}/{{{parameter}}}", {parameter: expression})
 
 
 def _of_job(source: str, expression: str) -> Iterator[Link]:
-    """A job is read, followed, canceled, delivered anew, deleted."""
+    """Yield the links from a job to the operations that read, follow, cancel, deliver and delete it."""
     for part in ("", "/trials", "/log", "/artifacts", "/events"):
         yield Link(source, f"GET {JOB}{part}", {"job_id": expression})
     yield Link(source, f"GET {JOB}/artifacts/{{name}}", {"job_id": expression, "name": "model.onnx"})
@@ -60,7 +70,7 @@ LINKS: Final = tuple(_links())
 
 
 def add_links(schema: dict[str, Any]) -> None:
-    """Into the answers of a description, in place."""
+    """Add all links to the responses of an OpenAPI document, in place."""
     for link in LINKS:
         (method, path, status), (verb, target) = link.source.split(), link.target.split()
         operation = schema["paths"][target][verb.lower()]

@@ -1,4 +1,8 @@
-"""The OpenAPI description: FastAPI's, with problem+json for every error and the bodies that FastAPI does not see."""
+"""Create the OpenAPI document of the server.
+
+It extends the document that FastAPI generates: errors are problem+json, and the request bodies that routes read
+themselves are described.
+"""
 
 from typing import Any
 
@@ -36,7 +40,7 @@ NEEDS = {400: ("post", "get"), 409: ("post", "delete"), 413: ("post",), 415: ("p
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The description, made once."""
+    """Return the OpenAPI document. It is built at the first call and then cached."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
         _add_bodies(schema)
@@ -55,14 +59,14 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def _add_bodies(schema: dict[str, Any]) -> None:
-    """Schemas of the bodies that are JSON or multipart, which the routes read themselves."""
+    """Add the schemas of the bodies that may be JSON or multipart. FastAPI does not know them: the routes read them."""
     kinds = [(kind, "validation") for kind in (ModelRequest, DatasetRequest)]
     _, found = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     schema["components"]["schemas"].update(found["$defs"])
 
 
 def _correct_problems(operation: dict[str, Any], method: str, path: str) -> None:
-    """Keep the errors that this operation can have, with their real media type."""
+    """Keep only the errors that this operation can return, and give them the media type problem+json."""
     responses = operation["responses"]
     for status in [int(name) for name in responses if name.isdigit() and int(name) >= 400]:
         if not _possible(status, method, path):
@@ -78,7 +82,7 @@ def _possible(status: int, method: str, path: str) -> bool:
     if status == 404:
         return "{" in path
     if status == 409 and path.startswith("/v1/agents/"):
-        return True  # another agent has taken the place
+        return True  # another agent has registered under this name
     if status == 416:
         return path.endswith("/artifacts/{name}")
     return method in NEEDS.get(status, (method,))

@@ -1,6 +1,7 @@
-"""Lists in pages: `page_size`, and an opaque `page_token` that continues after the last item of the page before.
+"""Return lists in pages, with `page_size` and an opaque `page_token`.
 
-A page continues from values, not from a count, so rows that are added or deleted meanwhile neither repeat nor skip others.
+A page token holds the sort values of the last item on the previous page, and not a count of items. Rows that are added
+or deleted in the meantime therefore cause no item to be repeated or skipped.
 """
 
 import base64
@@ -24,13 +25,16 @@ R = TypeVar("R", ModelRow, DatasetRow, JobRow)
 
 @dataclass(frozen=True)
 class Page:
-    """Which part of a list is wanted."""
+    """The page that a caller asks for. token: the `next_page_token` of the previous page; None for the first page."""
 
     size: int
     token: str | None
 
     def start(self, listing: str) -> list[Any] | None:
-        """Where the page before ended; None for the first page. Raises: BadPageToken unless `listing` gave the token."""
+        """Return the sort values of the last item on the previous page; None for the first page.
+
+        Raises: BadPageToken if the token is damaged or belongs to another list than `listing`.
+        """
         if self.token is None:
             return None
         try:
@@ -50,7 +54,7 @@ def _bad_token() -> BadPageToken:
 
 
 def mine(kind: type[R], caller: Caller) -> list[ColumnElement[bool]]:
-    """The condition that keeps other people's rows out of a list."""
+    """Return the query conditions that limit a list to the rows that the caller may see."""
     return [] if caller.sees is None else [kind.owner == caller.sees]
 
 
@@ -73,7 +77,7 @@ PageQuery = Annotated[Page, Depends(_page)]
 def newest_first(
     store: Store, kind: type[R], page: Page, listing: str, *where: ColumnElement[bool]
 ) -> tuple[list[R], str | None]:
-    """A page of rows and the token of the next one. Raises: BadPageToken."""
+    """Return a page of rows, newest first, and the token of the next page. Raises: BadPageToken."""
     query = select(kind).where(*where).order_by(kind.created_at.desc(), kind.id.desc()).limit(page.size + 1)
     after = page.start(listing)
     if after is not None:
@@ -95,7 +99,7 @@ def _time_and_id(after: list[Any]) -> tuple[datetime, str]:
 
 
 def trials_in_order(store: Store, job_id: str, page: Page) -> tuple[list[dict[str, Any]], str | None]:
-    """A page of a job's trials by number, and the token of the next one. Raises: BadPageToken."""
+    """Return a page of a job's trials, ordered by number, and the token of the next page. Raises: BadPageToken."""
     listing = f"trials of {job_id}"
     query = select(TrialRow).where(TrialRow.job_id == job_id).order_by(TrialRow.number).limit(page.size + 1)
     after = page.start(listing)

@@ -1,4 +1,4 @@
-"""The JSON of the REST interface, beside `JobRequest` (service/jobs/job_request.py): what comes in, and what goes out."""
+"""The JSON bodies of requests and responses. `JobRequest` is in service/jobs/job_request.py."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ JOB_EXAMPLE: dict[str, Any] = {
 
 
 class Problem(BaseModel):
-    """RFC 9457. Beside these members stand the facts of the error."""
+    """An error in the format of RFC 9457. Further members hold the facts of the error."""
 
     model_config = ConfigDict(
         extra="allow",
@@ -44,11 +44,11 @@ class Problem(BaseModel):
 
 Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
-"""`false` is none."""
+"""Strict: JSON booleans are rejected as numbers."""
 
 
 class PreprocessingRequest(Strict):
-    """How a picture becomes the model's input, when it is not as timm says."""
+    """How an image is converted to the model's input, if this differs from timm's configuration."""
 
     size: tuple[Whole, Whole, Whole] = Field(description="Channels, height, width.")
     mean: tuple[Number, ...] = Field(description="For each channel, of pixels in [0, 1].")
@@ -61,7 +61,7 @@ class PreprocessingRequest(Strict):
 
 
 class ModelRequest(Strict):
-    """A timm model; with multipart the weights come as the part `checkpoint`."""
+    """A timm model. In a multipart request, the part `checkpoint` holds the weights."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"name": "deit_small_patch16_224", "pretrained": True}})
 
@@ -119,7 +119,7 @@ class DatasetView(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far the search is."""
+    """The progress of a search."""
 
     trials_done: int
     trials_total: int
@@ -128,7 +128,7 @@ class Progress(BaseModel):
 
 
 class JobLinks(BaseModel):
-    """Addresses of what belongs to a job."""
+    """Addresses of the resources and actions of a job."""
 
     self: str
     trials: str
@@ -144,7 +144,7 @@ class JobLinks(BaseModel):
 
 
 class JobView(BaseModel):
-    """A job. Failures after its creation stand in `error`; the HTTP status of reading it stays 200."""
+    """A job. If the job fails after its creation, `error` holds the reason, and reading the job still returns 200."""
 
     id: str
     name: str | None
@@ -172,14 +172,14 @@ class JobView(BaseModel):
 
 
 class Validated(BaseModel):
-    """Answer to `validate_only=true`."""
+    """The response to `validate_only=true`."""
 
     valid: bool | None = Field(description="null: not decided within the time limit.")
     description: dict[str, Any] | None
 
 
 class ArtifactView(BaseModel):
-    """A finished file."""
+    """An artifact (finished file) of a job."""
 
     name: str
     bytes: int
@@ -233,7 +233,7 @@ class MethodList(BaseModel):
 
 
 class Health(BaseModel):
-    """The server answers, its database too, and jobs are being run."""
+    """The server is healthy: it answers, its database answers, and it runs jobs."""
 
     status: Literal["ok"]
     version: str

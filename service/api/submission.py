@@ -1,4 +1,4 @@
-"""The way of a job from its POST to the queue: names, validation, one job per Idempotency-Key."""
+"""Submit a job: check its names, validate it, and put it into the queue, once for each Idempotency-Key."""
 
 import asyncio
 import hashlib
@@ -26,7 +26,11 @@ from service.library.library import Library
 
 @dataclass(frozen=True)
 class Submitted:
-    """The body of the answer; `replayed` when an earlier request with the same key has made the job."""
+    """The result of a submission.
+
+    job: the body of the response.
+    replayed: True if an earlier request with the same Idempotency-Key created the job.
+    """
 
     job: dict[str, Any]
     replayed: bool = False
@@ -37,7 +41,7 @@ class Submitted:
 
 
 class Submissions:
-    """Accepts jobs."""
+    """Validates job requests and puts them into the queue."""
 
     def __init__(
         self, settings: Settings, jobs: Jobs, library: Library, catalog: Catalog, validator: Validator
@@ -50,16 +54,22 @@ class Submissions:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def validate(self, request: JobRequest, caller: Caller) -> Validated:
-        """What the engine says of a request; nothing is created. Raises: VitfitError when it is refused."""
+        """Validate a request and return the engine's description of it. Nothing is created.
+
+        Raises: VitfitError if the request is rejected.
+        """
         try:
             return Validated(valid=True, description=await self._describe(request, caller))
         except ValidationSlow:
             return Validated(valid=None, description=None)
 
     async def submit(self, request: JobRequest, key: str | None, caller: Caller) -> Submitted:
-        """Queue a job. A validation that takes too long is left to the job, whose first stage it is.
+        """Validate a request and queue it as a job.
 
-        Raises: VitfitError when it is refused; KeyReused.
+        If the validation takes too long, the job is queued without it, because validation is also the first stage of a
+        job.
+
+        Raises: VitfitError if the request is rejected; KeyReused.
         """
         body = request.model_dump(mode="json")
         new = NewJob(body, caller.owner, key, _digest(body), request_id=logs.request_id())
@@ -71,7 +81,7 @@ class Submissions:
             return await self._create(new)
 
     async def deliver(self, job_id: str, trial: int, key: str | None, caller: Caller) -> Submitted:
-        """Queue the delivery of another trial. Raises: NotFound, InvalidRequest, Conflict, KeyReused."""
+        """Queue a child job that delivers another trial. Raises: NotFound, InvalidRequest, Conflict, KeyReused."""
         parent = await run_in_threadpool(self._jobs.get, job_id, caller.sees)
         known = await run_in_threadpool(self._jobs.trial_numbers, job_id)
         if trial not in known:
@@ -103,14 +113,17 @@ class Submissions:
         job = JobView.of(new.row()).model_dump(mode="json")
         try:
             await run_in_threadpool(self._jobs.create, new, job if new.idempotency_key else None)
-        except KeyTaken:  # another server on the same database was faster
+        except KeyTaken:  # another server on the same database has created a job with this key
             if earlier := await self._replay(new):
                 return earlier
             raise
         return Submitted(job)
 
     async def _replay(self, new: NewJob) -> Submitted | None:
-        """The first answer to this key, if there was one. Raises: KeyReused when it was another request's."""
+        """Return the first response to this key, or None if the key is new.
+
+        Raises: KeyReused if the key was used for a different request.
+        """
         if new.idempotency_key is None:
             return None
         row = await run_in_threadpool(self._jobs.with_key, new.owner, new.idempotency_key)
@@ -124,7 +137,10 @@ class Submissions:
         return Submitted(row.first_answer, replayed=True)
 
     def _one_at_a_time(self, key: str | None) -> asyncio.Lock:
-        """Equal requests wait for the first, instead of all being validated. What decides is the unique constraint."""
+        """Return a lock that requests with the same key share, so that only the first of them is validated.
+
+        The lock only saves work. Uniqueness is guaranteed by the constraint in the database.
+        """
         if key is None:
             return asyncio.Lock()
         lock = self._locks.get(key)

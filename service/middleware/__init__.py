@@ -1,1 +1,1 @@
-"""What every request and every answer passes."""
+"""ASGI middleware and error handlers, which apply to every request and response."""

@@ -1,4 +1,4 @@
-"""Refuses bodies that are too large before anything reads them into memory."""
+"""Reject request bodies that are too large before they are read into memory."""
 
 from typing import Final
 
@@ -9,11 +9,14 @@ from service.core.errors import MalformedUpload
 from service.middleware.problems import answer
 
 LIMIT_BYTES: Final = 2**20
-STREAMED: Final = ("/v1/models", "/v1/datasets")  # their multipart bodies go to disk and have a limit of their own
+STREAMED: Final = ("/v1/models", "/v1/datasets")  # multipart bodies are streamed to disk, with a separate limit
 
 
 class BodyLimit:
-    """ASGI middleware: bodies that are not streamed to disk are at most `LIMIT_BYTES`, and say so beforehand."""
+    """ASGI middleware that limits request bodies to `LIMIT_BYTES` and requires a Content-Length.
+
+    Multipart bodies of the addresses in `STREAMED` are exempt, because they are streamed to disk.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

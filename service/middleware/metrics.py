@@ -1,4 +1,7 @@
-"""What Prometheus sees: requests as they are answered, jobs and trials as the database has them when it asks."""
+"""Metrics for Prometheus.
+
+Requests are counted when they are answered. Jobs and trials are read from the database at each scrape.
+"""
 
 import shutil
 import time
@@ -16,7 +19,7 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
 class Metrics:
-    """Of one application."""
+    """The metrics of one application."""
 
     def __init__(self, jobs: Jobs, data: Path) -> None:
         self.registry = CollectorRegistry()
@@ -49,7 +52,10 @@ class _Stored(Collector):
 
 
 class Measured:
-    """ASGI middleware: counts and times requests by route, never by their text."""
+    """ASGI middleware that counts and times requests.
+
+    The label is the route, not the requested path, so that callers cannot create an unlimited number of labels.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics

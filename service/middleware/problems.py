@@ -1,4 +1,4 @@
-"""Every error of the web application as application/problem+json."""
+"""Turn every error of the web application into an application/problem+json response (RFC 9457)."""
 
 import json
 import logging
@@ -27,13 +27,16 @@ PROBLEM_TYPE: Final = "application/problem+json"
 
 
 def answer(error: VitfitError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The whole response for one of our errors."""
+    """Return the complete response for a `VitfitError`."""
     status = status_of(error)
     return _response(problem(error.code, status, error.detail, error.facts), headers)
 
 
 class _Problem(JSONResponse):
-    """Any text that a user sent may stand in it: half characters are written as JSON's escapes."""
+    """A problem+json response that may contain any text that a caller sent.
+
+    Lone surrogates, which UTF-8 cannot encode, are written as JSON escapes.
+    """
 
     media_type = PROBLEM_TYPE
 
@@ -44,7 +47,7 @@ class _Problem(JSONResponse):
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no word for NaN and the infinities: they become text."""
+    """Replace NaN and infinities by text, because JSON cannot represent them."""
     if isinstance(value, dict):
         return {str(name): _finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -57,13 +60,16 @@ def _response(body: dict[str, Any], headers: Mapping[str, str] | None = None) ->
 
 
 def add_handlers(app: FastAPI, data: Path) -> None:
-    """Make every error of `app` answer with problem+json. data: on the disk that may be full."""
+    """Register handlers so that every error of `app` becomes a problem+json response.
+
+    data: the data folder; the response to "disk full" reports the free space of its disk.
+    """
 
     async def on_exception(request: Request, error: Exception) -> JSONResponse:
         if is_full(error):
             return answer(storage_full(data, "Nothing was stored or changed."))
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        found = logs.request_id()  # this is answered outside of all middleware
+        found = logs.request_id()  # no middleware sees this response, so the id header is set here
         headers = {HEADER: found} if found else {}
         return answer(InternalError(f"The server made a mistake ({type(error).__name__}). Its log says more."), headers)
 
@@ -88,7 +94,10 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 
 
 def _methods_at(request: Request) -> str:
-    """Of all routes of the address: the router knows only the one that it found first."""
+    """Return the HTTP methods of all routes that match this address.
+
+    The router itself reports only the methods of the first matching route.
+    """
     found: set[str] = set()
     for route in request.app.routes:
         if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE:
@@ -102,7 +111,7 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
 
 
 def invalid_fields(errors: Any) -> InvalidRequest:
-    """One error for all that pydantic found: each with field, value and what is allowed."""
+    """Combine all errors that pydantic found into one, with field, value and allowed values for each."""
     found = [_invalid_field(item) for item in errors]
     first = found[0]
     where = f"{first['field']}: " if first["field"] else ""
@@ -118,7 +127,7 @@ def _invalid_field(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _json(value: Any) -> Any:
-    """A value as it came if it is a short JSON scalar, otherwise its beginning as text."""
+    """Return a short JSON scalar unchanged, and the first 200 characters of any other value as text."""
     if value is None or isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= 200):
         return value
     return value if isinstance(value, float) and value - value == 0 else repr(value)[:200]

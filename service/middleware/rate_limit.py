@@ -1,6 +1,7 @@
-"""At most so many requests per minute of one token, or of one address without a token. Counted in this process.
+"""Limit the number of requests per minute for each access token, or for each client address without a token.
 
-The window goes by a clock that nobody sets. (The library `limits` has one that goes by the time of day, and starts a thread for each request.)
+The requests are counted in this process only. The window uses the monotonic clock, which a change of the system time
+does not affect. (The library `limits` uses the time of day, and starts a thread for each request.)
 """
 
 import collections
@@ -14,12 +15,12 @@ from service.core.errors import TooMany
 from service.middleware.problems import HEADERS, answer
 
 FREE = ("/healthz", "/livez")
-"""For those who watch the server: without a token, as often as they like."""
+"""Health checks for monitoring. They need no token and have no rate limit."""
 WINDOW_S = 60.0
 
 
 class RateLimit:
-    """ASGI middleware."""
+    """ASGI middleware that answers 429 once a caller has sent `per_minute` requests within the last minute."""
 
     def __init__(self, app: ASGIApp, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._app, self._per_minute, self._clock = app, per_minute, clock
@@ -34,7 +35,10 @@ class RateLimit:
         await app(scope, receive, send)
 
     def _take(self, who: str) -> bool:
-        """Whether one more is allowed within the last minute; it is counted then. Called in the event loop only."""
+        """Count one more request of this caller if the limit allows it, and return whether it does.
+
+        Called in the event loop only, so it needs no lock.
+        """
         now_s = self._clock()
         self._sweep(now_s)
         taken = self._taken.setdefault(who, collections.deque())
@@ -46,7 +50,10 @@ class RateLimit:
         return True
 
     def _sweep(self, now_s: float) -> None:
-        """Forget who has not asked for a minute: names come from strangers."""
+        """Forget callers without a request in the last minute.
+
+        Anybody can send new tokens, so the dictionary would otherwise grow without limit.
+        """
         if now_s - self._swept_s >= WINDOW_S:
             self._swept_s = now_s
             self._taken = {who: taken for who, taken in self._taken.items() if taken and now_s - taken[-1] < WINDOW_S}

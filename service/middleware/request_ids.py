@@ -1,4 +1,8 @@
-"""An id for every request: the client's own, where it sends a sane one. It is given back, and stands in every line of the log."""
+"""Give every request an id.
+
+The id is the client's own if it matches `SANE`, otherwise a new random one. It is returned in the response header and
+written in every log line of the request.
+"""
 
 import re
 import secrets
@@ -14,7 +18,7 @@ SANE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestIds:
-    """ASGI middleware, to stand around all others."""
+    """ASGI middleware that sets the request id. It must be the outermost middleware."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -25,7 +29,8 @@ class RequestIds:
             return
         sent = Headers(scope=scope).get(HEADER, "")
         given = sent if SANE.fullmatch(sent) else f"req_{secrets.token_hex(8)}"
-        logs.bind(request_id=given)  # and never unbound: the answer to an unexpected error is made outside of here
+        # The id is never unbound, because the response to an unexpected error is created outside of this middleware.
+        logs.bind(request_id=given)
 
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,1 +1,1 @@
-"""Facts in, text and HTML out."""
+"""Turn the results of a job into text, HTML and Markdown."""

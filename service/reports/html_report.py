@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML file: the numbers of `report.json`, with plots as SVG inside."""
+"""Write the report as one self-contained HTML file: the numbers of `report.json`, and plots as inline SVG."""
 
 import io
 from pathlib import Path
@@ -15,11 +15,15 @@ TEMPLATES = Path(__file__).parent / "templates"
 AXES = ("heads", "qk", "v", "neurons", "tokens", "inputs")
 COLORS = {"original": "#8a8f98", "delivered": "#0b7285", "trial": "#4c6ef5", "limit": "#c92a2a"}
 matplotlib.rcParams["svg.fonttype"] = "none"
-matplotlib.rcParams["svg.hashsalt"] = "vitfit"  # equal reports are equal files
+matplotlib.rcParams["svg.hashsalt"] = "vitfit"  # a fixed salt, so that equal reports give identical files
 
 
 def write_html(report: dict[str, Any], path: Path, patches: dict[str, Any] | None = None) -> None:
-    """report: the content of report.json; patches: of patches.json, where tokens are removed."""
+    """Write the HTML report to `path`.
+
+    report: the content of report.json.
+    patches: the content of patches.json; None if no tokens are removed.
+    """
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
     plots = {"trials": _trials(report), "blocks": _blocks(report), "latency": _latency(report)}
     text = environment.get_template("report.html").render(
@@ -41,7 +45,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _trials(report: dict[str, Any]) -> str:
-    """Score against the first budget's predicted cost."""
+    """Plot the score of each trial against its predicted cost for the first budget."""
     figure = Figure(figsize=(6, 3.4))
     axes = figure.subplots()
     limits = {b["label"]: b["limit"] for b in report["budgets"]}
@@ -66,7 +70,7 @@ def _trials(report: dict[str, Any]) -> str:
 
 
 def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (cost, score), those that no other beats in both."""
+    """Return the Pareto front: the (cost, score) points that no other point beats in both."""
     best: list[tuple[float, float]] = []
     for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
         if not best or score > best[-1][1]:
@@ -75,14 +79,14 @@ def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _dimmed(patches: dict[str, Any], kept: list[int]) -> str:
-    """An SVG path over the patches that are gone; a patch is 1 x 1."""
+    """Return an SVG path that covers the removed patches. One patch is 1 x 1 units."""
     columns = patches["grid"][1]
     gone = sorted(set(range(patches["patches"])) - set(kept))
     return "".join(f"M{place % columns} {place // columns}h1v1h-1z" for place in gone)
 
 
 def _blocks(report: dict[str, Any]) -> str:
-    """Kept share per block and axis."""
+    """Plot the kept share, 0 to 1, for each block and axis."""
     figure = Figure(figsize=(6, 1.1 * len(AXES)))
     for place, axis in enumerate(AXES):
         axes = figure.add_subplot(len(AXES), 1, place + 1)
@@ -98,7 +102,7 @@ def _blocks(report: dict[str, Any]) -> str:
 
 
 def _latency(report: dict[str, Any]) -> str:
-    """All samples of both files, by process."""
+    """Plot a histogram of all latency samples (ms) of the original and the delivered file."""
     figure = Figure(figsize=(6, 3))
     axes = figure.subplots()
     for name in ("original", "delivered"):

@@ -1,4 +1,4 @@
-"""The model card that stands beside the ONNX file."""
+"""The model card that is delivered with the ONNX file."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from service.reports import report_text as story
 
 
 def model_card(report: dict[str, Any]) -> str:
-    """Markdown."""
+    """Return the model card as Markdown. report: the content of report.json."""
     table = "\n".join(f"| {label} | {before} | {after} |" for label, before, after in story.headline(report))
     notes = "\n".join(f"- {note}" for note in story.notes(report))
     blocks = "\n".join(

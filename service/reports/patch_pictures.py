@@ -1,4 +1,7 @@
-"""`patches.json`: small pictures of some images, and which patches of each are left after each block that removes tokens."""
+"""Create `patches.json`.
+
+The file has thumbnails of some images and, for each block that removes tokens, the patches that remain after it.
+"""
 
 import base64
 from typing import Any
@@ -9,13 +12,15 @@ from models.networks.network import Network
 
 FILE = "patches.json"
 IMAGES = 8
-"""Of the selection split: the test split is for figures."""
+"""Number of images shown. They are taken from the selection split; the test split is used for scores only."""
 
 
 def patches_of(network: Network, original: Network, batch: Batch) -> dict[str, Any] | None:
-    """The file's JSON; None where no tokens are removed. Places count row by row of the grid.
+    """Return the content of the file, or None if the network removes no tokens.
 
-    original: what the network was pruned from. batch: the images that are shown.
+    A patch is named by its index in the grid, counted row by row.
+
+    original: the network before pruning. batch: the images to show.
     """
     found = kept_patches(network, batch.images)
     if not found:

@@ -1,4 +1,7 @@
-"""What a job found out, in the words and numbers of its report. Plain JSON values; nothing is computed from tensors here."""
+"""Build the parts of a job's report, and the table and sentences that are shown to people.
+
+Input and output are plain JSON values and frozen records. Nothing in this file works with tensors.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +12,7 @@ from models.structure import Block, Plan, PlanAxis, Structure
 
 AXES: tuple[PlanAxis, ...] = ("heads", "neurons", "tokens")
 OTHER_AXES: tuple[PlanAxis, ...] = ("inputs", "embed", "blocks")
-"""Reported only where something was removed: few methods touch them."""
+"""Axes that are reported only if something was removed on them, because few methods prune them."""
 
 
 FOOTPRINT: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
@@ -25,14 +28,18 @@ ARITHMETIC = {
     "without VNNI lose what does not fit into 16 bits: there, set ONNX Runtime's session option "
     "session.x64quantprecision to 1, or run the job on such a machine, which makes 7-bit weights",
 }
-"""What the weights of an int8 file mean for the processor that runs it, by their bits."""
+"""For each number of weight bits of an int8 file: on which processors its 8-bit products are exact."""
 
 
 def side(
     structure: Structure, file_bytes: int, right: int | None, images: int, latency: Measurement | None,
     footprint: Footprint | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """One of the two networks: `right` of `images` test images are classified correctly (None: not assessed)."""
+    """Return the report's entry for one of the two networks, the original or the delivered one.
+
+    right: number of correctly classified test images; None if accuracy was not assessed.
+    images: number of test images.
+    """
     return {
         "macs": structure.macs,
         "params": structure.params,
@@ -46,14 +53,17 @@ def side(
 
 
 def milliseconds(measured: Measurement) -> dict[str, float | None]:
-    """The median with its interval; p90 and p99 of single runs, None from too few of them (p99: below 1,000)."""
+    """Return the median latency with its interval, and the 90th and 99th percentile of single runs, all in ms.
+
+    A percentile is None if there are too few runs for it (for p99: fewer than 1,000).
+    """
     p50 = measured.p50_ms
     tails = {"p90_ms": measured.percentile_ms(0.9), "p99_ms": measured.percentile_ms(0.99)}
     return {"p50_ms": p50.value, "low_ms": p50.low, "high_ms": p50.high, **tails}
 
 
 def removed(original: Structure, plan: Plan) -> list[dict[str, Any]]:
-    """Per block of the original, [kept, of]; a block that is gone keeps 0 of everything."""
+    """Return [kept, original] sizes for each block of the original. A removed block keeps 0 of every size."""
     kept = {p.source: b for p, b in zip(plan.blocks, plan.apply_to(original).blocks, strict=True)}
     rows = []
     for source, block in enumerate(original.blocks):
@@ -75,13 +85,17 @@ def removed(original: Structure, plan: Plan) -> list[dict[str, Any]]:
 
 
 def _inputs(block: Block | None) -> int:
-    """Dims that q/k/v, the projection and fc1 read together."""
+    """Return how many dims q/k/v, the projection and fc1 read in total."""
     attention, mlp = (block.attention, block.mlp) if block else (None, None)
     return (attention.inputs + attention.proj_inputs if attention else 0) + (mlp.inputs if mlp else 0)
 
 
 def axis_share(axis: str, whole: Structure, part: Structure, latency_keep: float) -> dict[str, Any]:
-    """How far latency followed MACs when only one axis is pruned: 1 means as far, 0 means not at all."""
+    """Compare the fall of latency with the fall of MACs when only one axis is pruned.
+
+    The share is 1 if latency falls as much as MACs, and 0 if it does not fall at all. It is None if MACs fall by 0.5 %
+    or less, because the share would then be noise.
+    """
     macs_fall = 1 - part.macs / whole.macs
     latency_fall = 1 - latency_keep
     share = latency_fall / macs_fall if macs_fall > 0.005 else None
@@ -89,9 +103,11 @@ def axis_share(axis: str, whole: Structure, part: Structure, latency_keep: float
 
 
 def precision(plan: Plan, weight_bits: int) -> dict[str, Any]:
-    """The report's account of how numbers are rounded. weight_bits: of int8 layers.
+    """Return the report's entry on number formats. weight_bits: bits of the weights of int8 layers.
 
-    layers: linear layers that are left; exact: those of them that stay in fp32, by block of the original."""
+    In the result, `layers` is the number of linear layers that remain, and `exact` names those that stay in fp32, as
+    "<block of the original>.<layer>".
+    """
     halves = [(bool(block.heads), bool(block.neurons)) for block in plan.blocks]
     exact = [
         f"{block.source}.{layer}"
@@ -104,7 +120,7 @@ def precision(plan: Plan, weight_bits: int) -> dict[str, Any]:
 
 
 def headline(report: dict[str, Any]) -> list[list[str]]:
-    """Rows [label, before, after] for a table that people read."""
+    """Return the rows [label, before, after] of the summary table."""
     before, after = report["original"], report["delivered"]
     rows = [["accuracy", _accuracy(before), _accuracy(after)]]
     if after["latency"]:
@@ -119,7 +135,7 @@ def headline(report: dict[str, Any]) -> list[list[str]]:
 
 
 def _precision_row(found: dict[str, Any]) -> list[list[str]]:
-    """Only where something is quantised."""
+    """Return the row on precision, or no row if the network stays in fp32."""
     if found["name"] == "fp32":
         return []
     left = f", {len(found['exact'])} of {found['layers']} linear layers in fp32" if found["exact"] else ""
@@ -138,7 +154,7 @@ def _latency(latency: dict[str, float]) -> str:
 
 
 def notes(report: dict[str, Any]) -> list[str]:
-    """Sentences under the table."""
+    """Return the sentences that are shown below the summary table."""
     lines = [f"{b['text']}: {b['outcome']}" for b in report["budgets"]]
     ratio = report["ratio"]
     if ratio and ratio["measured"] is not None:
@@ -177,7 +193,10 @@ def _quantised(report: dict[str, Any]) -> list[str]:
 
 
 def _share(alone: dict[str, float | None], axis: str) -> str:
-    """What pruning this axis alone gave; under half a percent of the MACs a share would be noise."""
+    """Return the share for pruning only this axis as text.
+
+    If MACs fell by 0.5 % or less, the share would be noise and the text says so.
+    """
     if axis not in alone:
         return "(nothing removed)"
     share = alone[axis]
@@ -185,7 +204,7 @@ def _share(alone: dict[str, float | None], axis: str) -> str:
 
 
 def axes_of(plan: Plan, original: Structure) -> Sequence[PlanAxis]:
-    """The axes that this plan shrinks."""
+    """Return the axes on which this plan reduces the MACs, and "precision" if the plan is not fp32."""
     whole = original.macs
     axes: list[PlanAxis] = [a for a in (*AXES, *OTHER_AXES) if plan.only(a, original).apply_to(original).macs < whole]
     return axes if plan.precision == "fp32" else [*axes, "precision"]

@@ -1,1 +1,1 @@
-"""The endpoints, one file for each noun."""
+"""The endpoints, one file for each kind of resource."""

@@ -1,4 +1,7 @@
-"""/v1/agents: for `vitfit agent`, which measures on a remote device. Every address needs a token with the scope agent."""
+"""/v1/agents: the endpoints for `vitfit agent`, which measures on a remote device.
+
+Every endpoint needs an access token with the scope agent.
+"""
 
 from typing import Annotated, Any
 
@@ -24,7 +27,7 @@ MailboxOf = Annotated[Mailbox, Depends(mailbox_of)]
 
 @router.post("", status_code=201)
 def register(request: AgentRequest, service: ServiceOf) -> Registered:
-    """Put a device into GET /v1/devices, or take it over from the agent before."""
+    """Register a device, so that GET /v1/devices lists it, or take it over from the previous agent."""
     return service.agents.register(request)
 
 
@@ -32,14 +35,14 @@ def register(request: AgentRequest, service: ServiceOf) -> Registered:
 async def next_task(
     mailbox: MailboxOf, service: ServiceOf, wait_s: Annotated[float, Query(ge=0, le=60)] = 25.0
 ) -> dict[str, Any] | Response:
-    """What is to be measured next, as soon as there is something (long polling)."""
+    """Return the next task to measure. The request waits up to `wait_s` seconds for one (long polling)."""
     task = await service.agents.task(mailbox, wait_s)
     return Response(status_code=204) if task is None else {"id": task.id, **task.request}
 
 
 @router.get("/{device}/tasks/{task}/files/{sha256}", response_class=FileResponse)
 def task_file(task: str, sha256: str, mailbox: MailboxOf) -> FileResponse:
-    """A file of the task that is to be measured now."""
+    """Download a file of the current task."""
     path = mailbox.file(task, sha256)
     if path is None:
         raise NotFound("file", sha256, [])
@@ -48,5 +51,8 @@ def task_file(task: str, sha256: str, mailbox: MailboxOf) -> FileResponse:
 
 @router.post("/{device}/tasks/{task}", status_code=204)
 def answer_task(task: str, answer: MeasuringAnswer, mailbox: MailboxOf, service: ServiceOf) -> None:
-    """Samples of every file, or why there are none. 404: the job waits no longer."""
+    """Send the latency samples of every file, or the reason why there are none.
+
+    404: the job no longer waits for them.
+    """
     service.agents.reply(mailbox, task, answer)

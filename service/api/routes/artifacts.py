@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/artifacts: the finished files."""
+"""/v1/jobs/{id}/artifacts: the artifacts (finished files) of a job."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ FILE: dict[int | str, dict[str, Any]] = {
 
 @router.get("")
 def list_artifacts(job_id: str, service: ServiceOf, caller: Reader) -> ArtifactList:
-    """Names, sizes and digests of the finished files."""
+    """List the artifacts of a job with name, size and digest."""
     service.jobs.get(job_id, caller.sees)
     found = artifacts_of(service.storage, job_id)
     return ArtifactList(artifacts=[ArtifactView.of(artifact, job_id) for artifact in found])
@@ -36,7 +36,7 @@ def list_artifacts(job_id: str, service: ServiceOf, caller: Reader) -> ArtifactL
 
 @router.get("/{name}", response_class=Response, responses=FILE)
 def get_artifact(job_id: str, name: str, request: Request, service: ServiceOf, caller: Reader) -> Response:
-    """A file. `Range` and `If-Range` resume a download; `Repr-Digest` checks it."""
+    """Download an artifact. `Range` and `If-Range` resume a download; `Repr-Digest` is the digest to check it with."""
     service.jobs.get(job_id, caller.sees)
     artifact = artifact_named(service.storage, job_id, name)
     if is_known(artifact.etag, request):
@@ -51,5 +51,5 @@ def get_artifact(job_id: str, name: str, request: Request, service: ServiceOf, c
 
 @router.head("/{name}", include_in_schema=False)
 def head_artifact(job_id: str, name: str, request: Request, service: ServiceOf, caller: Reader) -> Response:
-    """The headers of a file."""
+    """Return the headers of an artifact."""
     return get_artifact(job_id, name, request, service, caller)

@@ -1,4 +1,4 @@
-"""Bodies that come as JSON or as multipart at the same address, and how OpenAPI shows them."""
+"""Request bodies of addresses that accept both JSON and multipart, and their description in OpenAPI."""
 
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ B = TypeVar("B", bound=BaseModel)
 
 
 def media_type(request: Request) -> str:
-    """JSON_TYPE or MULTIPART_TYPE. Raises: WrongMediaType."""
+    """Return the media type of the body: JSON_TYPE or MULTIPART_TYPE. Raises: WrongMediaType for any other."""
     found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if found not in (JSON_TYPE, MULTIPART_TYPE):
         raise WrongMediaType(
@@ -25,13 +25,13 @@ def media_type(request: Request) -> str:
 
 
 def content_length(request: Request) -> int:
-    """What the client says that it will send; 0 when it does not say."""
+    """Return the Content-Length header in bytes, or 0 if the header is missing."""
     text = request.headers.get("content-length", "")
     return int(text) if text.isdigit() else 0
 
 
 def parse(kind: type[B], text: str | bytes) -> B:
-    """A JSON text as `kind`. Raises: InvalidRequest that names the field."""
+    """Parse a JSON text as `kind`. Raises: InvalidRequest, which names the wrong field."""
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
@@ -39,7 +39,7 @@ def parse(kind: type[B], text: str | bytes) -> B:
 
 
 def body_of(kind: type[BaseModel], parts: dict[str, Any], required: list[str]) -> dict[str, Any]:
-    """`openapi_extra` for an address that takes `kind` as JSON, or multipart `parts`."""
+    """Return the `openapi_extra` of an address that accepts `kind` as JSON, or the multipart `parts`."""
     example = kind.model_config["json_schema_extra"]["example"]  # type: ignore[index]
     json_body = {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}, "example": example}
     form = {"schema": {"type": "object", "properties": parts, "required": required, "additionalProperties": False}}

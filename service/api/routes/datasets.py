@@ -1,4 +1,4 @@
-"""/v1/datasets: uploaded archives, or folders that the operator allows."""
+"""/v1/datasets: data sets, which are uploaded files or folders below a root that the operator allows."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ PARTS = {
 
 @router.post("", status_code=201, openapi_extra=body_of(DatasetRequest, PARTS, ["file"]))
 async def create_dataset(request: Request, response: Response, service: ServiceOf, caller: Submitter) -> DatasetView:
-    """Register a data set. It is opened and checked before the answer."""
+    """Register a data set. The server opens and checks it before it answers."""
     await run_in_threadpool(service.retention.check_room, content_length(request))
     with service.folder.uploading() as folder:
         config = await _receive(request, folder, service)
@@ -49,7 +49,7 @@ async def create_dataset(request: Request, response: Response, service: ServiceO
 
 
 async def _receive(request: Request, folder: Path, service: Service) -> dict[str, Any]:
-    """The content of dataset.json."""
+    """Store the uploaded file, if there is one, in `folder`, and return the content of dataset.json."""
     if media_type(request) != MULTIPART_TYPE:
         path = _allowed_path(parse(DatasetRequest, await request.body()).path, service.settings)
         return {"source": "path", "path": str(path), "filename": path.name[:200]}
@@ -80,7 +80,10 @@ def _kind_of(filename: str) -> tuple[str, str]:
 
 
 def _allowed_path(text: str, settings: Settings) -> Path:
-    """The folder, links resolved. What is outside the allowed roots is refused without a look at whether it exists."""
+    """Return the folder with symbolic links resolved.
+
+    A path outside the allowed roots is rejected before its existence is checked, so callers cannot explore the disk.
+    """
     roots = settings.allowed_roots
     path = below_allowed(text, roots)
     if path is None:
@@ -98,18 +101,18 @@ def _allowed_path(text: str, settings: Settings) -> Path:
 
 @router.get("")
 def list_datasets(service: ServiceOf, caller: Reader, page: PageQuery) -> DatasetPage:
-    """All data sets, newest first."""
+    """List your data sets, newest first."""
     rows, token = newest_first(service.store, DatasetRow, page, "datasets", *mine(DatasetRow, caller))
     return DatasetPage(datasets=[DatasetView.of(row) for row in rows], next_page_token=token)
 
 
 @router.get("/{dataset_id}")
 def get_dataset(dataset_id: str, service: ServiceOf, caller: Reader) -> DatasetView:
-    """A data set and its description."""
+    """Return a data set and its description."""
     return DatasetView.of(service.library.get(DatasetRow, dataset_id, caller.sees))
 
 
 @router.delete("/{dataset_id}", status_code=204)
 def delete_dataset(dataset_id: str, service: ServiceOf, caller: Submitter) -> None:
-    """Delete a data set (a folder named by its path is left alone); 409 while an unfinished job uses it."""
+    """Delete a data set. A folder that was registered by its path is kept. 409 while an unfinished job uses it."""
     service.library.delete(DatasetRow, dataset_id, caller.sees)

@@ -1,4 +1,4 @@
-"""/v1/jobs: submit, follow, cancel, deliver."""
+"""/v1/jobs: the endpoints that submit, follow, cancel, deliver and delete jobs."""
 
 import hashlib
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ from service.jobs.job_request import JobRequest
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 LOG_BYTES = 100_000
-POLL_S = 1  # what Retry-After says to those who wait for a job
+POLL_S = 1  # value of Retry-After for clients that wait for a job
 KeyHeader = Annotated[
     str | None,
     Header(
@@ -59,7 +59,7 @@ async def create_job(
     validate_only: Annotated[bool, Query(description="Check the request and create nothing.")] = False,
     idempotency_key: KeyHeader = None,
 ) -> Response:
-    """Queue a compression. Names, budget and data are checked first, for at most a few seconds."""
+    """Queue a compression job. The server first checks names, budgets and data, for at most a few seconds."""
     if validate_only:
         return JSONResponse((await service.submissions.validate(body, caller)).model_dump(mode="json"))
     await run_in_threadpool(service.retention.check_room)
@@ -75,7 +75,7 @@ def list_jobs(
     page: PageQuery,
     status: Annotated[Status | None, Query(description="Only jobs in this state.")] = None,
 ) -> JobPage:
-    """Your jobs, newest first."""
+    """List your jobs, newest first."""
     where = [*mine(JobRow, caller), *([JobRow.status == status] if status else [])]
     rows, token = newest_first(service.store, JobRow, page, f"jobs {status or ''}", *where)
     return JobPage(jobs=[JobView.of(row) for row in rows], next_page_token=token)
@@ -83,11 +83,14 @@ def list_jobs(
 
 @router.get("/{job_id}", response_model=JobView, responses=NOT_CHANGED)
 async def get_job(job_id: str, request: Request, service: ServiceOf, caller: Reader) -> Response:
-    """A job as it is now. While it is not finished, Retry-After says when to ask again; with If-None-Match, 304 says: as before."""
+    """Return the current state of a job.
+
+    While the job is not finished, Retry-After gives the seconds until the next poll. With If-None-Match, the answer is
+    304 if the job has not changed.
+    """
     job = await run_in_threadpool(service.jobs.get, job_id, caller.sees)
-    body = (
-        JobView.of(job).model_dump_json().encode()
-    )  # as it is sent: the framework would check and encode it once more
+    # The body is encoded here, because the framework would validate and encode it a second time.
+    body = JobView.of(job).model_dump_json().encode()
     headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"', "Cache-Control": "no-cache"}
     if job.status in UNFINISHED:
         headers["Retry-After"] = str(POLL_S)
@@ -98,14 +101,14 @@ async def get_job(job_id: str, request: Request, service: ServiceOf, caller: Rea
 
 @router.delete("/{job_id}", status_code=204)
 def delete_job(job_id: str, service: ServiceOf, caller: Submitter) -> None:
-    """Delete a finished job, its trials and its files; 409 while it is not finished."""
+    """Delete a finished job with its trials and files. 409 while the job is not finished."""
     service.jobs.delete(job_id, caller.sees)
     service.retention.forget_files(job_id)
 
 
 @router.post("/{job_id}/cancel")
 def cancel_job(job_id: str, service: ServiceOf, caller: Submitter) -> JobView:
-    """Stop a job. It may be repeated and works in any state; a finished job is given back as it is."""
+    """Cancel a job. The call works in any state and can be repeated; a finished job is returned unchanged."""
     job = service.jobs.cancel(job_id, caller.sees)
     service.runner.wake()
     return JobView.of(job)
@@ -113,7 +116,7 @@ def cancel_job(job_id: str, service: ServiceOf, caller: Submitter) -> JobView:
 
 @router.get("/{job_id}/trials")
 def list_trials(job_id: str, service: ServiceOf, caller: Reader, page: PageQuery) -> TrialPage:
-    """The finished trials in the order of their numbers."""
+    """List the finished trials of a job, ordered by number."""
     service.jobs.get(job_id, caller.sees)
     trials, token = trials_in_order(service.store, job_id, page)
     return TrialPage(trials=trials, next_page_token=token)
@@ -123,7 +126,7 @@ def list_trials(job_id: str, service: ServiceOf, caller: Reader, page: PageQuery
 async def deliver_trial(
     job_id: str, body: DeliverRequest, service: ServiceOf, caller: Submitter, idempotency_key: KeyHeader = None
 ) -> Response:
-    """Deliver another trial of the same search: a child job, without a new search."""
+    """Deliver another trial of the same search. This creates a child job, which does not search again."""
     submitted = await service.submissions.deliver(job_id, body.trial, idempotency_key, caller)
     service.runner.wake()
     return _accepted(submitted)
@@ -138,18 +141,23 @@ async def job_events(
         int, Header(alias="Last-Event-ID", ge=0, le=MAX_NUMBER, description="Continue after this event.")
     ] = 0,
 ) -> EventSourceResponse:
-    """Server-sent events: `trial` for each finished trial, `job` whenever the job has changed; the stream ends with the job."""
-    await run_in_threadpool(service.jobs.get, job_id, caller.sees)  # 404 before the stream begins
+    """Stream the job as server-sent events.
+
+    A `trial` event is sent for each finished trial, and a `job` event whenever the job has changed. The stream ends
+    when the job is finished.
+    """
+    # Raises the 404 for an unknown job now: after the stream has begun, the status can no longer change.
+    await run_in_threadpool(service.jobs.get, job_id, caller.sees)
     stream = events(service.store, service.jobs, job_id, caller.sees, last_event_id)
     return EventSourceResponse(stream, ping=15)
 
 
 @router.get("/{job_id}/log", response_class=PlainTextResponse)
 def job_log(job_id: str, service: ServiceOf, caller: Reader) -> PlainTextResponse:
-    """The end of what the job's processes have written."""
+    """Return the last part of the job's log, at most 100,000 bytes."""
     service.jobs.get(job_id, caller.sees)
     path = service.folder.job(job_id).log
-    if not path.exists():  # another server ran it
+    if not path.exists():  # another server ran the job
         for file in service.storage.files(log_key(job_id)) if service.storage.is_shared else ():
             path = service.storage.file(log_key(job_id), file)
     return PlainTextResponse(tail(path, LOG_BYTES))

@@ -1,4 +1,4 @@
-"""/v1/models: timm architectures with timm's or uploaded weights, ONNX files, Hugging Face folders."""
+"""/v1/models: timm models with timm's or uploaded weights, ONNX files, and Hugging Face folders."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,10 @@ PARTS = {
 
 @router.post("", status_code=201, openapi_extra=body_of(ModelRequest, PARTS, ["config", "checkpoint"]))
 async def create_model(request: Request, response: Response, service: ServiceOf, caller: Submitter) -> ModelView:
-    """Register a model. It is built and described before the answer; what cannot be pruned is refused here."""
+    """Register a model.
+
+    The server builds and describes it before it answers, and rejects a model that it cannot prune.
+    """
     await run_in_threadpool(service.retention.check_room, content_length(request))
     with service.folder.uploading() as folder:
         config = await _receive(request, folder, service)
@@ -77,18 +80,18 @@ def _weights_name(filename: str) -> str:
 
 @router.get("")
 def list_models(service: ServiceOf, caller: Reader, page: PageQuery) -> ModelPage:
-    """All models, newest first."""
+    """List your models, newest first."""
     rows, token = newest_first(service.store, ModelRow, page, "models", *mine(ModelRow, caller))
     return ModelPage(models=[ModelView.of(row) for row in rows], next_page_token=token)
 
 
 @router.get("/{model_id}")
 def get_model(model_id: str, service: ServiceOf, caller: Reader) -> ModelView:
-    """A model and its description."""
+    """Return a model and its description."""
     return ModelView.of(service.library.get(ModelRow, model_id, caller.sees))
 
 
 @router.delete("/{model_id}", status_code=204)
 def delete_model(model_id: str, service: ServiceOf, caller: Submitter) -> None:
-    """Delete a model and its weights; 409 while an unfinished job uses it."""
+    """Delete a model and its weights. 409 while an unfinished job uses it."""
     service.library.delete(ModelRow, model_id, caller.sees)

@@ -1,4 +1,4 @@
-"""/v1/devices, /v1/methods, /livez and /healthz: what this server offers, and whether it works."""
+"""/v1/devices and /v1/methods: the offers of this server. /metrics, /livez and /healthz: its state."""
 
 import json
 from typing import Annotated, Any
@@ -21,13 +21,13 @@ EXAMPLES: dict[str, Any] = {
 
 @router.get("/v1/devices")
 def list_devices(service: ServiceOf, _caller: Reader) -> DeviceList:
-    """Where latency is measured (this machine) or predicted (profiles)."""
+    """List the devices. Latency is measured on reachable devices and predicted for devices that are profiles."""
     return DeviceList(devices=list(service.catalog.devices()))
 
 
 @router.get("/v1/devices/{name}")
 def get_device(name: str, service: ServiceOf, _caller: Reader) -> dict[str, Any]:
-    """One device."""
+    """Return one device."""
     devices = {str(device["name"]): device for device in service.catalog.devices()}
     if name not in devices:
         raise NotFound("device", name, list(devices))
@@ -41,7 +41,10 @@ def create_device(
     service: ServiceOf,
     _caller: Admin,
 ) -> dict[str, Any]:
-    """Add a device: a profile as docs/devices.md describes it, with units, source and date. Its name begins with `user-`."""
+    """Add a device.
+
+    The body is a profile as described in docs/devices.md, with units, source and date. Its name begins with `user-`.
+    """
     found = service.devices.add(profile)
     response.headers["Location"] = f"/v1/devices/{found['name']}"
     return found
@@ -49,30 +52,33 @@ def create_device(
 
 @router.delete("/v1/devices/{name}", status_code=204)
 def delete_device(name: str, service: ServiceOf, _caller: Admin) -> None:
-    """Forget a device that was added; 409 for one that ships, and while an unfinished job uses it."""
+    """Delete a device that was added. 409 for a built-in device, and while an unfinished job uses the device."""
     service.devices.delete(name)
 
 
 @router.get("/v1/methods")
 def list_methods(service: ServiceOf, _caller: Reader) -> MethodList:
-    """The ways to compress, and the criteria that each can rank by."""
+    """List the compression methods, and the importance criteria that each method supports."""
     return MethodList(methods=list(service.catalog.methods()))
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
 def metrics(request: Request, _caller: Reader) -> Response:
-    """For Prometheus: requests, jobs by status, trials, free space."""
+    """Return metrics for Prometheus: requests, jobs by status, trials, free disk space."""
     return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/livez", status_code=204)
 def live() -> None:
-    """That the server answers at all: a database that is away is not mended by starting it again."""
+    """Liveness check: the server answers.
+
+    The check ignores the database, because a restart of the server would not repair it.
+    """
 
 
 @router.get("/healthz")
 def health(service: ServiceOf) -> Health:
-    """Whether the database answers and jobs are being run."""
+    """Health check: the database answers and the server runs jobs."""
     if not service.runner.alive:
         raise Unhealthy("The part of the server that runs jobs has stopped. Restart the server.")
     return Health(status="ok", version=server_version(), jobs=service.jobs.counts(), waits=service.runner.waits)

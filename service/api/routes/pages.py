@@ -1,4 +1,4 @@
-"""The page: static files, which ask the API as any other client does."""
+"""The web page. It consists of static files, which use the API like any other client."""
 
 from pathlib import Path
 

@@ -229,7 +229,7 @@ def save_checkpoint(path: Path) -> None:
 @pytest.mark.parametrize(
     ("save", "beside"),
     [
-        (save_checkpoint, "x.part"),
+        (save_checkpoint, ".x.pt2.0.part"),
         (lambda path: save_program(torch.nn.Conv2d(3, 300, 3), (3, 8, 8), path), ".x.pt2.0.part"),
         (lambda path: np.save(path.with_suffix(".part"), np.zeros(100_000)), "x.part.npy"),
     ],
