@@ -1,2 +1,2 @@
-"""Any transformer as a graph of PyTorch's operators: what its sizes are made of, which of them are heads and neurons, and how
-they are cut. No architecture is named here."""
+"""Reads and prunes any transformer as a graph of PyTorch operators: what its sizes consist of, which of them count heads and
+neurons, and how these are cut. No code in this package names an architecture."""

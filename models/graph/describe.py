@@ -1,4 +1,5 @@
-"""A traced graph as a `Structure`: what belongs to heads and neurons as operations of one member, the rest as its stem."""
+"""Describes a traced graph as a `Structure`. Operations that scale with heads or neurons are stored for one member; all
+other operations are its stem."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ ACTIVATIONS = (
 ADDITIONS = (aten.add, aten.add_)
 SizeName = Literal["rows", "cols", "inner"]
 FIXED: tuple[Axis, ...] = ("embed", "inputs", "qk", "v", "halves")
-"""Only whole heads and neurons are cut in a graph."""
+"""Axes that are never pruned: in a graph, only complete heads and neurons are cut."""
 
 
 def describe_graph(
@@ -46,8 +47,11 @@ def describe_graph(
     layers: Sequence[Mapping[Layer, Sequence[str]]],
     flow: TokenFlow,
 ) -> Structure:
-    """layers: of each block, the nodes that are its linear layers. Raises: UnsupportedModel when there is nothing to cut; NotFree
-    when it cannot be said what fewer tokens cost."""
+    """Describe a traced graph.
+
+    layers: for each block, the names of the nodes that are its linear layers.
+    Raises: UnsupportedModel when there is nothing to cut; NotFree when the cost of fewer tokens cannot be derived.
+    """
     if not blocks:
         raise UnsupportedModel(
             f"No attention followed by an MLP was found in {name} whose heads and neurons can be cut.",
@@ -84,7 +88,7 @@ def describe_graph(
 
 
 def _stages(blocks: Sequence[Block], flow: TokenFlow) -> Iterator[Stage]:
-    """Blocks side by side whose tokens can go are one stage; every other block is one."""
+    """Group consecutive blocks whose tokens can be removed into one stage. Every other block is a stage of its own."""
     place = 0
     while place < len(blocks):
         free = place
@@ -112,19 +116,19 @@ def _block(traced: Traced, block: GraphBlock, number: str, parts: dict[Atom, lis
 
 
 def name_of(half: Half) -> str:
-    """Of the module that a half stands in, by the name of its reader's weight."""
+    """Return the name of the module that contains a sublayer, taken from the name of its reader's weight."""
     weight = half.reader.args[1]
     return ".".join(str(weight.target).split(".")[:-3]) if isinstance(weight, Node) else ""
 
 
 def members_of(traced: Traced, half: Half) -> tuple[int, int]:
-    """Members of a half, and the inputs of its reader that each has."""
+    """Return the number of members of a sublayer, and the number of its reader's inputs for each member."""
     inputs = size_of(traced.tracer.contractions[half.reader][0])
     return half.atom.size, inputs // half.atom.size
 
 
 def token_sizes(traced: Traced, node: Node, flow: TokenFlow) -> list[tuple[SizeName, TokenAxis]]:
-    """Which sizes of a node's operation count tokens, and which."""
+    """Return which sizes of a node's operation count tokens, each with the token axis that it counts."""
     mine = flow.axes.get(node, {})
     found: list[tuple[SizeName, TokenAxis]] = []
     last = len(traced.tracer.shape(node)) - 1 if mine else 0
@@ -143,7 +147,10 @@ def token_sizes(traced: Traced, node: Node, flow: TokenFlow) -> list[tuple[SizeN
 
 
 def _of_one_token(op: Op, axes: Sequence[tuple[SizeName, TokenAxis]], flow: TokenFlow) -> Op:
-    """The operation with sizes for one token. Parameters are not counted by tokens. Raises: NotFree."""
+    """Return the operation with its sizes for one token. A table is unchanged: its parameters do not depend on tokens.
+
+    Raises: NotFree.
+    """
     if not axes or op.kind == "table":
         return op
     sizes: dict[str, int] = {}
@@ -170,19 +177,19 @@ def _of_one(op: Op, field: str, size: int) -> Op:
 
 
 class _Counted:
-    """Operations of nodes; each weight is counted where it is first read."""
+    """Lists the operations of nodes. Each weight is counted at the first node that reads it."""
 
     def __init__(self, traced: Traced, layers: Mapping[str, Layer]) -> None:
         self.traced, self.tracer, self.layers = traced, traced.tracer, layers
         self.seen: set[str] = set()
 
     def ops(self, node: Node) -> list[tuple[Op, dict[Atom, str]]]:
-        """Each with the atoms that scale it, and the size that they scale."""
+        """Return the operations of a node, each with the atoms that scale it and the size that each atom scales."""
         packet = getattr(node.target, "overloadpacket", None)
         shape = self.tracer.sizes.get(node)
         if node.op not in ("call_function", "call_method"):
             return []
-        if node in self.tracer.weights:  # done once, when a file is loaded
+        if node in self.tracer.weights:  # it depends on weights only, so it is computed once, when a file is loaded
             return self._tables(node, ())
         if not isinstance(shape, tuple):
             return []
@@ -200,7 +207,7 @@ class _Counted:
         return found
 
     def _new(self, node: object) -> bool:
-        """Whether a node is a parameter that no operation has counted."""
+        """Return whether a node is a parameter that no operation has counted yet, and mark it as counted."""
         if not isinstance(node, Node) or node.op != "get_attr" or str(node.target) in self.seen:
             return False
         if not isinstance(stored(self.traced.graph, node), nn.Parameter):
@@ -237,7 +244,7 @@ class _Counted:
         return op, scales | dict.fromkeys(made, "count" if groups > 1 else "cols")
 
     def _name(self, node: Node) -> str:
-        """Of a linear layer with what it is for: only those are quantised."""
+        """Return the name of a node's operation. A linear layer's name ends with its role: only such layers are quantised."""
         layer = self.layers.get(node.name)
         return f"{node.name}.{layer}" if layer else node.name
 
@@ -255,7 +262,7 @@ class _Counted:
         scales = {atom: "count" for dim in dims for atom in leaves(dim)}
         if depth:
             scales |= dict.fromkeys(leaves(dims[-1]), "dims")
-        else:  # in an attention of one head, its dims: of the sum, or of what comes out
+        else:  # an attention of one head is cut by its dims: the product sums over them, or its result has them
             scales |= dict.fromkeys(leaves(self.tracer.mixtures[node][1]), "inner")
             if len(dims) > 1:
                 scales |= dict.fromkeys(leaves(dims[-1]), "cols") | dict.fromkeys(leaves(dims[-2]), "rows")
@@ -263,7 +270,7 @@ class _Counted:
         return op, scales
 
     def _values(self, node: Node, kind: OpKind) -> tuple[Op, dict[Atom, str]]:
-        """Over values; of a norm with its weights."""
+        """Return an operation that treats each value on its own, or a norm with its weights."""
         dims = self.tracer.of(node)
         if kind == "norm":
             tables = [one for one in node.all_input_nodes if self._new(one)]
@@ -278,7 +285,7 @@ class _Counted:
         return op, {atom: "cols" if atom in inside else "rows" for dim in dims for atom in leaves(dim)}
 
     def _tables(self, node: Node, own: Sequence[object]) -> list[tuple[Op, dict[Atom, str]]]:
-        """Parameters that a node reads, but for its own weights."""
+        """Return the parameters that a node reads, except its own weights (`own`), as operations."""
         found = []
         for table in node.all_input_nodes:
             if table not in own and self._new(table):

@@ -1,4 +1,6 @@
-"""The linear layers of a graph's blocks by what they are for, and as modules: quantisation is about modules (models/quantization/int8.py)."""
+"""Finds the linear layers of a graph's blocks by their role, and replaces them by modules.
+
+Quantisation needs modules (models/quantization/int8.py)."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -18,7 +20,7 @@ PRODUCTS = (aten.linear, aten.matmul, aten.mm, aten.addmm)
 
 
 def linear_layers(traced: Traced, blocks: Sequence[GraphBlock]) -> list[dict[Layer, list[str]]]:
-    """Of each block, the names of the nodes that are linear layers of its tokens."""
+    """Return, for each block, the names of the nodes that are linear layers of its tokens, by the role of the layer."""
     alone, found = _read_once(traced.graph), []
     for block in blocks:
         sides: dict[Layer, Iterable[Node]] = {
@@ -31,13 +33,17 @@ def linear_layers(traced: Traced, blocks: Sequence[GraphBlock]) -> list[dict[Lay
 
 
 def _read_once(graph: GraphModule) -> set[str]:
-    """Names of the tensors that one node reads."""
+    """Return the names of the tensors that exactly one node reads."""
     readers = Counter(str(node.target) for node in graph.graph.nodes if node.op == "get_attr" for _ in node.users)
     return {target for target, count in readers.items() if count == 1}
 
 
 def _is_layer(traced: Traced, node: Node, alone: Collection[str]) -> bool:
-    """With a weight of its own, and of inputs whose images lie one behind the other (models/quantization/fake_quantize.py)."""
+    """Return whether a node is a linear layer that can be quantised.
+
+    No other node may read its weight, and the images must lie one behind the other in its inputs: fake quantisation needs
+    this order (models/quantization/fake_quantize.py).
+    """
     if getattr(node.target, "overloadpacket", None) not in PRODUCTS:
         return False
     inputs, weight, _ = _operands(node)
@@ -50,7 +56,7 @@ def _is_layer(traced: Traced, node: Node, alone: Collection[str]) -> bool:
 
 
 def _operands(node: Node) -> tuple[object, object, object]:
-    """Inputs, weight, bias."""
+    """Return the inputs, the weight and the bias of a product."""
     packet = getattr(node.target, "overloadpacket", None)
     if packet is aten.addmm:
         bias, inputs, weight = node.args[:3]
@@ -60,8 +66,10 @@ def _operands(node: Node) -> tuple[object, object, object]:
 
 
 def as_modules(graph: GraphModule, names: Iterable[str]) -> dict[str, str]:
-    """Puts an nn.Linear in the place of each of these nodes, in place. Weights keep their names where they are a layer's own.
-    Returns the modules' paths, by the nodes' names."""
+    """Replace each of these nodes by an nn.Linear, in place. A weight keeps its name if it belongs to a single layer.
+
+    Returns the path of each module, by the name of the node that it replaces.
+    """
     wanted, alone, paths = set(names), _read_once(graph), {}
     for node in list(graph.graph.nodes):
         if node.name in wanted:
@@ -85,7 +93,7 @@ def _as_module(graph: GraphModule, node: Node, alone: Collection[str]) -> str:
     graph.add_submodule(path, layer)
     with graph.graph.inserting_before(node):
         new = graph.graph.call_module(path, (inputs,))
-        if own is None and isinstance(bias, Node):  # of several layers, or computed
+        if own is None and isinstance(bias, Node):  # several layers share this bias, or the graph computes it
             new = graph.graph.call_function(aten.add.Tensor, (new, bias))
     node.replace_all_uses_with(new)
     graph.graph.erase_node(node)
@@ -98,7 +106,10 @@ def _as_module(graph: GraphModule, node: Node, alone: Collection[str]) -> str:
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """weight (outputs, inputs). Parameters are shared, other tensors become parameters."""
+    """Build a linear layer from a weight (outputs, inputs) and a bias (outputs).
+
+    A parameter is shared with the new layer; any other tensor becomes a new parameter.
+    """
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
     if bias is not None:

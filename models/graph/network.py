@@ -1,5 +1,5 @@
-"""The `Network` of any model whose attention and MLPs are found in its graph: heads and neurons are cut, and tokens where their
-number is free."""
+"""The `Network` of any model whose attention and MLPs are found in its graph. Heads and neurons can be cut, and also tokens
+if the graph allows their number to change."""
 
 import copy
 from collections.abc import Collection, Iterator, Sequence
@@ -36,16 +36,23 @@ METHODS = "Use method 'joint' or 'mdc'."
 
 
 class GraphNetwork(Network):
-    """Of a dense network `module` is the captured graph, of a pruned one what was cut out of it."""
+    """A network that was read from its graph.
+
+    `module` is the captured graph if the network is dense. If the network is pruned, `module` is the smaller graph that was
+    cut out of it.
+    """
 
     _placed: dict[str, str]
-    """Of a pruned one: where its linear layers are, by their nodes."""
+    """In a pruned network: the paths of its linear layers, by the names of their nodes in the dense graph."""
 
     def __init__(
         self, module: nn.Module, name: str, preprocessing: Preprocessing, classes: int, batch: int = BATCH,
         image: tuple[int, int, int] | None = None,
     ) -> None:  # fmt: skip
-        """module: any, or a graph that was written down for `batch` images of size `image`. Raises: UnsupportedModel."""
+        """module: any module, or a graph that was captured for `batch` images of size `image`.
+
+        Raises: UnsupportedModel.
+        """
         size = image or preprocessing.size
         graph = module if isinstance(module, GraphModule) else capture(module, size)
         try:
@@ -67,13 +74,13 @@ class GraphNetwork(Network):
         self.module, self.preprocessing = graph, preprocessing
 
     def __copy__(self) -> "GraphNetwork":
-        """Of the same traced graph."""
+        """Return a network that shares the traced graph."""
         same = object.__new__(GraphNetwork)
         vars(same).update(vars(self))
         return same
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the tracer, whose operators cannot be pickled: the graph is traced again where it arrives."""
+        """Leave out the tracer, because its operators cannot be pickled. `__setstate__` traces the graph again."""
         left = {name: value for name, value in vars(self).items() if name not in ("_traced", "_blocks", "_flow")}
         return {**left, "dense": self._traced.graph}
 
@@ -85,7 +92,10 @@ class GraphNetwork(Network):
         vars(self).update(state)
 
     def plain(self) -> nn.Module | None:
-        """The plain vision transformer that this graph is, if it is one: of that, everything can be cut."""
+        """Return the plain vision transformer that computes the same as this graph, or None if there is none.
+
+        Everything in a plain vision transformer can be cut.
+        """
         return plain_transformer(self._traced, self._blocks, self._structure.classes)
 
     @property
@@ -103,7 +113,7 @@ class GraphNetwork(Network):
         return tuple(self._layer_weights(block) for block in self._blocks)
 
     def check_kinds(self, kinds: Collection[Kind]) -> None:
-        """Raises: InvalidRequest for statistics that are not taken of a graph."""
+        """Raises: InvalidRequest for statistics that cannot be collected from a graph."""
         wanted = sorted(set(kinds) - KINDS)
         if wanted:
             raise InvalidRequest(
@@ -117,7 +127,10 @@ class GraphNetwork(Network):
         return collect(self._structure, images, self.outputs, self._observe, kinds)
 
     def _observe(self, observer: Observer, images: Tensor, batch: int, sides: Sides) -> None:
-        """Shows the observer what enters projections and second layers of MLPs, members slowest in the last dim."""
+        """Show the observer the inputs of each projection and of each MLP's second layer.
+
+        The last dim is ordered member by member: all columns of the first member come first.
+        """
         assert sides == READERS, "the inputs of other layers are not among the kinds of a graph"
         watched = {}
         for i, block in enumerate(self._blocks):
@@ -129,7 +142,10 @@ class GraphNetwork(Network):
                 reader.run(chunk)
 
     def pruned(self, plan: Plan, statistics: Statistics | None) -> Self:
-        """Raises: InvalidRequest when the plan does not fit."""
+        """Return the network that the plan describes. statistics: None leaves the remaining weights as they are.
+
+        Raises: InvalidRequest when the plan does not fit.
+        """
         small = copy.copy(self)
         small._structure, small.plan = plan.apply_to(self._structure), plan
         if [block.source for block in plan.blocks] != list(range(len(self._blocks))):
@@ -161,12 +177,12 @@ class GraphNetwork(Network):
                     yield found
 
     def _refit(self, module: GraphModule, half: Half, kept: Sequence[int], seen: Any) -> None:
-        """The reader of a half, re-fitted in closed form (models/pruning/recovery.py)."""
+        """Refit the reader of a sublayer in closed form, in place (models/pruning/recovery.py)."""
         if len(kept) == half.atom.size:
             return
         columns = member_columns(self._traced, half)
         each = len(columns) // half.atom.size
-        chosen = [member * each + i for member in kept for i in range(each)]  # members slowest
+        chosen = [member * each + i for member in kept for i in range(each)]  # ordered member by member
         weight, bias = reader_weight(self._traced.graph, half.reader)
         new, shift = refit(weight[:, columns], bias, seen, chosen)
         dim = self._traced.tracer.contractions[half.reader][0]
@@ -180,7 +196,7 @@ class GraphNetwork(Network):
         fc1 = self._made(block.neurons)
         q = self._made(block.heads)
         dims = projection.in_features // heads
-        # what makes a head may be several layers of any widths: their norm, over its dims
+        # several layers of any width may make a head: their common norm stands for it, spread evenly over the head's dims
         norms = (q.weight.detach() ** 2).sum(1).sqrt().repeat_interleave(dims) / dims**0.5
         return LayerWeights(heads, linear_of(norms[:, None].repeat(3, 1) / 3**0.5, None), projection, fc1, fc2)
 
@@ -189,7 +205,7 @@ class GraphNetwork(Network):
         return weight[:, member_columns(self._traced, half)], bias
 
     def _made(self, half: Half) -> nn.Linear:
-        """Per member one row: the norms of what makes it, by input. (members, 1)."""
+        """Return a layer whose weight (members, 1) holds, for each member, the norm of all weights that make it."""
         total = torch.zeros(half.atom.size)
         for maker in half.makers:
             weights = (
@@ -230,12 +246,12 @@ class _Reader(Interpreter):
 
 
 def member_columns(traced: Traced, half: Half) -> list[int]:
-    """The inputs of a half's reader, member by member."""
+    """Return the input columns of a sublayer's reader, ordered member by member."""
     return by_members(leaves(traced.tracer.contractions[half.reader][0]), half.atom)
 
 
 def reader_weight(graph: GraphModule, reader: Node) -> tuple[Tensor, Tensor | None]:
-    """(outputs, inputs) and the bias."""
+    """Return a reader's weight (outputs, inputs), and its bias or None."""
     weight = stored(graph, reader.args[1]).detach()
     bias = reader.args[2] if len(reader.args) > 2 else reader.kwargs.get("bias")
     turned = weight.T if "matmul" in str(reader.target) else weight.flatten(1)

@@ -1,4 +1,4 @@
-"""ONNX's operators that vision transformers are exported with, as PyTorch's."""
+"""Translates the ONNX operators that occur in exported vision transformers to PyTorch operators."""
 
 import math
 from collections.abc import Callable
@@ -52,7 +52,7 @@ for _name, _target in {
 
 @operator("Cast")
 def cast(build: Build, names: Names, attributes: Attributes) -> Node:
-    return build.value(names[0])  # all is computed in fp32
+    return build.value(names[0])  # everything is computed in fp32, so a cast does nothing
 
 
 @operator("Gelu")
@@ -153,7 +153,7 @@ def _axes(build: Build, names: Names, attributes: Attributes) -> list[int]:
 
 @operator("Concat")
 def concat(build: Build, names: Names, attributes: Attributes) -> Node:
-    """A class token stands beside the patches of every image."""
+    """Concatenate tensors. A constant, such as a class token, is first repeated for each image."""
     alone = [build.is_constant(name) for name in names]
     parts = [build.value(name) for name in names]
     if any(alone) and not all(alone) and attributes["axis"] != 0:
@@ -177,7 +177,9 @@ def split(build: Build, names: Names, attributes: Attributes) -> list[Node]:
         count = attributes["num_outputs"]
         sizes = [whole // count] * count
     parts, first = [], 0
-    if len(set(sizes)) == 1:  # equal parts are a factor of the dim, which a slice hides
+    if (
+        len(set(sizes)) == 1
+    ):  # the number of equal parts is a factor of the dim: a reshape shows it, slices would hide it
         axis %= len(build.sizes(names[0]))
         shape = list(build.sizes(names[0]))
         apart = build.call(

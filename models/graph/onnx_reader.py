@@ -1,7 +1,8 @@
-"""An ONNX file as a graph of PyTorch's operators, so that it is cut, re-fitted and trained as any other model.
+"""Reads an ONNX file as a graph of PyTorch operators, so that it can be cut, refitted and trained like any other model.
 
-ONNX Runtime folds what is constant first (shapes that are computed, scales); what is left is translated node by node. The
-input's images are 11 where their number is free, so that it is told apart from other sizes (models/graph/tracing/atoms.py).
+First, ONNX Runtime folds everything constant, such as computed shapes and scales. The remaining nodes are translated one by
+one. If the file leaves the batch size free, the graph is built for 11 images: no other size in a network is 11, so the batch
+can be told apart from other sizes (models/graph/tracing/atoms.py).
 """
 
 import re
@@ -26,13 +27,19 @@ from models.graph.onnx_operators import OPERATORS
 from models.graph.tracing.capture import BATCH
 
 NEWEST = 23
-"""The newest opset whose operators are known here."""
+"""The newest opset whose operators can be translated."""
 OURS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """image: channels, height, width. batch: of the graph as it is written down. output: its name; outputs: values per image."""
+    """A model that was read from an ONNX file.
+
+    image: (channels, height, width).
+    batch: the number of images for which the graph was built.
+    output: the name of the output.
+    outputs: the number of output values per image.
+    """
 
     graph: GraphModule
     image: tuple[int, int, int]
@@ -43,7 +50,10 @@ class OnnxModel:
 
 
 def read_onnx(path: Path) -> OnnxModel:
-    """Raises: DamagedFile, UnsafeFile, UnsupportedModel with the node or the value that is in the way."""
+    """Read an ONNX file.
+
+    Raises: DamagedFile; UnsafeFile; UnsupportedModel, which names the node or the value that cannot be used.
+    """
     model = _loaded(path)
     _check(model)
     image, batch, output = _fixed_batch(model)
@@ -73,7 +83,7 @@ def _loaded(path: Path) -> ModelProto:
         onnx.load_external_data_for_model(model, str(path.parent))
     except UnsafeFile:
         raise
-    except Exception as error:  # protobuf has errors of its own, of several kinds
+    except Exception as error:  # protobuf raises several exception types of its own
         raise DamagedFile(f"The ONNX file cannot be read: {str(error)[:200]}") from error
     if not model.graph.node:
         raise DamagedFile("The ONNX file has no graph")
@@ -86,7 +96,7 @@ def _inside(folder: Path, location: str) -> bool:
 
 
 def _check(model: ModelProto) -> None:
-    """Raises: UnsupportedModel for what is known beforehand not to work."""
+    """Check a file before it is translated. Raises: UnsupportedModel with all reasons why it cannot be pruned."""
     reasons = []
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     newest = max((version for domain, version in opsets.items() if domain in OURS), default=0)
@@ -113,7 +123,10 @@ def _inputs(model: ModelProto) -> list[Any]:
 
 
 def _fixed_batch(model: ModelProto) -> tuple[tuple[int, int, int], int, str]:
-    """Writes the number of images into the input, in place. Returns the image, that number and the output's name."""
+    """Write the batch size into the input of a model, in place.
+
+    Returns the image (channels, height, width), the batch size and the name of the output.
+    """
     (entry,) = _inputs(model)
     dims = entry.type.tensor_type.shape.dim
     sizes = [dim.dim_value for dim in dims]
@@ -134,7 +147,10 @@ def _fixed_batch(model: ModelProto) -> tuple[tuple[int, int, int], int, str]:
 
 
 def _folded(model: ModelProto) -> ModelProto:
-    """What ONNX Runtime leaves after folding constants. Raises: UnsupportedModel when it does not take the file."""
+    """Return the model after ONNX Runtime has folded its constants.
+
+    Raises: UnsupportedModel when ONNX Runtime rejects the file.
+    """
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / "folded.onnx"
         onnx.save(model, source, save_as_external_data=is_large(model))
@@ -154,7 +170,12 @@ def _folded(model: ModelProto) -> ModelProto:
 
 
 class Builder:
-    """Translates nodes. `values`: ONNX's names -> nodes or constants; `meta`: of each node, its tensor without values."""
+    """Translates ONNX nodes to nodes of a graph.
+
+    values: the nodes, by the ONNX names of their values.
+    constants: the constants, by ONNX name.
+    meta: the result of each node on the meta device: its tensor has a shape, but no values.
+    """
 
     def __init__(self, model: ModelProto, sizes: Sequence[int]) -> None:
         self.model, self.batch = model, sizes[0]
@@ -194,7 +215,7 @@ class Builder:
         if node.op_type == "Constant":
             self.constants[node.output[0]] = np.asarray(_attributes(node)["value"])
             return
-        if node.output[0] in self.sums:  # an addition that its product does
+        if node.output[0] in self.sums:  # the linear layer before this addition already adds the bias
             self.values[node.output[0]] = self.values[self.sums[node.output[0]]]
             return
         bias = [self.biases[node.output[0]][1]] if node.output[0] in self.biases else []
@@ -203,24 +224,27 @@ class Builder:
             self.values[name] = value
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        """Adds one operator."""
+        """Add a node that calls an operator."""
         node = self.graph.call_function(target, args, kwargs)
         plain = torch.fx.node.map_arg(args, lambda one: self.meta[one])
         self.meta[node] = target(*plain, **torch.fx.node.map_arg(kwargs, lambda one: self.meta[one]))
         return node
 
     def value(self, name: str) -> Node:
-        """A node for any of ONNX's values. Constants become weights, one for each use: exporters store equal ones once, and
-        what happens to be equal (the biases of two new layers) must not be cut together."""
+        """Return a node for any ONNX value. Each use of a constant becomes a weight of its own.
+
+        Exporters store equal constants once. Constants that are equal by chance, such as the biases of two new layers, must
+        not be cut together.
+        """
         if name not in self.values:
             found = torch.from_numpy(np.array(self.constants[name]))
             if self.batch > 1 and found.ndim > 2 and len(found) == self.batch and bool((found == found[:1]).all()):
-                found = found[:1]  # was written out for each image
+                found = found[:1]  # the exporter repeated it for each image
             return self.weight(name, found)
         return self.values[name]
 
     def images(self) -> Node:
-        """How many there are."""
+        """Return a node that gives the number of images."""
         placeholder = next(iter(self.graph.nodes))
         node = self.graph.call_method("size", (placeholder, 0))
         self.meta[node] = self.batch
@@ -239,7 +263,7 @@ class Builder:
         return node
 
     def constant(self, name: str) -> Any:
-        """The numbers of a value that must not depend on the images. Raises: ValueError."""
+        """Return the numbers of a constant value. Raises: ValueError when the value depends on the images."""
         if name not in self.constants:
             raise ValueError(f"{name!r} depends on the input")
         return self.constants[name]
@@ -252,7 +276,10 @@ class Builder:
 
 
 def _biases(nodes: Sequence[NodeProto], constants: dict[str, Any], uses: Counter[str]) -> dict[str, tuple[str, str]]:
-    """Additions of a constant row to a product with weights: product -> (result, bias)."""
+    """Find the additions of a constant row to a product with weights.
+
+    Returns the name of each product's output -> (name of the addition's output, name of the bias).
+    """
     products = {n.output[0]: n for n in nodes if n.op_type == "MatMul" and n.input[1] in constants}
     found = {}
     for node in nodes:

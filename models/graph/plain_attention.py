@@ -1,4 +1,5 @@
-"""Queries, keys, values and projection of one attention in a graph, read by feeding its parts (models/graph/plain_probe.py)."""
+"""Reads the queries, keys, values and projection of one attention in a graph by running its parts on chosen inputs
+(models/graph/plain_probe.py)."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +18,13 @@ SOFTMAX = (aten.softmax, aten._softmax)
 
 @dataclass(frozen=True)
 class _Found:
-    """Nodes of q (B, H, N, d), k (B, H, N, d, or turned), v and of what the values give; scale: of the logits."""
+    """The nodes of one attention.
+
+    q, v: (B, H, N, d).
+    k: (B, H, N, d), or (B, H, d, N) if `turned`.
+    context: the output of the attention before the projection.
+    scale: the factor of the logits.
+    """
 
     q: Node
     k: Node
@@ -30,8 +37,13 @@ class _Found:
 def read_attention(
     traced: Traced, half: Half, seen: Node, update: Node, tokens: int, width: int
 ) -> tuple[Affine, int, Affine]:  # fmt: skip
-    """seen: the normed tokens; update: what is added to the stream. Returns q, k and v as one layer, in that order, such that
-    logits are scaled by 1 / sqrt(dim); the heads; the projection. Raises: NotPlain."""
+    """Read one attention.
+
+    seen: the node of the normed tokens.
+    update: the node that is added to the residual stream.
+    Returns q, k and v as one layer, in that order and for logits that are scaled by 1 / sqrt(dim); the number of heads; the
+    projection. Raises: NotPlain.
+    """
     found = _find(traced, half)
     heads, dim = half.atom.size, width // half.atom.size
     if dims_of(traced, found.context) != (heads, tokens, dim):
@@ -81,7 +93,7 @@ def _find(traced: Traced, half: Half) -> _Found:
 
 
 def _sees_all(traced: Traced, mask: object) -> bool:
-    """Libraries write down masks that hide nothing."""
+    """Return whether a mask hides nothing. Some libraries write such masks into a graph."""
     if not isinstance(mask, Node):
         return mask is None
     found = Part(traced, traced.images, mask)(noise(2, *traced.image))
@@ -89,7 +101,7 @@ def _sees_all(traced: Traced, mask: object) -> bool:
 
 
 def _scale(traced: Traced, half: Half, node: Node) -> float:
-    """What q or k are multiplied by after their layer; 1 where that is not one number."""
+    """Return the factor by which q or k is multiplied after its layer; 1 if it is not a single number."""
     for maker in half.makers:
         try:
             return _factor(Part(traced, maker, node), dims_of(traced, maker))
@@ -99,7 +111,7 @@ def _scale(traced: Traced, half: Half, node: Node) -> float:
 
 
 def _factor(part: Part, shape: tuple[int, ...]) -> float:
-    """Raises: NotPlain unless a part multiplies all values by one number."""
+    """Return the number by which a part multiplies all its values. Raises: NotPlain when it does anything else."""
     values = part(torch.stack([torch.zeros(shape), torch.ones(shape)]))
     if bool(values[0].any()) or not _one_number(values[1]):
         raise NotPlain("logits that are not only scaled")

@@ -1,8 +1,8 @@
-"""A graph that computes what a plain vision transformer does, read as one: then everything can be cut, its tokens included.
+"""Reads a graph as a plain vision transformer, if it computes the same. Then everything in it can be cut, also tokens.
 
-The graph says where the parts are (models/graph/tracing/sublayers.py), feeding them says what they compute (models/graph/plain_probe.py), and
-the transformer that is built of that must give the outputs of the graph. What does not is no plain vision transformer and
-goes by its graph alone.
+The graph shows where the parts are (models/graph/tracing/sublayers.py). Running the parts on chosen inputs shows what they
+compute (models/graph/plain_probe.py). The transformer that is built from them must give the same outputs as the graph. A
+model that fails this check is not a plain vision transformer, and is pruned by its graph only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,17 +22,17 @@ from models.graph.tracing.trace import Traced
 aten = torch.ops.aten
 ADDITIONS = (aten.add.Tensor, aten.add_.Tensor)
 MOST_PREFIX = 16
-"""Class, distillation and register tokens."""
+"""Largest number of class, distillation and register tokens."""
 TOGETHER = 64
-"""Rows that are fed at a time."""
+"""Number of rows in one forward pass of a part."""
 CHECKED = 4
-"""Random images on which the two must agree."""
+"""Number of random images on which the graph and the transformer built from it must agree."""
 Pooling = Literal["token", "avg", "all"]
 
 
 @dataclass(frozen=True)
 class PlainBlock:
-    """Layer scales stand in the projection and in fc2."""
+    """The layers of one block. Layer scales are folded into the projection and into fc2."""
 
     norm1: Norm
     heads: int
@@ -46,7 +46,12 @@ class PlainBlock:
 
 @dataclass(frozen=True)
 class Stem:
-    """patch: (width, channels, height, width) of the convolution. tokens: of a black image, (tokens, width)."""
+    """The layers before the first block.
+
+    patch: weight of the convolution, (embedding width, channels, patch height, patch width).
+    tokens: the tokens of a black image, (tokens, embedding width).
+    prefix: number of tokens before the patches.
+    """
 
     patch: Tensor
     tokens: Tensor
@@ -56,8 +61,12 @@ class Stem:
 
 @dataclass(frozen=True)
 class Tail:
-    """The norm is taken before pooling or after it, or there is none. second: the head of a distillation token, the second token;
-    logits are the mean of both heads'."""
+    """The layers after the last block.
+
+    norm: None if there is no norm.
+    first: whether the norm comes before the pooling.
+    second: the head of the distillation token, which is the second token. The logits are the mean of both heads' logits.
+    """
 
     norm: Norm | None
     first: bool
@@ -75,7 +84,7 @@ class Plain:
 
 
 def read_plain(traced: Traced, blocks: Sequence[GraphBlock]) -> Plain:
-    """Raises: NotPlain."""
+    """Read all layers of a plain vision transformer. Raises: NotPlain."""
     read, ends, before = [], [], None
     for block in blocks:
         found, first, last = _read_block(traced, block)
@@ -89,7 +98,7 @@ def read_plain(traced: Traced, blocks: Sequence[GraphBlock]) -> Plain:
 
 
 def _read_block(traced: Traced, block: GraphBlock) -> tuple[PlainBlock, Node, Node]:
-    """Also its tokens before and after."""
+    """Return the layers of a block, and the nodes of its tokens before and after it."""
     x, update, middle = _added(traced, block.heads.reader)
     entered, mlp_update, after = _added(traced, block.neurons.reader)
     shape = dims_of(traced, x)
@@ -112,7 +121,10 @@ def _read_block(traced: Traced, block: GraphBlock) -> tuple[PlainBlock, Node, No
 
 
 def _added(traced: Traced, reader: Node) -> tuple[Node, Node, Node]:
-    """Where what a half makes joins the tokens: (tokens before, what is added, tokens after)."""
+    """Find where the output of a sublayer is added to the residual stream.
+
+    Returns (tokens before the addition, the added tensor, tokens after it).
+    """
     node = reader
     while len(node.users) == 1:
         (user,) = node.users
@@ -126,7 +138,7 @@ def _added(traced: Traced, reader: Node) -> tuple[Node, Node, Node]:
 
 
 def _input(half: Half, traced: Traced) -> Node:
-    """What the makers of a half see."""
+    """Return the node that all makers of a sublayer read."""
     seen = {_activations(maker, traced) for maker in half.makers}
     if len(seen) != 1:
         raise NotPlain("the layers of a half see different inputs")
@@ -161,7 +173,7 @@ def _read_stem(traced: Traced, x: Node) -> Stem:
 
 
 def _before(node: Node, most: int = 24) -> Iterator[Node]:
-    """What a node depends on, nearest first."""
+    """Yield a node and the nodes that it depends on, the nearest first. Stops when `most` nodes have been seen."""
     waiting, seen = [node], {node}
     while waiting and len(seen) < most:
         node = waiting.pop(0)
@@ -174,12 +186,15 @@ def _before(node: Node, most: int = 24) -> Iterator[Node]:
 def _norm_or_none(traced: Traced, source: Node, target: Node, shape: tuple[int, ...]) -> Norm | None:
     try:
         return norm(Part(traced, source, target), shape)
-    except (NotPlain, RuntimeError):  # parts of other shapes fail wherever they do
+    except (NotPlain, RuntimeError):  # a part that expects other shapes can fail in any of its operators
         return None
 
 
 def _grids(tokens: int, image: tuple[int, int, int]) -> Iterator[tuple[int, tuple[int, int]]]:
-    """How many tokens may stand before the patches, and the height and width of a patch; square ones first."""
+    """Yield each possible number of tokens before the patches, with the height and width of a patch in pixels.
+
+    Square patches come first.
+    """
     _, height, width = image
     sides = [(h, w) for h in range(1, height + 1) if not height % h for w in range(1, width + 1) if not width % w]
     for prefix in range(min(MOST_PREFIX, tokens - 1) + 1):
@@ -189,7 +204,10 @@ def _grids(tokens: int, image: tuple[int, int, int]) -> Iterator[tuple[int, tupl
 
 
 def _patch(part: Part, image: tuple[int, int, int], side: tuple[int, int], base: Tensor, prefix: int) -> Tensor:
-    """The convolution: one pixel of one patch at a time, many patches in one image."""
+    """Return the weight of the convolution.
+
+    Each probe sets one pixel of one patch to 1. One image holds as many probes as it has patches.
+    """
     (channels, height, width), (high, wide) = image, side
     columns, count = width // wide, (height // high) * (width // wide)
     pixels = channels * high * wide
@@ -203,7 +221,7 @@ def _patch(part: Part, image: tuple[int, int, int], side: tuple[int, int], base:
 
 
 def _read_tail(traced: Traced, x: Node, prefix: int) -> Tail:
-    """The norm and pooling in either order, then a linear layer or nothing."""
+    """Read the norm and the pooling, in either order, then a linear layer if there is one."""
     shape = dims_of(traced, x)
     (output,) = (node.args[0] for node in traced.nodes if node.op == "output")
     output = output[0] if isinstance(output, tuple | list) else output
@@ -226,7 +244,10 @@ def _read_tail(traced: Traced, x: Node, prefix: int) -> Tail:
 
 
 def _two_heads(part: Part, shape: tuple[int, ...]) -> tuple[Affine, Affine] | None:
-    """Of a class token and a distillation token; None where the second token does not reach the logits."""
+    """Return the heads of a class token and a distillation token.
+
+    Returns None if the second token does not reach the logits, or if the patches do.
+    """
     width = shape[1]
     bias = part(torch.zeros(1, *shape))[0]
     weights = []
@@ -245,7 +266,7 @@ def _two_heads(part: Part, shape: tuple[int, ...]) -> tuple[Affine, Affine] | No
 
 
 def _after(traced: Traced, x: Node) -> list[Node]:
-    """What depends on a node, in order."""
+    """Return the nodes that depend on a node, in the order of the graph."""
     reached: list[Node] = []
     known = {x}
     for node in traced.nodes:
@@ -263,7 +284,11 @@ def _dims_or_none(traced: Traced, node: Node) -> tuple[int, ...] | None:
 
 
 def _last_norm(traced: Traced, x: Node, nodes: Sequence[Node], shape: tuple[int, ...]) -> tuple[Norm, Node] | None:
-    """Written in single operators a norm without its weights is one too, so the last node counts."""
+    """Return the last of `nodes` that is a norm of `x`, with that node.
+
+    A file may write a norm as single operators. Then the normalised value before its weights are applied looks like a norm
+    too, so only the last node is the complete norm.
+    """
     last = None
     for node in nodes:
         found = _norm_or_none(traced, x, node, shape)
@@ -291,7 +316,7 @@ def _pooled(traced: Traced, x: Node, nodes: Sequence[Node], prefix: int) -> tupl
 
 
 def agrees(traced: Traced, module: nn.Module) -> bool:
-    """Whether a module gives what the graph gives, on random images."""
+    """Return whether a module and the graph give the same outputs on random images."""
     images = noise(CHECKED, *traced.image)
     with torch.inference_mode():
         return near(module.eval()(images), traced.graph(images))

@@ -1,4 +1,4 @@
-"""timm's vision transformer with the parts that were read from a graph (models/graph/plain_layers.py)."""
+"""Builds timm's vision transformer from the parts that were read from a graph (models/graph/plain_layers.py)."""
 
 import torch
 from timm.models.deit import VisionTransformerDistilled
@@ -12,7 +12,10 @@ from models.graph.tracing.trace import Traced
 
 
 def plain_transformer(traced: Traced, blocks: list[GraphBlock], classes: int) -> VisionTransformer | None:
-    """The vision transformer that a graph is; None when it is none. classes: 0 for features."""
+    """Return a vision transformer that computes the same as a graph, or None if there is none.
+
+    classes: number of classes; 0 if the graph returns features.
+    """
     if next(traced.graph.parameters()).is_meta:
         return None
     try:
@@ -24,13 +27,13 @@ def plain_transformer(traced: Traced, blocks: list[GraphBlock], classes: int) ->
         TypeError,
         ValueError,
         AssertionError,
-    ):  # parts that cannot be fed are not plain
+    ):  # a part that fails on the chosen inputs is not plain
         return None
     return module if module.num_classes == classes and agrees(traced, module) else None
 
 
 def build(plain: Plain) -> VisionTransformer:
-    """Raises: NotPlain for blocks that differ in their numbers of heads or neurons."""
+    """Build timm's module. Raises: NotPlain when blocks differ in their number of heads or neurons, or in activation."""
     first, stem, tail = plain.blocks[0], plain.stem, plain.tail
     neurons = len(first.fc1.bias)
     if any((block.heads, len(block.fc1.bias)) != (first.heads, neurons) for block in plain.blocks):
@@ -65,13 +68,21 @@ def build(plain: Plain) -> VisionTransformer:
 
 
 def _has_bias(plain: Plain) -> bool:
-    """Fresh weights have no biases anywhere, which says nothing."""
+    """Return whether the layer of q, k and v has a bias.
+
+    If all biases of fc1 are zero too, the weights are probably freshly initialised. Zero biases prove nothing then, and the
+    layer gets a bias.
+    """
     qkv = any(bool(block.qkv.bias.any()) for block in plain.blocks)
     return qkv or not any(bool(block.fc1.bias.any()) for block in plain.blocks)
 
 
 def _write_tokens(module: VisionTransformer, tokens: Tensor, prefix: int) -> None:
-    """What a black image gives: all of it stands in the positions but for the tokens before the patches."""
+    """Write the tokens that a black image gives.
+
+    The rows of the patches go into the position embedding. The rows before them become class, distillation and register
+    tokens, whose position embedding is zero.
+    """
     positions = tokens.clone()
     positions[:prefix] = 0
     module.pos_embed = nn.Parameter(positions[None])

@@ -1,7 +1,8 @@
-"""What a part of a graph computes, found by feeding it: affine maps, norms and activations, in whatever operators they are written.
+"""Finds out what a part of a graph computes by running it on chosen inputs: affine maps, norms and activations.
 
-A row of the identity brings out a row of a matrix, so it does not matter whether a file has three products or one, adds its
-biases apart, or folds scales into them. What was found so is checked against the graph itself (models/graph/plain_layers.py).
+The operators in which a part is written do not matter. A row of the identity matrix as input returns one row of the weight
+matrix, whether a file has three products or one, adds its biases separately, or folds scales into its weights. The result
+is checked against the graph itself (models/graph/plain_layers.py).
 """
 
 import math
@@ -17,25 +18,29 @@ from torch.nn import functional
 from models.graph.tracing.trace import Traced
 
 EPSILONS = (1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
-"""Of norms, as architectures have them."""
+"""Epsilons of norms that occur in known architectures."""
 ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
     nn.GELU, lambda: nn.GELU("tanh"), QuickGELU, nn.ReLU, nn.SiLU, nn.Hardswish,
 )  # fmt: skip
 NEAR = 1e-4
-"""Of the largest value: how far a part may be from what it was taken for."""
+"""Largest difference between two tensors that count as equal, relative to the largest absolute value of the second."""
 
 
 def noise(*shape: int) -> Tensor:
-    """The same every time, and without a trace in the generator that others use."""
+    """Return the same normal noise on every call. PyTorch's global random generator is not used."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 class NotPlain(Exception):
-    """A part that is not what a plain vision transformer has there."""
+    """Raised when a part differs from what a plain vision transformer has at that position."""
 
 
 def dims_of(traced: Traced, node: Node) -> tuple[int, ...]:
-    """Of one image: where images and tokens are the rows of one matrix, (tokens, ...)."""
+    """Return the dims that a node's tensor has for one image.
+
+    If the rows of a matrix are the tokens of all images, the result is (tokens, ...). Raises: NotPlain when the first dim
+    does not count images.
+    """
     first, *rest = traced.tracer.shape(node)
     rows, left = divmod(first, traced.tracer.batch.size)
     if left or not rows:
@@ -44,10 +49,10 @@ def dims_of(traced: Traced, node: Node) -> tuple[int, ...]:
 
 
 class Part:
-    """The nodes that lead from one node to another, as a function of the first."""
+    """The nodes between `source` and `target`, as a function of the value of `source`."""
 
     def __init__(self, traced: Traced, source: Node, target: Node) -> None:
-        """Raises: NotPlain when `target` depends on the images by another way too."""
+        """Raises: NotPlain when `target` also depends on the images by a path that does not go through `source`."""
         self.graph, self.source, self.target = traced.graph, source, target
         self.images = traced.images
         self._flat = len(traced.tracer.shape(source)) <= len(dims_of(traced, source))
@@ -68,10 +73,13 @@ class Part:
         return [node for node in self.graph.graph.nodes if node in needed]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: what comes out of the source, (images, ...), whatever the graph has as its first dim; so is what is given back."""
+        """Return the value of the target for a value `x` of the source.
+
+        Both have the shape (images, ...), also if images and tokens share the first dim in the graph.
+        """
         run = Interpreter(self.graph)
         run.env = {self.images: torch.empty(len(x), 0), self.source: x.flatten(0, 1) if self._flat else x}
-        with torch.no_grad():  # what is found becomes weights that are trained
+        with torch.no_grad():  # the results become weights that are trained later, so they must carry no history
             for node in self.nodes:
                 run.env[node] = run.run_node(node)
         found: Tensor = run.env[self.target]
@@ -80,7 +88,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Affine:
-    """weight (outputs, inputs), bias (outputs)."""
+    """An affine map: weight (outputs, inputs), bias (outputs)."""
 
     weight: Tensor
     bias: Tensor
@@ -102,8 +110,11 @@ def affine(
     part: Callable[[Tensor], Tensor], width: int, tokens: int, lay: Callable[[Tensor], Tensor] = lambda x: x,
     read: Callable[[Tensor], Tensor] = lambda y: y,
 ) -> Affine:  # fmt: skip
-    """Of a part that does the same to each of `tokens` tokens. lay: (images, tokens, width) -> what the part takes; read: what
-    it gives -> (images, tokens, outputs)."""
+    """Return the affine map of a part that does the same to each of `tokens` tokens.
+
+    lay: turns (images, tokens, width) into the input of the part.
+    read: turns the output of the part into (images, tokens, outputs).
+    """
     images = 1 + -(-width // tokens)
     rows = torch.zeros(images * tokens, width)
     rows[tokens : tokens + width] = torch.eye(width)
@@ -112,12 +123,15 @@ def affine(
 
 
 def norm(part: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Norm:
-    """Of a layer norm over the last of `shape`, the dims of one image. Raises: NotPlain when the part is none."""
+    """Return the weight, bias and epsilon of a layer norm over the last dim. shape: the dims of one image.
+
+    Raises: NotPlain when the part is not a layer norm.
+    """
     width = shape[-1]
     if width % 2:
         raise NotPlain("an odd width")
     signs = torch.tensor([1.0, -1.0]).repeat(width // 2)
-    small = 1e-3  # its square is near most epsilons, so that they show
+    small = 1e-3  # its square is close to most epsilons, so the output shows which epsilon is used
     rows = torch.stack([torch.zeros(width), 1e3 * signs, small * signs, noise(width)])
     found = part(rows.view(4, *[1] * (len(shape) - 1), width).expand(4, *shape).contiguous()).reshape(4, -1, width)[
         :, 0
@@ -136,7 +150,10 @@ def norm(part: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Norm:
 
 
 def activation(part: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> nn.Module:
-    """Which one a part is, over values of `shape`, the dims of one image. Raises: NotPlain."""
+    """Return the activation that a part computes. shape: the dims of one image.
+
+    Raises: NotPlain when it is none of `ACTIVATIONS`.
+    """
     count = torch.Size(shape).numel()
     values = torch.linspace(-8, 8, count).view(1, *shape)
     found = part(values)

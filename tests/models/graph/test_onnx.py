@@ -57,7 +57,9 @@ def test_the_newer_exporter_s_files_too(tmp_path: Path, batch: int | None) -> No
     assert len(read.structure.blocks) == 2
 
 
-@pytest.mark.parametrize("name", ["levit_128s", "pvt_v2_b0", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize(
+    "name", ["levit_128s", "pvt_v2_b0", pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow)]
+)
 def test_other_architectures(tmp_path: Path, name: str) -> None:
     network = untrained(name)
     read = open_onnx(exported(tmp_path / "model.onnx", network), name, None)
