@@ -244,7 +244,10 @@ class _Counted:
         return op, scales | dict.fromkeys(made, "count" if groups > 1 else "cols")
 
     def _name(self, node: Node) -> str:
-        """Return the name of a node's operation. A linear layer's name ends with its role: only such layers are quantised."""
+        """Return the name of a node's operation.
+
+        A linear layer's name ends with its role: only such layers are quantised.
+        """
         layer = self.layers.get(node.name)
         return f"{node.name}.{layer}" if layer else node.name
 

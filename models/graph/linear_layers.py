@@ -41,8 +41,8 @@ def _read_once(graph: GraphModule) -> set[str]:
 def _is_layer(traced: Traced, node: Node, alone: Collection[str]) -> bool:
     """Return whether a node is a linear layer that can be quantised.
 
-    No other node may read its weight, and the images must lie one behind the other in its inputs: fake quantisation needs
-    this order (models/quantization/fake_quantize.py).
+    No other node may read its weight, and the images must lie one behind the other in its inputs: fake quantisation
+    needs this order (models/quantization/fake_quantize.py).
     """
     if getattr(node.target, "overloadpacket", None) not in PRODUCTS:
         return False

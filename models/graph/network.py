@@ -1,5 +1,7 @@
-"""The `Network` of any model whose attention and MLPs are found in its graph. Heads and neurons can be cut, and also tokens
-if the graph allows their number to change."""
+"""The `Network` of any model whose attention and MLPs are found in its graph.
+
+Heads and neurons can be cut, and also tokens if the graph allows their number to change.
+"""
 
 import copy
 from collections.abc import Collection, Iterator, Sequence
@@ -38,8 +40,8 @@ METHODS = "Use method 'joint' or 'mdc'."
 class GraphNetwork(Network):
     """A network that was read from its graph.
 
-    `module` is the captured graph if the network is dense. If the network is pruned, `module` is the smaller graph that was
-    cut out of it.
+    `module` is the captured graph if the network is dense. If the network is pruned, `module` is the smaller graph
+    that was cut out of it.
     """
 
     _placed: dict[str, str]
@@ -196,7 +198,7 @@ class GraphNetwork(Network):
         fc1 = self._made(block.neurons)
         q = self._made(block.heads)
         dims = projection.in_features // heads
-        # several layers of any width may make a head: their common norm stands for it, spread evenly over the head's dims
+        # several layers of any width may make a head: their common norm, spread evenly over its dims, stands for it
         norms = (q.weight.detach() ** 2).sum(1).sqrt().repeat_interleave(dims) / dims**0.5
         return LayerWeights(heads, linear_of(norms[:, None].repeat(3, 1) / 3**0.5, None), projection, fc1, fc2)
 

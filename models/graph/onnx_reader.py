@@ -1,8 +1,8 @@
-"""Reads an ONNX file as a graph of PyTorch operators, so that it can be cut, refitted and trained like any other model.
+"""Reads an ONNX file as a graph of PyTorch operators. It can then be cut, refitted and trained like any other model.
 
-First, ONNX Runtime folds everything constant, such as computed shapes and scales. The remaining nodes are translated one by
-one. If the file leaves the batch size free, the graph is built for 11 images: no other size in a network is 11, so the batch
-can be told apart from other sizes (models/graph/tracing/atoms.py).
+First, ONNX Runtime folds everything constant, such as computed shapes and scales. The remaining nodes are translated
+one by one. If the file leaves the batch size free, the graph is built for 11 images: no other size in a network is
+11, so the batch can be told apart from other sizes (models/graph/tracing/atoms.py).
 """
 
 import re
@@ -233,8 +233,8 @@ class Builder:
     def value(self, name: str) -> Node:
         """Return a node for any ONNX value. Each use of a constant becomes a weight of its own.
 
-        Exporters store equal constants once. Constants that are equal by chance, such as the biases of two new layers, must
-        not be cut together.
+        Exporters store equal constants once. Constants that are equal by chance, such as the biases of two new
+        layers, must not be cut together.
         """
         if name not in self.values:
             found = torch.from_numpy(np.array(self.constants[name]))

@@ -1,8 +1,8 @@
-"""Reads a graph as a plain vision transformer, if it computes the same. Then everything in it can be cut, also tokens.
+"""Reads a graph as a plain vision transformer, if it computes the same. Then everything can be cut, tokens included.
 
-The graph shows where the parts are (models/graph/tracing/sublayers.py). Running the parts on chosen inputs shows what they
-compute (models/graph/plain_probe.py). The transformer that is built from them must give the same outputs as the graph. A
-model that fails this check is not a plain vision transformer, and is pruned by its graph only.
+The graph shows where the parts are (models/graph/tracing/sublayers.py). Running the parts on chosen inputs shows what
+they compute (models/graph/plain_probe.py). The transformer that is built from them must give the same outputs as the
+graph. A model that fails this check is not a plain vision transformer, and is pruned by its graph only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,7 +65,7 @@ class Tail:
 
     norm: None if there is no norm.
     first: whether the norm comes before the pooling.
-    second: the head of the distillation token, which is the second token. The logits are the mean of both heads' logits.
+    second: the head of the distillation token, which is the second token. The logits are the mean of both heads.
     """
 
     norm: Norm | None
@@ -286,8 +286,8 @@ def _dims_or_none(traced: Traced, node: Node) -> tuple[int, ...] | None:
 def _last_norm(traced: Traced, x: Node, nodes: Sequence[Node], shape: tuple[int, ...]) -> tuple[Norm, Node] | None:
     """Return the last of `nodes` that is a norm of `x`, with that node.
 
-    A file may write a norm as single operators. Then the normalised value before its weights are applied looks like a norm
-    too, so only the last node is the complete norm.
+    A file may write a norm as single operators. Then the normalised value before its weights are applied looks like a
+    norm too, so only the last node is the complete norm.
     """
     last = None
     for node in nodes:

@@ -33,7 +33,10 @@ def plain_transformer(traced: Traced, blocks: list[GraphBlock], classes: int) ->
 
 
 def build(plain: Plain) -> VisionTransformer:
-    """Build timm's module. Raises: NotPlain when blocks differ in their number of heads or neurons, or in activation."""
+    """Build timm's module.
+
+    Raises: NotPlain when blocks differ in their number of heads or neurons, or in activation.
+    """
     first, stem, tail = plain.blocks[0], plain.stem, plain.tail
     neurons = len(first.fc1.bias)
     if any((block.heads, len(block.fc1.bias)) != (first.heads, neurons) for block in plain.blocks):
@@ -70,8 +73,8 @@ def build(plain: Plain) -> VisionTransformer:
 def _has_bias(plain: Plain) -> bool:
     """Return whether the layer of q, k and v has a bias.
 
-    If all biases of fc1 are zero too, the weights are probably freshly initialised. Zero biases prove nothing then, and the
-    layer gets a bias.
+    If all biases of fc1 are zero too, the weights are probably freshly initialised. Zero biases prove nothing then,
+    and the layer gets a bias.
     """
     qkv = any(bool(block.qkv.bias.any()) for block in plain.blocks)
     return qkv or not any(bool(block.fc1.bias.any()) for block in plain.blocks)

@@ -1,8 +1,8 @@
 """Finds out what a part of a graph computes by running it on chosen inputs: affine maps, norms and activations.
 
-The operators in which a part is written do not matter. A row of the identity matrix as input returns one row of the weight
-matrix, whether a file has three products or one, adds its biases separately, or folds scales into its weights. The result
-is checked against the graph itself (models/graph/plain_layers.py).
+The operators in which a part is written do not matter. A row of the identity matrix as input returns one row of the
+weight matrix, whether a file has three products or one, adds its biases separately, or folds scales into its weights.
+The result is checked against the graph itself (models/graph/plain_layers.py).
 """
 
 import math
@@ -38,8 +38,8 @@ class NotPlain(Exception):
 def dims_of(traced: Traced, node: Node) -> tuple[int, ...]:
     """Return the dims that a node's tensor has for one image.
 
-    If the rows of a matrix are the tokens of all images, the result is (tokens, ...). Raises: NotPlain when the first dim
-    does not count images.
+    If the rows of a matrix are the tokens of all images, the result is (tokens, ...). Raises: NotPlain when the first
+    dim does not count images.
     """
     first, *rest = traced.tracer.shape(node)
     rows, left = divmod(first, traced.tracer.batch.size)

@@ -1,1 +1,1 @@
-"""Where tokens travel in a graph, and how some of them leave it."""
+"""Finds the token axes in a graph, and adds token reductions to the graph."""

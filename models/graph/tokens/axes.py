@@ -1,8 +1,8 @@
-"""Axes that count tokens, followed through a graph.
+"""Follows the axes that count tokens through a graph.
 
-An axis of `before + patches` entries counts tokens: first some that are never removed, then all patches in their order. An operator
-either leaves such an axis whole or takes it apart between the two; whatever would see the patches as a grid, one by one or in
-another order raises `NotFree`, and then their number cannot change.
+A token axis has `before + patches` entries: first the tokens that are never removed, then all patches in their order.
+An operator may keep such an axis complete, or split it between these two groups. An operator that uses the patches as
+a grid, one by one, or in another order raises `NotFree`: then the number of tokens cannot change.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,17 @@ from models.graph.tracing.tracer import is_pointwise, packet_of, pointwise, regi
 
 
 class NotFree(Exception):
-    """The number of tokens cannot change here, for this reason."""
+    """Raised when the number of tokens cannot change. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class TokenAxis:
-    """before: tokens on it that stay. block: the last one before it that may remove some; None: none may. of_all: the tokens of
-    all images, one image behind the other."""
+    """One axis that counts tokens.
+
+    before: number of tokens at its front that are never removed.
+    block: the last block before this point that may remove tokens; None if no block may.
+    of_all: whether the axis holds the tokens of all images, one image behind the other.
+    """
 
     before: int
     block: int | None
@@ -29,13 +33,18 @@ class TokenAxis:
 
 
 Axes = dict[int, TokenAxis]
-"""Of one tensor: the axes that count tokens."""
+"""The token axes of one tensor, by the number of the dim."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """`reader` reads `node`, which is the same for all images and has values for single tokens along `axes` (negative: from
-    the end), for the tokens of `axis`."""
+    """A tensor that is the same for all images and has a value for each single token, such as a position table.
+
+    reader: the node that reads the table.
+    node: the table.
+    axes: the dims of the table that count tokens, as negative numbers (from the end).
+    axis: the token axis to which these dims belong.
+    """
 
     reader: Node
     node: Node
@@ -45,7 +54,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Pool:
-    """`node` is a mean over the tokens of `axis`, which stand at `place` of what it reads."""
+    """A mean over tokens.
+
+    node: the mean.
+    place: the dim of its input that counts tokens.
+    axis: the token axis to which this dim belongs.
+    """
 
     node: Node
     place: int
@@ -53,7 +67,11 @@ class Pool:
 
 
 class TokenAxes:
-    """What is known so far. still: whether a node is the same for all images. images_first: whether its first dim counts them."""
+    """The token axes that are known so far.
+
+    still: returns whether a node is the same for all images.
+    images_first: returns whether the first dim of a node counts the images.
+    """
 
     def __init__(
         self, sizes: dict[Node, Any], batch: int, patches: int, still: Callable[[Node], bool],
@@ -61,14 +79,14 @@ class TokenAxes:
     ) -> None:  # fmt: skip
         self.sizes, self.batch, self.patches, self.still, self.images_first = sizes, batch, patches, still, images_first
         self.axes: dict[Node, Any] = {}
-        """Of each node that has any: its `Axes`, or those of its several outputs."""
+        """For each node with token axes: its `Axes`, or a list of the `Axes` of its outputs if it has several."""
         self.tables: list[Table] = []
         self.pools: list[Pool] = []
         self.reads_first = False
-        """Of the stream of tokens the first alone is read: a class token."""
+        """Whether a node reads the first token of the residual stream alone. Such a token is a class token."""
 
     def visit(self, node: Node) -> None:
-        """Raises: NotFree."""
+        """Find the token axes of a node from those of its inputs. Raises: NotFree."""
         if not any(self.of(source) for source in node.all_input_nodes):
             return
         rule = TOKEN_RULES.get(packet_of(node), TOKEN_RULES[pointwise] if is_pointwise(node) else None)
@@ -89,7 +107,11 @@ class TokenAxes:
         return axis.before + self.patches
 
     def broadcast(self, node: Node, sources: Sequence[Node]) -> Axes:
-        """Side by side, aligned at their ends. What has values for single tokens and is the same for all images is a table."""
+        """Return the token axes of operands after broadcasting, which aligns their last dims.
+
+        An operand that is the same for all images and has values for single tokens is recorded as a table.
+        Raises: NotFree.
+        """
         rank, found = max(len(self.shape(source)) for source in sources), {}
         tables: dict[Node, list[tuple[int, TokenAxis]]] = {}
         for place in range(-rank, 0):
@@ -114,13 +136,16 @@ class TokenAxes:
         return found
 
     def read(self, table: Table) -> None:
-        """Rows that are looked up are those of each image, and stand where the images do. Raises: NotFree."""
+        """Record a table. Raises: NotFree when the reader's first dim does not count images.
+
+        The reduced network selects rows of the table for each image, so the result has the images as its first dim.
+        """
         if not self.images_first(table.reader) or -len(self.shape(table.reader)) in table.axes:
             raise NotFree(f"{table.reader.name}: reads a table, and its first dim does not count images")
         self.tables.append(table)
 
     def at(self, node: Node, place: int) -> TokenAxis | None:
-        """place: from the end."""
+        """Return the token axis of a node at `place`, a negative number that counts dims from the end, or None."""
         found: TokenAxis | None = self.of(node).get(len(self.shape(node)) + place)
         return found
 

@@ -1,7 +1,8 @@
-"""Token reductions put into a graph, in place.
+"""Adds token reductions to a graph, in place.
 
-B images, H heads, N tokens = P prefix + M patches [+ 1 package]. Behind a reduction every size that counts tokens is written anew,
-tables with values for single tokens are read by the tokens that are left, and means count each token as what it stands for.
+B images, H heads, N tokens = P prefix + M patches [+ 1 fused token]. After a reduction, every size that counts tokens
+is rewritten. Tables with values for single tokens are read only for the tokens that remain. A mean weights each token
+by the number of tokens that it stands for.
 """
 
 import operator
@@ -27,14 +28,18 @@ aten = torch.ops.aten
 
 
 class OpenAttention(nn.Module):
-    """A fused attention that also tells where it looks."""
+    """Attention that replaces a fused operator, because it also returns the attention weights."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.scale = scale
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """q, k (B, H, N, d), v (B, H, N, e); mask is added to the logits, or says which stay. (B, H, N, e), (B, H, N, N)."""
+        """q, k: (B, H, N, d). v: (B, H, N, e).
+
+        mask: if boolean, True marks the logits that are kept; otherwise it is added to the logits.
+        Returns the attention's output (B, H, N, e) and its weights (B, H, N, N).
+        """
         logits = (q * self.scale) @ k.transpose(-2, -1)
         if mask is not None:
             logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
@@ -43,14 +48,18 @@ class OpenAttention(nn.Module):
 
 
 class TokenChoice(nn.Module):
-    """A reduction by the attention of its own block."""
+    """A token reduction that ranks tokens by the attention of its own block."""
 
     def __init__(self, reduction: TokenReduction, watch: TokenWatch) -> None:
         super().__init__()
         self.reduction, self.watch = reduction, watch
 
     def forward(self, x: Tensor, attention: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (B, N, D), attention (B, H, N, N), places (B, M): where in the whole grid the patches are. As left: x and places."""
+        """x: (B, N, D). attention: (B, H, N, N).
+
+        places: (B, M), the positions of the patches in the original grid; None if no patch has been removed.
+        Returns x and places for the tokens that remain.
+        """
         state = TokenState(places=places)
         self.watch(attention, attention, state)
         x = self.reduction(x, state)
@@ -59,17 +68,24 @@ class TokenChoice(nn.Module):
 
 
 class TokenRows(nn.Module):
-    """Of a table with values for single tokens, those of the tokens that are left; a package has their mean of what is gone."""
+    """Selects the rows of a table that belong to the remaining tokens.
+
+    A fused token gets the mean of the removed rows.
+    """
 
     def __init__(self, rank: int, axes: Sequence[int], before: int, gone: int) -> None:
-        """rank: of what the table is joined with. axes: of the table, negative. before: tokens on them that stay. gone: patches
-        that a package at the end stands for; 0: there is none."""
+        """rank: number of dims of the tensor with which the table is combined.
+
+        axes: the dims of the table that count tokens, as negative numbers (from the end).
+        before: number of tokens at the front of these dims that are never removed.
+        gone: number of patches that a fused token at the end stands for; 0 if there is no fused token.
+        """
         super().__init__()
         self.rank, self.before, self.gone = rank, before, gone
-        self.axes = tuple(axis % rank for axis in axes)  # torch's exporter writes negative ones down as they are
+        self.axes = tuple(axis % rank for axis in axes)  # torch's exporter does not convert negative axes
 
     def forward(self, table: Tensor, places: Tensor) -> Tensor:
-        """places (B, K) -> of rank `rank`, B first."""
+        """places: (B, K). Returns a tensor with `rank` dims, whose first dim is B."""
         table = table[:1] if table.dim() == self.rank else table.reshape((1,) * (self.rank - table.dim()) + table.shape)
         for number, axis in enumerate(self.axes):
             rows = table.movedim(axis, 1)
@@ -79,7 +95,10 @@ class TokenRows(nn.Module):
         return table
 
     def _rows(self, rows: Tensor, places: Tensor, shared: bool) -> Tensor:
-        """(1 or B, P + M, R) -> (B, P + K [+ 1], R). shared: the same for all images."""
+        """Turn rows (1 or B, P + M, R) into (B, P + K [+ 1], R).
+
+        shared: whether the rows are the same for all images.
+        """
         body = rows[:, self.before :]
         kept = functional.embedding(places, body[0]) if shared else tokens.gather_tokens(body, places)
         parts = [rows[:, : self.before].expand(kept.shape[0], -1, -1), kept] if self.before else [kept]
@@ -91,12 +110,15 @@ class TokenRows(nn.Module):
 
 
 class TokenCut:
-    """One plan's reductions in one graph, whose nodes have the names that they had when `flow` was found."""
+    """Adds the token reductions of one plan to one graph.
+
+    Its nodes must have the same names as when `flow` was found.
+    """
 
     def __init__(
         self, graph: GraphModule, flow: TokenFlow, shapes: Mapping[Node, Any], plans: Mapping[int, TokenPlan]
     ) -> None:  # fmt: skip
-        """shapes: of the nodes that `flow` knows. plans: by block."""
+        """shapes: the shapes of the nodes that `flow` knows. plans: the token plan of each block that has one."""
         self.graph, self.flow, self.shapes, self.plans = graph, flow, shapes, plans
         self._node: dict[str, Node] = {node.name: node for node in graph.graph.nodes}
         self._places: dict[int, Node] = {}
@@ -107,7 +129,7 @@ class TokenCut:
         for node, axes in self.flow.axes.items():
             for place, axis in axes.items():
                 if axis.of_all:
-                    continue  # stated as what is left, as the number of images is
+                    continue  # this dim also contains the batch, so the graph lets it be inferred (-1)
                 write_length(self._node[node.name], place, self._length(axis))
             for user in node.users:
                 if getattr(user.target, "overloadpacket", None) is aten.split_with_sizes:
@@ -122,8 +144,11 @@ class TokenCut:
         self.graph.recompile()
 
     def _left(self, behind: int | None) -> tuple[int | None, int, int]:
-        """Behind a block: the last one that reduced the tokens, patches that are left, and how many a package at their end stands
-        for."""
+        """Return the state of the tokens behind a block, as a tuple.
+
+        Its entries are the last block that reduced the tokens (None if no block did), the number of remaining patches,
+        and the number of patches that a fused token at the end stands for (0 if there is no fused token).
+        """
         last, patches, packaged = None, self.flow.patches, 0
         for block in sorted(self.plans):
             if behind is not None and block <= behind:
@@ -137,13 +162,16 @@ class TokenCut:
         return axis.before + patches + bool(packaged)
 
     def _split(self, node: Node, axes: Axes) -> None:
-        """Along tokens, the last part has the patches. axes: of what is split."""
+        """Resize the last part of a split along tokens, which holds the patches.
+
+        axes: the token axes of the split tensor.
+        """
         axis = axes.get(argument(node, 2, "dim", 0) % len(self.shapes[node.args[0]]))  # type: ignore[index]
         if axis is not None:
             write_last_part(self._node[node.name], self._length(axis))
 
     def _reduce(self, block: int) -> None:
-        """Puts one reduction behind its block's stream."""
+        """Add one reduction behind the stream of its block."""
         flow, plan = self.flow, self.plans[block]
         _, patches, packaged = self._left(block - 1)
         watch = TokenWatch("attention", flow.prefix, patches, flow.has_class_token)
@@ -158,7 +186,7 @@ class TokenCut:
         self._places[block] = places
 
     def _attention(self, block: int) -> Node:
-        """Where the block looks, (B, H, N, N)."""
+        """Return the node of a block's attention weights, (B, H, N, N). A fused attention is replaced."""
         node = self._node[self.flow.attentions[block].name]
         if getattr(node.target, "overloadpacket", None) is not aten.scaled_dot_product_attention:
             return node
@@ -170,11 +198,14 @@ class TokenCut:
             attention: Node = self.graph.graph.call_function(operator.getitem, (opened, 1))
         node.replace_all_uses_with(mixed)
         self.graph.graph.erase_node(node)
-        self._node[node.name] = opened  # who reads tables is asked for by the name that it had
+        self._node[node.name] = opened  # `flow.tables` still refers to the old name
         return attention
 
     def _read(self, table: Table) -> None:
-        """Lets one reader have a table's rows of the tokens that are left; readers of the same share them."""
+        """Let a reader of a table use only the rows of the remaining tokens.
+
+        Readers of equal tables share these rows.
+        """
         last, patches, packaged = self._left(table.axis.block)
         if last is None:
             return
@@ -190,7 +221,10 @@ class TokenCut:
         reader.replace_input_with(node, self._rows[key])
 
     def _canonical(self, node: Node) -> Any:
-        """Equal for nodes that compute the same from the same tensors; files have rotary tables once for each use."""
+        """Return a value that is equal for nodes that compute the same from the same tensors.
+
+        It lets equal tables be shared: some files contain a separate copy of a rotary table for each use.
+        """
         if node not in self._alike and node.op == "get_attr":
             tensor = stored(self.graph, node).detach()
             written = not tensor.is_meta and tensor.ndim > 1 and bool((tensor != tensor.flatten()[0]).any())
@@ -201,7 +235,7 @@ class TokenCut:
         return hash(self._alike[node])
 
     def _weigh(self, pool: Pool) -> None:
-        """A mean counts a package as all that it stands for."""
+        """Weight the inputs of a mean, so that a fused token counts as all the tokens that it stands for."""
         _, patches, packaged = self._left(pool.axis.block)
         if not packaged:
             return

@@ -1,8 +1,9 @@
-"""Where a graph carries tokens whose number is free to change, and what must change with them.
+"""Finds the points of a graph at which tokens can be removed, and everything that must change with their number.
 
-Between a block's attention and its MLP there is, in a plain residual network, one tensor through which all later values go: its
-stream (B, N, D). Tokens that leave there are missed by nobody if, from there to the outputs, every operator treats patches alike
-(`token_axes.py`), tables with values for single tokens being read by the tokens that are left.
+In a plain residual network, there is one tensor between the attention and the MLP of a block on which all later
+values depend: the stream of the block (B, N, D). Tokens can be removed there if every operator from this point to the
+outputs treats all patches alike (models/graph/tokens/axes.py). Tables with values for single tokens are no obstacle:
+they are read only for the tokens that remain.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-import models.graph.tokens.rules  # noqa: F401  # they make themselves known
+import models.graph.tokens.rules  # noqa: F401  # the import registers the rules
 from models.graph.tokens.axes import Axes, NotFree, Pool, Table, TokenAxes, TokenAxis
 from models.graph.tracing.sublayers import GraphBlock, Half
 from models.graph.tracing.trace import Traced
@@ -22,21 +23,21 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class TokenFlow:
-    """Of the blocks from some block on. N = prefix + patches tokens."""
+    """The token flow from the first block on whose tokens can be removed. It has N = prefix + patches tokens."""
 
     streams: dict[int, Node] = field(default_factory=dict)
-    """Of each block whose tokens can be removed: its stream."""
+    """The stream of each block whose tokens can be removed."""
     attentions: dict[int, Node] = field(default_factory=dict)
-    """Of these: the softmax, or the fused attention, that tokens are chosen by."""
+    """For the same blocks: the softmax or the fused attention by which tokens are ranked."""
     prefix: int = 0
     patches: int = 0
     has_class_token: bool = False
     axes: dict[Node, Axes] = field(default_factory=dict)
-    """Of each tensor node behind the first stream: its axes that count tokens, as it gives them."""
+    """The token axes of each tensor node behind the first stream, before a reduction at this node."""
     tables: tuple[Table, ...] = ()
     pools: tuple[Pool, ...] = ()
     reason: str = ""
-    """Where there are no streams: why not."""
+    """Why no tokens can be removed, if there are no streams."""
 
     @property
     def tokens(self) -> int:
@@ -44,7 +45,7 @@ class TokenFlow:
 
 
 def token_flow(traced: Traced, blocks: Sequence[GraphBlock]) -> TokenFlow:
-    """From the first block on for which all later operators allow it."""
+    """Return the token flow from the first block behind which all operators allow fewer tokens."""
     moving = _moving(traced)
     rows = _rows(traced, moving)
     streams = _streams(traced, blocks, rows)
@@ -61,7 +62,7 @@ def _flow_from(
     first: int, traced: Traced, blocks: Sequence[GraphBlock], streams: dict[int, Node], rows: Sequence[Node],
     moving: set[Node],
 ) -> TokenFlow:  # fmt: skip
-    """Raises: NotFree."""
+    """Return the token flow from the block `first` on. Raises: NotFree."""
     tokens, prefix = traced.tracer.shape(streams[first])[1], prefix_of(streams[first], traced, moving)
     order = {node: place for place, node in enumerate(traced.nodes)}
     begin = min(order[maker] for maker in blocks[first].heads.makers)
@@ -96,19 +97,19 @@ def _flow_from(
 
 
 def _visit(known: TokenAxes, node: Node) -> None:
-    """Raises: NotFree."""
+    """Find the token axes of a node. Raises: NotFree."""
     if node.op == "output":
         if any(known.of(source) for source in node.all_input_nodes):
             raise NotFree("the outputs have values for single tokens")
         return
     try:
         known.visit(node)
-    except (AssertionError, LookupError, TypeError, ValueError) as error:  # used in a way that its rule does not know
+    except (AssertionError, LookupError, TypeError, ValueError) as error:  # the rule does not cover this use
         raise NotFree(f"{node.name}: what {node.target} does to tokens is not known") from error
 
 
 def _moving(traced: Traced) -> set[Node]:
-    """Nodes that differ between images; not those that only ask how many there are."""
+    """Return the nodes whose values depend on the images. Nodes that only read the number of images do not count."""
     found = {traced.images}
     for node in traced.nodes:
         if node.target != "size" and any(source in found for source in node.all_input_nodes):
@@ -117,19 +118,19 @@ def _moving(traced: Traced) -> set[Node]:
 
 
 def _rows(traced: Traced, moving: set[Node]) -> list[Node]:
-    """The rows of tokens without which nothing later can be computed, in their order."""
+    """Return, in the order of the graph, the token tensors (B, N, D) on which all later values depend."""
     order = {node: place for place, node in enumerate(traced.nodes)}
     open_until, found = -1, []
     for node in traced.nodes:
         if node in moving:
-            if open_until <= order[node] and _is_row_of_tokens(traced, node):  # all that was there before is used up
+            if open_until <= order[node] and _is_row_of_tokens(traced, node):  # no later node reads an earlier value
                 found.append(node)
             open_until = max([open_until, *(order[user] for user in node.users if user in moving)])
     return found
 
 
 def _streams(traced: Traced, blocks: Sequence[GraphBlock], rows: Sequence[Node]) -> dict[int, Node]:
-    """Of each block the last row of tokens between its halves."""
+    """Return, for each block, the last of these token tensors between its attention and its MLP."""
     order = {node: place for place, node in enumerate(traced.nodes)}
     found = {}
     for i, block in enumerate(blocks):
@@ -146,7 +147,7 @@ def _is_row_of_tokens(traced: Traced, node: Node) -> bool:
 
 
 def prefix_of(stream: Node, traced: Traced, moving: set[Node]) -> int:
-    """How many of its tokens, at the front, come from parameters: class and register tokens."""
+    """Return how many tokens at the front of a stream come from parameters: class and register tokens."""
     tokens, todo, seen, most = traced.tracer.shape(stream)[1], [(stream, 0)], set(), 0
     while todo:
         node, ahead = todo.pop()
@@ -167,7 +168,10 @@ def prefix_of(stream: Node, traced: Traced, moving: set[Node]) -> int:
 
 
 def _attention(known: TokenAxes, half: Half) -> Node | None:
-    """Where each token attends to each: a fused attention, or a softmax, (B, H, N, N)."""
+    """Return the node in which each token attends to each token: a fused attention, or a softmax (B, H, N, N).
+
+    Returns None if there is no such node.
+    """
     for mixture in half.mixtures:
         if getattr(mixture.target, "overloadpacket", None) is aten.scaled_dot_product_attention:
             q, k = mixture.args[:2]
@@ -178,12 +182,15 @@ def _attention(known: TokenAxes, half: Half) -> Node | None:
 
 
 def _counts(known: TokenAxes, node: object, places: Sequence[int]) -> bool:
-    """Whether a tensor of four dims counts tokens at these places, and nowhere else."""
+    """Return whether a tensor has four dims and counts tokens at exactly these places."""
     return isinstance(node, Node) and len(known.shape(node)) == 4 and sorted(known.of(node)) == list(places)
 
 
 def _softmax_before(known: TokenAxes, mixture: Node) -> Node | None:
-    """The nearest one that a product with values reads."""
+    """Return the nearest softmax before a product with values.
+
+    Returns None if there is none, or if it is not an attention of each token to each token.
+    """
     node = mixture.args[0]
     while isinstance(node, Node) and node.op == "call_function":
         if getattr(node.target, "overloadpacket", None) in (aten.softmax, aten._softmax):

@@ -1,4 +1,7 @@
-"""What each operator does to the axes that count tokens. An operator without a rule ends them (models/graph/tokens/axes.py)."""
+"""Rules for what each operator does to the axes that count tokens.
+
+An operator without a rule raises `NotFree` (models/graph/tokens/axes.py).
+"""
 
 import dataclasses
 import operator
@@ -32,7 +35,7 @@ def _linear(known: TokenAxes, node: Node) -> Axes:
 
 @token_rule(aten.addmm)
 def _addmm(known: TokenAxes, node: Node) -> Axes:
-    """bias, inputs, weight."""
+    """The arguments of `addmm` are bias, inputs and weight, in this order."""
     axes = known.of(node.args[1])
     if any(known.of(one) for one in (node.args[0], node.args[2])) or 1 in axes:
         raise NotFree(f"{node.name}: has weights for single tokens, or mixes them")
@@ -55,7 +58,10 @@ def _softmax(known: TokenAxes, node: Node) -> Axes:
 
 
 def _untouched(known: TokenAxes, node: Node, places: Sequence[int]) -> Axes:
-    """Of an operator that mixes, or has weights for, what stands at these places."""
+    """Return the token axes after an operator that mixes the values along these dims, or has weights for them.
+
+    Raises: NotFree when one of these dims counts tokens.
+    """
     axes, rank = known.of(node.args[0]), len(known.shape(node.args[0]))  # type: ignore[arg-type]
     if any(place % rank in axes for place in places):
         raise NotFree(f"{node.name}: has weights for single tokens, or mixes them")
@@ -71,7 +77,7 @@ def _matmul(known: TokenAxes, node: Node) -> Axes:
         raise NotFree(f"{node.name}: sums over tokens with weights for single ones")
     found: Axes = {}
     if any(known.at(source, place) for source in (a, b) for place in range(-rank, -2)):
-        raise NotFree(f"{node.name}: a product for each token")  # windows of tokens, or tokens of their own each
+        raise NotFree(f"{node.name}: a product for each token")  # windows, or separate tokens for each token
     for source, place in ((a, -2), (b, -1)):
         if axis := known.at(source, place):
             found[rank + place] = axis
@@ -94,7 +100,10 @@ def _attention(known: TokenAxes, node: Node) -> Axes:
 
 
 def _mask(known: TokenAxes, node: Node, mask: Node, wanted: dict[int, TokenAxis | None]) -> None:
-    """What is added to the logits: a table where it has values for single tokens."""
+    """Record an attention mask as a table if it has values for single tokens. Raises: NotFree.
+
+    wanted: the token axis that the mask must have at each of its last two dims.
+    """
     shape, places = known.shape(mask), []
     for place, axis in wanted.items():
         if known.at(mask, place) != axis and shape[place] != 1:
@@ -111,7 +120,11 @@ def _mask(known: TokenAxes, node: Node, mask: Node, wanted: dict[int, TokenAxis 
 @token_rule(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.squeeze, aten.unsqueeze,
        aten.reshape_as, aten.view_as, aten.squeeze_)  # fmt: skip
 def _reshape(known: TokenAxes, node: Node) -> Axes:
-    """An axis goes on where one of the same length has as much before it; that of one image may become that of all and back."""
+    """Find each token axis after a reshape.
+
+    It is a dim of the same length, for which the product of all earlier dims is also the same. The token axis of each
+    image may merge with the batch into one dim, and may be separated again. Raises: NotFree.
+    """
     before, after = known.shape(node.args[0]), known.shape(node)  # type: ignore[arg-type]
     starts = {(_slower(after, place), size): place for place, size in enumerate(after) if size != 1}
     found: Axes = {}
@@ -190,7 +203,10 @@ def _slice(known: TokenAxes, node: Node) -> Axes:
 
 
 def _run(known: TokenAxes, node: Node, axis: TokenAxis, start: int, length: int) -> TokenAxis | None:
-    """Of some tokens side by side: either none of the patches or all."""
+    """Return the token axis of a run of adjacent tokens: None if the run has no patches.
+
+    Raises: NotFree when the run has some of the patches, but not all.
+    """
     if axis.of_all:
         raise NotFree(f"{node.name}: takes images one by one")
     if start + length <= axis.before:
@@ -237,7 +253,10 @@ def _getitem(known: TokenAxes, node: Node) -> Axes:
 
 @token_rule(aten.cat, aten.concat)
 def _cat(known: TokenAxes, node: Node) -> Axes:
-    """Tokens behind some that stay; or side by side, all of the same tokens."""
+    """Trace a concatenation. Along tokens, the patches must come last, behind tokens that are never removed.
+
+    Along any other dim, all inputs must have the same token axes.
+    """
     sources = [one for one in node.args[0] if 0 not in known.shape(one)]  # type: ignore[union-attr, arg-type]
     assert all(isinstance(one, Node) for one in sources)
     place = argument(node, 1, "dim", 0) % len(known.shape(node))

@@ -1,1 +1,1 @@
-"""Following sizes through a graph: which dims belong together."""
+"""Follows sizes through a graph, to find the dims that must be cut together."""

@@ -1,8 +1,11 @@
-"""Sizes as products of atoms. An atom is one index that a network counts by: its heads, the dims of a head, neurons, images.
+"""Sizes as products of atoms.
 
-A dim of a tensor is an ordered list of atoms, slowest first: the 192 columns that q/k/v have for three heads of 64 may be
-[3, 64], once some operation lays them out as such. Operations make atoms equal (an addition, a product over a common
-dim), split them (a reshape) or fix them (whatever cannot be undone by leaving members out). What is never fixed can be cut.
+An atom is one index by which a network counts: heads, the dims of a head, neurons or images.
+A dim of a tensor is an ordered list of atoms, the slowest first. For example, q, k and v have 192 columns for three
+heads of 64 dims. When an operation lays these columns out by heads, the dim becomes [3, 64].
+
+An operation can make atoms equal (an addition, a product over a common dim), split an atom (a reshape), or fix an
+atom (any operation after which members cannot be left out). An atom that is never fixed can be cut.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,14 +13,20 @@ from math import prod
 
 
 class Atom:
-    """Compare roots only (`leaves` gives roots)."""
+    """One index with `size` members.
+
+    Atoms that were joined have the same root, so compare only roots (as from `leaves`).
+    """
 
     __slots__ = ("_same", "fixed", "normed", "parts", "size")
 
     def __init__(self, size: int, fixed: bool = False) -> None:
         self.size, self.fixed = size, fixed
         self.normed = False
-        """A norm is taken over it: members that go change what the others are divided by."""
+        """Whether a norm is taken over this atom.
+
+        Then removing members changes the divisor of the remaining members.
+        """
         self.parts: tuple[Atom, Atom] | None = None
         self._same: Atom | None = None
 
@@ -28,14 +37,14 @@ class Atom:
         return atom
 
     def join(self, other: "Atom") -> None:
-        """Both are roots of one size, and from now on the same."""
+        """Make two atoms the same from now on. Both must be roots of the same size."""
         if self is not other:
             other._same = self
             self.fixed |= other.fixed
             self.normed |= other.normed
 
     def split(self, first: int) -> None:
-        """Of a root: into `first` times what is left."""
+        """Split a root into two atoms: `first` members, times the remaining factor of its size."""
         assert self.parts is None and self.size % first == 0
         self.parts = (Atom(first, self.fixed), Atom(self.size // first, self.fixed))
         for part in self.parts:
@@ -47,11 +56,14 @@ Dims = list[Dim]
 
 
 class Mismatch(Exception):
-    """Two products of atoms that have no common refinement."""
+    """Raised when two products of atoms have no common refinement."""
 
 
 def leaves(dim: Iterable[Atom]) -> Dim:
-    """The roots that a dim is made of now; atoms of size 1 count nothing, but for the batch's, which is never split."""
+    """Return the roots of which a dim currently consists. Atoms of size 1 are left out, except the batch.
+
+    The batch is never split.
+    """
     found: Dim = []
     for atom in dim:
         atom = atom.root()
@@ -87,12 +99,15 @@ def fixed(size: int) -> Dim:
 
 
 def split_off(pending: Dim, size: int) -> Dim:
-    """Takes atoms from the front of `pending` (leaves; changed in place) until their product is `size`. Raises: Mismatch."""
+    """Take atoms from the front of `pending` until their product is `size`. Raises: Mismatch.
+
+    pending: leaves; changed in place.
+    """
     taken: Dim = []
     if size == 1 and pending and pending[0].size == 1:  # a batch of one image
         return [pending.pop(0)]
     while size > 1:
-        pending[:] = leaves(pending)  # an atom may stand in it twice, and have been split
+        pending[:] = leaves(pending)  # an atom can occur twice, and its first occurrence may have been split already
         if not pending:
             raise Mismatch
         atom = pending.pop(0)
@@ -111,7 +126,7 @@ def split_off(pending: Dim, size: int) -> Dim:
 
 
 def unify(one: Dim, other: Dim) -> None:
-    """Makes two dims of one size the same, atom by atom; where that is impossible both are fixed."""
+    """Make two dims of the same size equal, atom by atom. If this is impossible, fix both."""
     a, b = leaves(one), leaves(other)
     try:
         while (a := leaves(a)) and (b := leaves(b)):
@@ -130,7 +145,7 @@ def unify(one: Dim, other: Dim) -> None:
 
 
 def by_members(dim: Dim, atom: Atom) -> list[int]:
-    """All indices along a dim, of whose leaves `atom` is one, member by member of it."""
+    """Return all indices along a dim, ordered by the members of `atom`, which must be one of the dim's leaves."""
     every = leaves(dim)
     place = every.index(atom)
     slower, faster = size_of(every[:place]), size_of(every[place + 1 :])
@@ -141,7 +156,7 @@ def by_members(dim: Dim, atom: Atom) -> list[int]:
 
 
 def places(dim: Dim, kept: "dict[Atom, Sequence[int]]") -> list[int]:
-    """Of the indices along a dim, those that stay when of some atoms only the members `kept` do."""
+    """Return the indices along a dim that remain if only the members `kept` of some atoms remain."""
     found = [0]
     for atom in leaves(dim):
         members = kept.get(atom, range(atom.size))

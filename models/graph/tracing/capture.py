@@ -1,4 +1,4 @@
-"""A module as a graph of PyTorch's operators whose batch is free, with the size of every tensor in it."""
+"""Captures a module as a graph of PyTorch operators, and finds the size of every tensor in the graph."""
 
 import warnings
 from typing import Any
@@ -11,20 +11,26 @@ from torch.fx import GraphModule, Interpreter, Node
 from models.errors import UnsupportedModel
 
 BATCH = 11
-"""Of the captured images; a number that is no size of a network, so that it is told apart."""
+"""Number of images with which a module is captured.
+
+No other size in a network is 11, so the batch can be told apart.
+"""
 aten = torch.ops.aten
 NOTHING = (aten._assert_tensor_metadata, aten.sym_constrain_range_for_size, aten._assert_scalar)
 
 
 def capture(module: nn.Module, image: tuple[int, int, int]) -> GraphModule:
-    """In inference mode: dropout does nothing, batch norms keep their statistics. Raises: UnsupportedModel."""
+    """Capture a module in inference mode: dropout does nothing, and batch norms keep their statistics.
+
+    Raises: UnsupportedModel.
+    """
     example = torch.zeros(BATCH, *image, device=device_of(module))
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(module.eval(), (example,), strict=False)
             graph = program.module()
-    except Exception as error:  # whatever a forward does that cannot be written down
+    except Exception as error:  # a forward that cannot be captured can raise anything
         raise UnsupportedModel(
             f"{type(module).__name__} cannot be written as a graph: {type(error).__name__}: {str(error)[:200]}",
             reasons=[f"its forward cannot be captured ({type(error).__name__})"],
@@ -33,7 +39,7 @@ def capture(module: nn.Module, image: tuple[int, int, int]) -> GraphModule:
 
 
 def clean(graph: GraphModule) -> GraphModule:
-    """Without checks of sizes and without what only training needs; attention says its scale."""
+    """Return a graph without the checks of sizes, and without the operators that only training needs."""
     for node in list(graph.graph.nodes):
         packet = getattr(node.target, "overloadpacket", None)
         if node.op == "call_module" or packet in NOTHING:
@@ -61,7 +67,7 @@ class _Sizes(Interpreter):
 
 
 def sizes_of(graph: GraphModule, image: tuple[int, int, int], batch: int) -> dict[Node, Any]:
-    """Of each node, the shape of its tensor or the shapes of its several. Nothing is computed."""
+    """Return the shape of each node's tensor, or a list of shapes if it has several tensors. No values are computed."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         runner = _Sizes(graph)
         runner.run(mode.from_tensor(torch.zeros(batch, *image, device=device_of(graph))))
@@ -69,12 +75,15 @@ def sizes_of(graph: GraphModule, image: tuple[int, int, int], batch: int) -> dic
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Of its weights; "meta" where there are none of them, only their sizes."""
+    """Return the device of a module's weights, or the CPU if it has none.
+
+    The device is "meta" if the weights have sizes, but no values.
+    """
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def stored(graph: nn.Module, node: Any) -> Tensor:
-    """The parameter or buffer that a `get_attr` node reads."""
+    """Return the parameter or buffer that a `get_attr` node reads."""
     owner, _, name = str(node.target).rpartition(".")
     found = getattr(graph.get_submodule(owner), name)
     assert isinstance(found, Tensor)

@@ -1,4 +1,4 @@
-"""Rules of operators that lay values out anew: reshapes, permutations, slices, joints."""
+"""Tracing rules for operators that rearrange values: reshapes, permutations, slices and concatenations."""
 
 import operator
 from collections.abc import Sequence
@@ -131,7 +131,10 @@ def unbind(tracer: Tracer, node: Node) -> list[Dims]:
 
 @rule(aten.slice)
 def slice_(tracer: Tracer, node: Node) -> Dims:
-    """One of equal parts leaves a factor of the dim, the faster one; other runs do not."""
+    """Trace a slice. One of several equal parts keeps the faster factor of the dim.
+
+    Any other part keeps only the atoms that `regrouped` finds.
+    """
     dims, wanted = tracer.of(node.args[0]), tracer.shape(node)
     for place, size in enumerate(wanted):
         total = size_of(dims[place])
@@ -151,8 +154,11 @@ def slice_(tracer: Tracer, node: Node) -> Dims:
 
 
 def regrouped(dims: Sequence[Dim], sizes: Sequence[Sequence[int]]) -> list[list[Dim]]:
-    """Of dims that are cut, or joined, to runs of `sizes` each: the fastest atoms that fit whole into all runs go on, the
-    others are fixed."""
+    """Return the dims that result if dims are split into, or joined to, runs of the given sizes.
+
+    The fastest atoms stay if all dims have them and if their product divides the size of every run. The other atoms are
+    fixed.
+    """
     shared = 0
     every = [size for some in sizes for size in some]
     first = leaves(dims[0])
@@ -169,7 +175,10 @@ def regrouped(dims: Sequence[Dim], sizes: Sequence[Sequence[int]]) -> list[list[
 
 @rule(aten.split, aten.chunk, aten.split_with_sizes, aten.tensor_split)
 def split(tracer: Tracer, node: Node) -> list[Dims]:
-    """Equal parts are a factor of the dim, slowest; unequal ones are not."""
+    """Trace a split. The number of equal parts is the slowest factor of the dim, so the other factors stay.
+
+    Unequal parts keep only the atoms that `regrouped` finds.
+    """
     dims, wanted = tracer.of(node.args[0]), tracer.sizes[node]
     place = argument(node, 2, "dim", 0) % len(dims)
     sizes = [shape[place] for shape in wanted]
@@ -186,7 +195,10 @@ def split(tracer: Tracer, node: Node) -> list[Dims]:
 
 @rule(aten.cat, aten.concat)
 def cat(tracer: Tracer, node: Node) -> Dims:
-    """Equal weights share their atoms, and are counted by one more; of others the fastest that they have in common stay."""
+    """Trace a concatenation. Weights of equal size share their atoms, and one more, fixed atom counts the weights.
+
+    Other tensors keep the fastest atoms that they have in common.
+    """
     sources = [source for source in node.args[0] if 0 not in tracer.shape(source)]  # type: ignore[union-attr, arg-type]
     parts = [tracer.of(source) for source in sources]
     place = argument(node, 1, "dim", 0) % len(parts[0])

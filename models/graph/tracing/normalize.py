@@ -1,4 +1,4 @@
-"""Operators that say the same in several ways, in one: the rules then need not know all of them."""
+"""Rewrites operators that can be written in several ways into one form, so that the rules need not know all of them."""
 
 import torch
 from torch.fx import GraphModule, Node
@@ -10,7 +10,11 @@ TO_THE_END = 2**63 - 1
 
 
 def normalise(graph: GraphModule, shapes: dict[Node, object]) -> None:
-    """In place: narrows are slices, slices count from the front, unflattened and viewed is reshaped. shapes: of the nodes."""
+    """Rewrite the operators of a graph in place.
+
+    `narrow` becomes `slice`, slices count from the front, `unflatten` and `view` become `reshape`.
+    shapes: the shape of each node.
+    """
     for node in graph.graph.nodes:
         packet = getattr(node.target, "overloadpacket", None)
         if packet is aten.narrow:

@@ -1,4 +1,4 @@
-"""Rules of operators that mix values of one dim: reductions, norms, pooling, tables."""
+"""Tracing rules for operators that mix the values along a dim: reductions, norms, pooling and tables."""
 
 import torch
 from torch.fx import Node
@@ -11,7 +11,7 @@ aten = torch.ops.aten
 
 @rule(aten.mean, aten.sum, aten.amax, aten.amin, aten.linalg_vector_norm, aten.std, aten.var, aten.norm)
 def reduce(tracer: Tracer, node: Node) -> Dims:
-    """Sums over members without weights cannot be told apart from a norm; they fix."""
+    """Trace a reduction. It fixes its dims: a sum over members without weights cannot be told apart from a norm."""
     dims, wanted = tracer.of(node.args[0]), tracer.shape(node)
     place = 2 if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim) else 1
     which = argument(node, place, "dim")
@@ -69,20 +69,20 @@ def batch_norm(tracer: Tracer, node: Node) -> Dims:
       aten.upsample_bicubic2d, aten.upsample_nearest2d, aten.constant_pad_nd, aten.pad, aten.pixel_shuffle,
       )  # fmt: skip
 def pool(tracer: Tracer, node: Node) -> Dims:
-    """Dims of another size than before are new."""
+    """Trace pooling, resizing or padding. A dim whose size changes becomes a new, fixed dim."""
     dims, wanted = tracer.of(node.args[0]), tracer.shape(node)
     for place, size in enumerate(wanted):
         if size_of(dims[place]) != size:
             fix(dims[place])
             dims[place] = fixed(size)
         elif place >= 2 and "pad" not in str(node.target):
-            fix(dims[place])  # where it shrinks nothing it still mixes
+            fix(dims[place])  # the operator mixes values even if the size stays the same
     return dims
 
 
 @rule(aten.index)
 def index(tracer: Tracer, node: Node) -> Dims | None:
-    """A table read by an index over some of its dims, side by side: the other dims stay."""
+    """Trace a table that is indexed along some adjacent dims. The other dims stay."""
     dims, chosen = tracer.of(node.args[0]), node.args[1]
     assert isinstance(chosen, list | tuple)
     read = [place for place, one in enumerate(chosen) if one is not None]

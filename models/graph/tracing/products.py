@@ -1,4 +1,4 @@
-"""Rules of products: linear layers, convolutions, attention."""
+"""Tracing rules for products: linear layers, convolutions and attention."""
 
 from collections.abc import Sequence
 
@@ -102,7 +102,7 @@ def convolution(tracer: Tracer, node: Node) -> Dims | None:
         unify(ahead, made)
         unify(leaves(inputs), weight[1])
         if groups < size_of(x[1]):
-            fix(x[1])  # a product inside each group: its members are not counted here
+            fix(x[1])  # each group sums over several channels of its own, which this rule does not trace
             fix(weight[0])
     return [x[0], leaves(weight[0]), *(fixed(size) for size in wanted[2:])]
 
@@ -113,7 +113,7 @@ def convolution_groups(node: Node) -> int:
 
 
 def kernel(sizes: Sequence[int]) -> int:
-    """Of a convolution's weight: places that one output sees."""
+    """Return the number of positions that one output of a convolution sees. sizes: the shape of its weight."""
     found = 1
     for size in sizes[2:]:
         found *= size

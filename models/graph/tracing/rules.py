@@ -1,4 +1,4 @@
-"""All rules. Importing them makes them known to the tracer."""
+"""Imports all modules with rules. The import registers the rules with the tracer."""
 
 from models.graph.tracing import layout, norms, products
 

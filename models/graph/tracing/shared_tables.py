@@ -1,6 +1,7 @@
-"""Tables that several layers read: they stay whole, and each layer reads its own members of them.
+"""Handles tables that several layers read. The table stays complete, and each layer selects the rows of its members.
 
-Without this the heads of all blocks that add one table to their logits would be one set of heads, and could not be cut by block.
+Blocks can add one common table to their logits. Without this module, the heads of all these blocks would be one set
+of heads, and could not be cut per block.
 """
 
 from collections import defaultdict
@@ -18,7 +19,10 @@ aten = torch.ops.aten
 
 
 def own(table: Tensor) -> Tensor:
-    """What one layer reads of a table that others read too."""
+    """Return the table.
+
+    In a graph, this call marks the place where one layer reads a table that other layers read too.
+    """
     return table
 
 
@@ -32,7 +36,12 @@ def _own(tracer: Tracer, node: Node) -> Dims:
 
 
 def part_shared(graph: GraphModule) -> None:
-    """In place, once: what is parted already stays as it is. Weights of layers that are used twice stay shared: only what is added or multiplied is a table."""
+    """Give each layer its own read of a shared table, in place.
+
+    Idempotent: a read that is already marked is left alone.
+    Only a tensor that is added, multiplied or used as an attention mask is a table. The weights of a layer that is
+    used twice stay shared.
+    """
     targets = _parameters_behind(graph)
     readers: dict[str, set[Node]] = defaultdict(set)
     for node, mine in targets.items():
@@ -49,7 +58,10 @@ def part_shared(graph: GraphModule) -> None:
 
 
 def cut_shared(graph: GraphModule, dims: Callable[[str], Dims], kept: Mapping[Atom, Sequence[int]]) -> None:
-    """In place. dims: of a node, by its name."""
+    """Let each layer select the rows of its kept members from a shared table, in place.
+
+    dims: returns the dims of a node, by its name.
+    """
     chosen = dict(kept)
     for node in list(graph.graph.nodes):
         if node.target is not own:
@@ -66,7 +78,7 @@ def cut_shared(graph: GraphModule, dims: Callable[[str], Dims], kept: Mapping[At
 
 
 def _parameters_behind(graph: GraphModule) -> dict[Node, set[str]]:
-    """Of each node that is the same for all images: the parameters that it is computed from."""
+    """Return, for each node that is the same for all images, the names of the parameters from which it is computed."""
     found: dict[Node, set[str]] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":

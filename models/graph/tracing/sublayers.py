@@ -1,7 +1,8 @@
-"""Which atoms of a graph are heads and which are neurons, block by block.
+"""Finds the atoms of a graph that are heads or neurons, block by block.
 
-Heads count the products of an attention and are summed by one layer, the projection. Neurons are made by one layer (with a
-gate, by two) and summed by one, and no attention sees them. In an attention of one head its dims take the heads' place.
+Heads count the products of an attention, and one layer, the projection, sums over them. One layer makes the neurons
+(two layers if the MLP is gated), one layer sums over them, and no attention reads them. If an attention has only one
+head, its dims are treated as its heads.
 """
 
 from collections import defaultdict
@@ -16,13 +17,18 @@ from models.graph.tracing.trace import Traced
 
 @dataclass(frozen=True)
 class Half:
-    """One atom that can be cut. makers: products with weights that make it; reader: the one that sums it up."""
+    """A sublayer: the attention or the MLP of a block.
+
+    atom: its heads or neurons, which can be cut.
+    makers: the products with weights whose outputs have this atom.
+    reader: the product with weights that sums over this atom.
+    """
 
     atom: Atom
     makers: tuple[Node, ...]
     reader: Node
     mixtures: tuple[Node, ...] = ()
-    """Products of activations (queries with keys, attention with values) that it counts, or sums over."""
+    """Products of activations (queries with keys, attention with values) that this atom counts, or that sum over it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class GraphBlock:
 
 
 def find_blocks(traced: Traced) -> list[GraphBlock]:
-    """In the order of the graph. A half without its other half is left alone."""
+    """Return the blocks in the order of the graph. An attention without a following MLP is ignored, and vice versa."""
     order = {node: place for place, node in enumerate(traced.nodes)}
     halves = sorted(_halves(traced), key=lambda half: order[half.reader])
     blocks: list[GraphBlock] = []
@@ -66,7 +72,7 @@ def _halves(traced: Traced) -> list[Half]:
         half = Half(atom, tuple(made_by), readers[atom][-1], tuple(counted[atom] or summed[atom]))
         inner = [node for node in readers[atom][:-1] if leaves(tracer.contractions[node][0]) != [atom]]
         if counted[atom]:
-            if not inner:  # talking heads: layers between heads read them alone
+            if not inner:  # other readers must sum over heads only, as the layers of talking-heads attention do
                 found.append(half)
         elif len(readers[atom]) > 1:
             continue
@@ -83,7 +89,10 @@ def _can_lose_heads(mixture: Node, traced: Traced) -> bool:
 
 
 def _is_dense(node: Node, traced: Traced) -> bool:
-    """A product, with a parameter as it is, whose every output sees all members at one place."""
+    """Return whether a product can be the reader of a sublayer.
+
+    Its weight must be a parameter that is used unchanged, and each output must see all members at one position.
+    """
     weight = node.args[1]
     if not isinstance(weight, Node) or weight.op != "get_attr":
         return False

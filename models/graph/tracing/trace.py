@@ -1,4 +1,4 @@
-"""A captured graph with its atoms, ready to be searched and cut."""
+"""Traces a captured graph: finds its atoms, so that it can be searched for blocks and cut."""
 
 import copy
 import math
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-import models.graph.tracing.rules  # noqa: F401  # they make themselves known
+import models.graph.tracing.rules  # noqa: F401  # the import registers the rules
 from models.graph.tracing.atoms import Atom, Dim, leaves, places
 from models.graph.tracing.capture import BATCH, sizes_of, stored
 from models.graph.tracing.normalize import normalise
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph whose batch is free. `tracer` knows its nodes."""
+    """A graph with a free batch size. `tracer` knows the atoms of its nodes."""
 
     graph: GraphModule
     tracer: Tracer
@@ -34,14 +34,14 @@ class Traced:
 
     @property
     def images(self) -> Node:
-        """What the graph is given."""
+        """The input node of the graph."""
         return next(node for node in self.nodes if node.op == "placeholder")
 
     def dims(self, node: Node) -> list[Dim]:
         return self.tracer.of(node)
 
     def cut(self, kept: Mapping[Atom, Sequence[int]]) -> GraphModule:
-        """The graph in which, of each of these atoms, only some members are left. Weights are copies."""
+        """Return a graph that has only the `kept` members of each of these atoms. Its weights are copies."""
         names = {node.name: node for node in self.nodes}
         small = copy.deepcopy(self.graph)
         chosen = dict(kept)
@@ -58,14 +58,14 @@ class Traced:
 
 
 def trace(graph: GraphModule, image: tuple[int, int, int], batch: int = BATCH) -> Traced:
-    """Finds the atoms of a clean graph that was captured for `batch` images, and frees its batch, in place."""
+    """Find the atoms of a clean graph that was captured for `batch` images, and make its batch size free, in place."""
     part_shared(graph)
     sizes = sizes_of(graph, image, batch)
     normalise(graph, sizes)
     tracer = Tracer(sizes, batch)
     for node in graph.graph.nodes:
         if node.target == aten.scaled_dot_product_attention.default and node.kwargs.get("scale") is None:
-            node.update_kwarg("scale", 1 / math.sqrt(sizes[node.args[0]][-1]))  # fewer dims do not change it
+            node.update_kwarg("scale", 1 / math.sqrt(sizes[node.args[0]][-1]))  # cutting dims must not change it
         tracer.visit(node)
     write_sizes(graph, {node.name: node for node in graph.graph.nodes}, tracer, lambda atom: atom.size)
     graph.recompile()
@@ -73,7 +73,7 @@ def trace(graph: GraphModule, image: tuple[int, int, int], batch: int = BATCH) -
 
 
 def _weights(graph: GraphModule) -> dict[str, Node]:
-    """Tensors that a graph reads, each with one of the nodes that do."""
+    """Return the names of the tensors that a graph reads, each with one of the nodes that read it."""
     return {str(node.target): node for node in graph.graph.nodes if node.op == "get_attr"}
 
 

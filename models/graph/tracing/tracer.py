@@ -1,6 +1,8 @@
-"""Walks a graph and says what each operator does to the atoms of its inputs. There is one rule for each kind of operator (layout.py,
-norms.py, products.py); what has none fixes all that it sees, so an unknown operator costs members that could have been cut and
-never makes a wrong cut."""
+"""Walks a graph and records what each operator does to the atoms of its inputs.
+
+Each kind of operator has one rule (layout.py, norms.py, products.py). An operator without a rule fixes all its
+inputs. So an unknown operator can prevent a cut that would be possible, but never causes a wrong cut.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,13 +17,16 @@ Sizes = tuple[int, ...]
 Rule = Callable[["Tracer", Node], Any]
 R = TypeVar("R")
 METHODS: dict[Any, Any] = {"expand": aten.expand, "repeat": aten.repeat}
-"""What is called as a method once the batch is free, so that an exporter sees that the number of images is not constant."""
+"""Operators that become method calls when the batch size is made free.
+
+An exporter then sees that the number of images is not constant.
+"""
 RULES: dict[Any, Rule] = {}
-"""By operator, whatever its overload."""
+"""Rules by operator. One rule serves all overloads of its operator."""
 
 
 def registering(rules: dict[Any, R]) -> Callable[..., Callable[[R], R]]:
-    """A decorator for rules of some operators, which puts them into this table."""
+    """Return a decorator that adds a rule for some operators to the table `rules`."""
 
     def of(*operators: Any) -> Callable[[R], R]:
         def add(function: R) -> R:
@@ -37,7 +42,7 @@ rule = registering(RULES)
 
 
 def packet_of(node: Node) -> Any:
-    """Its operator, whatever the overload, called as a function or as a method."""
+    """Return the operator of a node without its overload. The node may call it as a function or as a method."""
     return METHODS.get(node.target, getattr(node.target, "overloadpacket", node.target))
 
 
@@ -46,10 +51,17 @@ def is_pointwise(node: Node) -> bool:
 
 
 class Tracer:
-    """Walks a graph once. `dims`: of each tensor node the atoms of its dims; of a node with several outputs a list of those."""
+    """Walks a graph once.
+
+    dims: for each tensor node, the atoms of its dims; for a node with several outputs, a list with the dims of each
+    output.
+    """
 
     def __init__(self, sizes: dict[Node, Any], batch: int) -> None:
-        """sizes: of each node, its shape (or shapes)."""
+        """sizes: the shape of each node, or a list of shapes.
+
+        batch: the number of images for which the graph was captured.
+        """
         self.sizes, self.batch = sizes, Batch(batch)
         self.dims: dict[Node, Any] = {}
         self.contractions: dict[Node, tuple[Dim, Dim]] = {}
@@ -57,7 +69,7 @@ class Tracer:
         self.mixtures: dict[Node, tuple[Dim, Dim]] = {}
         """Products of activations: node -> (atoms that count the products, atoms that they sum over)."""
         self.weights: set[Node] = set()
-        """Nodes that depend on no input."""
+        """Nodes that do not depend on the input of the graph."""
 
     def visit(self, node: Node) -> None:
         if node.op == "placeholder":
@@ -75,7 +87,7 @@ class Tracer:
             self.weights.add(node)
         try:
             found = self._rule(node)(self, node)
-        except (Mismatch, LookupError, TypeError, ValueError):  # used in a way that its rule does not know
+        except (Mismatch, LookupError, TypeError, ValueError):  # the rule does not cover this use of the operator
             found = None
         self.dims[node] = found if found is not None else self.unknown(node)
 
@@ -85,7 +97,10 @@ class Tracer:
         return pointwise if is_pointwise(node) else lambda tracer, node: tracer.unknown(node)
 
     def unknown(self, node: Node) -> Any:
-        """Fixes all inputs. The first dim goes on as the batch where it has its size."""
+        """Fix all inputs of an operator.
+
+        The first dim of its output counts as the batch if it has the size of the batch.
+        """
         for source in node.all_input_nodes:
             for dims in self.each(source):
                 for dim in dims:
@@ -104,7 +119,7 @@ class Tracer:
         return new
 
     def each(self, node: Node) -> list[Dims]:
-        """The dims of a node's one tensor, or of each of its several."""
+        """Return the dims of each tensor of a node. A node with one tensor gives a list with one entry."""
         dims = self.dims.get(node)
         if dims is None:
             return []
@@ -120,7 +135,7 @@ class Tracer:
         return found
 
     def broadcast(self, one: Dims, other: Dims) -> Dims:
-        """Of two operands side by side, aligned at their ends."""
+        """Return the dims of two operands after broadcasting, which aligns their last dims."""
         rank = max(len(one), len(other))
         a: Dims = [[] for _ in range(rank - len(one))] + list(one)
         b: Dims = [[] for _ in range(rank - len(other))] + list(other)
@@ -140,7 +155,7 @@ def argument(node: Node, place: int, name: str, default: Any = None) -> Any:
 
 
 def numbers(node: Node) -> list[Any]:
-    """Sizes or repetitions, as an operator or a method has them."""
+    """Return the sizes or repetitions that a node passes to its operator or method."""
     return list(node.args[1]) if node.op == "call_function" else list(node.args[1:])  # type: ignore[arg-type]
 
 

@@ -1,4 +1,7 @@
-"""Sizes that a graph states as numbers, written anew from the atoms that they are made of; the batch is what arrives."""
+"""Recomputes the sizes that a graph states as numbers from the atoms of which they consist.
+
+The batch size is taken from the input at run time.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,13 +19,17 @@ SIZES_AT = {
     aten.reshape: 1, aten._unsafe_view: 1, aten.expand: 1, aten.broadcast_to: 1, aten.zeros: 0, aten.ones: 0,
     aten.full: 0, aten.empty: 0, aten.new_zeros: 1, aten.new_ones: 1, aten.new_full: 1, aten.new_empty: 1,
 }  # fmt: skip
-"""Where an operator has the sizes of what it gives."""
+"""The position of the argument that states the output sizes, by operator."""
 FILLED_BY_MINUS_ONE = (aten.reshape, aten._unsafe_view)
 Count = Callable[[Atom], int]
 
 
 def write_sizes(graph: GraphModule, known: Mapping[str, Node], tracer: Tracer, count: Count) -> None:
-    """In place. known: the nodes that `tracer` has seen, by name. count: members of an atom."""
+    """Rewrite the sizes that a graph states, in place.
+
+    known: the nodes that `tracer` has visited, by name.
+    count: returns the number of members that an atom has now.
+    """
     for node in list(graph.graph.nodes):
         original = known.get(node.name)
         packet = METHODS.get(node.target) if node.op == "call_method" else getattr(node.target, "overloadpacket", None)
@@ -49,7 +56,7 @@ def write_sizes(graph: GraphModule, known: Mapping[str, Node], tracer: Tracer, c
 
 
 def _slice(node: Node, original: Node, tracer: Tracer, count: Count) -> None:
-    """One of equal parts stays that part."""
+    """Rewrite the bounds of a slice that takes one of several equal parts, so that it still takes the same part."""
     _, place, before, *_ = cast(Any, original.args)
     left = tracer.of(original)[place]
     old, new = size_of(left), _size(left, count)
@@ -81,8 +88,11 @@ def _view(graph: GraphModule, node: Node, original: Node, tracer: Tracer, count:
 
 
 def write_length(node: Node, place: int, length: int) -> None:
-    """In place: of what a node gives, the size of one dim, where the node states it as a number. The dim counts tokens, and a slice
-    goes to its end."""
+    """Set the size of one dim of a node's output, in place, if the node states this size as a number.
+
+    place: the dim, which counts tokens.
+    length: its new size. A slice along this dim is extended to the end of the dim instead.
+    """
     packet = METHODS.get(node.target) if node.op == "call_method" else getattr(node.target, "overloadpacket", None)
     if node.op == "call_method" and packet is aten.expand:
         if node.args[1 + place] != -1:
@@ -97,7 +107,7 @@ def write_length(node: Node, place: int, length: int) -> None:
 
 
 def write_last_part(node: Node, total: int) -> None:
-    """In place: what the last part of `split_with_sizes` has, so that all have `total`."""
+    """Set the size of the last part of a `split_with_sizes`, in place, so that the sizes add up to `total`."""
     *others, _ = argument(node, 1, "split_sizes")
     _set(node, 1, [*others, total - sum(others)])
 
@@ -119,7 +129,7 @@ def _as_method(node: Node, name: str, numbers: list[Any]) -> None:
 
 
 def _images(graph: GraphModule) -> Node:
-    """The number of images of a run."""
+    """Return a node that gives the number of images at run time. It is added if the graph has none."""
     placeholder = next(node for node in graph.graph.nodes if node.op == "placeholder")
     for user in placeholder.users:
         if user.op == "call_method" and user.target == "size":
