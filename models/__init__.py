@@ -1,1 +1,1 @@
-"""What a network is: its structure, its plan, pruning, recovery and export."""
+"""Networks: their structure, plans, pruning, recovery and export."""

@@ -1,4 +1,4 @@
-"""A file that appears at once or not at all. Standard library only."""
+"""Atomic file writes: a file appears complete or not at all. Standard library only."""
 
 import os
 import secrets
@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UNFINISHED = ".part"
-"""How the names of what is not whole end. Killed processes leave it behind; whoever comes next deletes it."""
+"""Suffix of incomplete files and folders. A killed process leaves them behind, and a later process deletes them."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to. When the block ends well, what was written takes the place of `path` at once.
+    """Yield a temporary path beside `path`, and atomically replace `path` by that file when the block ends well.
 
-    Several processes may replace the same file: the last one wins. When the block raises, nothing is left.
+    Several processes may replace the same file: the last one wins. When the block raises, the temporary file is deleted
+    and `path` keeps its content.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
@@ -25,6 +26,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file at once or not at all. Raises: OSError, and leaves what was there."""
+    """Write a file completely or not at all. Raises: OSError; the previous content of the file then stays."""
     with replacing(path) as beside:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -21,7 +21,11 @@ from typing import Any
 
 
 class VitfitError(Exception):
-    """Base of all. `detail` says what, value, allowed and next step; `facts` are JSON values for programs."""
+    """Base class of all errors here.
+
+    `detail` is a text that names the problem, the value, the allowed values and the next step. `facts` are JSON values
+    for programs.
+    """
 
     code = "error"
 
@@ -31,7 +35,7 @@ class VitfitError(Exception):
         self.facts = facts
 
     def to_json(self) -> dict[str, Any]:
-        """`{"code", "detail", "facts"}`: crosses process borders and is stored with a failed job."""
+        """Return `{"code", "detail", "facts"}`. This form is passed between processes and stored with a failed job."""
         return {"code": self.code, "detail": self.detail, "facts": self.facts}
 
 
@@ -40,7 +44,7 @@ class InvalidRequest(VitfitError):
 
 
 class UnknownName(InvalidRequest):
-    """Names the value, the nearest known names and how many there are."""
+    """A name that does not exist. The text lists the known names if there are few, otherwise the nearest ones."""
 
     code = "unknown-name"
 
@@ -101,7 +105,7 @@ def _tree(root: type[VitfitError]) -> Iterable[type[VitfitError]]:
 
 
 def error_from_json(value: dict[str, Any]) -> VitfitError:
-    """The error that `to_json` described, of its own class (for an unknown code: the base class)."""
+    """Rebuild the error that `to_json` described. Its code selects the class; an unknown code gives the base class."""
     classes = {cls.code: cls for cls in _tree(VitfitError)}
     cls = classes.get(value["code"], VitfitError)
     error = cls.__new__(cls)

@@ -1,4 +1,4 @@
-"""Frozen values as JSON, with a stable key. Standard library only."""
+"""Frozen dataclasses that convert to and from JSON and have a stable key. Standard library only."""
 
 import dataclasses
 import hashlib
@@ -9,26 +9,31 @@ from typing import Any, Self
 
 
 class Record:
-    """Base of the nouns that are frozen dataclasses: JSON in and out, and a key for caches and file names."""
+    """Base class of frozen dataclasses. It adds JSON conversion, and a key for caches and file names."""
 
     def to_json(self) -> dict[str, Any]:
         return typing.cast(dict[str, Any], _plain(self))
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """Raises: ValueError on an unknown or missing field, TypeError on a value of the wrong kind."""
+        """Build a record from its JSON.
+
+        Raises: ValueError on an unknown or missing field, TypeError on a wrong kind of value.
+        """
         return typing.cast(Self, _build(cls, value))
 
     @property
     def key(self) -> str:
-        """16 hex digits of SHA-256 over the canonical JSON: equal values have equal keys on every machine."""
+        """The first 16 hex digits of SHA-256 over the canonical JSON. Equal values have equal keys on every machine."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def later(default: Any) -> Any:
-    """A field that was added to a record that is stored: left out of the JSON while it has its default, so that the keys of
-    older values stay what they were."""
+    """Declare a field that was added after records of this class had been stored.
+
+    The JSON omits the field while it has its default value, so the keys of older records do not change.
+    """
     return dataclasses.field(default=default, metadata={"later": True})
 
 
@@ -56,7 +61,7 @@ def _build(kind: Any, value: Any) -> Any:
     if origin is tuple:
         arms = typing.get_args(kind)
         if len(arms) == 2 and arms[1] is Ellipsis:
-            if arms[0] in (int, str):  # the long index lists: no call per item
+            if arms[0] in (int, str):  # index lists are long, so this avoids one call per item
                 return tuple(value)
             return tuple(_build(arms[0], item) for item in value)
         return tuple(_build(arm, item) for arm, item in zip(arms, value, strict=True))

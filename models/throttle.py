@@ -1,4 +1,8 @@
-"""Where long work takes its turn, step by step: a trial, a step of training. Who runs it decides what a turn is."""
+"""Throttle for long-running work such as trials and training.
+
+Each trial or training step runs inside `step()`, which can wait while another process measures. The caller that starts
+the work chooses how a step waits, with `paced`. By default a step does not wait.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,18 +13,18 @@ _turn: ContextVar[Turn] = ContextVar("turn", default=nullcontext)
 
 
 def step() -> AbstractContextManager[None]:
-    """Around each step."""
+    """Return the context manager that each step of long work must run in."""
     return _turn.get()()
 
 
 def current() -> Turn:
-    """What a turn is here, for another process."""
+    """Return the throttle that applies here, so that another process can be started with the same one."""
     return _turn.get()
 
 
 @contextmanager
 def paced(turn: Turn) -> Iterator[None]:
-    """Steps inside take their turn so, such as `latency.measuring.machine_lock.working`."""
+    """Run the steps inside the block under `turn`, for example `latency.measuring.machine_lock.working`."""
     token = _turn.set(turn)
     try:
         yield

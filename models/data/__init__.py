@@ -1,1 +1,1 @@
-"""Data sets: what comes in (folders, archives, arrays, pictures), and how an image is preprocessed."""
+"""Data sets from folders, archives, arrays and pictures, and the preprocessing of images."""

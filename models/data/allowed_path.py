@@ -1,14 +1,17 @@
-"""The one rule for paths that users name: they must lie below a folder that the operator allows. Standard library only."""
+"""The rule for paths that users name: a path must lie below a folder that the operator allows.
+
+Standard library only.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def below_allowed(text: str, allowed: Sequence[Path]) -> Path | None:
-    """The real path that `text` names, or None if it is not below one of the allowed folders.
+    """Return the real path that `text` names, or None if it is not below one of the allowed folders.
 
-    Links are followed before the comparison, so no link leads out of an allowed folder. Whether the path exists is not
-    looked at before that, so a refusal tells nothing about other folders.
+    Links are resolved before the comparison, so no link can lead out of an allowed folder. This function does not check
+    whether the path exists, so a refusal reveals nothing about other folders.
     """
     if "\0" in text or not Path(text).is_absolute():
         return None

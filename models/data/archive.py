@@ -1,7 +1,7 @@
-"""Pictures out of a zip or tar that a stranger packed: nothing climbs out, nothing explodes.
+"""Unpack pictures from an untrusted zip or tar: no file is written outside the folder, and all sizes are limited.
 
-No file on disk is named by the archive: pictures become 00000000.png, 00000001.jpg ..., and their names in the archive
-stand in an index beside them.
+The archive never names a file on disk. Pictures become 00000000.png, 00000001.jpg ..., and an index in the same folder
+lists their names in the archive.
 """
 
 import bz2
@@ -44,7 +44,7 @@ DAMAGE = (
 
 @dataclass(frozen=True)
 class Limits(Record):
-    """What one data set may be. An upload over any of them is refused before it is unpacked further."""
+    """Upper limits for one data set. Unpacking stops as soon as an upload exceeds one of them."""
 
     packed_bytes: int = 20 * 1024 * MIB
     total_bytes: int = 40 * 1024 * MIB
@@ -53,12 +53,15 @@ class Limits(Record):
     members: int = 500_000
     pixels: int = 64_000_000
     expansion: float = 100.0
-    expansion_from_bytes: int = 64 * MIB  # smaller contents may be as empty as they like
+    expansion_from_bytes: int = 64 * MIB  # contents up to this size may expand by any factor
 
 
 @dataclass(frozen=True)
 class Unpacked(Record):
-    """`names[i]`, a name in the archive, lies in `files[i]`; `ignored` members were no pictures."""
+    """The result of unpacking.
+
+    The member `names[i]` of the archive is in `files[i]`. `ignored`: number of other members.
+    """
 
     files: tuple[str, ...]
     names: tuple[str, ...]
@@ -66,15 +69,16 @@ class Unpacked(Record):
 
 
 def unpack(archive: Path, folder: Path, limits: Limits) -> Unpacked:
-    """The pictures of a zip or tar as files in `folder`, which appears complete or not at all.
+    """Unpack the pictures of a zip or tar into `folder`, which appears complete or not at all.
 
-    An archive that was unpacked before is not unpacked again.
+    If `folder` already has an index, the archive is not unpacked again.
 
     Raises:
-        UnsafeFile: a name climbs out, a member is a link or device, or the contents are far larger than the file.
-        TooLarge: a limit is passed.
-        DamagedFile: no archive, truncated, or encrypted.
-        BadData: there is no picture in it.
+        UnsafeFile: a name leads out of the folder, a member is a link or device, or the contents are far larger than
+            the file.
+        TooLarge: a limit is exceeded.
+        DamagedFile: the file is no archive, or it is truncated or encrypted.
+        BadData: the archive holds no pictures.
     """
     index = folder / "index.json"
     if not index.is_file():
@@ -89,7 +93,10 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> Unpacked:
 
 
 def _publish(scratch: Path, folder: Path) -> None:
-    """Two processes may unpack at once; the second one finds the work done."""
+    """Rename `scratch` to `folder`.
+
+    If another process unpacked the same archive in the meantime, its folder is kept.
+    """
     try:
         scratch.rename(folder)
     except OSError:
@@ -123,7 +130,7 @@ def _unpack_into(scratch: Path, archive: Path, limits: Limits) -> Unpacked:
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a desktop put the file there: hidden files and macOS's resource forks."""
+    """Return whether a desktop system made this file: hidden files and the resource forks of macOS."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
@@ -131,7 +138,10 @@ Member = tuple[str, Callable[[], IO[bytes]]]
 
 
 def members(archive: Path, limits: Limits) -> Iterator[Member]:
-    """Every regular file: its checked name and how to open it. Sizes are counted before contents are read."""
+    """Yield the checked name of every regular file and a function that opens it.
+
+    Sizes are counted before contents are read.
+    """
     packed = archive.stat().st_size
     if packed > limits.packed_bytes:
         raise TooLarge(f"The archive has {packed} bytes; at most {limits.packed_bytes} are allowed.", bytes=packed)
@@ -166,16 +176,16 @@ def _tar_members(archive: Path, ledger: "_Ledger", limits: Limits) -> Iterator[M
             while (member := opened.next()) is not None:
                 name = check_name(member.name)
                 member = _filtered(member, archive)
-                if not (member.isfile() or member.isdir()):  # the filter lets links pass that stay inside
+                if not (member.isfile() or member.isdir()):  # the filter accepts links that stay inside the folder
                     raise UnsafeFile(f"{name!r} in the archive is a link. Pack plain files only.", member=name)
                 ledger.count(name, member.size)
                 if member.isfile():
                     yield name, functools.partial(_content, opened, member)
-                opened.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+                opened.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps all members in memory
             reader.seek(opened.offset)
-            if reader.read(len(END_OF_TAR)) != END_OF_TAR:  # tarfile takes a cut between two members for the end
+            if reader.read(len(END_OF_TAR)) != END_OF_TAR:  # tarfile accepts a cut between two members as the end
                 raise tarfile.ReadError("the end of the archive is missing")
-            reader.read(MIB)  # the padding; at its end gzip, bz2 and xz compare their checksums
+            reader.read(MIB)  # read the padding, so that gzip, bz2 and xz compare their checksums
 
 
 def _content(opened: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
@@ -183,7 +193,7 @@ def _content(opened: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _filtered(member: tarfile.TarInfo, archive: Path) -> tarfile.TarInfo:
-    """Python's own "data" filter: refuses devices, and is a second opinion on names."""
+    """Apply Python's own "data" filter. It refuses devices, and it is a second check of the names."""
     try:
         return tarfile.data_filter(member, str(archive.parent.resolve()))
     except tarfile.FilterError as error:
@@ -203,7 +213,10 @@ def _decompressed(archive: Path) -> IO[bytes]:
 
 
 class _BoundedReader:
-    """tarfile reads some headers into memory at the size that they claim; no honest one is that long."""
+    """A file reader with a limit for each read.
+
+    tarfile reads some headers into memory with the size that they claim. A malicious archive can claim a huge size.
+    """
 
     def __init__(self, file: IO[bytes], limits: Limits) -> None:
         self._file, self._limits = file, limits
@@ -221,7 +234,7 @@ class _BoundedReader:
 
 
 class _Ledger:
-    """Adds up what the members claim, and stops at the first limit."""
+    """Adds up the sizes that the members claim, and raises an error at the first limit that is exceeded."""
 
     def __init__(self, limits: Limits, packed_bytes: int) -> None:
         self._limits, self._packed_bytes = limits, packed_bytes
@@ -244,7 +257,7 @@ class _Ledger:
 
 
 def check_expansion(packed_bytes: int, unpacked_bytes: int, limits: Limits) -> None:
-    """Raises: UnsafeFile when contents are far larger than the file that they come from."""
+    """Check the expansion of a file. Raises: UnsafeFile if the contents are far larger than the packed file."""
     if unpacked_bytes > max(limits.expansion_from_bytes, limits.expansion * packed_bytes):
         raise UnsafeFile(
             f"The file unpacks to at least {unpacked_bytes} bytes, more than {limits.expansion:g} times its"
@@ -255,9 +268,9 @@ def check_expansion(packed_bytes: int, unpacked_bytes: int, limits: Limits) -> N
 
 
 def check_name(name: str) -> str:
-    """The member's name with forward slashes.
+    """Return the name of a member with forward slashes.
 
-    Raises: UnsafeFile when it is absolute, climbs out of its folder or holds unprintable characters.
+    Raises: UnsafeFile if the name is absolute, leads out of its folder or holds unprintable characters.
     """
     plain = name.replace("\\", "/")
     path = PurePosixPath(plain)
@@ -282,7 +295,7 @@ def _copy(source: IO[bytes], target: IO[bytes]) -> None:
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Reading errors of the libraries become one of ours; ours pass."""
+    """Convert the reading errors of all libraries to `DamagedFile`. Errors of vitfit pass unchanged."""
     try:
         yield
     except DAMAGE as error:

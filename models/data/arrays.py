@@ -1,4 +1,4 @@
-"""Images from an .npz file. Every array is judged by its header before a byte of it is read."""
+"""Images from an .npz file. The header of every array is checked before its values are read."""
 
 import math
 import struct
@@ -31,12 +31,15 @@ DAMAGE = (
     RuntimeError,
     NotImplementedError,
 )
-FINITE_ROWS = 256  # checked at a time
+FINITE_ROWS = 256  # images per check
 
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """The network's inputs: uint8 (N, h, w, c) preprocessed on demand, or float32 (N, C, H, W) as they are."""
+    """The inputs of the network.
+
+    uint8 images (N, h, w, c) are preprocessed when they are loaded. float32 images (N, C, H, W) are used unchanged.
+    """
 
     images: npt.NDArray[Any]
     preprocessing: Preprocessing
@@ -45,14 +48,14 @@ class ArrayImages:
         return len(self.images)
 
     def load(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """float32 (len(rows), C, H, W)."""
+        """Return the inputs in these rows, float32 (len(rows), C, H, W)."""
         chosen = self.images[rows]
         return self.preprocessing.apply(chosen) if chosen.dtype == np.uint8 else torch.from_numpy(chosen)
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """What the file holds, checked against the network's input and against each other."""
+    """The arrays of a file, after they were checked against the input of the network and against each other."""
 
     images: ArrayImages
     labels: npt.NDArray[np.int64] | None
@@ -70,13 +73,16 @@ class _Header:
 
 
 def read_npz(path: Path, preprocessing: Preprocessing, limits: Limits, any_size: bool = False) -> Arrays:
-    """any_size: float images are not compared with the network's size.
+    """Read and check the arrays of an .npz file.
+
+    Args:
+        any_size: float images may have any size; they are not compared with the input size of the network.
 
     Raises:
-    DamagedFile: no npz file, or truncated.
-    UnsafeFile: pickled objects inside, or contents far larger than the file.
-    TooLarge: more bytes than allowed.
-    BadData: images, labels or split of the wrong kind, shape, or length; values that are not finite.
+        DamagedFile: the file is no npz file, or it is truncated.
+        UnsafeFile: the file holds pickled objects, or its contents are far larger than the file.
+        TooLarge: an array has more bytes than allowed.
+        BadData: images, labels or split have the wrong type, shape or length, or some values are not finite.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -100,7 +106,10 @@ def read_npz(path: Path, preprocessing: Preprocessing, limits: Limits, any_size:
 
 
 def _headers(file: zipfile.ZipFile, path: Path, limits: Limits) -> dict[str, _Header]:
-    """Headers of the arrays that are ours, with their sizes proved against the file's own table."""
+    """Return the headers of the arrays in `NAMES`.
+
+    Their sizes are compared with the table of contents of the zip file.
+    """
     headers: dict[str, _Header] = {}
     members = {info.filename: info for info in file.infolist()}
     for name in (name for name in NAMES if f"{name}.npy" in members):
@@ -135,7 +144,7 @@ def _headers(file: zipfile.ZipFile, path: Path, limits: Limits) -> dict[str, _He
 
 
 def _header(member: IO[bytes]) -> _Header:
-    """Shape and type from the first bytes. Raises: ValueError when they are not those of an array."""
+    """Read shape and type from the first bytes. Raises: ValueError if they are not the header of an array."""
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(member)

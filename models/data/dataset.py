@@ -1,7 +1,11 @@
-"""Images for a job, in splits that never mix, whatever they came as: an .npz, an archive or a folder of pictures.
+"""The images of a job in splits. They come from an .npz file, an archive or a folder of pictures.
 
-calibration  statistics and recovery          train  fine-tuning (the same images as calibration, unless told apart)
-selection    scores of the search             test   the report, and nothing else
+calibration  for statistics and recovery
+selection    for the scores of the search
+test         for the report only
+train        for fine-tuning; these are the calibration images, unless the data set has a split of its own for training
+
+Calibration, selection and test share no images.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,17 +25,20 @@ Rows = npt.NDArray[np.int64]
 
 
 class Images(Protocol):
-    """The network's inputs of a data set, loaded by row number. Open for new kinds of files."""
+    """The images of a data set as inputs of the network, loaded by row number. Each kind of file implements this."""
 
     def __len__(self) -> int: ...
 
     def load(self, rows: Rows) -> Tensor:
-        """float32 (len(rows), C, H, W)."""
+        """Return the inputs in these rows, float32 (len(rows), C, H, W)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`images` float32 (N, C, H, W); `labels` int64 (N,) or None; `indices` int64 (N,), rows of the data set."""
+    """Some images of a data set.
+
+    images: float32 (N, C, H, W). labels: int64 (N,), or None. indices: int64 (N,), the rows in the data set.
+    """
 
     images: Tensor
     labels: Tensor | None
@@ -40,7 +47,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images in splits. `assessed` is False where they are noise, on which an accuracy would mean nothing."""
+    """Images in splits. `assessed` is False if the images are noise, because an accuracy on noise means nothing."""
 
     images: Images
     labels: Rows | None
@@ -52,16 +59,16 @@ class Dataset:
         return len(self.rows[split])
 
     def take(self, split: Split, count: int, seed: int) -> Batch:
-        """`count` images of a split (all, when it has fewer), drawn by the seed and in the order of the data set.
+        """Draw `count` images of a split (all images if it has fewer). The seed decides which; their order stays.
 
-        A larger `count` with the same seed holds the same images and more.
+        A larger `count` with the same seed returns the same images and more.
         """
         rows = self.rows[split]
         chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
         return self._batch(rows[np.sort(chosen)])
 
     def batches(self, split: Split, size: int) -> Iterator[Batch]:
-        """All images of a split in their order, at most `size` at a time; only these are in memory."""
+        """Yield all images of a split in order, at most `size` at a time. Only one batch is in memory."""
         rows = self.rows[split]
         for start in range(0, len(rows), size):
             yield self._batch(rows[start : start + size])
@@ -71,7 +78,7 @@ class Dataset:
         return Batch(self.images.load(rows), labels, torch.from_numpy(rows.copy()))
 
     def describe(self) -> dict[str, Any]:
-        """JSON: what the service tells the user about his data."""
+        """Return a JSON description of the data set, which the service shows to the user."""
         return {
             "images": len(self.images),
             "labelled": self.labels is not None,
@@ -82,7 +89,10 @@ class Dataset:
 
 
 def split_rows(count: int, labels: Rows | None) -> dict[Split, Rows]:
-    """A seeded split, the same shares of every class (to within one image): images are dealt out class by class."""
+    """Split `count` images at random with a fixed seed.
+
+    Images are distributed class by class, so each split gets the same share of every class, to within one image.
+    """
     order = np.random.default_rng(SPLIT_SEED).permutation(count)
     if labels is not None:
         order = order[np.argsort(labels[order], kind="stable")]

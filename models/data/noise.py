@@ -1,4 +1,4 @@
-"""Seeded noise in the place of a data set."""
+"""Seeded noise that replaces a missing data set."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from models.data.preprocessing import Preprocessing
 
 
 def noise_data(preprocessing: Preprocessing, count: int, seed: int) -> Dataset:
-    """Seeded noise where there is no data: enough to prune and to measure by, not to assess an accuracy."""
+    """Return a data set of seeded noise, for jobs without data. It allows pruning and measuring, but no accuracy."""
     warning = "No data: seeded noise stands in. Accuracy is not assessed; agreement on noise says little."
     rows = split_rows(count, None)
     return Dataset(NoiseImages(preprocessing.size, count, seed), None, rows, (warning,), assessed=False)
@@ -19,7 +19,7 @@ def noise_data(preprocessing: Preprocessing, count: int, seed: int) -> Dataset:
 
 @dataclass(frozen=True)
 class NoiseImages:
-    """Standard normal values; image i depends on the seed and i only."""
+    """Images of standard normal values. Image i depends only on the seed and on i."""
 
     size: tuple[int, int, int]
     count: int
@@ -29,7 +29,7 @@ class NoiseImages:
         return self.count
 
     def load(self, rows: Rows) -> Tensor:
-        """float32 (len(rows), C, H, W)."""
+        """Return the images in these rows, float32 (len(rows), C, H, W)."""
         images = np.empty((len(rows), *self.size), dtype=np.float32)
         for place, row in enumerate(rows):
             np.random.default_rng([self.seed, int(row)]).standard_normal(dtype=np.float32, out=images[place])

@@ -1,4 +1,7 @@
-"""Opens a data set: an .npz, an archive or a folder of pictures, checked as far as it can be without decoding all of it."""
+"""Open a data set: an .npz file, an archive or a folder of pictures.
+
+It is checked here as far as possible without decoding all images.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +19,7 @@ from models.data.preprocessing import Preprocessing
 from models.errors import BadData, DamagedFile, InvalidRequest, TooLarge, UnsafeFile
 
 NEEDED: dict[Split, int] = {"calibration": 16, "selection": 8, "test": 8, "train": 16}
-FEW = 100  # below this many images a split's accuracy is coarser than a point
+FEW = 100  # with fewer images, the accuracy on a split changes in steps of more than one percentage point
 SOURCES = ("npz", "archive", "path")
 NO_MODEL = Preprocessing((3, 224, 224), (0.0,) * 3, (1.0,) * 3)
 
@@ -30,19 +33,20 @@ def open_data(
     class_names: Sequence[str] | None = None,
     limits: Limits | None = None,
 ) -> Dataset:
-    """The data set that `folder/dataset.json` describes, checked as far as it can be without decoding all of it.
+    """Open the data set that `folder/dataset.json` describes, and check it as far as possible without decoding it.
 
     Args:
-        folder: of the data set; archives are unpacked into it once.
-        preprocessing: of the model; None: no model is known yet, sizes are not judged and images not loaded.
-        classes: number of classes of the model, to check the labels against; None: unknown.
-        allowed: folders whose contents a "path" data set may name.
-        class_names: of the model, to tell class folders by name.
-        limits: on sizes.
+        folder: the folder of the data set; an archive is unpacked into it once.
+        preprocessing: the preprocessing of the model. None: no model is known yet, so sizes are not checked and images
+            are not loaded.
+        classes: number of classes of the model, to check the labels. None: unknown.
+        allowed: folders below which a "path" data set may lie.
+        class_names: class names of the model, to recognise class folders by name.
+        limits: upper limits for sizes.
 
     Raises:
-        BadData: images, labels or splits that cannot be used, or too few of them.
-        DamagedFile, TooLarge, UnsafeFile: the file itself.
+        BadData: images, labels or splits cannot be used, or there are too few.
+        DamagedFile, TooLarge, UnsafeFile: the file cannot be read, exceeds a limit or is unsafe.
         InvalidRequest: `dataset.json` names a source or a path that is not allowed.
     """
     limits = limits or Limits()
@@ -72,7 +76,7 @@ def _description(folder: Path) -> dict[str, Any]:
 
 
 def _locate(folder: Path, description: Mapping[str, Any], allowed: Sequence[Path]) -> Path:
-    """The file or folder with the images. Raises: UnsafeFile when it is outside of the allowed folders."""
+    """Return the file or folder with the images. Raises: UnsafeFile if it is outside of the allowed folders."""
     source = description["source"]
     if source == "path":
         return _allowed_path(description.get("path"), allowed)
@@ -84,7 +88,10 @@ def _locate(folder: Path, description: Mapping[str, Any], allowed: Sequence[Path
 
 
 def _allowed_path(text: Any, allowed: Sequence[Path]) -> Path:
-    """Links are followed before the comparison, so none can climb out."""
+    """Return the real path of a "path" data set.
+
+    Links are resolved first, so no link can lead out of the allowed folders.
+    """
     if not isinstance(text, str) or not Path(text).is_absolute() or "\0" in text:
         raise InvalidRequest(f"A data set's path is {text!r}; an absolute path is needed.", path=text)
     real = below_allowed(text, allowed)
@@ -103,7 +110,10 @@ def _check_size(path: Path, limits: Limits) -> None:
 
 
 def _list_pictures(path: Path, folder: Path, allowed: Sequence[Path], limits: Limits) -> tuple[list[PictureFile], int]:
-    """The pictures by name and the number of other files; an archive is unpacked into `folder` first."""
+    """Return the pictures, sorted by name, and the number of other files.
+
+    An archive is first unpacked into `folder`.
+    """
     if path.is_dir():
         return list_folder(path, [root.resolve() for root in allowed], limits)
     pictures = folder / "pictures"
@@ -171,7 +181,10 @@ def _check_labels(labels: Rows, classes: int | None) -> None:
 
 
 def _given_rows(splits: Sequence[str]) -> dict[Split, Rows]:
-    """The splits that the data brings. "train" serves calibration where there is none, and the other way round."""
+    """Return the splits that the data set names.
+
+    If it has only one of "train" and "calibration", both use those images.
+    """
     unknown = sorted(set(splits) - set(SPLITS))
     if unknown:
         raise BadData(f"The split {unknown[0]!r} is unknown; allowed: {', '.join(SPLITS)}.", split=unknown[0])

@@ -1,4 +1,4 @@
-"""Folders of pictures: which there are, what class and split their folders say, and their pixels on demand."""
+"""Folders of pictures: list the pictures, read class and split from folder names, and decode pixels on demand."""
 
 import os
 import warnings
@@ -17,7 +17,8 @@ from models.data.archive import PICTURE_SUFFIXES, Limits, is_clutter
 from models.data.preprocessing import Preprocessing
 from models.errors import BadData, DamagedFile, TooLarge, UnsafeFile
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # Pillow knows more; some start other programs
+# Pillow reads more formats, but for some of them it starts other programs.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 SPLIT_NAMES = ("train", "calibration", "selection", "test")
 UNCLEAR_SPLITS = ("val", "valid", "validation", "dev", "eval")
 CHECKED = 1000  # headers read when a data set is opened; the other pictures are checked when they are decoded
@@ -25,7 +26,7 @@ CHECKED = 1000  # headers read when a data set is opened; the other pictures are
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A picture on disk and the name (with forward slashes) that the user knows it by."""
+    """A picture on disk, and its name (with forward slashes) in the user's folder or archive."""
 
     path: Path
     name: str
@@ -33,7 +34,7 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class Grouping:
-    """What the folders say. `classes[i]` and `splits[i]` belong to picture i; None where there are no such folders."""
+    """Class and split of each picture i, read from folder names. None if there are no class or no split folders."""
 
     classes: tuple[str, ...] | None
     splits: tuple[str, ...] | None
@@ -41,7 +42,10 @@ class Grouping:
 
 @dataclass(frozen=True)
 class PictureImages:
-    """The network's inputs, decoded when they are asked for: a folder of any size fits in memory."""
+    """Pictures as inputs of the network.
+
+    They are decoded when they are loaded, so a folder may be larger than the memory.
+    """
 
     files: tuple[PictureFile, ...]
     preprocessing: Preprocessing
@@ -51,7 +55,7 @@ class PictureImages:
         return len(self.files)
 
     def load(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """float32 (len(rows), C, H, W). Raises: as `opened`."""
+        """Return the inputs in these rows, float32 (len(rows), C, H, W). Raises: the errors of `opened`."""
         images = torch.empty((len(rows), *self.preprocessing.size))
         for place, row in enumerate(rows):
             with opened(self.files[row], self.limits) as picture:
@@ -59,7 +63,10 @@ class PictureImages:
         return images
 
     def check(self) -> None:
-        """Reads the headers of up to `CHECKED` pictures, evenly spread. Raises: as `opened`."""
+        """Read the headers of up to `CHECKED` pictures, evenly spread over the files.
+
+        Raises: the errors of `opened`.
+        """
         for row in np.unique(np.linspace(0, len(self.files) - 1, CHECKED).astype(int)):
             with opened(self.files[row], self.limits):
                 pass
@@ -67,12 +74,12 @@ class PictureImages:
 
 @contextmanager
 def opened(file: PictureFile, limits: Limits) -> Iterator[Image.Image]:
-    """A picture whose header was read; its pixels are decoded on use, inside the `with`.
+    """Open a picture and read its header. Its pixels are decoded when they are used, inside the `with` block.
 
     Raises:
         BadData: the file is no picture.
-        DamagedFile: it cannot be read to its end.
-        TooLarge: it has too many pixels.
+        DamagedFile: the file cannot be read to its end.
+        TooLarge: the picture has too many pixels.
     """
     try:
         with warnings.catch_warnings():
@@ -98,14 +105,14 @@ def opened(file: PictureFile, limits: Limits) -> Iterator[Image.Image]:
 
 
 def list_folder(folder: Path, roots: Sequence[Path], limits: Limits) -> tuple[list[PictureFile], int]:
-    """The pictures below a folder, by name, and the number of files that are no pictures.
+    """Return the pictures below a folder, sorted by name, and the number of files that are no pictures.
 
     Links to pictures are followed as long as they stay inside one of `roots`; links to folders are refused.
 
     Raises:
-        UnsafeFile: a link leaves the roots.
-        TooLarge: too many files.
-        BadData: no pictures.
+        UnsafeFile: a link leads out of the roots, or to a folder.
+        TooLarge: there are too many pictures.
+        BadData: there are no pictures.
     """
     files: list[PictureFile] = []
     ignored = 0
@@ -136,7 +143,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _inside(path: Path, roots: Sequence[Path]) -> Path:
-    """The file that a link leads to. Raises: UnsafeFile when it is outside of all roots, or leads in a circle."""
+    """Return the file that a link leads to.
+
+    Raises: UnsafeFile if it is outside of all roots, or if links form a circle.
+    """
     try:
         real = path.resolve()
     except (OSError, RuntimeError) as error:
@@ -147,11 +157,11 @@ def _inside(path: Path, roots: Sequence[Path]) -> Path:
 
 
 def group(names: Sequence[str]) -> Grouping:
-    """Class and split of every picture from its folders: `[root/][split/]class/.../picture`.
+    """Read class and split of every picture from its folders: `[root/][split/]class/.../picture`.
 
-    Folders that all pictures share say nothing and are skipped.
+    Folders that all pictures share are skipped.
 
-    Raises: BadData when some pictures lie beside the class folders, or a split's name is unclear.
+    Raises: BadData if some pictures lie beside the class folders, or if the name of a split is unclear.
     """
     rest = _without_shared([PurePosixPath(name).parts[:-1] for name in names])
     tops = {parts[0] if parts else "" for parts in rest}
@@ -170,7 +180,7 @@ def group(names: Sequence[str]) -> Grouping:
 
 
 def _without_shared(folders: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    first, last = min(folders), max(folders)  # what these two share, all between them share
+    first, last = min(folders), max(folders)  # a prefix of both is a prefix of every folder between them
     shared = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), None)
     return [folder[min(len(first), len(last)) if shared is None else shared :] for folder in folders]
 
@@ -187,17 +197,18 @@ def _refuse_unclear(tops: set[str]) -> None:
 
 
 def labels_of(classes: Sequence[str], names: Sequence[str] | None, count: int | None) -> npt.NDArray[np.int64] | None:
-    """Class numbers from class folders, or None when they cannot be told for a network with `count` classes.
+    """Return class numbers from class folders, or None if the folders do not determine them.
 
-    Folders called by the network's class names or by class numbers are taken at their word; otherwise the n-th folder
-    by name is class n, as in torchvision's ImageFolder, and then there must be one folder per class.
+    Folders that have the class names of the network, or class numbers, as names get those classes. Otherwise the n-th
+    folder by name is class n, as in torchvision's ImageFolder. The network has `count` classes; for this last rule
+    there must be one folder per class.
     """
     present = sorted(set(classes))
     if names is not None and set(present) <= set(names):
         numbers = {name: names.index(name) for name in present}
     elif all(name.isdecimal() and name.isascii() for name in present):
         numbers = {name: int(name) for name in present}
-    elif count is None or len(present) >= count:  # too many are refused later, with the other labels that do not fit
+    elif count is None or len(present) >= count:  # too many classes are refused later, by the check of all labels
         numbers = {name: number for number, name in enumerate(present)}
     else:
         return None

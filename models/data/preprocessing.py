@@ -1,4 +1,4 @@
-"""How a picture becomes the network's input: timm's evaluation transform as a frozen value."""
+"""Preprocessing of pictures for the network: timm's evaluation transform as a frozen dataclass."""
 
 import json
 import math
@@ -20,12 +20,12 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-CROP_MODES = ("center", "squash")  # timm has a third, "border", which no plain vision transformer uses
+CROP_MODES = ("center", "squash")  # timm also has "border", which no plain vision transformer uses
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 MAX_SIDE = 4096
 MAX_CROP = 2.0
-MAX_RESIZED = 8192  # the shorter side before the crop
-MAX_ASPECT = 64  # the resized long side is this much longer than the network's input, at most
+MAX_RESIZED = 8192  # upper limit of size / crop: the shorter side before the crop, in pixels
+MAX_ASPECT = 64  # upper limit for the longer side of a picture, divided by its shorter side
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,11 @@ class Preprocessing(Record):
     """Resize, crop and normalise, as timm's evaluation transform does.
 
     Attributes:
-        size: (C, H, W) of the network's input; C is 1 or 3 for pictures.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel, of pixels in [0, 1]; above 0.
-        crop: share of the resized shorter side that the centre crop keeps; above 1 (timm's VOLO) black is put around it.
+        size: (C, H, W) of the network's input; C is 1 or 3.
+        mean: mean of each channel, for pixel values in [0, 1].
+        std: standard deviation of each channel, for pixel values in [0, 1]; above 0.
+        crop: share of the resized shorter side that the centre crop keeps. Above 1 (timm's VOLO), a black
+            border is added.
         interpolation: one of `INTERPOLATIONS`.
         crop_mode: "center" keeps the aspect ratio, "squash" resizes both sides before the crop.
     """
@@ -49,16 +50,16 @@ class Preprocessing(Record):
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        """Raises: InvalidRequest on a value that no network can have."""
+        """Check all values. Raises: InvalidRequest on a value that no network can have."""
         for problem in _problems(self):
             raise InvalidRequest(f"Preprocessing: {problem}", preprocessing=self.to_json())
 
     def apply(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """The network's input, float32 (N, C, H, W), of images, uint8 (N, h, w, c) with c 1 or 3 (grey or RGB).
+        """Convert images, uint8 (N, h, w, c) with c 1 (grey) or 3 (RGB), to the network's input, float32 (N, C, H, W).
 
-        Grey becomes RGB and the other way round where the network wants the other one.
+        Grey is converted to RGB, or RGB to grey, if the network needs it.
 
-        Raises: BadData when the array is not uint8 NHWC or the channels cannot be converted.
+        Raises: BadData if the array is not uint8 NHWC or the channels cannot be converted.
         """
         if images.dtype != np.uint8 or images.ndim != 4:
             raise BadData(
@@ -78,10 +79,10 @@ class Preprocessing(Record):
         return torch.stack([self.apply_to_picture(_picture(image)) for image in images])
 
     def apply_to_picture(self, picture: Image.Image) -> Tensor:
-        """The network's input, float32 (C, H, W), of one picture.
+        """Convert one picture to the network's input, float32 (C, H, W).
 
-        Raises: BadData for pictures with more than 8 bits per channel, whose range is not known, and for strips that
-            would be resized to something huge.
+        Raises: BadData for a picture with more than 8 bits per channel, because its value range is not known, and for a
+            long narrow picture, because its resized version would be huge.
         """
         if max(picture.size) > MAX_ASPECT * min(picture.size):
             raise BadData(
@@ -105,7 +106,7 @@ class Preprocessing(Record):
         return self._normalised(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) before the crop; rounded as timm and torchvision round."""
+        """Return (width, height) before the crop, rounded in the same way as in timm and torchvision."""
         height, width = (math.floor(side / self.crop) for side in self.size[1:])
         if self.crop_mode == "squash":
             return width, height
@@ -120,12 +121,12 @@ class Preprocessing(Record):
         return (pixels.float() / 255 - mean) / std
 
     def to_metadata(self) -> dict[str, str]:
-        """Flat strings for an ONNX file's metadata; `from_metadata` reads them back."""
+        """Return flat strings for the metadata of an ONNX file. `from_metadata` reads them back."""
         return {f"preprocessing.{name}": json.dumps(value) for name, value in self.to_json().items()}
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> "Preprocessing":
-        """Raises: InvalidRequest when the metadata do not describe a preprocessing."""
+        """Read the preprocessing from the metadata of a file. Raises: InvalidRequest if they do not describe one."""
         prefix = "preprocessing."
         found = {name.removeprefix(prefix): text for name, text in metadata.items() if name.startswith(prefix)}
         try:
@@ -135,9 +136,10 @@ class Preprocessing(Record):
 
     @classmethod
     def of_model(cls, model: nn.Module) -> "Preprocessing":
-        """What timm's configuration says, for the channels and the image size that this model was built with.
+        """Read timm's configuration, for the channels and the image size with which this model was built.
 
-        A three-channel configuration of a one-channel model is averaged, as timm averages its first filter.
+        If the model has one channel and its configuration has three, mean and std are averaged over the channels. timm
+        adapts the weights of the first convolution to one channel in a similar way.
         """
         config = cast(dict[str, Any], getattr(model, "pretrained_cfg", None) or {})
         channels, height, width = _input_size(model, config)
@@ -152,7 +154,7 @@ class Preprocessing(Record):
 
 
 def _problems(value: Preprocessing) -> list[str]:
-    """What is wrong, as sentences: value, then what is allowed."""
+    """Return the problems as sentences. Each names the value and what is allowed."""
     problems = []
     if len(value.size) != 3 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in value.size):
         return [f"size {list(value.size)} must be [channels, height, width], each from 1 to {MAX_SIDE}."]
@@ -177,7 +179,10 @@ def _problems(value: Preprocessing) -> list[str]:
 
 
 def _start(length: int, kept: int) -> int:
-    """Where a centre crop starts; before the picture, where it is smaller and black is put around it (torchvision's rounding)."""
+    """Return the first pixel of a centre crop, with torchvision's rounding.
+
+    It is negative if the picture is smaller than the crop, so that a black border is added.
+    """
     return round((length - kept) / 2.0) if length >= kept else -((kept - length) // 2)
 
 
@@ -186,12 +191,15 @@ def _is_finite(value: object) -> bool:
 
 
 def _picture(image: npt.NDArray[np.uint8]) -> Image.Image:
-    """One image, (h, w, 1) or (h, w, 3)."""
+    """Convert one image, (h, w, 1) or (h, w, 3), to a Pillow image."""
     return Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
 
 
 def _input_size(model: nn.Module, config: dict[str, Any]) -> tuple[int, int, int]:
-    """(C, H, W): the patch embedding knows what the model was built with, the configuration only its default."""
+    """Return (C, H, W).
+
+    The patch embedding knows the actual size of the model; the configuration only knows the default.
+    """
     channels, height, width = config.get("input_size", (3, 224, 224))
     embedding = getattr(model, "patch_embed", None)
     height, width = getattr(embedding, "img_size", None) or (height, width)

@@ -1,1 +1,1 @@
-"""Judging a network: metrics, parity with its file, sensitivity, and which patches it keeps."""
+"""Evaluates a network: metrics, parity with its exported file, sensitivity to quantisation, and kept patches."""

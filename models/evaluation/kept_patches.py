@@ -1,7 +1,7 @@
-"""Which patches of an image a pruned network keeps, block by block: for people to look at.
+"""Finds the patches of an image that a pruned network keeps, block by block, so that they can be shown to a person.
 
-n images, M patches of the whole grid, K of them kept. Tokens that are merged (reducer "merge") have no one place, and are
-not told.
+n images, M patches of the full grid, K of them kept. Blocks with the reducer "merge" are left out, because a merged
+token has no single position.
 """
 
 import io
@@ -22,14 +22,20 @@ SIDE = 64
 
 @dataclass(frozen=True)
 class KeptPatches:
-    """places: int64 (n, K), ascending, row by row of the grid, of what is left after `block`."""
+    """The patches that remain after one block.
+
+    places: int64 (n, K), positions of these patches in the grid, counted row by row, in ascending order.
+    """
 
     block: int
     places: Tensor
 
 
 def kept_patches(network: Network, images: Tensor) -> list[KeptPatches]:
-    """Of each block that removes tokens, in their order, as the network runs images (n, C, H, W). Empty: it removes none."""
+    """Runs images (n, C, H, W) and returns the kept patches for each block that removes tokens, in their order.
+
+    The list is empty if the network removes no tokens.
+    """
     planned = [
         place for place, block in enumerate(network.plan.blocks if network.plan else ()) if block.tokens is not None
     ]
@@ -39,21 +45,27 @@ def kept_patches(network: Network, images: Tensor) -> list[KeptPatches]:
         network.outputs(images, batch=len(images))
     chosen = [(place, made[0]) for (place, _), made in zip(blocks, choices, strict=True) if made]
     found, places = [], None
-    for place, index in chosen:  # each chooses among what the one before has left, in the order in which that was left
+    for place, index in chosen:  # an index counts the tokens that the reduction before has left, in their order there
         places = index if places is None else places.gather(1, index)
         found.append(KeptPatches(place, places.sort(dim=1).values))
     return found
 
 
 def grid_of(patches: int, image: tuple[int, int, int]) -> tuple[int, int]:
-    """(rows, columns) of patches that are laid over an image (C, H, W): the pair whose shape is nearest to the image's."""
+    """Returns (rows, columns) of the patch grid of an image (C, H, W).
+
+    Among all pairs whose product is `patches`, it is the one whose aspect ratio is closest to that of the image.
+    """
     _, height, width = image
     pairs = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
     return min(pairs, key=lambda pair: abs(math.log(pair[0] / pair[1] * width / height)))
 
 
 def thumbnail(image: Tensor, preprocessing: Preprocessing) -> bytes:
-    """A PNG, at most SIDE pixels long, of a network's input (C, H, W): what was normalised becomes a picture again."""
+    """Turns a network's input (C, H, W) back into a picture, by undoing the normalisation.
+
+    Returns a PNG whose longest side is at most SIDE pixels.
+    """
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     pixels = ((image * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)

@@ -1,11 +1,14 @@
-"""Does the exported file give what PyTorch gives? Once with each side free to choose tokens, once with the choice forced.
+"""Checks that the exported file gives the same outputs as PyTorch.
 
-A token near the cut may fall on either side by rounding alone. Forced, both sides keep the tokens that PyTorch chose and
-the difference is arithmetic; free, the delivered file runs as it is and images whose kept sets differ are counted.
+Rounding alone can decide whether a token with a score near the cut is kept. The comparison is therefore made twice. In
+the free run, the delivered file chooses its tokens itself, and images whose kept tokens differ are counted. In the
+forced run, both runtimes keep the tokens that PyTorch chose, so that only arithmetic can differ.
 
-An 8-bit file rounds everything to 256 steps, and a difference in the seventh digit may become one of a step: no bound on
-logits holds. So the network is compared before it is quantised, by the same rule as any other; and the quantised file
-with the arithmetic that it is meant to have (models/quantization/fake_quantize.py), by its answers, with its own tokens and with given ones.
+An 8-bit file rounds every value to 256 steps. A difference in the seventh digit can then become a difference of a whole
+step, so no bound on the logits holds. The check of such a file has two parts. First, the network is compared in fp32,
+by the same rule as any other network. Second, the predicted classes of the quantised file are compared with those of
+fake quantisation in PyTorch (models/quantization/fake_quantize.py), once with the file's own tokens and once with given
+tokens.
 """
 
 import copy
@@ -30,13 +33,22 @@ from models.record import Record
 
 EXACT_IMAGES = 64
 SAME_ANSWERS, ACCURACY = 0.97, 0.01
-"""Of an 8-bit file: the least share of images with the answer of its emulation, and the most that their accuracies differ."""
+"""Limits for an 8-bit file, compared with its fake quantisation.
+
+SAME_ANSWERS: smallest share of images with the same predicted class. ACCURACY: largest difference of the two
+accuracies.
+"""
 
 
 @dataclass(frozen=True)
 class QuantisedParity(Record):
-    """An 8-bit file beside its emulation. clear: images whose answer quantisation leaves no doubt of. same_answers: share of
-    those (without classes: mean cosine of all features). accuracy_file, accuracy_emulated: None without labels."""
+    """Comparison of an 8-bit file with its fake quantisation in PyTorch.
+
+    clear: number of images whose predicted class is certain despite quantisation; see `same_clear_answers`.
+    same_answers: share of the clear images with the same predicted class (without classes: mean cosine of all
+    features).
+    accuracy_file, accuracy_emulated: accuracy of the file and of its fake quantisation; None without labels.
+    """
 
     images: int
     clear: int
@@ -45,9 +57,13 @@ class QuantisedParity(Record):
     accuracy_file: float | None
     accuracy_emulated: float | None
     forced_same_answers: float | None = None
-    """As same_answers, of EXACT_IMAGES images at most, with the tokens given that the emulation keeps; None where all stay."""
+    """Like same_answers, but the file is given the tokens that its fake quantisation keeps; on at most EXACT_IMAGES
+    images.
+
+    None if the network removes no tokens.
+    """
     flipped_sets: int | None = None
-    """Of these images, those of which the file and its emulation keep different tokens."""
+    """Number of these images for which the file and its fake quantisation keep different tokens."""
 
     @property
     def passed(self) -> bool:
@@ -59,10 +75,12 @@ class QuantisedParity(Record):
 
 @dataclass(frozen=True)
 class ParityReport(Record):
-    """free: the delivered file; of an 8-bit one, the file before it was quantised. forced: the same network with given
-    tokens; None where no tokens are removed.
+    """Result of the parity check of one file.
 
-    flipped_sets: images for which the two runtimes keep different tokens; None likewise. quantised: of an 8-bit file.
+    free: parity of the delivered file; for an 8-bit file, parity of the network's fp32 file.
+    forced: parity of the same network with given tokens; None if the network removes no tokens.
+    flipped_sets: number of images for which the two runtimes keep different tokens; None in the same case.
+    quantised: the second part of the check; only for an 8-bit file.
     """
 
     free: Parity
@@ -72,7 +90,10 @@ class ParityReport(Record):
 
     @property
     def passed(self) -> bool:
-        """The arithmetic agrees; and so does the delivered file, unless some kept set was flipped by rounding."""
+        """True if the arithmetic agrees and the delivered file agrees.
+
+        The delivered file may disagree if rounding changed the kept tokens of some image.
+        """
         if self.quantised is not None and not self.quantised.passed:
             return False
         if self.forced is None:
@@ -81,8 +102,11 @@ class ParityReport(Record):
 
 
 def check_quantised(network: Network, file: Path, batch: int, data: Batch) -> ParityReport:
-    """Of a `network` that is not in fp32, and its file. data: as many images as the answers shall be compared on; of the first of them
-    the network in fp32 is checked as any other."""
+    """Checks the file of a `network` that is not in fp32.
+
+    data: images for the comparison of predicted classes. The first EXACT_IMAGES of them are also used to check the
+    network in fp32.
+    """
     exact = network.exact()
     with tempfile.TemporaryDirectory() as folder:
         before = Path(folder) / "fp32.onnx"
@@ -108,8 +132,10 @@ def check_quantised(network: Network, file: Path, batch: int, data: Batch) -> Pa
 
 
 def _with_given_tokens(network: Network, images: Tensor, batch: int) -> tuple[Tensor, int]:
-    """What the quantised network answers in ONNX Runtime with the tokens that its emulation keeps; and for how many images it
-    would keep others."""
+    """Runs the quantised network in ONNX Runtime with the tokens that its fake quantisation keeps.
+
+    Returns the outputs, and the number of images for which the file would have kept other tokens.
+    """
     rounding = network.rounding
     assert rounding is not None
     probe, marked = TokenProbe(copy.deepcopy(network.module)), copy.deepcopy(network.module)
@@ -125,8 +151,13 @@ def _with_given_tokens(network: Network, images: Tensor, batch: int) -> tuple[Te
 
 
 def same_clear_answers(mine: Tensor, fp32: Tensor, others: Tensor, classes: int) -> tuple[int, float]:
-    """Of two 8-bit networks: images whose first answer leads the second by more than quantisation changed any of `mine`, and the
-    share of them with the same answer. Logits (n, C); without classes features, of which all count and the cosine is taken."""
+    """Compares the predicted classes of two 8-bit networks on the clear images.
+
+    An image is clear if its highest logit in `mine` exceeds the second highest by more than quantisation changed any of
+    its logits, that is, by more than the largest difference of `mine` and `fp32`.
+    mine, fp32, others: logits (n, C), or features (n, D) without classes; then all images are clear.
+    Returns the number of clear images, and the share of them with the same class (without classes: the mean cosine).
+    """
     clear = torch.ones(len(mine), dtype=torch.bool)
     if classes > 1:
         first, second = mine.topk(2, dim=1).values.T
@@ -135,12 +166,15 @@ def same_clear_answers(mine: Tensor, fp32: Tensor, others: Tensor, classes: int)
 
 
 def enough_same(share: float, clear: int) -> bool:
-    """One image may differ, however few there are."""
+    """Returns True if the share is high enough. One image may always differ, even if there are only a few images."""
     return share >= min(SAME_ANSWERS, 1 - 1.01 / max(clear, 1))
 
 
 def check_parity(network: Network, file: Path, batch: int, images: Tensor) -> ParityReport:
-    """images (n, C, H, W) as the network takes them; `file` is the exported network, for `batch` images per run."""
+    """Compares the outputs of `file` with those of PyTorch.
+
+    file: the exported network, for `batch` images per run. images: preprocessed, (n, C, H, W).
+    """
     free = compare_outputs(network.outputs(images, batch), run_onnx(file, images, batch))
     if not network.reductions():
         return ParityReport(free, None, None)
@@ -154,7 +188,7 @@ def check_parity(network: Network, file: Path, batch: int, images: Tensor) -> Pa
 
 
 def _flipped(mine: list[Tensor], others: list[np.ndarray]) -> int:
-    """Images whose kept sets differ in any stage."""
+    """Returns the number of images whose kept tokens differ in any stage."""
     flipped = torch.zeros(len(mine[0]), dtype=torch.bool)
     for one, other in zip(mine, others, strict=True):
         flipped |= (one.sort(dim=1).values != torch.from_numpy(other).sort(dim=1).values).any(dim=1)
@@ -162,7 +196,7 @@ def _flipped(mine: list[Tensor], others: list[np.ndarray]) -> int:
 
 
 class TokenProbe(nn.Module):
-    """The network with its token choices as further outputs, and as inputs where they are given."""
+    """Wraps a network so that its token choices become additional outputs and, if they are given, additional inputs."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -190,7 +224,11 @@ def _run_probe(
     batch: int,
     finish: Callable[[Path], None] | None = None,
 ) -> list[np.ndarray]:
-    """Outputs and kept tokens of all images, `batch` in a run. finish: what is done to the file."""
+    """Exports the probe and runs it in ONNX Runtime with `batch` images per run.
+
+    finish: called with the path of the exported file before it is run.
+    Returns the outputs of all images, followed by the kept tokens of each stage.
+    """
     inputs = {INPUT: images, **{f"tokens{i}": index for i, index in enumerate(forced)}}
     outputs = [OUTPUT, *(f"kept{i}" for i in range(probe.stages))]
     to_onnx(probe, {name: tensor[:batch] for name, tensor in inputs.items()}, outputs, path)

@@ -1,4 +1,7 @@
-"""How much each linear layer suffers from quantisation, measured: the network with this layer alone in 8 bits."""
+"""Measures how sensitive each linear layer is to quantisation.
+
+The network runs with only this layer in int8, and its outputs are compared with those in fp32.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,12 +13,18 @@ from models.networks.network import Network
 from models.structure import LAYERS, Block, Layer, identity
 
 IMAGES = 32
-"""A divergence is smooth: more images change the order little. One pass over them for each layer."""
+"""Number of images. Each layer needs one pass over them.
+
+The KL divergence varies smoothly, so more images would hardly change the order.
+"""
 
 
 def quantisation_order(network: Network, images: Tensor, check: Callable[[], None]) -> list[tuple[int, Layer]]:
-    """All (block, layer), those first whose quantisation costs least for the arithmetic that becomes cheaper: by the
-    divergence from the fp32 answers per MAC. images (n, C, H, W); check is called before each pass, and may raise to stop."""
+    """Returns all pairs (block, layer), starting with those whose quantisation does the least harm for its benefit.
+
+    They are ordered by the divergence from the fp32 outputs per quantised MAC.
+    images: (n, C, H, W). check: called before each pass; it may raise to stop.
+    """
     images, structure = images[:IMAGES], network.structure
     whole, dense = network.pruned(identity(structure), None), network.outputs(images)
     differ = agreement if structure.classes else feature_agreement
@@ -29,7 +38,7 @@ def quantisation_order(network: Network, images: Tensor, check: Callable[[], Non
 
 
 def _with_one(whole: Network, place: int, layer: Layer) -> Network:
-    """`whole` with one layer in int8."""
+    """Returns `whole`, the unpruned network, with one layer in int8."""
     assert whole.plan is not None
     others = tuple(other for other in LAYERS if other != layer)
     blocks = tuple(
@@ -39,6 +48,6 @@ def _with_one(whole: Network, place: int, layer: Layer) -> Network:
 
 
 def _macs(block: Block, layer: Layer) -> int:
-    """Of the products that become 8-bit ones."""
+    """Returns the MACs of the block that become int8 if only this layer is quantised."""
     alone = dataclasses.replace(block, precision="int8", exact=tuple(other for other in LAYERS if other != layer))
     return sum(op.macs for op in alone.ops() if op.precision == "int8")

@@ -1,1 +1,1 @@
-"""From a module to a file."""
+"""Export of a module to a file."""

@@ -1,7 +1,8 @@
-"""The exported form of pruned blocks: the tokens of all images as rows of one matrix, scales folded into weights.
+"""The exported form of pruned blocks: the tokens of all images are rows of one matrix, and weights include scales.
 
-The same arithmetic in a graph that runtimes run faster: matrix products and norms of rows need no reshapes, one image's
-heads need no copies, and ONNX Runtime has the heads' part as one operator. B images, N tokens, H heads, R = B*N rows.
+The arithmetic is the same, but runtimes execute this graph faster. Matrix products and norms on rows need no reshapes.
+The heads of a single image need no copies. ONNX Runtime has one operator for the computation of all heads.
+B images, N tokens, H heads, R = B*N rows.
 """
 
 from collections.abc import Sequence
@@ -18,12 +19,15 @@ from models.pruning.token_reduction import TokenReduction, TokenState
 from models.structure import Block, Stage
 
 Form = Literal["standard", "cpu"]
-"""standard: operators of ONNX alone. cpu: with those that ONNX Runtime adds for its CPU."""
+"""standard: only operators of the ONNX standard. cpu: also operators that ONNX Runtime adds for CPUs."""
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
 def fold_scales(module: nn.Module) -> None:
-    """Moves attention scales and layer scales into the weights before or after them, in place. For exported copies."""
+    """Multiply attention scales and layer scales into neighbouring weights, in place.
+
+    Use it on a copy for the export.
+    """
     for found in list(module.modules()):
         if isinstance(found, PrunedAttention | ReducedAttention):
             found.fold_scale()
@@ -33,10 +37,10 @@ def fold_scales(module: nn.Module) -> None:
 
 
 def as_rows(module: nn.Module, places: Sequence[tuple[str, Stage]], batch: int | None, form: Form) -> None:
-    """Replaces pruned blocks in `module`, whose scales are folded, in place.
+    """Replace the pruned blocks in `module` by `RowBlocks`, in place. The scales must already be in the weights.
 
-    places: of the blocks of each stage, as `pruned` left them. Blocks with relative positions stay as they are: what
-    these add needs the heads apart.
+    places: path and pruned structure of each stage. Blocks with relative positions are not replaced, because the table
+        of positions adds values to each head separately.
     """
     for path, stage in places:
         blocks = part(module, path)
@@ -46,7 +50,7 @@ def as_rows(module: nn.Module, places: Sequence[tuple[str, Stage]], batch: int |
 
 class RowBlocks(PrunedBlocks):
     def __init__(self, blocks: PrunedBlocks, shapes: Sequence[Block], single: bool, form: Form) -> None:
-        """shapes: of the blocks, whose numbers of tokens are static. single: one image per run."""
+        """shapes: the structures of the blocks, with static token counts. single: each run has exactly one image."""
         super().__init__(blocks.blocks(), blocks.prefix, blocks.weigh_prefix, blocks.last_norm, blocks.filled)
         self.tokens_out = shapes[-1].tokens_out
         merging = any(block.reduction and block.reduction.reducer == "merge" for block in self.blocks())
@@ -74,10 +78,13 @@ class RowReduction(nn.Module):
 
 
 class RowAttention(nn.Module):
-    """Of a `PrunedAttention` whose scale is folded."""
+    """The row form of a `PrunedAttention` whose scale is already in its weights."""
 
     def __init__(self, attention: PrunedAttention, tokens: int, single: bool, fused: bool) -> None:
-        """fused: as one operator, where q and k have no norms. It adds nothing to the logits."""
+        """fused: use one operator for all heads, if q and k have no norms.
+
+        This operator cannot add a bias to the logits.
+        """
         super().__init__()
         a = attention
         self.heads, self.dims, self.tokens, self.single = a.heads, (a.qk_dim, a.qk_dim, a.v_dim), tokens, single
@@ -88,7 +95,7 @@ class RowAttention(nn.Module):
         self.made = nn.ModuleList([a.qkv] if self.fused else split_linear(a.qkv, sizes))
 
     def forward(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
-        """rows (R, D) -> (R, D). bias: added to the logits, (B, 1, 1, N)."""
+        """Apply the attention: rows (R, D) -> (R, D). bias: (B, 1, 1, N), added to the attention logits."""
         if not self.fused:
             return self.with_attention(rows, bias)[0]
         x = self.inputs(rows).unflatten(0, (-1, self.tokens))
@@ -100,7 +107,7 @@ class RowAttention(nn.Module):
         return self._leave(mixed.flatten(0, 1))
 
     def with_attention(self, rows: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The same result, the attention (B, H, N, N) and the keys (B, H, N, q)."""
+        """Return the same result as `forward`, the attention (B, H, N, N) and the keys (B, H, N, q)."""
         x = self.inputs(rows)
         q, k, v = (norm(self._heads_first(x, i)) for i, norm in enumerate(self.norms))
         logits = q @ k.transpose(-2, -1)
@@ -111,7 +118,10 @@ class RowAttention(nn.Module):
         return (result, attention.unsqueeze(0), k.unsqueeze(0)) if self.single else (result, attention, k)
 
     def _heads_first(self, x: Tensor, part: int) -> Tensor:
-        """(B, H, N, dim); of a single image (H, N, dim): its transposition is one that products take as it is."""
+        """Return one part (q, k or v) with heads first: (B, H, N, dim), or (H, N, dim) for a single image.
+
+        Matrix products read the transposed tensor of a single image directly, without a copy.
+        """
         made: Tensor = self.made[part](x)
         shape = (self.tokens, self.heads, self.dims[part])
         return (made.reshape(shape) if self.single else made.reshape(-1, *shape)).transpose(-3, -2)
@@ -122,11 +132,14 @@ class RowAttention(nn.Module):
 
 
 class FusedAttention(torch.autograd.Function):
-    """com.microsoft's Attention: the product with the weights of q, k and v, and all heads. In PyTorch: the same, slowly."""
+    """The operator com.microsoft::Attention: the q/k/v projection and the attention of all heads.
+
+    In PyTorch, `forward` computes the same result, but slowly.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, heads: int, sizes: list[int]) -> Tensor:
-        """x (B, N, D), weight (D, sum of sizes), sizes: columns of q, k, v -> (B, N, columns of v)."""
+        """x (B, N, D), weight (D, sum of sizes), sizes: numbers of columns of q, k, v -> (B, N, columns of v)."""
         parts = (x @ weight + bias).split(sizes, dim=-1)
         q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
         mixed: Tensor = (torch.softmax(q @ k.transpose(-2, -1), dim=-1) @ v).transpose(1, 2).flatten(2)
@@ -142,7 +155,7 @@ class FusedAttention(torch.autograd.Function):
 
 
 def _folded(after: nn.Module, layer: nn.Linear | None) -> nn.Module:
-    """What is left of `after` when its layer scale has gone into the layer before it."""
+    """Multiply the layer scale in `after` into the preceding layer, in place. Return the rest of `after`."""
     parts = list(after) if isinstance(after, nn.Sequential) else [after]
     for scale in parts:
         gamma = getattr(scale, "gamma", None)

@@ -1,7 +1,7 @@
-"""ONNX export, the one place that calls torch's exporter, and the parity check that belongs to it.
+"""ONNX export, and the comparison of a file with PyTorch (parity). Only this module calls torch's exporter.
 
-The TorchScript exporter is used on purpose: it takes a sixth of the time of the newer one and its graphs have static
-shapes folded. It runs once per delivered or verified file, never inside a trial.
+It uses the TorchScript exporter on purpose: it needs one sixth of the time of the newer exporter, and it folds static
+shapes into the graph. The export runs once for each delivered or verified file, never inside a trial.
 """
 
 import tempfile
@@ -25,14 +25,17 @@ OPSET = 20
 INPUT, OUTPUT = "images", "logits"
 RELATIVE_TOLERANCE = 1e-3
 EXACT_PRODUCTS = "session.x64quantprecision"
-"""ONNX Runtime's session option: unsigned weights for 8-bit products, where signed ones saturate."""
+"""Session option of ONNX Runtime: use unsigned weights in 8-bit products where products of signed weights saturate."""
 
 
 def export_onnx(
     module: nn.Module, image: tuple[int, int, int], preprocessing: Preprocessing, path: Path, batch: int | None,
     finish: Callable[[Path], None] | None = None,
 ) -> None:  # fmt: skip
-    """A network of images and logits, see `write_onnx`. batch None: a free batch dimension."""
+    """Export a network from images to logits with `write_onnx`.
+
+    batch: a fixed batch size. None: the batch dimension is free.
+    """
     example = torch.zeros(batch or 2, *image)
     write_onnx(module, example, [OUTPUT], preprocessing, path, batch is None, finish)
 
@@ -41,8 +44,12 @@ def write_onnx(
     module: nn.Module, images: Tensor, outputs: Sequence[str], preprocessing: Preprocessing, path: Path,
     free_batch: bool = False, finish: Callable[[Path], None] | None = None,
 ) -> None:  # fmt: skip
-    """Writes `path` at once, above 2 GiB with its data (models/export/onnx_store.py). finish: what is done to
-    the file before (models/quantization/number_formats.py)."""
+    """Export a module and write `path` atomically.
+
+    Above 2 GiB, the weights are in a second file (models/export/onnx_store.py).
+
+    finish: converts the file before it appears at `path` (models/quantization/number_formats.py).
+    """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-", suffix=UNFINISHED) as folder:
         plain = Path(folder) / "model.onnx"
         to_onnx(module, {INPUT: images}, outputs, plain, free_batch)
@@ -56,7 +63,10 @@ def write_onnx(
 def to_onnx(
     module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path, free_batch: bool = False
 ) -> None:  # fmt: skip
-    """What torch's exporter makes of a module; above 2 GiB with a file for each weight beside it."""
+    """Export a module with torch's exporter.
+
+    Above 2 GiB, the exporter writes each weight to a separate file in the same folder.
+    """
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -67,10 +77,11 @@ def to_onnx(
 
 
 class OnnxFile:
-    """A file that is open in ONNX Runtime's CPU.
+    """A file that is open in ONNX Runtime, on the CPU.
 
-    exact_products: 8-bit products are exact on every processor. Without it, x86 processors without VNNI lose what does
-    not fit into 16 bits (models/quantization/int8.py); ONNX Runtime's default, so what users get, is without it.
+    exact_products: 8-bit products are exact on every processor. Without this option, sums in 8-bit products saturate at
+        16 bits on x86 processors without VNNI (models/quantization/int8.py). The default of ONNX Runtime, and so the
+        behaviour that users get, is without it.
     """
 
     def __init__(self, path: Path, exact_products: bool = False) -> None:
@@ -80,7 +91,7 @@ class OnnxFile:
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def outputs(self, images: Tensor, batch: int) -> Tensor:
-        """Logits, in fixed batches (the last one is filled up with zeros)."""
+        """Return the logits. Images run in batches of a fixed size; the last batch is padded with zeros."""
         outputs = []
         for chunk in images.split(batch):
             fill = torch.zeros(batch - len(chunk), *chunk.shape[1:])
@@ -90,16 +101,16 @@ class OnnxFile:
 
 
 def run_onnx(path: Path, images: Tensor, batch: int, exact_products: bool = False) -> Tensor:
-    """Logits (n, C) of one file. exact_products: see `OnnxFile`."""
+    """Return the logits (n, C) of one file. exact_products: see `OnnxFile`."""
     return OnnxFile(path, exact_products).outputs(images, batch)
 
 
 @dataclass(frozen=True)
 class Parity(Record):
-    """ONNX Runtime beside PyTorch on the same images.
+    """Comparison of ONNX Runtime with PyTorch on the same images.
 
-    max_relative: largest difference of a logit over the largest logit of the batch.
-    flips: images whose predicted class differs.
+    max_relative: largest absolute difference of a logit, divided by the largest absolute logit.
+    flips: number of images whose predicted class differs.
     """
 
     images: int
@@ -113,7 +124,7 @@ class Parity(Record):
 
 
 def compare_outputs(expected: Tensor, got: Tensor) -> Parity:
-    """expected, got: logits (n, C)."""
+    """Compare two sets of logits (n, C)."""
     difference = float((expected - got).abs().max())
     flips = int((expected.argmax(1) != got.argmax(1)).sum())
     return Parity(len(expected), difference, difference / max(float(expected.abs().max()), 1e-12), flips)

@@ -1,6 +1,8 @@
-"""ONNX files on a disk. Above what protobuf holds (2 GiB) a file is two: the graph, and beside it `NAME.data` with its weights.
+"""ONNX files on disk, with a second file for the weights of a large model.
 
-The graph says its data's name, so a copy under another name is written anew; both belong in one folder wherever they go.
+A protobuf file holds at most 2 GiB, so the weights of a larger model are in a file `NAME.data`. The graph contains the
+name of its data file. So a copy with another name needs a changed graph, and both files must always be in the same
+folder.
 """
 
 import os
@@ -14,16 +16,16 @@ from onnx import ModelProto
 from models.atomic_write import UNFINISHED
 
 LARGEST = 2**31 - 2**26
-"""Bytes of weights in one file; the graph itself needs some room too."""
+"""Upper limit on bytes of weights in one file. The rest is for the graph itself."""
 
 
 def data_of(path: Path) -> Path:
-    """Where the weights of a large file are."""
+    """Return the path of the data file of a large model."""
     return path.with_name(f"{path.name}.data")
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file, and its data if it has any."""
+    """Return the path of the file and, if it exists, that of its data file."""
     return [path, *(data for data in [data_of(path)] if data.exists())]
 
 
@@ -32,12 +34,12 @@ def bytes_of(path: Path) -> int:
 
 
 def is_large(model: ModelProto) -> bool:
-    """Whether its weights, which it holds, need a file of their own."""
+    """Return whether the weights of a loaded model need a separate data file."""
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST
 
 
 def save_onnx(model: ModelProto, path: Path) -> None:
-    """Whole or not at all: the data first, then the file that names it."""
+    """Write a model completely or not at all. The data file is written first, then the file that refers to it."""
     data = data_of(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx-", suffix=UNFINISHED) as folder:
         beside = Path(folder) / path.name
@@ -51,7 +53,7 @@ def save_onnx(model: ModelProto, path: Path) -> None:
 
 
 def copy_onnx(source: Path, target: Path) -> None:
-    """With its data, and what the graph calls them."""
+    """Copy a file and its data file. The graph of the copy refers to the new name of the data file."""
     data = data_of(source)
     if not data.exists():
         shutil.copyfile(source, target)

@@ -1,4 +1,4 @@
-"""The registry of families."""
+"""The registry of families, the architectures that vitfit knows by name."""
 
 from torch import nn
 
@@ -19,7 +19,11 @@ def register(family: Family) -> None:
 
 
 def family_of(model: nn.Module) -> Family:
-    """Raises: UnsupportedModel with each reason, or with the known families."""
+    """Return the family of a model.
+
+    Raises: UnsupportedModel if the family cannot handle this model, with each reason, or if no family matches, with the
+        list of known families.
+    """
     for family in FAMILIES.values():
         if family.matches(model):
             reasons = family.refusals(model)

@@ -1,7 +1,7 @@
-"""A PyTorch model as a `Structure`, read through its family.
+"""Describe a PyTorch model of a known family as a `Structure`.
 
-Where the embedding width can be cut, the parts outside of the blocks are those that the family names, each with its width;
-elsewhere they are what a traced forward pass runs (`describe_stages`).
+If the embedding width can be cut, the family names all parts outside of the blocks. Otherwise these parts are read from
+a traced forward pass (`describe_stages`).
 """
 
 from torch import nn
@@ -14,9 +14,9 @@ __all__ = ["describe", "head_count"]
 
 
 def describe(model: nn.Module, family: Family, name: str, size: tuple[int, int] | None = None) -> Structure:
-    """The structure whose MACs and parameters are the model's. A test holds it to torch's own counter.
+    """Return the structure of a model. A test compares its MACs and parameters with torch's own counter.
 
-    size: height and width of the images, for a model that takes any; others know their own.
+    size: height and width of the images, for a model that accepts any size. Other models know their size.
     """
     if "embed" in family.fixed:
         return describe_stages(model, family, name, size)

@@ -1,7 +1,8 @@
-"""The structure of a model with stages: its family says what the parts of a block are, a trace of one image the rest.
+"""Describe a model with stages: the family names the parts of a block, and a trace of one image gives the rest.
 
-Sizes (tokens of each stage, windows, keys after a reduction) and everything outside of the blocks (patch embedding, merging,
-pooling, norms, classifier) are read from the trace, so no architecture states them. All parameters must be accounted for.
+The trace gives the sizes (tokens of each stage, windows, keys after a reduction). It also gives everything outside of
+the blocks (patch embedding, merging, pooling, norms, classifier), so a family does not have to list these. Finally, the
+parameter count of the structure is compared with that of the model: both must be equal.
 """
 
 import dataclasses
@@ -16,7 +17,13 @@ from models.structure import Attention, Block, Mlp, Op, Stage, Structure
 
 
 def describe_stages(model: nn.Module, family: Family, name: str, size: tuple[int, int] | None) -> Structure:
-    """size: of the images, for a model that takes any. Raises: UnsupportedModel."""
+    """Return the structure of a model with stages.
+
+    size: height and width of the images, for a model that accepts any size.
+
+    Raises: UnsupportedModel if the model does not run on such an image, has a stage without blocks or has parameters
+        that the structure does not count.
+    """
     image = (int(model.in_chans), *_image(model, family, size))  # type: ignore[arg-type]
     lists = block_lists(model, family)
     names = [[f"{path}.{child}" for child, _ in part(model, path).named_children()] for path in lists]
@@ -58,14 +65,14 @@ def _image(model: nn.Module, family: Family, size: tuple[int, int] | None) -> tu
 
 
 def classes_of(model: nn.Module) -> int:
-    """Of a timm model; 0 without a classifier."""
+    """Return the number of classes of a timm model, or 0 if it has no classifier."""
     classifier = model.get_classifier()  # type: ignore[operator]
     first = classifier[0] if isinstance(classifier, tuple) else classifier
     return int(model.num_classes) if is_present(first) else 0  # type: ignore[arg-type]
 
 
 def _sections(calls: Sequence[Call], names: list[list[str]]) -> list[list[Call]]:
-    """Calls before the first stage, between each two, and after the last."""
+    """Group the calls outside of the blocks: before the first stage, between two stages, and after the last stage."""
     stage_of = {block: i for i, blocks in enumerate(names) for block in blocks}
     sections: list[list[Call]] = [[] for _ in range(len(names) + 1)]
     place = 0
@@ -84,7 +91,10 @@ def _ops(calls: Sequence[Call]) -> tuple[Op, ...]:
 
 
 def _loose_parameters(model: nn.Module, names: list[list[str]]) -> list[tuple[str, nn.Parameter]]:
-    """Parameters outside of the blocks that belong to modules with children: no leaf's operation counts them."""
+    """Return parameters outside of the blocks that belong directly to a module with children.
+
+    Only leaf modules become operations, so no operation counts these parameters.
+    """
     blocks = tuple(f"{block}." for stage in names for block in stage)
     return [
         (f"{path}.{name}".lstrip("."), parameter)
@@ -152,7 +162,7 @@ def _dim(block: nn.Module, family: Family, wanted: str, heads: int) -> int:
 
 
 def _sees_all(block: Block) -> bool:
-    """Every token sees every other: one window without padding, all keys."""
+    """Return whether every token attends to every other token: one window without padding, and all keys."""
     shape = block.attention
     return shape is None or (shape.windows == 1 and shape.window is None and shape.keys is None)
 
@@ -173,13 +183,16 @@ def _rows(sizes: tuple[int, ...], width: int) -> int:
 
 
 def _windows(sizes: tuple[int, ...]) -> tuple[int, int]:
-    """Of a layer's input (windows, tokens, width)."""
+    """Return the number of windows and the tokens per window, from a layer's input size (windows, tokens, width)."""
     windows, window, _ = sizes
     return windows, window
 
 
 def _check_accounted(model: nn.Module, structure: Structure) -> None:
-    """Raises: UnsupportedModel when the model has weights that no operation of the structure counts."""
+    """Check the parameter count.
+
+    Raises: UnsupportedModel if the model has weights that the structure does not count.
+    """
     own = sum(parameter.numel() for parameter in model.parameters())
     if own != structure.params:
         raise UnsupportedModel(

@@ -1,4 +1,7 @@
-"""A `Family` says where one architecture keeps its parts. The engine reads it; there is no other code per architecture."""
+"""A `Family` describes where one architecture keeps its parts.
+
+The rest of the code reads it, and has no special code for any architecture.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,34 +14,39 @@ from models.structure import Axis
 
 @dataclass(frozen=True)
 class Family:
-    """Names are attribute paths: of the model, or (those of a block) of a block. A part that a model may lack is named all
-    the same; "" where the architecture never has it.
+    """The paths of the parts of one architecture, and what can be pruned in it.
 
-    There are two ways to make blocks smaller. `sliced` False: blocks are plain (norm, attention, norm, MLP over one row of
-    tokens) and become `PrunedBlock`s. `sliced` True: they keep the architecture's own forward, and what belongs to heads
-    and neurons is cut where it stands, except in a stage whose tokens go, where they must become plain.
+    A path is an attribute path in the model or, for a part of a block, in the block. A part that only some models have
+    is still named. The path is "" if the architecture never has the part.
+
+    There are two ways to make blocks smaller:
+
+    - `sliced` False: blocks are plain (norm, attention, norm, MLP over one row of tokens). Each is replaced by a
+      `PrunedBlock`.
+    - `sliced` True: blocks keep the forward of the architecture. The weights of removed heads and neurons are cut out
+      of their layers. A stage whose tokens are reduced is the exception: its blocks must become plain.
     """
 
     name: str
     title: str
     matches: Callable[[nn.Module], bool]
     refusals: Callable[[nn.Module], list[str]]
-    """Why this model of the family cannot be handled; empty when it can."""
+    """Returns the reasons why a model of this family cannot be handled. Empty: it can be handled."""
 
     # the model
     blocks: str
-    """The list of blocks. With stages, a `*` stands for each child: `stages.*.blocks`."""
+    """Path of the list of blocks. In a model with stages, a `*` stands for each child: `stages.*.blocks`."""
     image: Callable[[nn.Module], tuple[int, int] | None]
-    """Height and width of the input; not always a multiple of the patch. None: any."""
+    """Returns height and width of the input, which need not be multiples of the patch size. None: any size."""
     prefix: Callable[[nn.Module], int]
-    """Class, distillation and register tokens, always first, in all stages."""
+    """Returns the number of class, distillation and register tokens. They come first in all stages."""
 
     # a block
     norm1: str
     attention_layers: Mapping[str, str]
-    """Path of each linear layer -> what its outputs are: "qkv", "q", "kv", ...; each part is heads x dim."""
+    """Path of each linear layer -> the parts that it outputs: "qkv", "q", "kv", ... Each part is heads x dim."""
     heads: str
-    """A plain integer that the attention's forward reads."""
+    """Path of the number of heads, a plain integer that the forward of the attention reads."""
     projection: str
     norm2: str
     fc1: str
@@ -51,64 +59,66 @@ class Family:
     layer_scale2: str = ""
     drop_paths: tuple[str, str] = ("drop_path1", "drop_path2")
 
-    # what one row of plain tokens does not have
+    # parts of architectures that do not process one plain row of tokens
     key_reduction: tuple[str, ...] = ()
-    """Modules between the block's tokens and its keys, in their order: convolution and pooling see the grid, others tokens."""
+    """Modules between the tokens of a block and its keys, in execution order. Convolution and pooling process the token
+    grid; other modules process the tokens."""
     head_tables: Mapping[str, int] = field(default_factory=dict)
-    """Learned tables of the attention -> the dim that counts heads."""
+    """Path of each learned table of the attention -> its dim that counts the heads."""
     position_index: str = ""
-    """The buffer that says, for each pair of places, the row of the one head table; it must be named for tokens to go."""
+    """Path of the buffer that gives, for each pair of positions, the row of the only head table. It must be named if
+    tokens are to be removed."""
     between: tuple[str, ...] = ()
-    """Modules between fc1 and the activation, one channel per neuron."""
+    """Modules between fc1 and the activation, with one channel per neuron."""
     free_tokens: Callable[[int, int], bool] = lambda stage, stages: False
-    """Whether tokens may go in a stage (its number, of how many): no later layer needs its grid. Where windows divide the
-    grid they may not, whatever this says."""
+    """Called with the index of a stage and the number of stages. Returns whether tokens may be removed there, because
+    no later layer needs the token grid. If windows divide the grid, tokens are kept even if this returns True."""
     last_norm: str = ""
-    """The norm over all tokens before pooling (may be an identity)."""
+    """Path of the norm over all tokens before pooling. It may be an identity."""
     pooling: Callable[[nn.Module], str] = lambda model: "token"
-    """"token", "avg" (tokens after the prefix) or "all" (prefix too)."""
+    """Returns "token" (the class token), "avg" (mean of tokens after the prefix) or "all" (mean with the prefix)."""
     grid_after: bool = False
-    """The model lays the tokens out as a grid again after the last block, though nothing reads them."""
+    """True if the model arranges the tokens as a grid again after the last block, although no layer reads them."""
 
     # how blocks are made smaller
     fixed: tuple[Axis, ...] = ()
-    """What cannot be cut. Unless "embed" is in it, the parts below say where the embedding width is."""
+    """Axes that cannot be cut. If "embed" is not among them, the paths below name all parts with that width."""
     sliced: bool = False
     rebuilt_attention: str = ""
-    """Of a sliced block: an attention whose forward takes the width of its heads for that of its input, so that it is rebuilt
-    as a `ReducedAttention`."""
+    """Path of an attention, in a sliced block, whose forward assumes heads x dim == width. It is replaced by a
+    `ReducedAttention`."""
 
     # outside of the blocks, where the embedding width can be cut
     patch: str = ""
-    """The convolution that makes patch tokens."""
+    """Path of the convolution that makes the patch tokens."""
     tables: tuple[str, ...] = ()
-    """Learned parameters whose last dim is the embedding width; the class token first."""
+    """Paths of the learned parameters whose last dim is the embedding width. The class token is first."""
     stem_norms: tuple[str, ...] = ()
     tail_norms: tuple[str, ...] = ()
-    """Norms after pooling."""
+    """Paths of the norms after pooling."""
     classifiers: tuple[str, ...] = ()
     width_attributes: tuple[str, ...] = ()
-    """Plain integers of the model that state its width."""
+    """Attributes of the model, plain integers, that state its embedding width."""
     grid: Callable[[nn.Module], tuple[int, int]] = lambda model: (0, 0)
 
     @property
     def qkv(self) -> str:
-        """The one linear layer that makes q, k and v, where there is such a layer."""
+        """Path of the linear layer that makes q, k and v, for an architecture with one layer for all three."""
         (path,) = self.attention_layers
         return path
 
     def layer_of(self, part_name: str) -> str:
-        """Path of the layer that makes "q", "k" or "v"."""
+        """Return the path of the layer that makes "q", "k" or "v"."""
         return next(path for path, parts in self.attention_layers.items() if part_name in parts)
 
 
 def part(module: nn.Module, path: str) -> nn.Module:
-    """The submodule at an attribute path."""
+    """Return the submodule at an attribute path."""
     return module.get_submodule(path)
 
 
 def linear_part(module: nn.Module, path: str) -> nn.Linear:
-    """The linear layer at an attribute path. Raises: UnsupportedModel when another kind of module is there."""
+    """Return the linear layer at an attribute path. Raises: UnsupportedModel if the module is of another kind."""
     found = part(module, path)
     if not isinstance(found, nn.Linear):
         raise UnsupportedModel(f"{path} is a {type(found).__name__}, not a linear layer")
@@ -116,7 +126,7 @@ def linear_part(module: nn.Module, path: str) -> nn.Linear:
 
 
 def optional_part(module: nn.Module, path: str) -> nn.Module | None:
-    """The submodule at an attribute path; None where the model, or its architecture, has none."""
+    """Return the submodule at an attribute path, or None if the model or its architecture has none."""
     if not path:
         return None
     for name in path.split("."):
@@ -130,12 +140,12 @@ def replace_part(module: nn.Module, path: str, new: nn.Module) -> None:
 
 
 def is_present(module: object) -> bool:
-    """timm leaves an Identity where a part is switched off."""
+    """Return whether a part exists. timm puts an Identity in the place of a part that is switched off."""
     return module is not None and not isinstance(module, nn.Identity)
 
 
 def block_lists(model: nn.Module, family: Family) -> list[str]:
-    """Paths of the modules whose children are blocks, one per stage."""
+    """Return the paths of the modules whose children are blocks, one for each stage."""
     before, star, after = family.blocks.partition("*")
     if not star:
         return [family.blocks]
@@ -144,5 +154,5 @@ def block_lists(model: nn.Module, family: Family) -> list[str]:
 
 
 def blocks_of(model: nn.Module, family: Family) -> list[nn.Module]:
-    """The blocks of all stages, in order."""
+    """Return the blocks of all stages, in order."""
     return [block for path in block_lists(model, family) for block in part(model, path).children()]

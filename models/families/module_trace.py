@@ -1,6 +1,7 @@
-"""What a model's modules do with one image: their order and the sizes that go in and come out. Nothing is computed.
+"""Trace the modules of a model for one image: the order in which they run, and their input and output sizes.
 
-The forward pass runs on torch's meta device, so a structure can be read from any architecture, of any size, at once.
+The forward pass runs on torch's meta device, so no values are computed. So a trace of a large
+model is fast too.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.BatchNorm1d)
 
 @dataclass(frozen=True)
 class Call:
-    """One run of a module. Sizes are those of its first input and output, for one image."""
+    """One call of a module. The sizes are those of its first input and its first output, for one image."""
 
     path: str
     module: nn.Module
@@ -28,9 +29,9 @@ class Call:
 
 
 def trace(model: nn.Module, image: tuple[int, int, int], watched: set[str]) -> list[Call]:
-    """Calls of all leaf modules and of the `watched` ones, in the order in which they began.
+    """Return the calls of all leaf modules and of the `watched` modules, in the order in which they started.
 
-    Raises: UnsupportedModel when the model does not run on such an image.
+    Raises: UnsupportedModel if the model does not run on such an image.
     """
     calls: list[Call | None] = []
     handles = []
@@ -70,9 +71,9 @@ def _sizes(value: Any) -> tuple[int, ...]:
 
 
 def op_of(call: Call, name: str) -> Op | None:
-    """The operation of one leaf module; None for those that do nothing at inference.
+    """Return the operation of one leaf module, or None if the module does nothing at inference.
 
-    Raises: UnsupportedModel for a module with weights whose operation is not known.
+    Raises: UnsupportedModel if the module has weights and its operation is not known.
     """
     module = call.module
     values = _product(call.outputs)
@@ -105,7 +106,10 @@ def op_of(call: Call, name: str) -> Op | None:
 
 
 def _check_pooling(call: Call, name: str) -> None:
-    """ONNX has no adaptive pooling; where every output pools as many inputs, it is plain pooling."""
+    """Check that an adaptive pooling equals a plain pooling, because ONNX has no adaptive pooling.
+
+    This holds if every output pools the same number of inputs.
+    """
     found, wanted = call.inputs[-2:], call.outputs[-2:]
     if any(a % b for a, b in zip(found, wanted, strict=True)):
         raise UnsupportedModel(
@@ -116,7 +120,7 @@ def _check_pooling(call: Call, name: str) -> None:
 
 
 def table_of(name: str, parameter: Tensor) -> Op:
-    """A parameter that no leaf module owns: positions, class tokens."""
+    """Return the operation of a parameter that no leaf module owns, such as positions or class tokens."""
     cols = parameter.shape[-1]
     return Op("table", name, parameter.numel() // cols, cols, weights=True)
 

@@ -1,6 +1,6 @@
-"""timm's PoolingVisionTransformer: every pit_*. Plain blocks in stages; convolutions shrink the grid between them.
+"""timm's PoolingVisionTransformer: every pit_*. Plain blocks in stages; convolutions shrink the grid between stages.
 
-Nothing reads the patch tokens of the last stage after its blocks, so there tokens may go.
+After the blocks of the last stage, no layer reads the patch tokens. So tokens may be removed in the last stage.
 """
 
 from timm.models.pit import PoolingVisionTransformer

@@ -1,7 +1,7 @@
 """timm's PyramidVisionTransformerV2: every pvt_v2_*.
 
-Keys and values are read from a smaller grid, and a depthwise convolution stands between the layers of the MLP, so every
-layer needs the whole token grid: tokens are nowhere free.
+Keys and values are computed from a smaller grid, and a depthwise convolution is between the two layers of the MLP. So
+every layer needs the complete token grid, and no tokens can be removed.
 """
 
 from timm.models.pvt_v2 import Attention, Block, MlpWithDepthwiseConv, PyramidVisionTransformerV2

@@ -1,8 +1,8 @@
-"""timm's SwinTransformer (version 1): attention in windows, shifted in every other block, with a table of relative positions
-per head.
+"""timm's SwinTransformer (version 1): attention in windows, with a table of relative positions for each head.
 
-Windows and patch merging need the grid. In the last stage one window may hold the whole of it (as at 224 pixels): there tokens
-may go, each of the others keeps its place for the relative positions.
+The windows are shifted in every other block. Windows and patch merging need the token grid. In the last stage one
+window may hold the complete grid (as at 224 pixels). Only then may tokens be removed there. Each token that stays keeps
+its position for the table of relative positions.
 """
 
 from timm.layers import ClassifierHead, Mlp, PatchEmbed

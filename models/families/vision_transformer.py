@@ -38,7 +38,10 @@ def _refusals(model: nn.Module) -> list[str]:
 
 
 def block_refusals(block: nn.Module) -> list[str]:
-    """One block speaks for all in timm, but every block is asked."""
+    """Return the reasons why a block cannot be handled.
+
+    In timm all blocks of a model are of the same kind. Every block is checked anyway.
+    """
     if type(block) is not Block:
         return [f"{type(block).__name__} (only the plain Block)"]
     reasons = []

@@ -1,1 +1,1 @@
-"""From an uploaded folder to a network. Nothing else in `models` imports it."""
+"""Loads an uploaded model folder as a network. No other folder of `models` imports this one."""

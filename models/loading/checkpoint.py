@@ -1,4 +1,4 @@
-"""Loads a checkpoint file into a module: tensors only, and only if every one of them fits."""
+"""Loads a checkpoint file into a module. The file may hold only tensors, and each of them must fit."""
 
 import pickle
 from pathlib import Path
@@ -20,7 +20,7 @@ SHOWN_KEYS = 5
 
 
 def load_checkpoint(module: nn.Module, path: Path) -> None:
-    """Loads weights of any float precision into the module's own.
+    """Loads weights of any float precision into the module, in place; they are converted to the module's precision.
 
     Raises: UnsafeFile, DamagedFile; CheckpointMismatch with the keys that are missing, unexpected or of another shape.
     """
@@ -55,7 +55,10 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
 
 
 def _refuse_quantised(weights: dict[str, Tensor]) -> None:
-    """Integers would load as weights of another scale."""
+    """Raises: CheckpointMismatch for a quantised checkpoint.
+
+    Its integers would load without an error, but as weights of a wrong scale.
+    """
     integers = [key for key, value in weights.items() if key.endswith("weight") and not value.is_floating_point()]
     if integers or any("_packed_params" in key for key in weights):
         name = integers[0] if integers else next(key for key in weights if "_packed_params" in key)
@@ -69,7 +72,7 @@ def _read(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         try:
             return dict(load_file(path))
-        except Exception as error:  # its header is anybody's JSON
+        except Exception as error:  # the header is untrusted JSON, so any error can occur
             raise DamagedFile(f"The checkpoint is not a whole safetensors file: {str(error)[:200]}") from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -78,7 +81,7 @@ def _read(path: Path) -> dict[str, Any]:
             "The checkpoint is a pickle that wants to run code; vitfit loads tensors only. "
             "Save it as safetensors, or with torch.save(model.state_dict(), ...)."
         ) from error
-    except Exception as error:  # a damaged pickle fails in every way that Python has
+    except Exception as error:  # a damaged pickle can raise any exception
         raise DamagedFile(f"The checkpoint cannot be read: {str(error)[:200]}") from error
     if not isinstance(loaded, dict):
         raise CheckpointMismatch(f"The checkpoint holds a {type(loaded).__name__}, not a dictionary of tensors")
@@ -86,7 +89,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _unwrapped(weights: dict[str, Any]) -> dict[str, Tensor]:
-    """Training scripts store the weights beside an optimizer, or under `module.`."""
+    """Returns the tensors of a checkpoint by their names in the model.
+
+    Training scripts often store the weights in a dictionary beside the optimizer, or with the prefix `module.`.
+    """
     for wrapper in WRAPPERS:
         if isinstance(weights.get(wrapper), dict):
             weights = weights[wrapper]
@@ -114,7 +120,7 @@ def _is_plain(value: Tensor) -> bool:
 
 
 def _same_kind(value: Tensor, own: Tensor) -> bool:
-    """Floats of any usual precision for floats; tables of whole numbers as they are."""
+    """Returns True if the dtype fits: any usual float dtype for a float tensor, the same dtype for other tensors."""
     return value.dtype in FLOATS if own.is_floating_point() else value.dtype == own.dtype
 
 

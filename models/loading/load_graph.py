@@ -1,4 +1,7 @@
-"""Opens what is known by its graph alone: as a plain vision transformer where it is one, so that everything can be cut."""
+"""Opens a model that is known only by its graph.
+
+If the graph turns out to be a plain vision transformer, it is opened as one, because then every part can be pruned.
+"""
 
 from torch import nn
 
@@ -13,7 +16,11 @@ def open_graph(
     module: nn.Module, name: str, preprocessing: Preprocessing, classes: int, batch: int = BATCH,
     image: tuple[int, int, int] | None = None,
 ) -> Network:  # fmt: skip
-    """module: any, or a graph that was written down for `batch` images of size `image`. Raises: UnsupportedModel."""
+    """Opens any module.
+
+    batch, image: for a module that is itself a graph: the batch size and the image size (C, H, W) that it was made for.
+    Raises: UnsupportedModel.
+    """
     network = GraphNetwork(module, name, preprocessing, classes, batch, image)
     plain = network.plain()
     return network if plain is None else TorchNetwork(plain, name, preprocessing)

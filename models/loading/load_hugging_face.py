@@ -1,6 +1,7 @@
 """Opens a Hugging Face folder (config.json, model.safetensors, preprocessor_config.json) with the `hugging-face` extra.
 
-Nothing in the folder is executed: no remote code, no pickles, no hub. CLIP's and SigLIP's vision towers are taken out of them.
+Nothing in the folder is executed: no remote code and no pickles. The hub is not contacted. Of CLIP and SigLIP, only the
+vision tower is used.
 """
 
 import json
@@ -19,11 +20,11 @@ TOWERS = {
     "siglip_vision_model": "SiglipVisionModel", "siglip2": "Siglip2VisionModel",
 }  # fmt: skip
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers, as image processors store them."""
+"""Names of Pillow's resampling filters, by the number that image processors store."""
 
 
 class Outputs(nn.Module):
-    """Logits of images; of a backbone, one row of features."""
+    """Wraps a Hugging Face model: returns the logits of images; for a backbone, one feature vector for each image."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -42,8 +43,11 @@ class Outputs(nn.Module):
 
 
 def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:
-    """Raises: InvalidRequest without the extra; UnsafeFile for remote code or pickles; CheckpointMismatch, DamagedFile,
-    UnsupportedModel."""
+    """Opens a Hugging Face folder. preprocessing: as in model.json; None: as the folder's image processor says.
+
+    Raises: InvalidRequest without the extra; UnsafeFile for remote code or pickles; CheckpointMismatch, DamagedFile,
+    UnsupportedModel.
+    """
     config = _json(folder / "config.json")
     if "auto_map" in config:
         raise UnsafeFile(
@@ -94,7 +98,10 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
 
 
 def preprocessing_of(folder: Path, config: dict[str, Any]) -> Preprocessing:
-    """What the image processor does; sizes that it does not say are the model's."""
+    """Reads the preprocessing from the folder's image processor.
+
+    A size that it lacks is taken from the model's config.
+    """
     file = folder / "preprocessor_config.json"
     processor = _json(file) if file.is_file() else {}
     vision = config.get("vision_config") or config

@@ -1,4 +1,8 @@
-"""Opens a model folder: `model.json`, beside it `weights.safetensors` or `weights.pth` of a timm model, `model.onnx` or `model.zip`."""
+"""Opens a model folder.
+
+The folder holds `model.json` and at most one model file: `weights.safetensors` or `weights.pth` for a timm model,
+`model.onnx`, or `model.zip`.
+"""
 
 import json
 import tempfile
@@ -24,7 +28,10 @@ from models.networks.torch_network import TorchNetwork
 
 
 def open_model(folder: Path) -> Network:
-    """A timm model with or without weights, an ONNX file, or a zip of either an ONNX file with its data or a Hugging Face folder.
+    """Opens the model of a folder.
+
+    The model can be a timm model with or without a checkpoint, an ONNX file, or a zip. The zip holds an ONNX file with
+    its external data, or a Hugging Face folder.
 
     Raises: UnknownName, InvalidRequest, UnsupportedModel, CheckpointMismatch, UnsafeFile, DamagedFile.
     """
@@ -75,15 +82,20 @@ def _packed(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Ne
 
 
 def untrained(name: str, **options: Any) -> Network:
-    """A timm model with random weights: enough for shapes, MACs and latencies. Raises: UnknownName, InvalidRequest."""
+    """Returns a timm model with random weights, which suffices for shapes, MACs and latencies.
+
+    Raises: UnknownName, InvalidRequest.
+    """
     module = build(name, options, pretrained=False)
     return network_of(module, name, Preprocessing.of_model(module))
 
 
 def network_of(module: nn.Module, name: str, preprocessing: Preprocessing) -> Network:
-    """By its family where there is one, so that everything can be cut; any other model by its graph.
+    """Returns a module as a network.
 
-    Raises: UnsupportedModel with the reasons of both.
+    If a family describes the module, every part of it can be pruned. Any other module is read from its graph.
+
+    Raises: UnsupportedModel with the reasons of both attempts.
     """
     try:
         return TorchNetwork(module, name, preprocessing)

@@ -1,4 +1,4 @@
-"""Opens an ONNX file as a network that can be cut. No PyTorch model is needed."""
+"""Opens an ONNX file as a network that can be pruned. It does not need the original PyTorch model."""
 
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,29 @@ from models.networks.network import Network
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SAME = 1e-3
 FEATURES = ("hidden", "feature", "embed", "pool")
-"""In the name of an output that is no logits."""
+"""Words in the name of an output that mark it as features instead of logits."""
 
 
 def open_onnx(file: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:
-    """preprocessing: as in a model.json; without it what the file's metadata say, else ImageNet's.
+    """Opens an ONNX file.
+
+    preprocessing: as in model.json. None: it is read from the file's metadata, or else it is that of ImageNet.
 
     Raises: DamagedFile, UnsafeFile, UnsupportedModel, InvalidRequest.
     """
     model = read_onnx(file)
     classes = 0 if any(word in model.output.lower() for word in FEATURES) else model.outputs
     network = open_graph(model.graph, name, _preprocessing(model, preprocessing), classes, model.batch, model.image)
-    if isinstance(network, GraphNetwork):  # a plain transformer, which a file was found to be, mixes none
+    if isinstance(network, GraphNetwork):  # a file opened as a plain transformer cannot mix images
         _check_images_apart(network)
     return network
 
 
 def _check_images_apart(network: Network) -> None:
-    """Raises: UnsupportedModel for a file whose operators mix images, as those of a file for one image may: there, a row is a
-    row of whichever image."""
+    """Raises: UnsupportedModel for a file whose operators mix images.
+
+    This happens if a file was exported for batch size 1 and its reshapes merge the batch axis and the token axis.
+    """
     images = torch.randn(2, *network.structure.image, generator=torch.Generator().manual_seed(0))
     alone, together = network.outputs(images, 1), network.outputs(images, 2)
     if (alone - together).abs().max() > SAME * alone.abs().max():

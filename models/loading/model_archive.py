@@ -1,4 +1,7 @@
-"""A model of several files in one zip or tar: an ONNX file with its external data, or a Hugging Face folder."""
+"""Unpacks a model that consists of several files in one zip or tar.
+
+The model is an ONNX file with its external data, or a Hugging Face folder.
+"""
 
 import shutil
 from pathlib import Path, PurePosixPath
@@ -11,7 +14,7 @@ LIMITS = Limits(packed_bytes=16 * GIB, total_bytes=20 * GIB, file_bytes=16 * GIB
 
 
 def unpack_model(archive: Path, folder: Path) -> None:
-    """The files of a model side by side in `folder`; folders in the archive are left out.
+    """Unpacks all files of the archive directly into `folder`, without the archive's own folders.
 
     Raises: UnsafeFile, TooLarge, DamagedFile.
     """

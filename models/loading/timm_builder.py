@@ -1,4 +1,4 @@
-"""Builds timm models from their name and options, within bounds."""
+"""Builds timm models from their name and options. The options and the size of the model are limited."""
 
 import math
 import os
@@ -48,16 +48,17 @@ OPTIONS = frozenset(
         "window_size",
     ]
 )
-"""timm's constructor arguments that a user may set: shapes only, no code."""
+"""Constructor arguments of timm that a user may set. They describe shapes; none of them can run code."""
 MOST = 2**20
-"""Of any number among the options; blocks: `MOST_BLOCKS`."""
+"""Largest absolute value of any number among the options. The number of blocks is limited by `MOST_BLOCKS`."""
 MOST_BLOCKS = 1_000
 
 
 def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -> nn.Module:
-    """A timm model; random weights are seeded, so that a job can be repeated.
+    """Returns a timm model. Random weights come from `seed`, so that a job can be repeated.
 
-    Raises: UnknownName with timm's nearest names; InvalidRequest for an option, or when the hub cannot be reached.
+    Raises: UnknownName with the closest names of timm; InvalidRequest for a wrong option or if the hub cannot be
+    reached; TooLarge.
     """
     if name not in timm.list_models() and not timm.is_model(name):
         raise UnknownName("model", name, timm.list_models())
@@ -68,7 +69,9 @@ def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -
     torch.manual_seed(seed)
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
-    except Exception as error:  # timm checks little: shapes fail wherever they are first used
+    except (
+        Exception
+    ) as error:  # timm checks few options; a wrong shape fails where it is first used, with any exception
         if not pretrained or isinstance(error, TypeError | AssertionError):
             raise InvalidRequest(f"timm could not build {name!r} with options {options}: {error}") from error
         raise InvalidRequest(
@@ -78,7 +81,7 @@ def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -
 
 
 def check_size(name: str, options: dict[str, Any]) -> None:
-    """Before any memory is taken. Raises: InvalidRequest for numbers that no network has; TooLarge."""
+    """Checks the options before memory is allocated. Raises: InvalidRequest for numbers out of range; TooLarge."""
     for option, value in options.items():
         most = MOST_BLOCKS if option == "depth" else MOST
         if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= most):
@@ -86,10 +89,10 @@ def check_size(name: str, options: dict[str, Any]) -> None:
     try:
         with torch.device("meta"):
             params = sum(value.numel() for value in timm.create_model(name, pretrained=False, **options).parameters())
-    except Exception:  # what cannot be built is told by the attempt to build it
+    except Exception:  # `build` reports this error when it builds the model
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if 4 * params > memory // 4:  # the original, what is pruned, and statistics
+    if 4 * params > memory // 4:  # leaves room for the original, the pruned network and the statistics
         raise TooLarge(
             f"This {name!r} has {params:,} parameters, {4 * params / 2**30:.0f} GiB; this machine, with {memory / 2**30:.0f} GiB "
             "of memory, works on a quarter of that. Take a smaller model, or a larger machine.", params=params,

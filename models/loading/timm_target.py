@@ -1,4 +1,7 @@
-"""A network of a regular shape under timm's own names: what anyone can load without vitfit."""
+"""Converts a network of a regular shape to a timm model.
+
+Its weights have timm's own names, so the model can be loaded without vitfit.
+"""
 
 import math
 from typing import Any
@@ -24,20 +27,20 @@ NORMS = (nn.LayerNorm, LayerNorm)
 
 
 def target_module(network: Network, name: str, **options: Any) -> nn.Module:
-    """timm's model of that name for the images and classes of `network`, with random weights.
+    """Returns the timm model `name` for the images and classes of `network`, with random weights.
 
-    options: timm's, that change the named shape. Raises: UnknownName, InvalidRequest.
+    options: arguments of timm that change the shape of the named model. Raises: UnknownName, InvalidRequest.
     """
     channels, height, width = network.structure.image
     family = of_known_family(network, "a target shape").family
     own = {"in_chans": channels, "num_classes": network.structure.classes} | options
-    if family.image(network.module) is not None:  # others take images of any size
+    if family.image(network.module) is not None:  # other architectures take images of any size and have no such option
         own = {"img_size": (height, width)} | own
     return build(name, own, pretrained=False).eval()
 
 
 def target_structure(network: Network, name: str, **options: Any) -> Structure:
-    """The shape that a job with this target delivers, if it can be reached: see `check_same_design`.
+    """Returns the structure of the target. It does not check whether pruning can reach it; see `check_same_design`.
 
     Raises: UnknownName; UnsupportedModel; InvalidRequest for options that timm cannot build.
     """
@@ -46,7 +49,7 @@ def target_structure(network: Network, name: str, **options: Any) -> Structure:
 
 
 def check_same_design(network: Network, name: str, **options: Any) -> None:
-    """Raises: InvalidRequest when the target computes in another way than `network`, which no pruning changes."""
+    """Raises: InvalidRequest if the target has another design than `network`; pruning cannot change the design."""
     mine, wanted = (_details(m) for m in (network.module, target_module(network, name, **options)))
     if mine != wanted:
         raise InvalidRequest(
@@ -57,7 +60,10 @@ def check_same_design(network: Network, name: str, **options: Any) -> None:
 
 
 def _details(module: nn.Module) -> str:
-    """What a structure does not say and weights cannot change: activation, norms, pooling."""
+    """Describes the design: activation, eps of the norms, and pooling.
+
+    A structure does not hold these details, and no choice of weights can make up for a difference.
+    """
     family = family_of(module)
     block = blocks_of(module, family)[0]
     norms = [part(block, family.norm1), *([part(module, family.last_norm)] if family.last_norm else [])]
@@ -66,9 +72,10 @@ def _details(module: nn.Module) -> str:
 
 
 def to_timm(network: Network, original: Network, name: str, **options: Any) -> nn.Module:
-    """timm's model of that name with the pruned network's weights, giving the same outputs.
+    """Returns the timm model `name` with the weights of the pruned network. It gives the same outputs.
 
-    Raises: InvalidRequest when the network is not of that shape; ParityFailure when the outputs differ after all.
+    original: the network before pruning.
+    Raises: InvalidRequest if the network does not have this shape; ParityFailure if the outputs differ.
     """
     module = target_module(original, name, **options)
     weights = timm_weights(of_known_family(network, "a target shape"), family_of(module))
@@ -95,7 +102,10 @@ def _shape(weights: dict[str, Tensor], key: str) -> tuple[int, ...] | None:
 
 
 def timm_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
-    """The state of a pruned network under the names of its family. Raises: InvalidRequest when it has no regular form."""
+    """Returns the weights of a pruned network under timm's names for its family.
+
+    Raises: InvalidRequest if the network has no regular shape.
+    """
     if family.sliced:
         return _sliced_weights(network, family)
     blocks = part(network.module, family.blocks)
@@ -110,7 +120,10 @@ def timm_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
 
 
 def _sliced_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
-    """Blocks that were cut where they stand have timm's names already, but for an attention that was built anew."""
+    """Returns the weights of a network that was pruned inside timm's own blocks.
+
+    They already have timm's names, except for those of a `ReducedAttention`, which replaced timm's attention.
+    """
     found = dict(network.module.state_dict())
     for path, module in network.module.named_modules():
         if isinstance(module, MlpOnly | NoMlp):
@@ -136,7 +149,12 @@ def _reduced_weights(attention: ReducedAttention, family: Family) -> dict[str, T
 def _timm_s_q(
     weights: dict[str, Tensor], layer: str, attention: ReducedAttention | PrunedAttention
 ) -> dict[str, Tensor]:
-    """The layer that makes q, whose rows come first: timm scales by the size of the heads that are left, not the original's."""
+    """Rescales the rows that produce q, which are the first rows of `layer`.
+
+    timm computes the attention scale from the size of the pruned heads, but the pruned network keeps the original
+    scale.
+    Returns the changed tensors only.
+    """
     rows, rescale = attention.heads * attention.qk_dim, attention.scale * math.sqrt(attention.qk_dim)
     keys = [key for key in (f"{layer}.weight", f"{layer}.bias") if key in weights and rescale != 1]
     return {key: torch.cat([weights[key][:rows] * rescale, weights[key][rows:]]) for key in keys}

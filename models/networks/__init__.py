@@ -1,1 +1,1 @@
-"""The object that the rest of the project holds in its hands: a network."""
+"""The `Network` classes: the object through which the rest of the project uses a model."""

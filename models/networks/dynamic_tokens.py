@@ -1,9 +1,11 @@
-"""The dynamic form of a network with selectors: each image keeps the tokens whose T_keep is at least a threshold (1/2, as
-trained, or more where a budget asks for it), however many they are.
+"""The dynamic form of a network with token selectors: the number of kept tokens depends on the image.
 
-One image per run: then a number of tokens is a length, and NonZero and Gather export it with standard operators. At least
-one token stays; while nothing has been removed there is no package. A dynamic number of tokens is a weighted set of static
-structures (`structure_of`), so whatever prices structures gives the latency over images.
+Each image keeps the tokens whose T_keep is at least a threshold. The threshold is 1/2, as in training, or higher if a
+budget requires it. At least one patch token is kept. There is no fused token until a token has been removed.
+
+The dynamic form processes one image per run. The number of tokens is then the length of a tensor, and the standard ONNX
+operators NonZero and Gather suffice for the export. For each image the network has a static structure (`structure_of`).
+The latency over many images is therefore a weighted mean of the prices of static structures.
 """
 
 import copy
@@ -28,11 +30,11 @@ from models.record import Record
 from models.structure import PACKAGING, Plan, Structure
 
 KEPT = "kept_tokens"
-"""Second output of the file, int64 (stages,)."""
+"""Name of the file's second output: number of kept patch tokens after each reduction, int64 (stages,)."""
 
 
 class DynamicBlocks(nn.Module):
-    """Stands where the pruned blocks stand. Input and output are those of one image, (1, N, D)."""
+    """Replaces the pruned blocks in a network. Input and output hold the tokens of one image, (1, N, D)."""
 
     def __init__(self, blocks: PrunedBlocks, threshold: float) -> None:
         super().__init__()
@@ -60,9 +62,11 @@ class DynamicBlocks(nn.Module):
         return self.blocks.leave(x, sizes + package * (gone - 1))
 
     def _reduced(self, reduction: TokenReduction, x: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
-        """The kept tokens and what `reduction` makes of the others; and how many are gone by now, a number.
+        """Applies one reduction. Returns the remaining tokens and the number of tokens removed so far (a scalar
+        tensor).
 
-        The package is a candidate like the tokens, "kept" where something is gone: its absence needs no branch.
+        The fused token is treated as one more candidate, which is kept if any token has been removed. The exported
+        graph therefore needs no branch for the case without a fused token.
         """
         prefix = self.blocks.prefix
         patches = self.kept[-1] if self.kept else x.new_tensor(reduction.patches, dtype=torch.int64)
@@ -87,10 +91,10 @@ class DynamicBlocks(nn.Module):
 
 
 class DynamicNetwork(nn.Module):
-    """image (1, C, H, W) -> logits (1, classes) and the kept patch tokens of each stage, int64 (stages,)."""
+    """Maps image (1, C, H, W) to logits (1, classes) and the number of patch tokens kept per stage, int64 (stages,)."""
 
     def __init__(self, network: TorchNetwork) -> None:
-        """Raises: InvalidRequest when not every reduction has a selector."""
+        """Raises: InvalidRequest unless every reduction has a selector."""
         super().__init__()
         reductions = network.reductions()
         if not reductions or any(reduction.selector is None for reduction in reductions):
@@ -106,16 +110,22 @@ class DynamicNetwork(nn.Module):
 
 
 def export_dynamic(network: TorchNetwork, path: Path) -> None:
-    """Writes `model.dynamic-tokens.onnx` at once. Raises: InvalidRequest, see `DynamicNetwork`."""
+    """Writes the dynamic form (`model.dynamic-tokens.onnx`) to `path` atomically.
+
+    Raises: InvalidRequest, see `DynamicNetwork`.
+    """
     dynamic = DynamicNetwork(network)
     fold_scales(dynamic)
-    # an image that keeps some tokens and loses some: what is traced must not look like a constant
+    # the example image must keep some tokens and lose others; otherwise the tracer could take a mask for a constant
     example = torch.randn(1, *network.structure.image, generator=torch.Generator().manual_seed(0))
     write_onnx(dynamic, example, [OUTPUT, KEPT], network.preprocessing, path)
 
 
 def run_dynamic(network: TorchNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-    """In PyTorch, image by image: logits (n, classes) and kept tokens (n, stages)."""
+    """Runs the dynamic form in PyTorch, one image at a time.
+
+    Returns logits (n, classes) and kept tokens (n, stages).
+    """
     dynamic = DynamicNetwork(network)
     with torch.inference_mode():
         answers = [dynamic(image.unsqueeze(0)) for image in images]
@@ -123,14 +133,18 @@ def run_dynamic(network: TorchNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kept_distribution(network: TorchNetwork, images: Tensor) -> Tensor:
-    """Patch tokens that each image keeps at each stage, int64 (n, stages)."""
+    """Returns the number of patch tokens that each image keeps at each stage, int64 (n, stages)."""
     return run_dynamic(network, images)[1]
 
 
 @dataclass(frozen=True)
 class DynamicParity(Record):
-    """ONNX Runtime beside PyTorch, image by image. max_relative: over images that keep the same counts, the largest
-    difference of a logit over the largest logit; other_counts: images where rounding has moved a token over the threshold."""
+    """Comparison of ONNX Runtime with PyTorch, one image at a time.
+
+    max_relative: largest difference of a logit, divided by the largest logit of the image; the maximum over all images
+    for which both runtimes keep the same number of tokens.
+    other_counts: number of the other images, where rounding has moved a token across the threshold.
+    """
 
     images: int
     max_relative: float
@@ -142,7 +156,7 @@ class DynamicParity(Record):
 
 
 def check_dynamic(network: TorchNetwork, file: Path, images: Tensor) -> DynamicParity:
-    """images (n, C, H, W) as the network takes them; `file`: of `export_dynamic`."""
+    """Compares `file`, written by `export_dynamic`, with PyTorch. images: preprocessed, (n, C, H, W)."""
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     expected, counts = run_dynamic(network, images)
     largest, other = 0.0, 0
@@ -157,13 +171,18 @@ def check_dynamic(network: TorchNetwork, file: Path, images: Tensor) -> DynamicP
 
 
 def structure_of(plan: Plan, original: Structure, kept: Sequence[int]) -> Structure:
-    """What one image with these counts per stage runs through. A stage that removes nothing still pays its selector."""
+    """Returns the static structure for an image that keeps these numbers of patch tokens, one number per stage.
+
+    A stage that removes nothing still has the cost of its selector.
+    """
     blocks, counts, whole = [], iter(kept), original.tokens - original.prefix
     for block in plan.blocks:
         tokens_plan = block.tokens
         if tokens_plan is not None:
             count = int(next(counts))
-            reducer = tokens_plan.reducer if count < whole else "drop"  # no package before anything is gone
+            reducer = (
+                tokens_plan.reducer if count < whole else "drop"
+            )  # there is no fused token until a token has been removed
             tokens_plan = dataclasses.replace(tokens_plan, kept=count, reducer=reducer)
         blocks.append(dataclasses.replace(block, tokens=tokens_plan))
     return dataclasses.replace(plan, blocks=tuple(blocks)).shape_of(original)

@@ -1,7 +1,7 @@
-"""A `Network` can be described, give statistics, be pruned, give outputs and be exported.
+"""The base class `Network`: a model that can be described, analysed, pruned, run and exported.
 
-Two kinds stand side by side: `Network` (models/networks/torch_network.py), whose architecture a family describes, and
-`GraphNetwork` (models/graph/network.py), whose attention and MLPs were found in its graph. What both share is here.
+It has two subclasses. The architecture of a `TorchNetwork` (models/networks/torch_network.py) is described by a family.
+The attention and the MLPs of a `GraphNetwork` (models/graph/network.py) were found in its graph.
 """
 
 import copy
@@ -27,12 +27,15 @@ from models.structure import Plan, Structure
 
 
 class Network(ABC):
-    """A module with its structure. `pruned` and the `with_...` methods return a new network; none of them changes this one."""
+    """A PyTorch module with its structure.
+
+    `pruned` and the `with_...` methods return a new network and leave this one unchanged.
+    """
 
     module: nn.Module
     preprocessing: Preprocessing
     plan: Plan | None = None
-    """What was pruned; None: the network is dense."""
+    """The plan that the network was pruned with; None for a dense network."""
     class_names: tuple[str, ...] | None = None
     _structure: Structure
     _quantiser: Quantiser | None = None
@@ -43,36 +46,39 @@ class Network(ABC):
 
     @property
     def quantiser(self) -> Quantiser:
-        """How files of int8 plans are made. Unless one was chosen, the quantiser that suits this machine's processor."""
+        """The quantiser for files of int8 plans. The default is the one that suits the processor of this machine."""
         return self._quantiser or Quantiser.here()
 
     @property
     def rounding(self) -> Rounding | None:
-        """How the network's numbers are rounded; None: it is an fp32 network."""
+        """The number format (fp16 or int8) that the network is rounded to; None for an fp32 network."""
         if self.plan is None or self.plan.precision == "fp32":
             return None
         return Half() if self.plan.precision == "fp16" else Int8(self.int8_layers_of, self.quantiser)
 
     def with_quantiser(self, quantiser: Quantiser) -> Self:
-        """The same network, whose int8 files are made by `quantiser`."""
+        """Returns the same network with another quantiser for its int8 files."""
         same = copy.copy(self)
         same._quantiser = quantiser
         return same
 
     def with_class_names(self, names: Iterable[str]) -> Self:
-        """The same network, whose outputs have these names, in their order."""
+        """Returns the same network with these class names, in the order of its outputs."""
         same = copy.copy(self)
         same.class_names = tuple(names)
         return same
 
     def with_module(self, module: nn.Module) -> Self:
-        """The same network with another module of the same structure, such as a trained copy of its own."""
+        """Returns the same network with another module of the same structure, such as a trained copy of its own."""
         same = copy.copy(self)
         same.module = module
         return same
 
     def with_plan(self, plan: Plan) -> Self:
-        """The same module under a plan that differs in its precision only. For fp32, the structure says so too."""
+        """Returns the same module with a plan that differs only in precision.
+
+        If the new precision is fp32, the structure becomes fp32 too.
+        """
         same = copy.copy(self)
         same.plan = plan
         if plan.precision == "fp32":
@@ -80,64 +86,80 @@ class Network(ABC):
         return same
 
     def exact(self) -> Self:
-        """The same network in fp32."""
+        """Returns the same network in fp32."""
         if self.rounding is None or self.plan is None:
             return self
         blocks = tuple(dataclasses.replace(block, exact=()) for block in self.plan.blocks)
         return self.with_plan(dataclasses.replace(self.plan, blocks=blocks, precision="fp32"))
 
     def outputs(self, images: Tensor, batch: int = 64) -> Tensor:
-        """Logits (n, C) of images (n, C, H, W), without gradients, rounded as the network's file rounds."""
+        """Returns the logits (n, classes) of images (n, C, H, W), without gradients.
+
+        For fp16 and int8 networks, fake quantisation rounds the values as the exported file does.
+        """
         with nullcontext() if self.rounding is None else self.rounding.emulated(self.module):
             return outputs_of(self.module, images, batch)
 
     def reductions(self) -> list[TokenReduction]:
-        """The token reductions, in the order of the blocks."""
+        """Returns the token reductions, in the order of the blocks."""
         return [module for module in self.module.modules() if isinstance(module, TokenReduction)]
 
     @property
     @abstractmethod
     def pools_tokens(self) -> bool:
-        """Whether the classifier reads a mean over tokens instead of the class token."""
+        """True if the classifier reads a mean over tokens instead of the class token."""
 
     @property
     @abstractmethod
     def recovers_in_sequence(self) -> bool:
-        """Whether `recovered_in_sequence` can be called."""
+        """True if `recovered_in_sequence` can be called."""
 
     @abstractmethod
     def weights(self) -> tuple[LayerWeights, ...]:
-        """The dense layers of each block that rankings and recovery read."""
+        """Returns the linear layers of each block, which rankings and recovery read."""
 
     @abstractmethod
     def check_kinds(self, kinds: Collection[Kind]) -> None:
-        """Raises: InvalidRequest for statistics that cannot be taken of this network."""
+        """Raises: InvalidRequest for statistics that cannot be collected for this network."""
 
     @abstractmethod
     def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
-        """Moments of the images (n, C, H, W), and what each further kind takes. labels (n,): only `taylor` reads them."""
+        """Collects the moments of layer inputs, and the further statistics named in `kinds`.
+
+        images: (n, C, H, W). labels: (n,), read by the kind `taylor` only.
+        """
 
     @abstractmethod
     def pruned(self, plan: Plan, statistics: Statistics | None) -> Self:
-        """The network that `plan` leaves; with statistics (of this network) recovered in closed form."""
+        """Returns the network pruned by `plan`.
+
+        If `statistics` of this network are given, it is recovered in closed form.
+        """
 
     @abstractmethod
     def recovered_in_sequence(self, dense: Self, images: Tensor) -> Self:
-        """This pruned network, re-fitted layer by layer to what really reaches each layer.
+        """Returns this pruned network after sequential recovery: each layer is refitted on the inputs that it really
+        gets.
 
-        dense: what it was pruned from. images (n, C, H, W): for calibration.
+        dense: the network that this one was pruned from. images: (n, C, H, W), from the calibration split.
         """
 
     @abstractmethod
     def int8_layers_of(self, module: nn.Module) -> Iterator[nn.Linear]:
-        """The linear layers of `module`, a copy of the network's own, that its int8 plan quantises."""
+        """Yields the linear layers that the int8 plan quantises. module: a copy of the network's own module."""
 
     @abstractmethod
     def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
-        """Writes an ONNX file. batch None: for any batch size. form: for which runtime."""
+        """Writes an ONNX file. batch: images per run; None for any batch size.
+
+        form: the runtime that the file is for.
+        """
 
     def write(self, module: nn.Module, path: Path, batch: int | None) -> None:
-        """Writes `module`, a copy of the network's own in its exported form, as an ONNX file in the network's precision."""
+        """Writes an ONNX file in the network's precision.
+
+        module: a copy of the network's own module, in its exported form.
+        """
         rounding = self.rounding
         if rounding is not None:
             rounding.prepare(module)
@@ -146,7 +168,10 @@ class Network(ABC):
 
 
 def outputs_of(module: nn.Module, images: Tensor, batch: int = 64) -> Tensor:
-    """Outputs of a module, computed where its parameters are; the answer lies where the images do."""
+    """Returns the outputs of a module, without gradients.
+
+    They are computed on the device of the module's parameters, and returned on the device of the images.
+    """
     device = next(module.parameters()).device
     with torch.inference_mode():
         chunks = (module(chunk.to(device)) for chunk in images.split(batch))

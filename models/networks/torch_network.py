@@ -1,4 +1,4 @@
-"""The `Network` of a model whose architecture a family describes: everything in it can be cut."""
+"""The `Network` for models whose architecture is described by a family. Every part of such a model can be pruned."""
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -32,20 +32,22 @@ from models.structure import Layer, Plan, identity
 
 PLAIN_KINDS: frozenset[Kind] = frozenset({"attention", "gates", "inputs", "deletion"})
 ATTENTION_BATCH = 16
-"""An attention is heads x tokens x tokens for each image."""
+"""Images per pass while attention is recorded.
+It is small, because attention takes heads x tokens x tokens per image.
+"""
 
 
 class TorchNetwork(Network):
     def __init__(self, module: nn.Module, name: str, preprocessing: Preprocessing) -> None:
-        """Raises: UnsupportedModel with the reasons."""
+        """Raises: UnsupportedModel, with the reasons, if no family describes the module."""
         self.module = module.eval()
         self.preprocessing = preprocessing
         self._family = family_of(module)
         self._structure = describe(module, self._family, name, preprocessing.size[1:])
         self.gates: tuple[Gates, ...] | None = None
-        """As trained (models/training/train_gates.py), and folded into the weights."""
+        """Values of the trained gates (models/training/train_gates.py), which are already folded into the weights."""
         self.threshold = 0.5
-        """Tokens whose selector says at least this stay in the dynamic form (models/networks/dynamic_tokens.py)."""
+        """Smallest selector score of a kept token in the dynamic form (models/networks/dynamic_tokens.py)."""
 
     @property
     def family(self) -> Family:
@@ -56,13 +58,13 @@ class TorchNetwork(Network):
         return self._family.pooling(self.module) != "token"
 
     def with_gates(self, gates: Sequence[Gates]) -> Self:
-        """The same network, for which these gates were trained."""
+        """Returns the same network with the values of its trained gates."""
         same = copy.copy(self)
         same.gates = tuple(gates)
         return same
 
     def with_threshold(self, threshold: float) -> Self:
-        """The same network, whose dynamic form keeps tokens from this score on."""
+        """Returns the same network with another threshold for the selector scores of its dynamic form."""
         same = copy.copy(self)
         same.threshold = threshold
         return same
@@ -101,7 +103,7 @@ class TorchNetwork(Network):
         return [block for block in self.blocks() if isinstance(block, PrunedBlock)]
 
     def readers(self) -> list[Readers]:
-        """What reads heads and neurons in each block of a pruned network."""
+        """Returns the layers of each block of a pruned network that recovery may refit."""
         found = []
         for block in self.blocks():
             if isinstance(block, PrunedBlock):
@@ -109,7 +111,9 @@ class TorchNetwork(Network):
                 heads = (None, None) if attention is None else (attention.projection, attention.qkv)
                 neurons = (None, None) if mlp is None else (mlp.fc2, mlp.fc1)
                 found.append(Readers(heads[0], neurons[0], heads[1], neurons[1]))
-            elif not isinstance(block, nn.LayerNorm | nn.Identity):  # the norm, if any, that `PrunedBlocks` took along
+            elif not isinstance(
+                block, nn.LayerNorm | nn.Identity
+            ):  # skips the last norm, which `PrunedBlocks` may hold
                 found.append(Readers(*readers(block, self._family)))
         return found
 
@@ -127,7 +131,7 @@ class TorchNetwork(Network):
         return add_member_scores(found, kinds, of_members)
 
     def check_kinds(self, kinds: Collection[Kind]) -> None:
-        """Raises: InvalidRequest for statistics that are taken of one row of plain blocks only, and this is no such network."""
+        """Raises: InvalidRequest if a statistic needs a plain transformer with one stage, and this network is none."""
         wanted = sorted(set(kinds) & PLAIN_KINDS)
         if wanted and (self._family.sliced or len(self._structure.stages) > 1):
             raise InvalidRequest(
@@ -148,7 +152,7 @@ class TorchNetwork(Network):
         )
 
     def _observe(self, observer: Observer, images: Tensor, batch: int, sides: Sides) -> None:
-        """Shows the observer the inputs of two layers of each block while the images run through the network."""
+        """Runs the images through the network and passes the inputs of two layers of each block to the observer."""
 
         def hook_of(block: int, side: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
             return lambda _module, inputs: observer(block, side, inputs[0])
@@ -165,7 +169,7 @@ class TorchNetwork(Network):
                 handle.remove()
 
     def _path_of(self, layer: Layer) -> str:
-        """Where a layer is inside a block."""
+        """Returns the path of a layer inside a block."""
         if layer == "qkv":
             return self._family.qkv
         return {"proj": self._family.projection, "fc1": self._family.fc1, "fc2": self._family.fc2}[layer]
@@ -180,7 +184,9 @@ class TorchNetwork(Network):
 
 
 def of_known_family(network: Network, purpose: str) -> TorchNetwork:
-    """The network itself, if its architecture is one that vitfit knows by name. purpose: what needs that, for the message.
+    """Returns `network` itself if a family describes its architecture.
+
+    purpose: what needs the family; part of the error message.
 
     Raises: UnsupportedModel for a network that was read from its graph.
     """

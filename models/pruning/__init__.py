@@ -1,1 +1,1 @@
-"""Cutting, the modules that stand in a pruned network, token reduction, and the closed-form recovery."""
+"""Pruning of weights, the modules of a pruned network, token reduction, and closed-form recovery."""

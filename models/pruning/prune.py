@@ -1,4 +1,7 @@
-"""`prune(model, plan)`: the smaller network, by slicing weights. Masks appear only in the tests that check this file."""
+"""Builds the smaller network that a plan describes, by slicing weights.
+
+Nothing is masked. Masks appear only in the tests that check this file.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -18,9 +21,9 @@ from models.structure import PACKAGING, BlockPlan, Plan, Stage, Structure, Token
 
 
 def prune(model: nn.Module, family: Family, structure: Structure, plan: Plan) -> nn.Module:
-    """A new model with what `plan` keeps; `model` is not touched.
+    """Returns a new model that holds only what `plan` keeps. `model` itself is not changed.
 
-    Raises: InvalidRequest when the plan does not fit.
+    Raises: InvalidRequest if the plan does not fit the structure.
     """
     check(plan, structure)
     small = copy.deepcopy(model)
@@ -43,7 +46,11 @@ def prune(model: nn.Module, family: Family, structure: Structure, plan: Plan) ->
 def _together(
     model: nn.Module, family: Family, structure: Structure, blocks: list[PrunedBlock], plans: list[BlockPlan]
 ) -> PrunedBlocks:
-    """The blocks of one stage. Where the model pools tokens, the norm before it is taken along (and from the model)."""
+    """Joins the blocks of one stage in one module.
+
+    If the model pools its tokens and a plan fuses or merges tokens, the last norm moves from the model into this
+    module.
+    """
     pooling, last_norm = family.pooling(model), None
     if pooling != "token" and any(b.tokens is not None and b.tokens.reducer != "drop" for b in plans):
         last_norm = part(model, family.last_norm)
@@ -56,7 +63,10 @@ def _prune_blocks(
     originals: list[nn.Module], first: int, family: Family, structure: Structure, stage: Stage,
     plans: list[BlockPlan], embed: Sequence[int],
 ) -> list[PrunedBlock]:  # fmt: skip
-    """first: index of the stage's first block in the network."""
+    """Prunes the blocks of one stage.
+
+    first: index of the stage's first block in the network.
+    """
     packaged, blocks, patches = 0, [], stage.blocks[0].tokens - structure.prefix
     watching = watching_blocks(plans)
     by_class = structure.prefix > 0 and structure.has_class_token
@@ -67,7 +77,7 @@ def _prune_blocks(
             watch = TokenWatch(watching[place], structure.prefix, attended, by_class)
         if chosen is not None:
             selector = None
-            if chosen.score == "selector":  # untrained: see models/training/train_selectors.py
+            if chosen.score == "selector":  # random weights; models/training/train_selectors.py trains them
                 width = len(embed) or stage.blocks[0].width
                 selector = TokenSelector(
                     width, selector_heads(width, stage.blocks[wanted.source - first]), wanted.source
@@ -82,7 +92,10 @@ def _prune_blocks(
 
 
 def watching_blocks(plans: Sequence[BlockPlan]) -> dict[int, TokenScore]:
-    """Of one stage: places of the blocks whose attention a later choice reads, and what it reads."""
+    """Returns the blocks of one stage whose attention a later token reduction reads.
+
+    Maps the index of such a block in `plans` to the score that is computed from its attention.
+    """
     watching: dict[int, TokenScore] = {}
     attended: list[int] = []
     for place, block in enumerate(plans):
@@ -117,7 +130,7 @@ def _prune_block(
 
 
 def _positions(block: nn.Module, family: Family, plan: BlockPlan) -> RelativePositions | None:
-    """The relative positions of the heads that stay."""
+    """Returns the relative position bias of the kept heads; None if the family has none."""
     if not family.position_index:
         return None
     ((table, dim),) = family.head_tables.items()
@@ -145,7 +158,7 @@ def _attention(block: nn.Module, family: Family, plan: BlockPlan, embed: Sequenc
 
 
 def qkv_rows(plan: BlockPlan, width: int) -> list[int]:
-    """The kept outputs of the fused q/k/v layer, whose q, k and v have `width` each."""
+    """Returns the indices of the kept outputs of the joint q/k/v layer; q, k and v have `width` outputs each."""
     qk = [i for head in plan.heads for i in head.qk]
     v = [i for head in plan.heads for i in head.v]
     return qk + [width + i for i in qk] + [2 * width + i for i in v]
@@ -189,7 +202,10 @@ def _after(block: nn.Module, scale: str, drop_path: str, embed: Sequence[int]) -
 
 
 def _narrow_ends(model: nn.Module, family: Family, embed: Sequence[int]) -> None:
-    """Cuts the embedding width of everything outside the blocks, in place (on prune's own copy)."""
+    """Reduces the embedding width of all layers outside the blocks.
+
+    Changes `model`, which is a copy made by `prune`.
+    """
     conv = part(model, family.patch)
     assert isinstance(conv, nn.Conv2d)
     conv.out_channels = len(embed)

@@ -1,4 +1,4 @@
-"""The modules that stand in a pruned network. Plain torch: they export, train and deep-copy like any other.
+"""The modules of a pruned network. They are plain PyTorch modules, so they can be exported, trained and deep-copied.
 
 B batch, N tokens, D width, H heads, q/v kept q/k and v dims per head.
 """
@@ -13,11 +13,11 @@ from models.pruning.relative_positions import RelativePositions
 from models.pruning.token_reduction import TokenReduction, TokenState, TokenWatch
 
 Step = Callable[[Tensor], Tensor]
-"""A part of a block, as `PrunedBlock.walk` calls it: (B, N, D) -> (B, N', D)."""
+"""One step of a block, called by `PrunedBlock.walk`: (B, N, D) -> (B, N', D)."""
 
 
 class Gather(nn.Module):
-    """Reads some dims of the residual stream: (B, N, D) -> (B, N, K)."""
+    """Selects some dims of its input, such as the residual stream: (B, N, D) -> (B, N, K)."""
 
     index: Tensor
 
@@ -30,7 +30,7 @@ class Gather(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """Layer norm over the kept q/k dims of each head, with each head's own kept weights. x (B, H, N, q)."""
+    """Layer norm over the kept q/k dims of each head, with separate weights for each head. x: (B, H, N, q)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
         """weight, bias: (H, q)."""
@@ -45,13 +45,20 @@ class HeadNorm(nn.Module):
 
 
 class PrunedAttention(nn.Module):
-    """Multi-head attention whose q/k and v dims may differ. `scale` is the original's: fewer dims do not change it."""
+    """Multi-head attention whose q/k and v dims may differ.
+
+    `scale` is the scale of the original attention; it stays the same when dims are removed.
+    """
 
     def __init__(
         self, qkv: nn.Linear, projection: nn.Linear, dims: tuple[int, int, int], scale: float,
         norms: tuple[nn.Module, nn.Module], inputs: nn.Module, outputs: nn.Module,
     ) -> None:  # fmt: skip
-        """dims: (H, q, v). qkv: D -> H*q, H*q, H*v. inputs, outputs: gathers before qkv and projection."""
+        """dims: (H, q, v).
+
+        qkv: layer with D inputs and H*q + H*q + H*v outputs.
+        inputs, outputs: `Gather` (or identity) before qkv and before the projection.
+        """
         super().__init__()
         self.heads, self.qk_dim, self.v_dim = dims
         self.scale = scale
@@ -60,22 +67,24 @@ class PrunedAttention(nn.Module):
         self.outputs, self.projection = outputs, projection
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """bias: added to the logits, (B, 1, 1, N)."""
+        """x: (B, N, D). bias: added to the attention logits, broadcastable to (B, H, N, N)."""
         q, k, v = self._split(x)
-        if torch.onnx.is_in_onnx_export():  # the exporter would scale q and k once more each
+        if (
+            torch.onnx.is_in_onnx_export()
+        ):  # the exporter would add two products to the file: one scales q, one scales k
             return self._join(self._attention(q, k, bias) @ v)
         return self._join(functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale))
 
     def with_attention(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The same result, the attention (B, H, N, N) and the keys (B, H, N, q)."""
+        """Returns the result of `forward`, the attention after softmax (B, H, N, N) and the keys (B, H, N, q)."""
         q, k, v = self._split(x)
         attention = self._attention(q, k, bias)
         return self._join(attention @ v), attention, k
 
     def masked(self, x: Tensor, allowed: Tensor) -> Tensor:
-        """Attention in which query i sees key j by allowed[:, :, i, j], 0 or 1, (B, 1, N, N); gradients reach it.
+        """Computes attention with a mask through which gradients flow.
 
-        Each query must see itself.
+        allowed: (B, 1, N, N), 1 if query i may see key j, otherwise 0. Each query must see itself.
         """
         q, k, v = self._split(x)
         logits = q * self.scale @ k.transpose(-2, -1)
@@ -83,7 +92,10 @@ class PrunedAttention(nn.Module):
         return self._join(weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-30) @ v)
 
     def fold_scale(self) -> None:
-        """Moves the scale into the weights that make q, in place: one product less per run. For exported copies."""
+        """Multiplies the weights that produce q by the scale, in place.
+
+        This saves one product per run in exported copies.
+        """
         with torch.no_grad():
             if isinstance(self.q_norm, HeadNorm):
                 tensors: list[Tensor | None] = [self.q_norm.weight, self.q_norm.bias]
@@ -96,12 +108,16 @@ class PrunedAttention(nn.Module):
         self.scale = 1.0
 
     def _attention(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, H, N, N) after softmax."""
+        """Returns the attention after softmax, (B, H, N, N)."""
         logits = (q if self.scale == 1.0 else q * self.scale) @ k.transpose(-2, -1)
         return torch.softmax(logits if bias is None else logits + bias, dim=-1)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Heads first, then q from k from v: that split copies whole rows, the other way round strided ones."""
+        """Returns q, k (B, H, N, q) and v (B, H, N, v).
+
+        The joint output is split into heads first, and then into q, k and v. This order copies contiguous rows; the
+        reverse order would copy strided ones.
+        """
         (batch, tokens, _), heads = x.shape, self.heads
         joined = self.qkv(self.inputs(x))
         if self.qk_dim == self.v_dim:
@@ -114,7 +130,7 @@ class PrunedAttention(nn.Module):
         return self.q_norm(q), self.k_norm(k), v
 
     def _join(self, x: Tensor) -> Tensor:
-        """(B, H, N, v) -> (B, N, D)."""
+        """Joins the heads and applies the projection: (B, H, N, v) -> (B, N, D)."""
         batch, _, tokens, _ = x.shape
         joined: Tensor = self.projection(
             self.outputs(x.transpose(1, 2).reshape(batch, tokens, self.heads * self.v_dim))
@@ -133,14 +149,20 @@ class PrunedMlp(nn.Module):
 
 
 class PrunedBlock(nn.Module):
-    """[token reduction], x + attention, [token reduction], x + MLP. A half that is gone is None."""
+    """A pruned transformer block: [token reduction], x + attention, [token reduction], x + MLP.
+
+    The norm and the layers of a removed sublayer are None.
+    """
 
     def __init__(
         self, norm1: nn.Module | None, attention: PrunedAttention | None, after1: nn.Module,
         reduction: TokenReduction | None, norm2: nn.Module | None, mlp: PrunedMlp | None, after2: nn.Module,
         watch: TokenWatch | None, prefix: int, positions: RelativePositions | None = None,
     ) -> None:  # fmt: skip
-        """after1, after2: layer scale and stochastic depth."""
+        """after1, after2: layer scale and stochastic depth of each sublayer.
+
+        prefix: number of tokens before the patches.
+        """
         super().__init__()
         self.norm1, self.attention, self.after1 = norm1, attention, after1
         self.reduction, self.watch, self.prefix = reduction, watch, prefix
@@ -152,10 +174,11 @@ class PrunedBlock(nn.Module):
         return self.walk(x, lambda x: self.reduce(x, state), lambda x: self.attend(x, state), self.transform)
 
     def walk(self, x: Tensor, reduce: Step, attend: Step, transform: Step) -> Tensor:
-        """The one order of a block's parts. x (B, N, D); each step gets the residual stream as it is by then.
+        """Runs the steps of a block in their order. x: (B, N, D). Each step gets the current residual stream.
 
-        reduce: returns the tokens that are left. attend, transform: return what is added to the stream, before layer scale.
-        A step whose part this block lacks is not called.
+        reduce: returns the tokens that remain.
+        attend, transform: return the update that is added to the residual stream, before layer scale.
+        A step is skipped if this block lacks the part that it needs.
         """
         if self.reduction is not None and self.reduction.at == "start":
             x = reduce(x)
@@ -168,13 +191,16 @@ class PrunedBlock(nn.Module):
         return x
 
     def reduce(self, x: Tensor, state: TokenState) -> Tensor:
-        """The tokens that the block's reduction leaves."""
+        """Returns the tokens that remain after the block's token reduction."""
         assert self.reduction is not None
         left: Tensor = self.reduction(x, state)
         return left
 
     def attend(self, x: Tensor, state: TokenState) -> Tensor:
-        """What the attention adds. The block's watch, if it has one, sees the attention."""
+        """Returns the attention's update of the residual stream.
+
+        If the block has a `TokenWatch`, it reads the attention.
+        """
         assert self.attention is not None and self.norm1 is not None
         bias = state.attention_bias(self.prefix)
         if self.positions is not None:
@@ -188,27 +214,31 @@ class PrunedBlock(nn.Module):
         return update
 
     def transform(self, x: Tensor) -> Tensor:
-        """What the MLP adds."""
+        """Returns the MLP's update of the residual stream."""
         assert self.mlp is not None and self.norm2 is not None
         update: Tensor = self.mlp(self.norm2(x))
         return update
 
 
 class PrunedBlocks(nn.Module):
-    """All blocks, under their places as names, with what they pass on beside the tokens.
+    """The blocks of one stage. It creates the `TokenState` of each forward pass. The name of a block is its index.
 
-    With average pooling each token counts as much as it stands for: the norm over all tokens then stands here, and each
-    token leaves it times its size over the mean size of the tokens that are pooled.
+    If the model averages its tokens, each token must count as often as the number of tokens that it stands for. This
+    module then holds the last norm of the network. It multiplies each normalised token by its size, divided by the mean
+    size of the pooled tokens.
 
-    Where the model passes a grid, (B, H, W, D), what is left of it leaves as one row, (B, 1, N, D).
+    If the model passes a grid (B, H, W, D), the remaining tokens are returned as a grid with one row, (B, 1, N, D).
     """
 
     def __init__(
         self, blocks: Sequence[PrunedBlock], prefix: int, weigh_prefix: bool, last_norm: nn.Module | None,
         filled: bool = False,
     ) -> None:  # fmt: skip
-        """last_norm: None when tokens are not weighed. weigh_prefix: whether the prefix is pooled too.
-        filled: zeros fill up the tokens to as many as came, for a model that lays them out as a grid that nothing reads.
+        """last_norm: None if the tokens are not weighted.
+
+        weigh_prefix: True if the model also pools the prefix tokens.
+        filled: pads the output with zeros to the number of input tokens. Needed for a model that reshapes its tokens to
+        a grid afterwards, although nothing reads that grid.
         """
         super().__init__()
         for place, block in enumerate(blocks):
@@ -226,7 +256,10 @@ class PrunedBlocks(nn.Module):
         return x.unsqueeze(1) if grid else x
 
     def __len__(self) -> int:
-        """Number, order and slices of blocks are what timm's `forward_intermediates` asks of a model's blocks."""
+        """Returns the number of blocks.
+
+        timm's `forward_intermediates` needs the length of a model's blocks, iterates over them and slices them.
+        """
         return len(self.blocks())
 
     def __iter__(self) -> Iterator[PrunedBlock]:
@@ -239,13 +272,16 @@ class PrunedBlocks(nn.Module):
         return [block for block in self.children() if isinstance(block, PrunedBlock)]
 
     def run(self, x: Tensor, state: TokenState) -> Tensor:
-        """x (B, N, D) through all blocks."""
+        """Runs x (B, N, D) through all blocks."""
         for block in self.blocks():
             x = block(x, state)
         return x
 
     def leave(self, x: Tensor, sizes: Tensor | None) -> Tensor:
-        """What the rest of the network gets. sizes: (1 or B, N - P), how many tokens each one stands for."""
+        """Returns the tokens for the rest of the network.
+
+        sizes: (1 or B, N - P), number of tokens that each one stands for.
+        """
         return x if self.last_norm is None else self._weighed(self.last_norm(x), sizes)
 
     def _weighed(self, x: Tensor, sizes: Tensor | None) -> Tensor:
@@ -257,5 +293,5 @@ class PrunedBlocks(nn.Module):
 
 
 def row_of_blocks(module: nn.Module) -> PrunedBlocks:
-    """The blocks of a pruned plain network, which has one row of them."""
+    """Returns the blocks of a pruned plain network, which has exactly one `PrunedBlocks`."""
     return next(found for found in module.modules() if isinstance(found, PrunedBlocks))

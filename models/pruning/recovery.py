@@ -1,10 +1,11 @@
-"""Closed-form recovery: the layer that reads the kept members is re-fitted to give what it gave before.
+"""Closed-form recovery: refits each layer that lost inputs, so that its output is as close as possible to the original.
 
-For y = W x + b and kept inputs S, the least-squares answer on the calibration images is
-    W' = (W C[:, S] + ridge W[:, S]) (C[S, S] + ridge)^-1        C: covariance of x; the ridge pulls towards W[:, S]
+For a layer y = W x + b that keeps the inputs S, the least-squares solution on the calibration images is
+    W' = (W C[:, S] + ridge W[:, S]) (C[S, S] + ridge)^-1        C: covariance of x; the ridge pulls W' towards W[:, S]
     b' = b + W mean - W' mean[S]
-which folds the mean of what is removed into the bias and its correlated part into the kept columns
-(the update of OBS / ZipLM for whole columns; with C diagonal it is variance-based pruning's mean fold).
+The bias absorbs the mean of the removed inputs. The kept columns absorb the part of the removed inputs that correlates
+with the kept ones. This is the update of OBS / ZipLM for whole columns. If C is diagonal, it is the mean fold of
+variance-based pruning.
 """
 
 from collections.abc import Sequence
@@ -20,12 +21,16 @@ from models.statistics.statistics import BlockStatistics
 from models.structure import BlockPlan, Plan
 
 RIDGE = 1e-3
+"""Ridge, relative to the mean variance of the kept inputs. It is needed because calibration splits are small."""
 FLOOR = 1e-8
-"""Relative to the mean variance of the kept inputs: calibration sets are small."""
+"""Second term of the ridge, relative to the mean square of the inputs' means. It matters if inputs hardly vary."""
 
 
 def refit(weight: Tensor, bias: Tensor | None, inputs: InputStatistics, kept: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """weight (O, D), bias (O,), kept: S of the D inputs. Returns (O, S) and (O,), float64."""
+    """Returns the new weight (O, S) and bias (O,), float64.
+
+    weight: (O, D). bias: (O,). kept: indices of the S kept inputs among the D original ones.
+    """
     index = torch.tensor(kept)
     full = weight.double()
     block = inputs.covariance[index][:, index]
@@ -39,7 +44,11 @@ def refit(weight: Tensor, bias: Tensor | None, inputs: InputStatistics, kept: Se
 
 @dataclass(frozen=True)
 class Readers:
-    """Of one pruned block, the layers that read its heads, its neurons and its input; None for what is gone or whole."""
+    """The layers of one pruned block that recovery may refit.
+
+    The projection reads the heads and fc2 reads the neurons; q/k/v and fc1 read the residual stream. A layer is None if
+    it was removed, or if it still reads all of its inputs.
+    """
 
     projection: nn.Linear | None
     fc2: nn.Linear | None
@@ -50,8 +59,12 @@ class Readers:
 def recover(
     readers: Sequence[Readers], plan: Plan, weights: Sequence[LayerWeights], statistics: Sequence[BlockStatistics]
 ) -> None:
-    """Re-fits projection and fc2 of every pruned block, in place, and q/k/v and fc1 where they gather some of their inputs
-    and the statistics have those inputs' moments. `weights`: the dense network's."""
+    """Refits the projection and fc2 of every pruned block, in place.
+
+    It also refits q/k/v and fc1 if they read only some of their inputs and the statistics hold the moments of these
+    inputs.
+    weights: layers of the dense network.
+    """
     for layers, wanted in zip(readers, plan.blocks, strict=True):
         dense, seen = weights[wanted.source], statistics[wanted.source]
         embed = plan.embed or range(dense.fc2.out_features)

@@ -1,4 +1,6 @@
-"""Attention whose keys may come from a smaller grid, with heads that are free of the width of the stream.
+"""Spatial-reduction attention: the keys may come from a smaller grid than the queries.
+
+The total width of the heads may differ from the width of the residual stream.
 
 B batch, N tokens of an H x W grid, M keys, D width, q/v kept q/k and v dims per head.
 """
@@ -13,9 +15,11 @@ ON_GRID = (nn.Conv2d, nn.AdaptiveAvgPool2d, nn.AvgPool2d)
 
 
 class KeyReduction(nn.Module):
-    """The modules between tokens and keys, in order: those on the grid first, then those on its tokens.
+    """The modules that reduce the tokens before the keys are computed.
 
-    paths: where each stood in the architecture's own block, by its place here.
+    Modules that work on the grid run first; modules that work on its tokens follow.
+
+    paths: maps the path of a module in this class to its path in the original block of the architecture.
     """
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
@@ -38,14 +42,20 @@ class KeyReduction(nn.Module):
 
 
 class ReducedAttention(nn.Module):
-    """`scale` is the original's: fewer dims do not change it."""
+    """Attention with a `KeyReduction`.
+
+    `scale` is that of the original attention; it stays the same when dims are removed.
+    """
 
     def __init__(
         self, layers: Sequence[tuple[str, nn.Linear]], projection: nn.Linear, reduction: KeyReduction,
         dims: tuple[int, int, int], scale: float,
     ) -> None:  # fmt: skip
-        """layers: what each makes ("q", "kv", ...) and the layer; those that make q see all tokens, the others keys.
-        dims: (heads, q, v)."""
+        """layers: pairs of what a layer produces ("q", "kv", ...) and the layer.
+
+        A layer that produces q reads all tokens; the others read the reduced tokens.
+        dims: (heads, q, v).
+        """
         super().__init__()
         self.heads, self.qk_dim, self.v_dim = dims
         self.scale = scale
@@ -58,7 +68,9 @@ class ReducedAttention(nn.Module):
         for made, layer in self.layers.items():
             parts |= self._split(made, layer(x if "q" in made else reduced))
         q, k, v = parts["q"], parts["k"], parts["v"]
-        if torch.onnx.is_in_onnx_export():  # the exporter would scale q and k once more each
+        if (
+            torch.onnx.is_in_onnx_export()
+        ):  # the exporter would add two products to the file: one scales q, one scales k
             logits = (q if self.scale == 1.0 else q * self.scale) @ k.transpose(-2, -1)
             mixed = torch.softmax(logits, dim=-1) @ v
         else:
@@ -68,7 +80,10 @@ class ReducedAttention(nn.Module):
         return out
 
     def fold_scale(self) -> None:
-        """Moves the scale into the weights that make q, in place. For exported copies."""
+        """Multiplies the weights that produce q by the scale, in place.
+
+        This saves one product per run in exported copies.
+        """
         made = next(name for name in self.layers if "q" in name)
         layer, rows = self.layers[made], slice(0, self.heads * self.qk_dim)
         assert isinstance(layer, nn.Linear) and made.startswith("q")
@@ -79,7 +94,7 @@ class ReducedAttention(nn.Module):
         self.scale = 1.0
 
     def _split(self, made: str, joined: Tensor) -> dict[str, Tensor]:
-        """(B, N, sum of parts) -> of each part, (B, heads, N, dim)."""
+        """Splits the output of one layer (B, N, sum of widths) into its parts, each (B, heads, N, dim)."""
         dims = [self.v_dim if name == "v" else self.qk_dim for name in made]
         parts = joined.split([self.heads * dim for dim in dims], dim=-1)
         return {

@@ -1,22 +1,28 @@
-"""Relative positions of tokens of which some are gone."""
+"""Relative position bias for a network from which some tokens were removed."""
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 
 class RelativePositions(nn.Module):
-    """What each pair of places adds to the logits of each head. A package token has no place: nothing is added for it."""
+    """A bias on the attention logits for each head and each pair of grid positions.
+
+    A fused token has no position, so its bias is zero.
+    """
 
     index: Tensor
 
     def __init__(self, table: Tensor, index: Tensor) -> None:
-        """table (R, H); index (N, N): the row of the table for each pair of places of the whole grid."""
+        """table: (R, H). index: (N, N), the row of the table for each pair of positions in the full grid."""
         super().__init__()
         self.table = nn.Parameter(table)
         self.register_buffer("index", index.clone(), persistent=False)
 
     def forward(self, places: Tensor | None, tokens: int) -> Tensor:
-        """places (B, K): where the first K of the tokens are, None: all are there, in order. (1 or B, H, tokens, tokens)."""
+        """Returns the bias, (1 or B, H, tokens, tokens).
+
+        places: (B, K), grid positions of the first K tokens; None if all tokens are present, in their order.
+        """
         if places is None:
             return self.table[self.index].permute(2, 0, 1).unsqueeze(0)
         kept = places.shape[1]

@@ -1,11 +1,13 @@
-"""Recovery in sequence: each layer is re-fitted for what really reaches it in the pruned network.
+"""Sequential recovery: refits each layer on the inputs that it really gets in the pruned network.
 
-`models.pruning.recovery` fits every layer to inputs as the dense network has them. What was lost before, and the tokens that left, have
-changed them by then. Here the calibration images go through both networks block by block, and each projection and fc2
-gets the least-squares answer that brings the residual stream of the tokens that are left back to where the dense one is:
+`models.pruning.recovery` fits every layer on inputs of the dense network. In the pruned network these inputs are
+different, because earlier layers were pruned and tokens were removed. Here the calibration images run through both
+networks, block by block. Each projection and each fc2 gets the least-squares solution that moves the residual stream of
+the remaining tokens as close as possible to that of the dense network:
     min over W, b of |x + s (W z + b) - x_dense|^2 + ridge |W - W_0|^2        s: layer scale, z: the layer's own input
-The error of one block is then an input to the fit of the next one, instead of adding up (as SparseGPT, arXiv 2301.00774, and
-ZipLM, arXiv 2302.04089, go through a network; here the target is the dense stream itself).
+Errors do not add up, because the fit of a block sees the error of the blocks before it and corrects it. SparseGPT
+(arXiv 2301.00774) and ZipLM (arXiv 2302.04089) go through a network in the same way; here the target is the residual
+stream of the dense network.
 """
 
 import contextlib
@@ -20,13 +22,16 @@ from models.pruning.token_reduction import TokenState
 from models.structure import Plan, Structure
 
 ROWS = 32_768
-"""Token vectors that a fit sees, about: several times the widest layer, and affordable."""
+"""Approximate number of token vectors per fit: several times the width of the widest layer, and still fast enough."""
 RIDGE = 1e-2
-"""Relative to the mean variance of the inputs."""
+"""Ridge, relative to the mean variance of the layer's inputs."""
 
 
 def can_recover_in_sequence(plan: Plan, structure: Structure) -> bool:
-    """True for one row of plain blocks, whose tokens are those of the dense network or fused tokens."""
+    """Returns True if every token of the pruned network is either a token of the dense network or a fused token.
+
+    The network must also have a single stage of plain blocks.
+    """
     if structure.fixed or len(structure.stages) > 1:
         return False
     reductions = [block.tokens for block in plan.blocks if block.tokens is not None]
@@ -34,10 +39,12 @@ def can_recover_in_sequence(plan: Plan, structure: Structure) -> bool:
 
 
 def recover_in_sequence(small: nn.Module, plan: Plan, dense: nn.Module, images: Tensor, tokens: int) -> None:
-    """Re-fits the pruned module `small` in sequence, in place.
+    """Refits the pruned module `small` layer by layer, in place.
 
-    plan: what `small` was pruned by. dense: the module that it was pruned from, in the form that a plan which removes nothing
-    gives it. images (n, C, H, W): as many of them are read as `ROWS` asks for. tokens: of one image, in the dense network.
+    plan: the plan that `small` was pruned with.
+    dense: the dense network, built with a plan that removes nothing, so that it has the same kind of blocks.
+    images: (n, C, H, W), from the calibration split; only as many are used as give about `ROWS` token vectors.
+    tokens: number of tokens of one image in the dense network.
     """
     images = images[: max(1, ROWS // tokens)]
     columns = torch.tensor(plan.embed)
@@ -53,7 +60,11 @@ def recover_in_sequence(small: nn.Module, plan: Plan, dense: nn.Module, images: 
 
 @dataclass
 class Lane:
-    """The pruned network's side. x (B, N', D); places (B, N'): which dense token each one is, -1 for a package; None: all."""
+    """State of the pruned network between two steps.
+
+    x: residual stream, (B, N', D).
+    places: (B, N'), index of each token in the dense network, -1 for a fused token; None while no token was removed.
+    """
 
     x: Tensor
     state: TokenState
@@ -61,11 +72,11 @@ class Lane:
 
 
 class _Entered(Exception):
-    """What enters the first block is known: the rest of the pass is not needed."""
+    """Stops a forward pass as soon as the input of the first block is known."""
 
 
 def _entering(network: nn.Module, images: Tensor) -> Tensor:
-    """What enters the first block, (B, N, D)."""
+    """Returns the input of the first block, (B, N, D)."""
     found: list[Tensor] = []
 
     def stop(_module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -83,7 +94,7 @@ def _entering(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def _dense_block(block: PrunedBlock, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The residual stream after the attention and after the MLP."""
+    """Returns the residual stream after the attention and after the MLP, each (B, N, D)."""
     seen: list[Tensor] = []
 
     def transform(x: Tensor) -> Tensor:
@@ -96,7 +107,7 @@ def _dense_block(block: PrunedBlock, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fit_block(block: PrunedBlock, lane: Lane, middle: Tensor, after: Tensor) -> None:
-    """Fits projection and fc2 of one block, and moves the lane behind it."""
+    """Fits the projection and fc2 of one block, and moves `lane` to the output of this block."""
 
     def attend(x: Tensor) -> Tensor:
         assert block.attention is not None
@@ -117,7 +128,7 @@ def _fit_block(block: PrunedBlock, lane: Lane, middle: Tensor, after: Tensor) ->
 
 
 def _reduce(block: PrunedBlock, lane: Lane, x: Tensor) -> Tensor:
-    """The tokens x (B, N', D) behind a token reduction; the lane's places follow."""
+    """Applies the block's token reduction to x (B, N', D). Returns the remaining tokens and updates `lane.places`."""
     reduction = block.reduction
     assert reduction is not None
     batch, tokens = x.shape[:2]
@@ -132,12 +143,15 @@ def _reduce(block: PrunedBlock, lane: Lane, x: Tensor) -> Tensor:
 
 
 def _present(lane: Lane) -> Tensor | None:
-    """(B, N') bool: tokens that have a counterpart."""
+    """Returns which tokens exist in the dense network too, bool (B, N'); None if all do."""
     return None if lane.places is None else lane.places >= 0
 
 
 def _missing(lane: Lane, x: Tensor, dense: Tensor) -> Tensor:
-    """What x (B, N', D), the lane's stream by now, lacks of the dense stream (B, N, D), token by token. (B, N', D)."""
+    """Returns the dense residual stream minus x, token by token, (B, N', D).
+
+    x: current residual stream of the pruned network, (B, N', D). dense: that of the dense network, (B, N, D).
+    """
     if lane.places is None:
         return dense - x
     index = lane.places.clamp(min=0).unsqueeze(-1).expand(-1, -1, dense.shape[-1])
@@ -155,7 +169,12 @@ def _inputs_of(linear: nn.Linear, run: Callable[[], object]) -> Tensor:
 
 
 def _fit(linear: nn.Linear, inputs: Tensor, wanted: Tensor, after: nn.Module, present: Tensor | None) -> None:
-    """Least squares for scale * (W z + b) = wanted, pulled towards the present W. inputs (B, N', K), wanted (B, N', D)."""
+    """Solves scale * (W z + b) = wanted for W and b by least squares, in place.
+
+    A ridge pulls W towards its current value.
+    inputs: z, (B, N', K). wanted: (B, N', D). after: module that holds the layer scale, if there is one.
+    present: (B, N') bool, the tokens to fit on; None: all.
+    """
     for module in after.modules():
         scale = getattr(module, "gamma", None)
         if isinstance(scale, Tensor):

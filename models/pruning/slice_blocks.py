@@ -1,4 +1,7 @@
-"""Smaller blocks that keep their architecture's own forward: what belongs to heads and neurons is cut where it stands."""
+"""Prunes heads and neurons inside the architecture's own blocks.
+
+The blocks keep the forward method of their architecture; only the layers inside them become smaller.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +17,17 @@ from models.structure import BlockPlan
 
 
 class NoMlp(nn.Module):
-    """Stands for an MLP that is gone: nothing is added to the stream."""
+    """Replaces a removed MLP. It returns zero, so nothing is added to the residual stream."""
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
         return x.new_zeros(())
 
 
 class MlpOnly(nn.Module):
-    """A block without its attention. What else the architecture passes to a block goes on to the MLP."""
+    """A block without its attention.
+
+    Further arguments that the architecture passes to a block are passed on to the MLP.
+    """
 
     def __init__(self, norm2: nn.Module, mlp: nn.Module, after2: nn.Module) -> None:
         super().__init__()
@@ -35,7 +41,7 @@ class MlpOnly(nn.Module):
 def slice_blocks(
     model: nn.Module, path: str, family: Family, originals: Sequence[nn.Module], first: int, plans: Sequence[BlockPlan]
 ) -> None:
-    """Puts the smaller blocks of one stage in the place of all of its blocks. Changes `originals`: prune's own copies."""
+    """Replaces all blocks of one stage by their pruned form. Changes `originals`, which are copies made by `prune`."""
     for plan in plans:
         _slice_block(originals[plan.source - first], family, plan)
     kept = [_half(originals[plan.source - first], family, plan) for plan in plans]
@@ -45,7 +51,10 @@ def slice_blocks(
 
 
 def readers(block: nn.Module, family: Family) -> tuple[nn.Linear | None, nn.Linear | None]:
-    """The layers of a sliced block that read heads and neurons: the projection and fc2."""
+    """Returns the two layers of a sliced block that read its heads (the projection) and its neurons (fc2).
+
+    A layer that was removed is None.
+    """
     projection = fc2 = None
     if not isinstance(block, MlpOnly):
         attention = optional_part(block, family.rebuilt_attention)
@@ -69,7 +78,7 @@ def _slice_block(block: nn.Module, family: Family, plan: BlockPlan) -> None:
 
 
 def _slice_heads(block: nn.Module, family: Family, plan: BlockPlan) -> None:
-    """Whole heads of the attention, in place."""
+    """Keeps the heads of the plan, which are never cut in part, in the block's attention, in place."""
     count = head_count(block, family)
     dim = part_rows(block, family, plan)[0][2] // count
     kept = [head.qk[0] // dim for head in plan.heads]
@@ -106,7 +115,11 @@ def _rebuilt(block: nn.Module, family: Family, plan: BlockPlan) -> ReducedAttent
 
 
 def part_rows(block: nn.Module, family: Family, plan: BlockPlan) -> list[tuple[str, list[int], int]]:
-    """Of each layer that makes q, k or v: its path, the rows that stay, and the rows of one part."""
+    """Returns three facts for each layer that produces q, k or v.
+
+    They are the layer's path, the rows to keep, and the number of rows that each of q, k and v has in the original
+    layer.
+    """
     found = []
     for path, made in family.attention_layers.items():
         size = linear_part(block, path).out_features // len(made)
@@ -134,7 +147,7 @@ def _slice_neurons(block: nn.Module, family: Family, neurons: Sequence[int]) -> 
 
 
 def _half(block: nn.Module, family: Family, plan: BlockPlan) -> nn.Module:
-    """The block, or what is left of it when its attention or its MLP is gone."""
+    """Returns the block without the sublayers (attention, MLP) that the plan removes."""
     after = optional_part(block, family.drop_paths[1]) or nn.Identity()
     scale = optional_part(block, family.layer_scale2)
     if not plan.heads:

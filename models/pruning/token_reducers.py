@@ -1,6 +1,8 @@
-"""Token reducers as pure functions. N tokens = P prefix + M patches + (0 or 1) package; D width; all sizes static.
+"""Token reducers as pure functions.
 
-Only sort, gather, sums and concatenation: every ONNX runtime has them, and no scatter is needed.
+N tokens = P prefix + M patches + (0 or 1) fused token; D width. All sizes are static.
+
+They use only sort, gather, sums and concatenation, which every ONNX runtime supports. No scatter is needed.
 """
 
 import torch
@@ -8,11 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 LEAST_SHARE = 1e-4
-"""Of the mean weight: what a token counts at least in a weighted package, so that there is always something to divide by."""
+"""Lower bound for the weight of a token in a weighted fused token, relative to the mean weight.
+It avoids division by 0.
+"""
 
 
 def class_attention(attention: Tensor, prefix: int) -> Tensor:
-    """Score of each token after the prefix: the class token's attention to it, mean over heads (MDC, section 3.3).
+    """Scores each token after the prefix by the class token's attention to it, averaged over heads (MDC, section 3.3).
 
     attention: (B, H, N, N) after softmax. Returns (B, N - P).
     """
@@ -20,20 +24,26 @@ def class_attention(attention: Tensor, prefix: int) -> Tensor:
 
 
 def received_attention(attention: Tensor, prefix: int) -> Tensor:
-    """Without a class token: the attention that a token receives, mean over heads and queries. (B, N - P)."""
+    """Scores each token after the prefix by the attention that it receives, averaged over heads and queries.
+
+    For networks without a class token. Returns (B, N - P).
+    """
     return attention[:, :, :, prefix:].mean(dim=(1, 2))
 
 
 def strongest_attention(attention: Tensor, prefix: int) -> Tensor:
-    """CP-ViT's score of one layer: sum over heads of the strongest attention that any query pays to the token.
-    (B, N - P)."""
+    """Computes CP-ViT's score of one layer: the largest attention of any query to the token, summed over heads.
+
+    Returns (B, N - P).
+    """
     return attention[:, :, :, prefix:].amax(dim=2).sum(dim=1)
 
 
 def best_tokens(scores: Tensor, kept: int) -> Tensor:
-    """Indices of the `kept` highest scores, best first; ties go to the lower index. scores (B, M) -> (B, kept).
+    """Returns the indices of the `kept` highest scores, best first: (B, M) -> (B, kept). Ties go to the lower index.
 
-    torch.topk leaves ties open, ONNX's TopK gives them to the lower index and has no other name for a stable sort.
+    torch.topk does not define the order of ties, so PyTorch uses a stable sort. ONNX has no stable sort, but its TopK
+    orders ties by index, so the export uses topk.
     """
     if torch.onnx.is_in_onnx_export():
         return torch.topk(scores, kept, dim=1).indices
@@ -41,9 +51,10 @@ def best_tokens(scores: Tensor, kept: int) -> Tensor:
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """x (B, M, D), index (B, K) -> (B, K, D).
+    """Selects tokens: x (B, M, D), index (B, K) -> (B, K, D).
 
-    Whole rows of the flattened tokens are looked up: ONNX's Gather copies rows, GatherElements goes value by value.
+    It looks up rows of the flattened tokens. ONNX's Gather then copies whole rows, which is faster than GatherElements,
+    which copies single values.
     """
     batch, tokens, width = x.shape
     first = torch.arange(batch, device=x.device).unsqueeze(1) * tokens
@@ -51,12 +62,15 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 
 
 def membership(index: Tensor, size: int) -> Tensor:
-    """index (B, K) below `size` -> bool (B, size): which are in it. By comparison: no scatter."""
+    """Returns bool (B, size): True for the values that occur in index (B, K), whose values are below `size`.
+
+    It compares values instead of using a scatter.
+    """
     return (index.unsqueeze(2) == torch.arange(size, device=index.device)).any(dim=1)
 
 
 def drop(x: Tensor, index: Tensor, prefix: int, patches: int) -> Tensor:
-    """Prefix, the indexed patch tokens, and a package if there was one. x (B, N, D) -> (B, P + K [+ 1], D)."""
+    """Keeps prefix, indexed patch tokens, and the fused token if there is one: (B, N, D) -> (B, P + K [+ 1], D)."""
     kept = gather_tokens(x[:, prefix : prefix + patches], index)
     return torch.cat([x[:, :prefix], kept, x[:, prefix + patches :]], dim=1)
 
@@ -64,12 +78,18 @@ def drop(x: Tensor, index: Tensor, prefix: int, patches: int) -> Tensor:
 def fuse(
     x: Tensor, index: Tensor, prefix: int, patches: int, packaged: int, weights: Tensor | None = None
 ) -> Tensor:  # fmt: skip
-    """As `drop`, but the removed tokens leave as one package token: their mean (MDC), or their mean by `weights` (B, M),
-    at least 0 (SPViT); merged with an earlier package as in HeatViT, so that there is never more than one.
+    """Works like `drop`, but combines the removed tokens in one fused token at the end.
 
-    `packaged`: how many tokens the package at the end of x already stands for, 0 when there is none; beside weights of
-    mean 1 over the patches it counts so much. The removed are never gathered: without weights their sum is the sum of all
-    less the sum of the kept; with weights, which are small just for the removed, that difference would be rounding.
+    The fused token is the mean of the removed tokens (MDC) or, with `weights`, their weighted mean (SPViT). If x
+    already ends with a fused token, both are merged as in HeatViT, so there is never more than one.
+
+    weights: (B, M), at least 0. They are scaled to mean 1 over the patches.
+    packaged: number of tokens that the fused token at the end of x stands for, 0 if there is none. This number is also
+    its weight in the new mean.
+
+    The removed tokens are never gathered. Without weights, their sum is the sum of all tokens minus the sum of the kept
+    ones. With weights, this difference would consist mostly of rounding errors, because the removed tokens have the
+    small weights; so the weighted sum is computed directly.
     """
     body = x[:, prefix : prefix + patches]
     kept = gather_tokens(body, index)
@@ -88,11 +108,12 @@ def fuse(
 
 
 def merge(x: Tensor, keys: Tensor, sizes: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """Merges the most similar tokens until `kept` are left (ToMe, arXiv 2210.09461, section 3: bipartite matching).
+    """Merges the most similar tokens until `kept` remain (ToMe, arXiv 2210.09461, section 3: bipartite matching).
 
-    x (B, M, D); keys (B, M, q), whose cosine is the similarity; sizes (1 or B, M). Returns (B, kept, D) and (B, kept):
-    means weighted by size, and the new sizes. A round merges at most half of the tokens, so small `kept` take several.
-    The sums into the partners are a product with a one-hot matrix: no scatter.
+    x: (B, M, D). keys: (B, M, q); the similarity of two tokens is the cosine of their keys. sizes: (1 or B, M).
+    Returns the merged tokens (B, kept, D), which are means weighted by size, and their sizes (B, kept).
+    One round merges at most half of the tokens, so a small `kept` takes several rounds. Tokens are added to their
+    partners by a product with a one-hot matrix, so that no scatter is needed.
     """
     sizes = sizes.expand(x.shape[0], -1)
     while x.shape[1] > kept:
@@ -104,7 +125,10 @@ def merge(x: Tensor, keys: Tensor, sizes: Tensor, kept: int) -> tuple[Tensor, Te
 
 
 def _merge_round(x: Tensor, keys: Tensor, sizes: Tensor, removed: int) -> tuple[Tensor, Tensor]:
-    """Of the tokens at odd places, the `removed` most similar to one at an even place are merged into it."""
+    """Runs one round: merges tokens at odd positions into their most similar token at an even position.
+
+    Only the `removed` most similar pairs are merged. Returns the new tokens and their sizes.
+    """
     unit = functional.normalize(keys, dim=-1)
     similarity = unit[:, 1::2] @ unit[:, 0::2].transpose(1, 2)
     partner = similarity.argmax(dim=2)

@@ -1,6 +1,6 @@
-"""Token reduction inside a pruned network: what a forward pass carries between blocks, and the module that chooses.
+"""Token reduction inside a pruned network: the state that blocks share, and the module that selects tokens.
 
-B batch, N tokens = P prefix + M patches [+ 1 package], D width, H heads. All counts are static.
+B batch, N tokens = P prefix + M patches [+ 1 fused token], D width, H heads. All counts are static.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,12 +16,14 @@ from models.structure import PACKAGING, TokenPlan, TokenScore
 
 @dataclass
 class TokenState:
-    """Of one forward pass, beside the tokens. Nothing in it is learnt.
+    """State that the blocks of one forward pass share besides the tokens. It holds no learned values.
 
-    scores: (B, M) of the patch tokens that are there, for the next choice; for `similarity` the keys, (B, M, q).
-    sizes: (1 or B, N - P), how many tokens of the original each one stands for; None: one each.
-    places: (B, K), where in the whole grid the patch tokens are that are left; None while all are there, in order.
-    merged: whether attention must count tokens by their size (ToMe's proportional attention).
+    scores: (B, M), scores of the current patch tokens for the next reduction; for the score `similarity` it holds their
+    keys, (B, M, q).
+    sizes: (1 or B, N - P), number of original tokens that each token stands for; None: one each.
+    places: (B, K), positions of the remaining patch tokens in the full grid; None while all are present, in their
+    order.
+    merged: True if attention must weight each token by its size (ToMe's proportional attention).
     """
 
     scores: Tensor | None = None
@@ -30,7 +32,7 @@ class TokenState:
     merged: bool = False
 
     def attention_bias(self, prefix: int) -> Tensor | None:
-        """log(size) of each key, (B, 1, 1, N); None while all are the same."""
+        """Returns log(size) of each key, (1 or B, 1, 1, N); None if attention does not depend on sizes."""
         if not self.merged or self.sizes is None:
             return None
         ones = self.sizes.new_ones(self.sizes.shape[0], prefix)
@@ -38,14 +40,17 @@ class TokenState:
 
 
 class TokenWatch(nn.Module):
-    """Reads the attention of one block for the next choice. by_class: by the class token's attention."""
+    """Computes token scores from the attention of one block, for the next reduction.
+
+    by_class: True to score tokens by the class token's attention, False by the attention of all queries.
+    """
 
     def __init__(self, score: TokenScore, prefix: int, patches: int, by_class: bool) -> None:
         super().__init__()
         self.kind, self.prefix, self.patches, self.by_class = score, prefix, patches, by_class
 
     def forward(self, attention: Tensor, keys: Tensor, state: TokenState) -> None:
-        """attention (B, H, N, N) after softmax, keys (B, H, N, q). An earlier package is not a candidate."""
+        """attention: (B, H, N, N) after softmax. keys: (B, H, N, q). An earlier fused token gets no score."""
         if self.kind == "similarity":
             state.scores = keys.mean(dim=1)[:, self.prefix : self.prefix + self.patches]
             return
@@ -58,16 +63,19 @@ class TokenWatch(nn.Module):
 
 
 class TokenReduction(nn.Module):
-    """Keeps the plan's `kept` of `patches` patch tokens, in the way of its reducer.
+    """Reduces `patches` patch tokens to the number that the plan keeps, with the plan's reducer.
 
-    `recorded` and `forced_to`, below, read and replace its choice: two runtimes are compared token by token with them.
+    `recorded` reads its choice of tokens and `forced_to` replaces it. The parity check uses both to compare two
+    runtimes token by token.
     """
 
     def __init__(
         self, plan: TokenPlan, prefix: int, patches: int, packaged: int, selector: nn.Module | None = None
     ) -> None:
-        """packaged: how many tokens an earlier package at the end stands for, 0 when there is none.
-        selector: gives the scores (B, M) of the patch tokens (B, M, D), where the plan's score is learned."""
+        """packaged: number of tokens that an earlier fused token at the end stands for, 0 if there is none.
+
+        selector: computes the scores (B, M) of the patch tokens (B, M, D). Only for plans whose score is learned.
+        """
         super().__init__()
         self.kept, self.reducer, self.at = plan.kept, plan.reducer, plan.at
         self.prefix, self.patches, self.packaged = prefix, patches, packaged
@@ -103,7 +111,11 @@ class TokenReduction(nn.Module):
 
     @contextmanager
     def recorded(self) -> Iterator[list[Tensor]]:
-        """Meanwhile each choice, indices (B, kept) among the patch tokens that enter, is added to the list."""
+        """Records the choices of tokens inside the `with` block.
+
+        Each forward pass adds one tensor to the list: (B, kept), indices of the kept tokens among the incoming patch
+        tokens.
+        """
         chosen: list[Tensor] = []
         self._chosen = chosen
         try:
@@ -113,7 +125,10 @@ class TokenReduction(nn.Module):
 
     @contextmanager
     def forced_to(self, index: Tensor | None) -> Iterator[None]:
-        """Meanwhile the tokens at `index` (B, kept) are kept, whatever their scores. None: the reduction chooses itself."""
+        """Inside the `with` block, keeps the tokens at `index` (B, kept) regardless of their scores.
+
+        None: no change.
+        """
         self._forced = index
         try:
             yield
@@ -123,6 +138,6 @@ class TokenReduction(nn.Module):
 
 @contextmanager
 def all_recorded(reductions: Sequence[TokenReduction]) -> Iterator[list[list[Tensor]]]:
-    """`TokenReduction.recorded` of several reductions: one list for each."""
+    """Applies `TokenReduction.recorded` to several reductions. Yields one list for each of them."""
     with ExitStack() as stack:
         yield [stack.enter_context(reduction.recorded()) for reduction in reductions]

@@ -1,7 +1,8 @@
-"""SPViT's token selector (arXiv 2112.13890, section 3.2; HeatViT 2211.08110): how much each patch token is worth keeping.
+"""SPViT's token selector (arXiv 2112.13890, section 3.2; HeatViT 2211.08110): scores how useful each patch token is.
 
-A pure function of the patch tokens that are there; prefix and package are not looked at. B batch, M tokens, D = H x d width.
-The first product over [local, global] features is written as two, so that the global half is computed once per image.
+The score depends only on the current patch tokens, not on the prefix or the fused token. B batch, M tokens, D = H x d
+width. The paper's first product over the joined [local, global] features is computed as two products. The global one is
+then computed once per image instead of once per token.
 """
 
 import math
@@ -14,10 +15,14 @@ from models.structure import selector_dims
 
 
 class TokenSelector(nn.Module):
-    """Each head votes on each token; a token's votes are averaged by weights that the token gives the heads."""
+    """Computes T_keep, the score of each token.
+
+    Each head votes on each token. The score is the weighted mean of the votes; each token has its own weights for the
+    heads.
+    """
 
     def __init__(self, width: int, heads: int, seed: int) -> None:
-        """heads divides width. seed: of the initial weights; the same seed gives the same selector."""
+        """heads: must divide width. seed: for the initial weights; the same seed gives the same selector."""
         super().__init__()
         dim, half, quarter, few = selector_dims(width, heads)
         self.heads, self.dim = heads, dim
@@ -32,8 +37,11 @@ class TokenSelector(nn.Module):
         self._initialise(torch.Generator().manual_seed(seed))
 
     def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
-        """T_keep, in (0, 1): x (B, M, D) -> (B, M). present: (B, M), 0 for tokens that are gone but still in x; they do
-        not enter the mean over tokens. None: all are there."""
+        """Returns T_keep, in (0, 1): x (B, M, D) -> (B, M).
+
+        present: (B, M), 0 for masked tokens, which are still in x but do not count in the mean over tokens; otherwise
+        1. None: no token is masked.
+        """
         parts = x.reshape(x.shape[0], x.shape[1], self.heads, self.dim)
         local = functional.gelu(self.feature(self.norm(parts)))
         hidden = functional.gelu(self.local(local) + self.everywhere(_mean_over_tokens(local, present)))
@@ -42,7 +50,7 @@ class TokenSelector(nn.Module):
         return (weights * votes).sum(dim=-1) / weights.sum(dim=-1)
 
     def _initialise(self, draw: torch.Generator) -> None:
-        """As nn.Linear does, from a generator of its own."""
+        """Initialises the linear layers with the generator `draw`: weights as nn.Linear does, biases with zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=draw)
@@ -51,7 +59,7 @@ class TokenSelector(nn.Module):
 
 
 def _mean_over_tokens(x: Tensor, present: Tensor | None) -> Tensor:
-    """x (B, M, H, d), present (B, M) -> (B, 1, H, d)."""
+    """Averages the features over the present tokens: x (B, M, H, d), present (B, M) -> (B, 1, H, d)."""
     if present is None:
         return x.mean(dim=1, keepdim=True)
     shares = present / present.sum(dim=1, keepdim=True).clamp(min=1)

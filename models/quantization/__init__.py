@@ -1,1 +1,1 @@
-"""int8 and fp16: files, and their emulation in PyTorch."""
+"""int8 and fp16: conversion of files, and fake quantisation in PyTorch."""

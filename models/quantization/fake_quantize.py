@@ -1,6 +1,7 @@
-"""An 8-bit network in PyTorch: the arithmetic of the quantised file (models/quantization/int8.py), rounded values in fp32 products.
+"""Fake quantisation to 8 bits in PyTorch: the arithmetic of the quantised file (models/quantization/int8.py).
 
-For trials, which are many, and for comparisons with the file itself.
+Values are rounded as in the file, and products are computed in fp32. It is used in trials, where an export for each
+trial would take too long, and for comparisons with the file.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,8 +16,10 @@ from models.quantization.int8 import Quantiser
 
 @contextmanager
 def emulated(module: nn.Module, layers: Iterable[nn.Linear], quantiser: Quantiser) -> Iterator[None]:
-    """Meanwhile these layers of `module` have rounded weights and round their inputs. Without a copy: the network may be
-    large, and others may be watching its modules."""
+    """Inside the block, `layers` of `module` have rounded weights and round their inputs.
+
+    The module is changed in place, without a copy, because it may be large and other code may have hooks on it.
+    """
     images = [1]
     handles = [module.register_forward_pre_hook(lambda _m, inputs: images.__setitem__(0, len(inputs[0])))]
     exact: list[tuple[nn.Linear, Tensor]] = []
@@ -39,7 +42,7 @@ def emulated(module: nn.Module, layers: Iterable[nn.Linear], quantiser: Quantise
 
 
 def rounded_weight(weight: Tensor, bits: int) -> Tensor:
-    """weight (O, D): symmetric, each output with a scale of its own."""
+    """Round a weight (O, D) to `bits` bits, symmetrically, with one scale for each output."""
     most = 127 if bits == 8 else 64
     scale = weight.abs().amax(dim=1, keepdim=True) / most
     scale = torch.where(scale < torch.finfo(weight.dtype).tiny, torch.ones_like(scale), scale)
@@ -47,8 +50,11 @@ def rounded_weight(weight: Tensor, bits: int) -> Tensor:
 
 
 def rounded_inputs(x: Tensor, images: int, together: int = 1) -> Tensor:
-    """x: of `images` images, one behind the other in the first dim. Each run of `together` images has one uint8 range, which
-    holds zero (ONNX DynamicQuantizeLinear)."""
+    """Round inputs to uint8, as ONNX DynamicQuantizeLinear does.
+
+    x: the inputs of `images` images; the first dim lists one image after the other. Each group of `together` images has
+        one range, which includes zero.
+    """
     rows = x.reshape(images, -1)
     low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
     if together > 1:
@@ -61,6 +67,6 @@ def rounded_inputs(x: Tensor, images: int, together: int = 1) -> Tensor:
 
 
 def _of_runs(ends: Tensor, together: int, sign: int) -> Tensor:
-    """The outermost of each run, for each of its images. ends (images,), all of one sign."""
+    """Return for each image the extreme value of its group of `together` images. ends: (images,), all of one sign."""
     filled = functional.pad(sign * ends, (0, -len(ends) % together))
     return sign * filled.reshape(-1, together).amax(1).repeat_interleave(together)[: len(ends)]

@@ -1,8 +1,9 @@
-"""fp16 files, by ONNX Runtime's own converter, and their arithmetic in PyTorch.
+"""fp16 files, made by ONNX Runtime's own converter, and the same arithmetic in PyTorch (fake quantisation).
 
-In the file weights, activations and operators are fp16; images come and answers go in fp32. Products add up in fp32 and are
-rounded at the end, on GPUs as in the emulation: each operator rounds what it reads and what it gives. Activations above 65,504 are
-infinite in both, so that a network whose activations do not fit is seen in its trials; parameters above it become 65,504 in both.
+In the file, weights, activations and operators are fp16; images and outputs are fp32. GPUs add the products of a matrix
+product in fp32 and round the result. The fake quantisation does the same: each operator rounds its inputs and its
+outputs. Activations above 65,504 become infinite in both, so trials detect a network whose activations do not fit.
+Parameters above 65,504 become 65,504 in both.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ MOST = torch.finfo(torch.float16).max
 
 
 def to_half(path: Path) -> None:
-    """Makes an fp32 file one of fp16, in place and at once."""
+    """Convert an fp32 file to fp16, in place and atomically."""
     model = onnx.load(path)
     half = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=is_large(model))
     save_onnx(half, path)
@@ -31,7 +32,7 @@ def to_half(path: Path) -> None:
 
 @contextmanager
 def half_precision(module: nn.Module) -> Iterator[None]:
-    """Meanwhile every operator of PyTorch rounds to fp16, and `module` has parameters that fit."""
+    """Inside the block, every operator of PyTorch rounds to fp16, and parameters are limited to +-65,504."""
     tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point() and t.numel()]
     large = [(t, t.detach().clone()) for t in tensors if t.detach().abs().max() > MOST]
     try:

@@ -1,10 +1,12 @@
-"""8-bit files, by ONNX Runtime's own quantiser.
+"""8-bit files, made by ONNX Runtime's own quantiser.
 
-Dynamic: weights are int8, symmetric, with a scale for each column; activations become uint8 as they come, with a scale for
-each tensor of a run. The file needs no calibration and holds operators of ONNX alone (DynamicQuantizeLinear, MatMulInteger).
-Its starting point is the standard form: the runtime's fused attention operator takes no 8-bit weights for q, k and v of
-different dims, and left in fp32 it costs more than it saves (docs/latency.md). The patch embedding, the classifier and
-products of activations stay in fp32.
+Quantisation is dynamic. Weights are int8, symmetric, with one scale for each column. Activations are converted to uint8
+at run time, with one scale for each tensor of a run. The file needs no calibration, and uses only operators of the ONNX
+standard (DynamicQuantizeLinear, MatMulInteger).
+
+The fp32 file that is quantised has the standard form. The fused attention operator of the runtime accepts no 8-bit
+weights if q, k and v have different dims, and in fp32 it costs more than it saves (docs/latency.md). The patch
+embedding, the classifier and products of two activations stay in fp32.
 """
 
 import functools
@@ -27,25 +29,28 @@ from models.families.family import replace_part
 
 MARK = "int8"
 MARKED = re.compile(rf"/{MARK}(_\d+)?/")
-"""In the name of a node; the exporter numbers modules that it cannot tell apart by their names."""
+"""Matches the mark in the name of a node. The exporter adds a number if several modules have the same name."""
 
 
 @dataclass(frozen=True)
 class Quantiser:
-    """How files are quantised. weight_bits: 7 for processors whose 8-bit products saturate. together: images of one run,
-    which share the ranges of their activations."""
+    """How files are quantised.
+
+    weight_bits: 8, or 7 for processors whose 8-bit products saturate.
+    together: number of images in one run. They share the ranges of their activations.
+    """
 
     weight_bits: int = 8
     together: int = 1
 
     @classmethod
     def here(cls, together: int = 1) -> "Quantiser":
-        """The quantiser whose files this machine's processor computes exactly."""
+        """Return the quantiser whose files the processor of this machine computes exactly."""
         return cls(7 if saturates() else 8, together)
 
 
 class Marked(nn.Linear):
-    """A linear layer whose product has `MARK` in its name when it is exported. Shares the weights."""
+    """A linear layer whose exported product has `MARK` in its name. It shares the weights of the original layer."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
@@ -58,7 +63,7 @@ class Marked(nn.Linear):
 
 
 def mark(module: nn.Module, layers: Iterable[nn.Linear]) -> None:
-    """Puts marked layers in the place of those given, in place. For exported copies."""
+    """Replace the given layers of `module` by marked layers, in place. Use it on a copy for the export."""
     wanted = {id(layer) for layer in layers}
     for path, found in list(module.named_modules()):
         if id(found) in wanted and isinstance(found, nn.Linear):
@@ -66,16 +71,17 @@ def mark(module: nn.Module, layers: Iterable[nn.Linear]) -> None:
 
 
 def quantize_file(path: Path, weight_bits: int) -> None:
-    """Quantises the marked products of an fp32 file, in place and at once."""
+    """Quantise the marked products of an fp32 file, in place and atomically."""
     model = onnx.load(path)
     names = [node.name for node in model.graph.node if MARKED.search(node.name)]
-    if not names:  # which the quantiser would take for all
+    if not names:  # the quantiser would quantise all nodes if the list were empty
         return
-    add_pre_process_metadata(model)  # shapes and constants are folded already
+    add_pre_process_metadata(model)  # says that shapes and constants are already folded
     beside = path.with_suffix(".int8.part")
+    # The quantiser splits a Gemm into a MatMul, whose name has the suffix "_MatMul", and an Add.
     quantize_dynamic(
         model, beside, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=weight_bits < 8,
-        weight_type=QuantType.QInt8, nodes_to_quantize=[*names, *(f"{name}_MatMul" for name in names)],  # of a Gemm
+        weight_type=QuantType.QInt8, nodes_to_quantize=[*names, *(f"{name}_MatMul" for name in names)],
         use_external_data_format=is_large(model),
     )  # fmt: skip
     os.replace(beside, path)
@@ -83,7 +89,7 @@ def quantize_file(path: Path, weight_bits: int) -> None:
 
 @functools.cache
 def saturates() -> bool:
-    """Whether this machine's 8-bit products lose what does not fit into 16 bits, as those of processors without VNNI do."""
+    """Return whether 8-bit products on this machine saturate at 16 bits, as on x86 processors without VNNI."""
     inner, columns = 64, 16
     weights = np.full((inner, columns), 127, np.int8)
     graph = helper.make_graph(

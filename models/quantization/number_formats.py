@@ -1,4 +1,4 @@
-"""How a network that is not delivered in fp32 rounds: in trials, and in its file."""
+"""Number formats (int8, fp16): fake quantisation in trials, and conversion of the exported file."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -14,20 +14,20 @@ from models.quantization.int8 import Quantiser, mark, quantize_file
 
 class Rounding(Protocol):
     def emulated(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Meanwhile `module` computes as its file will."""
+        """Inside the block, `module` rounds as its file will (fake quantisation)."""
         ...
 
     def prepare(self, module: nn.Module) -> None:
-        """Before it is exported, in place."""
+        """Prepare `module` for the export, in place."""
         ...
 
     def finish(self, file: Path) -> None:
-        """Afterwards, in place and at once."""
+        """Convert the exported file, in place and atomically."""
         ...
 
 
 class Int8:
-    """layers: of a module, those that are quantised."""
+    """The int8 format. `layers` returns the linear layers of a module that are quantised."""
 
     def __init__(self, layers: Callable[[nn.Module], Iterable[nn.Linear]], quantiser: Quantiser) -> None:
         self._layers, self._quantiser = layers, quantiser
@@ -43,7 +43,7 @@ class Int8:
 
 
 class Half:
-    """fp16: everything but images and answers."""
+    """The fp16 format: the whole network is fp16, except input images and outputs."""
 
     def emulated(self, module: nn.Module) -> AbstractContextManager[None]:
         return half_precision(module)

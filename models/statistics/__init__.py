@@ -1,1 +1,4 @@
-"""What a dense network does on calibration images: everything that a ranking or the recovery reads."""
+"""Statistics of a dense network on calibration images.
+
+Rankings and the recovery read nothing else about its activations.
+"""

@@ -1,4 +1,4 @@
-"""Where each head looks, over the calibration images (CP-ViT, arXiv 2203.04570).
+"""Attention statistics of each block over the calibration images (CP-ViT, arXiv 2203.04570).
 
 B images, H heads, N tokens = P prefix + M patches on a grid of height x width, d q/k dims per head.
 """
@@ -14,18 +14,20 @@ from models.families.describe import head_count
 from models.families.family import Family, is_present, part
 
 NEAR_SHARE = 0.1
-"""A short distance is the radius of a disc over this share of the grid: on 14 x 14 it holds 21 patches, as many as the
-"10 positions" to either side that CP-ViT's authors count along the flattened grid."""
+"""A short distance is the radius of a disc that covers this share of the grid. On a 14 x 14 grid the disc holds 21
+patches. The authors of CP-ViT also count 21: the patch itself and 10 positions to either side along the flattened
+grid."""
 
 
 @dataclass(frozen=True)
 class AttentionStatistics:
-    """Of one block.
+    """Attention statistics of one block.
 
-    heads (H,): mean over images of the sum over patch keys of the strongest attention that any query pays to the key.
-    Summed over heads it is the mean of what the token score of the block sums to over the patches.
-    local (): the attention range, in [0, 1]: share of patch queries (of all heads and images) whose strongest patch key
-    lies within a short distance on the grid. Near 1 the block looks around each patch, near 0 anywhere.
+    heads (H,): for each patch key, take the strongest attention that any query pays to it; sum over keys, average over
+        images. The sum over heads equals the mean over images of the block's token score, summed over patches.
+    local (): the attention range, in [0, 1]. It is the share of patch queries (of all heads and images) whose strongest
+        patch key is within a short distance on the grid. Near 1, each patch attends to its surroundings; near 0, to any
+        place.
     """
 
     heads: Tensor
@@ -33,7 +35,7 @@ class AttentionStatistics:
 
 
 def near(grid: tuple[int, int]) -> Tensor:
-    """Whether two patches are a short distance apart, itself included. Returns (M, M) bool."""
+    """Return (M, M) bool: whether two patches are within a short distance of each other. A patch is near itself."""
     height, width = grid
     radius = max(1.0, math.sqrt(NEAR_SHARE * height * width / math.pi))
     places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).reshape(-1, 2)
@@ -42,16 +44,16 @@ def near(grid: tuple[int, int]) -> Tensor:
 
 
 class AttentionSums:
-    """Adds up one block's attention over batches, in float64."""
+    """Accumulates the attention of one block over batches, in float64."""
 
     def __init__(self, close: Tensor, prefix: int) -> None:
-        """close: `near` of the block's grid."""
+        """close: the result of `near` for the grid of the block."""
         self.close, self.prefix, self.images = close, prefix, 0
         self.heads: Tensor | float = 0.0
         self.local: Tensor | float = 0.0
 
     def add(self, attention: Tensor) -> None:
-        """attention (B, H, N, N) after softmax."""
+        """Add one batch of attention (B, H, N, N), after the softmax."""
         self.images += len(attention)
         to_patches = attention[..., self.prefix :]
         self.heads = self.heads + to_patches.amax(dim=2).double().sum((0, 2))
@@ -65,7 +67,7 @@ class AttentionSums:
 
 
 def block_attention(block: nn.Module, family: Family, joined: Tensor) -> Tensor:
-    """The attention that a block pays, from the output (B, N, 3 H d) of its q/k/v layer. Returns (B, H, N, N)."""
+    """Compute the attention (B, H, N, N) of a block from the output (B, N, 3 H d) of its q/k/v layer."""
     batch, tokens, _ = joined.shape
     q, k, _ = joined.reshape(batch, tokens, 3, head_count(block, family), -1).permute(2, 0, 3, 1, 4)
     q_norm, k_norm = part(block, family.q_norm), part(block, family.k_norm)
@@ -78,7 +80,10 @@ def block_attention(block: nn.Module, family: Family, joined: Tensor) -> Tensor:
 def attention_statistics(
     blocks: Sequence[nn.Module], family: Family, grid: tuple[int, int], prefix: int, run: Callable[[], object]
 ) -> list[AttentionStatistics]:
-    """Of each block. `run`: sends the calibration images through the network that has the blocks, once."""
+    """Collect the statistics of each block.
+
+    run: sends the calibration images once through the network that has these blocks.
+    """
     close = near(grid)
     sums = [AttentionSums(close, prefix) for _ in blocks]
     hooks = []

@@ -1,7 +1,7 @@
-"""Statistics of a network, collected while calibration images run through it.
+"""Collect the statistics of a network while calibration images run through it.
 
-What differs between networks is how one sees the inputs of their layers: a network whose modules are known hooks them, a
-network that was read from its graph reads nodes. Each hands in its own way, `Observe`.
+Networks differ in how the inputs of their layers are observed. A timm network puts hooks on its modules. A network that
+was read from its graph reads nodes of the graph. Each network passes its own function, of type `Observe`.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,31 +16,31 @@ from models.statistics.statistics import BlockStatistics, Inputs, Kind, Statisti
 from models.structure import Layer, Structure
 
 DEPENDENCE_IMAGES = 128
-"""MDC uses one batch of 128 images."""
+"""Number of images for HSIC. MDC also uses one batch of 128 images."""
 MOMENT_ROWS = 16384
-"""Token vectors per layer that moments see: several times the widest layer, and affordable."""
+"""Number of token vectors per layer for the moments: several times the width of the widest layer, at a low cost."""
 BATCH = 32
 Sides = tuple[Layer, Layer]
-"""Two layers of each block whose inputs are observed: side 0 and side 1."""
+"""The two layers of each block whose inputs are observed: side 0 and side 1."""
 READERS: Sides = ("proj", "fc2")
-"""The layers that read heads and neurons."""
+"""The layer that reads the heads, and the layer that reads the neurons."""
 Observer = Callable[[int, int, Tensor], None]
-"""observer(block, side, input): is shown what enters a layer, (..., D)."""
+"""Called as observer(block, side, input) with the input (..., D) of a layer."""
 Outputs = Callable[[Tensor], Tensor]
 
 
 class Observe(Protocol):
     def __call__(self, observer: Observer, images: Tensor, batch: int, sides: Sides) -> None:
-        """Runs the images through the network, `batch` at a time, and shows the observer each layer's input."""
+        """Run the images through the network, `batch` at a time, and call the observer with the input of each layer."""
 
 
 def collect(
     structure: Structure, images: Tensor, outputs: Outputs, observe: Observe, kinds: Collection[Kind] = (),
     further: Mapping[Kind, Callable[[], Sequence[Any]]] | None = None,
 ) -> Statistics:  # fmt: skip
-    """Moments of what enters the readers of heads and neurons, and each further kind that is wanted.
+    """Collect the moments of the inputs of `READERS`, and every other kind of statistics in `kinds`.
 
-    further: kinds that only some networks have, each as a function that gives one value for each block.
+    further: kinds that only some networks have, each with a function that returns one value for each block.
     """
     moments = moments_of(structure, images, observe, READERS)
     ways: dict[Kind, Callable[[], Sequence[Any]]] = {
@@ -57,14 +57,14 @@ def collect(
 
 
 def moments_of(structure: Structure, images: Tensor, observe: Observe, sides: Sides) -> list[tuple[Moments, Moments]]:
-    """Moments of the inputs of two layers of each block."""
+    """Return the moments of the inputs of two layers (`sides`) of each block."""
     moments = [(Moments(), Moments()) for _ in structure.blocks]
     draw = torch.Generator().manual_seed(0)
 
     def record(block: int, side: int, x: Tensor) -> None:
         rows = x.reshape(-1, x.shape[-1])
         share = min(1.0, MOMENT_ROWS / (len(images) * structure.blocks[block].tokens))
-        if share < 1:  # at random: every n-th row would be the same few positions of every image
+        if share < 1:  # random rows, because every n-th row would always take the same few positions of each image
             rows = rows[torch.randperm(len(rows), generator=draw)[: max(1, round(share * len(rows)))]]
         moments[block][side].add(rows)
 
@@ -94,5 +94,5 @@ def _dependence(structure: Structure, images: Tensor, outputs: Outputs, observe:
 
 
 def _per_image(x: Tensor, images: int) -> Tensor:
-    """Windows of one image side by side: (images, N, D)."""
+    """Reshape to (images, N, D): the windows of one image are joined along N."""
     return x.reshape(images, -1, x.shape[-1])

@@ -1,4 +1,4 @@
-"""Soft gates (VTP, arXiv 2104.08500, section 3): a learned factor on every input of a block's linear layers, X diag(a)."""
+"""Soft gates (VTP, arXiv 2104.08500, section 3): one learned factor for every input of a linear layer, X diag(a)."""
 
 import copy
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from models.families.family import Family, part, replace_part
 
 @dataclass(frozen=True)
 class Gates:
-    """Of one block, as trained: qkv_inputs (D,), proj_inputs (H * v,), fc1_inputs (D,), neurons (K,)."""
+    """The trained gates of one block: qkv_inputs (D,), proj_inputs (H * v,), fc1_inputs (D,), neurons (K,)."""
 
     qkv_inputs: Tensor
     proj_inputs: Tensor
@@ -21,7 +21,7 @@ class Gates:
 
 
 class GatedLinear(nn.Module):
-    """A linear layer that reads its inputs through gates, which start open (1)."""
+    """A linear layer whose inputs are multiplied by gates. All gates start at 1, fully open."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class GatedLinear(nn.Module):
         return out
 
     def folded(self) -> nn.Linear:
-        """One layer that gives the same: W diag(a)."""
+        """Return an equivalent linear layer with the gates in its weights, W diag(a)."""
         linear = copy.deepcopy(self.linear)
         with torch.no_grad():
             linear.weight.mul_(self.gate)
@@ -41,7 +41,7 @@ class GatedLinear(nn.Module):
 
 
 def attach(blocks: Sequence[nn.Module], family: Family) -> list[nn.Parameter]:
-    """Puts a gate before q/k/v, projection, fc1 and fc2 of each block, in place. Returns the gates."""
+    """Put gates before q/k/v, projection, fc1 and fc2 of each block, in place. Return the gates."""
     gates = []
     for block in blocks:
         for path in _gated(family):
@@ -54,7 +54,7 @@ def attach(blocks: Sequence[nn.Module], family: Family) -> list[nn.Parameter]:
 
 
 def fold(blocks: Sequence[nn.Module], family: Family) -> tuple[Gates, ...]:
-    """Folds the gates into the layers that they stand before, in place. Returns their values."""
+    """Multiply the gates into the weights of their layers, in place. Return the values of the gates."""
     return tuple(Gates(*(_fold(block, path) for path in _gated(family))) for block in blocks)
 
 
@@ -66,5 +66,5 @@ def _fold(block: nn.Module, path: str) -> Tensor:
 
 
 def _gated(family: Family) -> tuple[str, str, str, str]:
-    """In the order of `Gates`."""
+    """Return the paths of the gated layers, in the order of the fields of `Gates`."""
     return family.qkv, family.projection, family.fc1, family.fc2

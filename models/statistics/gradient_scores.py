@@ -1,14 +1,17 @@
-"""First-order scores: what the answers lose when a member goes to zero, from backward passes over calibration images.
+"""First-order scores: how the outputs change when a member goes to zero, from backward passes on calibration images.
 
-For a member c with activation a, and images that do not see each other, one backward pass of a sum over images gives for
-each image the derivative along "c goes to zero", d_c = - sum over tokens of a * gradient.
+Consider a member c with activation a. The images of a batch do not influence each other, so one backward pass of a sum
+over images gives for each image the derivative in the direction "c goes to zero":
+
+    d_c = - sum over tokens of a * gradient
 
     Taylor:  mean over images of |d_c loss|,  loss = cross-entropy with the labels (or the dense answers)
-    Fisher:  mean over images of 1/2 sum_y p_y (d_c log p_y)^2, the second order of UP-ViTs' KL(p || p without c)
-             (arXiv 2111.15127, eq. 4): its first order vanishes, because p is where the divergence is least.
+    Fisher:  mean over images of 1/2 sum_y p_y (d_c log p_y)^2, the second-order term of UP-ViTs' KL(p || p without c)
+             (arXiv 2111.15127, eq. 4). The first-order term is zero, because the divergence has its minimum at p.
 
-The sum over y is exact for few classes. For many it is the mean over random signs e of (d_c sum_y e_y sqrt(p_y) log p_y)^2,
-which is the same in expectation; labels drawn from p would nearly always be the surest class and say little.
+The sum over y is exact for few classes. For many classes it is the mean over random signs e of
+(d_c sum_y e_y sqrt(p_y) log p_y)^2, which has the same expectation. Labels drawn from p would be a worse estimate:
+nearly all would be the most probable class, which says little.
 """
 
 import dataclasses
@@ -27,7 +30,8 @@ from models.statistics.residual_stream import Read, change_without, stream_reads
 from models.structure import Structure
 
 FEW_CLASSES, DRAWS = 16, 4
-"""Up to so many classes the sum is exact, one backward pass each; beyond, so many random draws per image."""
+"""Up to FEW_CLASSES classes the sum over classes is exact, with one backward pass for each class. With more classes, it
+is estimated from DRAWS random draws per image."""
 BATCH = 32
 Scores = tuple[tuple[MemberScores, ...], StreamScores]
 Reduce = Callable[[Tensor], Tensor]
@@ -36,7 +40,10 @@ Reduce = Callable[[Tensor], Tensor]
 def taylor_scores(
     model: nn.Module, family: Family, structure: Structure, images: Tensor, labels: Tensor | None
 ) -> Scores:
-    """images (n, C, H, W), labels (n,) or None. Raises: InvalidRequest without a classifier."""
+    """Compute the Taylor scores from images (n, C, H, W) and labels (n,). Labels None: the predicted classes are used.
+
+    Raises: InvalidRequest if the model has no classifier.
+    """
     check_classes(structure, "taylor")
     taps = Taps(model, family, structure)
 
@@ -48,7 +55,7 @@ def taylor_scores(
 
 
 def fisher_scores(model: nn.Module, family: Family, structure: Structure, images: Tensor, seed: int = 0) -> Scores:
-    """images (n, C, H, W). Raises: InvalidRequest without a classifier."""
+    """Compute the Fisher scores from images (n, C, H, W). Raises: InvalidRequest if the model has no classifier."""
     check_classes(structure, "kl")
     taps, draw = Taps(model, family, structure), torch.Generator().manual_seed(seed)
 
@@ -63,7 +70,7 @@ def fisher_scores(model: nn.Module, family: Family, structure: Structure, images
 
 
 def check_classes(structure: Structure, criterion: str) -> None:
-    """Raises: InvalidRequest."""
+    """Check that the model has a classifier. Raises: InvalidRequest that names the criterion."""
     if not structure.classes:
         raise InvalidRequest(
             f"Criterion {criterion!r} compares class probabilities; this model has no classifier. "
@@ -74,7 +81,12 @@ def check_classes(structure: Structure, criterion: str) -> None:
 def _scores(
     taps: "Taps", images: Tensor, probes: Callable[[slice, Tensor], Sequence[Tensor]], reduce: Reduce
 ) -> Scores:
-    """probes(rows of a batch, log p (B, C)) gives weights (B, C), each for one backward pass of sum(weights * log p)."""
+    """Compute the scores of all members, averaged over images.
+
+    probes: is called with the rows of a batch and log p (B, C). It returns a list of weights (B, C), and each of them
+        causes one backward pass of sum(weights * log p).
+    reduce: converts the change of each image into a score, before the mean over images.
+    """
     start, passes = time.perf_counter(), 0
     sums: list[Tensor] = []
     for first in range(0, len(images), BATCH):
@@ -95,7 +107,7 @@ def _scores(
 
 
 class Taps:
-    """While entered, keeps the tensors that the members are read from; `changes` differentiates along them."""
+    """Records the activations of all members while its `with` block runs. `changes` differentiates along them."""
 
     def __init__(self, model: nn.Module, family: Family, structure: Structure) -> None:
         self.model, self._family = model, family
@@ -103,7 +115,7 @@ class Taps:
         self._heads = [block.attention.heads if block.attention else 0 for block in structure.blocks]
         self._reads = [] if "embed" in structure.fixed else stream_reads(model, family)
         self.images = 0
-        """Of the batch in work: what windows and grids are divided by."""
+        """Number of images in the current batch, needed to sum over the windows or grid positions of each image."""
         self._inputs: dict[nn.Module, Tensor] = {}
         self._outputs: dict[nn.Module, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
@@ -118,7 +130,10 @@ class Taps:
 
     @property
     def _qk_paths(self) -> tuple[str, ...]:
-        """Whose outputs are q and k: the norms of plain blocks (often identities), or the layers that make them."""
+        """Paths of the modules that output q and k.
+
+        In plain blocks these are the q and k norms (often identities). Otherwise they are the linear layers of q and k.
+        """
         family = self._family
         return (family.q_norm, family.k_norm) if family.q_norm else tuple(family.attention_layers)
 
@@ -132,8 +147,11 @@ class Taps:
             kept.clear()
 
     def changes(self, value: Tensor, last: bool) -> list[Tensor]:
-        """Per image, the change of `value` (a sum over images) as each member goes: for each block heads (B, H), qk and v
-        and dims (B, H, d), neurons (B, K), halves (B, 2); at the end the embedding dims (B, D)."""
+        """Return the change of `value` (a sum over images) for each image and each member that is removed.
+
+        The list has, for each block: heads (B, H), qk, v and dims (B, H, d), neurons (B, K), and sublayers (B, 2:
+        attention, MLP). The last entry is for the embedding dims (B, D).
+        """
         family = self._family
         places = [
             (*(self._outputs[part(block, path)] for path in self._qk_paths),
@@ -153,8 +171,11 @@ class Taps:
             return [*found, torch.stack(embed).sum(0) if embed else value.new_zeros(self.images, 0)]
 
     def _qk_change(self, block: nn.Module, tensors: Sequence[Tensor], slopes: Sequence[Tensor], heads: int) -> Tensor:
-        """(B, H, q). q_j and k_j only meet in their product, and each alone removes it: their changes are the same, so the
-        mean."""
+        """Return the change for each q/k dim, (B, H, q).
+
+        q_j and k_j are used only in their product, so removing either one has the same effect. The mean of both is
+        returned.
+        """
         if self._family.q_norm:
             q, k = (-(a * g).sum(2) for a, g in zip(tensors[:2], slopes[:2], strict=True))
             return 0.5 * (q + k) + self._renormed(block, slopes[:2])
@@ -166,7 +187,10 @@ class Taps:
         return 0.5 * (parts["q"] + parts["k"])
 
     def _renormed(self, block: nn.Module, gradients: Sequence[Tensor]) -> Tensor:
-        """What the norms of q and k, where there are any, do to the other dims of a head when one goes. (B, H, q)."""
+        """Return the change (B, H, q) that the q and k norms cause in the other dims of a head when one dim is removed.
+
+        It is zero if the block has no q and k norms.
+        """
         found = []
         for path, gradient in zip((self._family.q_norm, self._family.k_norm), gradients, strict=True):
             norm = part(block, path)
@@ -182,8 +206,12 @@ class Taps:
 
 
 def _block_changes(places: Sequence[tuple[Tensor, Tensor]], qk: Tensor, heads: int) -> list[Tensor]:
-    """places: (activation, gradient) of the projection's input and output, fc2's input and output, (B, N, .) or by windows
-    or grids; qk (B, H, q)."""
+    """Return the changes of one block, in the order of the fields of `MemberScores`.
+
+    places: (activation, gradient) of the projection's input, the projection's output, fc2's input and fc2's output.
+        Their shape is (B, N, .), or it is split into windows or a grid.
+    qk: the change of the q/k dims (B, H, q).
+    """
     images = len(qk)
     inputs, attention, neurons, mlp = (-(a * g).reshape(images, -1, a.shape[-1]).sum(1) for a, g in places)
     v = inputs.unflatten(-1, (heads, -1))

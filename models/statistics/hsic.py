@@ -1,4 +1,4 @@
-"""HSIC dependence of features on the dense outputs (MDC, arXiv 2201.00043, section 3.2)."""
+"""HSIC between features and the outputs of the dense network (MDC, arXiv 2201.00043, section 3.2)."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,12 @@ SIGMAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 @dataclass(frozen=True)
 class Dependence:
-    """HSIC of one block's features with the dense outputs (MDC, section 3.2).
+    """HSIC between the features of one block and the outputs of the dense network (MDC, section 3.2).
 
-    heads (H,), head_pairs (H, H): HSIC(f_h, f_g); neurons (K,); magnitudes (K,): sum of |activation|.
+    heads (H,): HSIC of each head with the outputs.
+    head_pairs (H, H): HSIC(f_h, f_g) of each pair of heads.
+    neurons (K,): HSIC of each neuron with the outputs.
+    magnitudes (K,): sum of |activation| of each neuron.
     """
 
     heads: Tensor
@@ -22,13 +25,13 @@ class Dependence:
 
 
 def centred(kernel: Tensor) -> Tensor:
-    """H K H with H = I - 11'/n. kernel (..., n, n)."""
+    """Centre a kernel (..., n, n): return H K H with H = I - 11'/n."""
     rows = kernel.mean(-1, keepdim=True)
     return kernel - rows - rows.transpose(-1, -2) + kernel.mean((-1, -2), keepdim=True)
 
 
 def gaussian_kernels(features: Tensor) -> Tensor:
-    """Mean over sigma of exp(-|x - y|^2 / (2 sigma^2)). features (F, n, d) -> (F, n, n)."""
+    """Return the mean over sigma of exp(-|x - y|^2 / (2 sigma^2)). features (F, n, d) -> (F, n, n)."""
     square = (features**2).sum(-1)
     distance = square[:, :, None] + square[:, None, :] - 2 * features @ features.transpose(1, 2)
     distance.clamp_(min=0)
@@ -36,20 +39,24 @@ def gaussian_kernels(features: Tensor) -> Tensor:
 
 
 def output_kernel(logits: Tensor) -> Tensor:
-    """The centred linear kernel on the softmax outputs. logits (n, C) -> (n, n)."""
+    """Return the centred linear kernel of the softmax outputs. logits (n, C) -> (n, n)."""
     outputs = torch.softmax(logits.double(), dim=-1)
     return centred(outputs @ outputs.T).float()
 
 
 def hsic(kernels: Tensor, other: Tensor) -> Tensor:
-    """trace(HKH HLH) for each kernel, `other` already centred. kernels (F, n, n) -> (F,)."""
+    """Return trace(HKH HLH) for each kernel. `other` (HLH) is already centred. kernels (F, n, n) -> (F,)."""
     return (kernels * other).sum((-1, -2))
 
 
 def dependence(heads: Tensor, neurons: Tensor, outputs: Tensor) -> Dependence:
-    """heads (n, N, H): mean over a head's channels; neurons (n, N, K); outputs: `output_kernel`.
+    """Compute the HSIC of the heads and neurons of one block, for n images with N tokens.
 
-    n images, N tokens. A feature is a vector over tokens.
+    A feature is a vector over tokens.
+
+    heads: (n, N, H), the mean over the channels of each head.
+    neurons: (n, N, K).
+    outputs: the result of `output_kernel`.
     """
     kernels = centred(gaussian_kernels(heads.permute(2, 0, 1).contiguous()))
     pairs = torch.einsum("fij,gij->fg", kernels, kernels)

@@ -1,4 +1,4 @@
-"""The dense layers of a block that rankings and the recovery read."""
+"""The linear layers of a dense network, in the form in which rankings and the recovery read them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,10 @@ from models.families.family import Family, linear_part, optional_part
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """The dense layers of one block that rankings and recovery read. q, k, v rows of `qkv` are heads x dim each."""
+    """The linear layers of one block of a dense network.
+
+    The rows of `qkv` are q, k and v in this order, heads x dim each.
+    """
 
     heads: int
     qkv: nn.Linear
@@ -21,11 +24,11 @@ class LayerWeights:
     fc2: nn.Linear
     scale1: Tensor | None = None
     scale2: Tensor | None = None
-    """Layer scale after projection and fc2, (D,)."""
+    """`scale1` and `scale2`: the layer scales (D,) after projection and fc2. None: the block has none."""
 
 
 def layer_weights(blocks: Iterable[nn.Module], family: Family) -> tuple[LayerWeights, ...]:
-    """The weights of each block of a dense network."""
+    """Return the linear layers of each block of a dense network."""
     return tuple(
         LayerWeights(
             heads=head_count(block, family),
@@ -46,7 +49,10 @@ def _gamma(block: nn.Module, path: str) -> Tensor | None:
 
 
 def _qkv(block: nn.Module, family: Family) -> nn.Linear:
-    """The layer that makes q, k and v; where they are made by several, one with their rows in that order."""
+    """Return the layer that makes q, k and v.
+
+    If several layers make them, return one layer with their rows in this order.
+    """
     layers = {path: linear_part(block, path) for path in family.attention_layers}
     if list(family.attention_layers.values()) == ["qkv"]:
         return layers[family.qkv]
@@ -59,7 +65,7 @@ def _qkv(block: nn.Module, family: Family) -> nn.Linear:
 
 
 def _rows_of(layers: dict[str, nn.Linear], family: Family, name: str, kind: str) -> Tensor:
-    """The rows of weight or bias that make "q", "k" or "v"."""
+    """Return the rows of the weight or the bias (`kind`) that make "q", "k" or "v"."""
     path = family.layer_of(name)
     made, tensor = family.attention_layers[path], getattr(layers[path], kind)
     rows: Tensor = tensor.detach().chunk(len(made))[made.index(name)]

@@ -1,9 +1,10 @@
-"""UP-ViTs' exact score: what the answers lose when one member is deleted, for every member (arXiv 2111.15127, section 3.2).
+"""UP-ViTs' exact leave-one-out score: the change of the outputs without one member (arXiv 2111.15127, section 3.2).
 
     I(c) = mean over images of KL(p_dense || p_without_c), natural logarithm, no labels
 
-"Without c" is what pruning would leave: norms run over the dims that stay. A member of block b reruns the network from
-block b on, from activations that are kept; many deletions share one batch. Even so this is for small models only.
+"Without c" is the network that pruning would give: norms are computed over the dims that stay. To remove a member of
+block b, the network is run again from block b on, with stored activations as its input. Many removals share one batch.
+The cost is still high, so this score is for small models only.
 """
 
 import copy
@@ -22,17 +23,18 @@ from models.statistics.residual_stream import norm_without, stream_reads
 from models.structure import Structure
 
 IMAGES = 128
-"""At most so many images: the score is a mean, and each costs as many passes as there are members."""
+"""Upper limit on images. The score is a mean over images, and each image costs one pass for each member."""
 MOST_MACS = 1e14
-"""About an hour of one fast core."""
+"""Upper limit on multiply-accumulates: about one hour on one fast core."""
 BATCH = 256
-"""Images times deletions in one pass."""
+"""Upper limit on images x removals in one pass."""
 Masks = dict[nn.Module, Tensor]
-"""What stays (ones) of a module's input or output: (G, dims) or (G, heads, dims), one row per deletion."""
+"""For each module, a mask of the dims of its input or output that stay: 1 stays, 0 is removed. The shape is (G, dims)
+or (G, heads, dims), with one row for each removal."""
 
 
 def deletion_macs(structure: Structure, images: int) -> float:
-    """Multiply-accumulates of all deletions."""
+    """Return the multiply-accumulates of all removals."""
     total, left = float(structure.width * structure.macs), float(structure.macs)
     for block in structure.blocks:
         dims = block.attention.heads * (block.attention.v_dim + 1) if block.attention else 0
@@ -42,7 +44,10 @@ def deletion_macs(structure: Structure, images: int) -> float:
 
 
 def check_cost(structure: Structure, images: int) -> None:
-    """Raises: InvalidRequest naming the criterion that costs a thousandth."""
+    """Check the cost.
+
+    Raises: InvalidRequest if it is too high; the error names a criterion that costs a thousandth of it.
+    """
     check_classes(structure, "kl-exact")
     macs = deletion_macs(structure, images)
     if macs > MOST_MACS:
@@ -54,7 +59,7 @@ def check_cost(structure: Structure, images: int) -> None:
 
 
 def deletion_scores(model: nn.Module, family: Family, structure: Structure, images: Tensor) -> Scores:
-    """images (n, C, H, W). Raises: InvalidRequest when it would cost too much."""
+    """Compute the leave-one-out scores from images (n, C, H, W). Raises: InvalidRequest if this would cost too much."""
     check_cost(structure, len(images))
     start = time.perf_counter()
     with torch.inference_mode():
@@ -87,7 +92,7 @@ def _block_scores(deleter: "Deleter", block: int, structure: Structure) -> Membe
 
 
 class Deleter:
-    """Runs many deletions at once on a model of its own, whose blocks it replaces."""
+    """Runs many removals in one batch. It replaces the blocks of the model that it gets, so it needs its own copy."""
 
     def __init__(self, model: nn.Module, family: Family, images: Tensor) -> None:
         self._model, self._family, self._images = model, family, images
@@ -105,13 +110,16 @@ class Deleter:
         return found
 
     def parts(self, block: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-        """What gives q and k, the projection, and fc2."""
+        """Return the modules that output q and k, the projection, and fc2."""
         family, module = self._family, self._blocks[block]
         q, k, projection, fc2 = (part(module, p) for p in (family.q_norm, family.k_norm, family.projection, family.fc2))
         return q, k, projection, fc2
 
     def divergences(self, block: int | None, inputs: Masks, outputs: Masks) -> Tensor:
-        """Mean KL of each deletion, float64. block: the first that is touched; None: the stem is touched too."""
+        """Return the mean KL divergence of each removal, float64.
+
+        block: the first block that a removal changes. None: it also changes the stem.
+        """
         count, group = len(next(iter((inputs | outputs).values()))), max(1, BATCH // len(self._images))
         found = []
         for first in range(0, count, group):
@@ -128,19 +136,22 @@ class Deleter:
         return torch.cat(found)
 
     def _run(self, block: int | None, times: int) -> Tensor:
-        """Logits of `times` copies of the images, from a block on."""
+        """Return the logits of `times` copies of the images.
+
+        The network runs from this block on; None: from the images on.
+        """
         if block is None:
             replace_part(self._model, self._family.blocks, nn.Sequential(*self._blocks))
             out: Tensor = self._model(self._images.repeat(times, 1, 1, 1))
             return out
         entering = self._entering[block].repeat(times, 1, 1)
         replace_part(self._model, self._family.blocks, nn.Sequential(Given(entering), *self._blocks[block:]))
-        out = self._model(self._images[:1])  # the stem's answer is not used
+        out = self._model(self._images[:1])  # the output of the stem is ignored, so one image is enough
         return out
 
 
 class Given(nn.Module):
-    """Stands for the blocks before: what they gave is known."""
+    """Replaces the earlier blocks by their stored output."""
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
@@ -162,7 +173,10 @@ def _cut_output(module: nn.Module, keep: Tensor) -> RemovableHandle:
 
 
 def _kept(module: nn.Module, x: Tensor, keep: Tensor) -> Tensor:
-    """x (G * n, ..., dims): each of the G copies with its own mask; heads stand in x at dim 1."""
+    """Apply to each of the G copies in x (G * n, ..., dims) its own mask.
+
+    If the masks have heads, dim 1 of x is the heads.
+    """
     x = x.unflatten(0, (len(keep), -1))
     shape = [len(keep)] + [1] * (x.dim() - 2) + [keep.shape[-1]]
     if keep.dim() == 3:

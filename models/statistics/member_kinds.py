@@ -1,4 +1,4 @@
-"""The kinds of statistics that say what the answers lose with a member: by gradients, or by deleting it."""
+"""The kinds of statistics that score members by the change of the outputs: by gradients, or by leave-one-out."""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -12,7 +12,10 @@ MemberKinds = dict[Kind, Callable[[], Scores]]
 
 
 def add_member_scores(statistics: Statistics, kinds: Collection[Kind], ways: MemberKinds) -> Statistics:
-    """The statistics with the kinds among `ways` that are wanted, each in the fields of its name."""
+    """Return the statistics with the member scores of every kind that is in both `kinds` and `ways`.
+
+    The scores of a kind are stored in the fields with its name.
+    """
     for kind, find in ways.items():
         if kind in kinds:
             blocks, stream = find()
@@ -23,6 +26,6 @@ def add_member_scores(statistics: Statistics, kinds: Collection[Kind], ways: Mem
 
 
 def _with(value: T, kind: Kind, scores: Any) -> T:
-    """The value with one field, named by the kind, replaced."""
+    """Return a copy of `value` in which the field with the name of the kind is replaced."""
     changes: dict[str, Any] = {kind: scores}
     return dataclasses.replace(value, **changes)

@@ -1,4 +1,4 @@
-"""Scores of a network's members by what its answers lose, in one form however they were found."""
+"""Scores of members by the change of the outputs when a member is removed. All methods use this form."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MemberScores:
-    """Of one block with H heads of d dims and K neurons; higher means keep.
+    """Scores of one block with H heads of d dims and K neurons. A higher score means keep.
 
-    heads (H,), qk (H, q), v (H, v), neurons (K,), halves (2,): the attention and the MLP as a whole.
-    dims (H, d): UP-ViTs' attention dims, row j of q, of k and of v and column j of the projection at once.
+    heads (H,), qk (H, q), v (H, v), neurons (K,).
+    halves (2,): the scores of the two sublayers, attention and MLP.
+    dims (H, d): UP-ViTs' attention dims. One dim is row j of q, of k and of v together with column j of the projection.
     """
 
     heads: Tensor
@@ -23,8 +24,12 @@ class MemberScores:
 
 @dataclass(frozen=True)
 class StreamScores:
-    """embed (D,): an embedding dim, everywhere in the residual stream. cost (2,): passes over the images (a backward pass
-    counts as one) and seconds, of these and of the blocks' scores together."""
+    """Scores of the residual stream, and the cost of all scores.
+
+    embed (D,): the score of each embedding dim, removed in the whole residual stream.
+    cost (2,): number of passes over the images (a backward pass counts as one pass) and seconds. It covers these scores
+        and those of all blocks.
+    """
 
     embed: Tensor
     cost: Tensor

@@ -1,4 +1,4 @@
-"""First two moments of a layer's input."""
+"""Mean and covariance of the input of a layer."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """First two moments of a linear layer's input over tokens and images. mean (D,), covariance (D, D), float64."""
+    """Mean (D,) and covariance (D, D) of the input of a linear layer, over tokens and images, in float64."""
 
     mean: Tensor
     covariance: Tensor
@@ -24,10 +24,10 @@ class Moments:
         self.product: Tensor | float = 0.0
 
     def add(self, rows: Tensor) -> None:
-        """rows (R, D). The product is taken in the rows' precision, the sum over batches in float64."""
+        """Add rows (R, D). Products are computed in the precision of the rows, and summed over batches in float64."""
         if self.shift is None:
             self.shift = rows.mean(0)
-        rows = rows - self.shift  # a large mean would drown the variance in rounding
+        rows = rows - self.shift  # with a large mean, rounding errors would exceed the variance
         self.count += rows.shape[0]
         self.sum = self.sum + rows.double().sum(0)
         self.product = self.product + (rows.T @ rows).double()

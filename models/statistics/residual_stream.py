@@ -1,7 +1,7 @@
-"""Where the residual stream is read. An embedding dim that no place reads is gone from the whole network.
+"""The places where the residual stream is read. An embedding dim that no place reads is removed from the network.
 
-The sum over all reads of (value * gradient) equals the sum over all writes, because the stream at each read is the sum of
-the writes before it; so the reads alone say what a dim is worth.
+The sum over all reads of (value * gradient) equals the sum over all writes, because the stream at each read is the sum
+of the earlier writes. So the reads are sufficient to score a dim.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from models.families.family import Family, is_present, part
 
 @dataclass(frozen=True)
 class Read:
-    """A norm (or, where a network ends without one, an identity) over the stream.
+    """A norm over the residual stream, or an identity if the network ends without a norm.
 
-    own: whether its output dim j is read as itself. Of a norm inside the stem only the mean and the variance count: its
-    output is the stream, which is read later.
+    own: whether output dim j of the norm counts as a read of dim j. It is False for a norm inside the stem: its output
+        is the stream itself, which is read later. So only the effect of a dim on mean and variance counts there.
     """
 
     module: nn.Module
@@ -26,7 +26,7 @@ class Read:
 
 
 def stream_reads(model: nn.Module, family: Family) -> list[Read]:
-    """In the order of the forward pass."""
+    """Return all reads of the residual stream, in the order of the forward pass."""
     reads = [Read(part(model, path), own=False) for path in family.stem_norms if is_present(part(model, path))]
     for block in part(model, family.blocks).children():
         reads += [Read(part(block, family.norm1)), Read(part(block, family.norm2))]
@@ -36,7 +36,10 @@ def stream_reads(model: nn.Module, family: Family) -> list[Read]:
 
 
 def norm_without(norm: nn.Module, x: Tensor, keep: Tensor) -> Tensor:
-    """What the norm over the kept dims gives, with zeros for the others. x (..., D), keep (..., D) of ones and zeros."""
+    """Compute the norm over the kept dims only. The output is zero in the other dims.
+
+    x: (..., D). keep: (..., D), ones and zeros.
+    """
     if not isinstance(norm, nn.LayerNorm):
         return x * keep
     count = keep.sum(-1, keepdim=True)
@@ -47,10 +50,12 @@ def norm_without(norm: nn.Module, x: Tensor, keep: Tensor) -> Tensor:
 
 
 def change_without(norm: nn.Module, x: Tensor, gradient: Tensor, own: bool) -> Tensor:
-    """How much (sum over a norm's outputs of gradient * output) changes when one dim of its input goes.
+    """Return the change of (sum over the outputs of a norm of gradient * output) when one dim of its input is removed.
 
-    Exact in what the norm does (mean and variance over the dims that are left), first order in what follows. x and the
-    gradient at the output: (B, T, D). Returns (B, D), summed over tokens.
+    The change is exact for the norm itself, whose mean and variance are computed over the dims that stay. It is a
+    first-order estimate for the later layers.
+
+    x, gradient: (B, T, D), the input of the norm and the gradient at its output. Returns (B, D), summed over tokens.
     """
     if not isinstance(norm, nn.LayerNorm):
         return -(x * gradient).sum(1) if own else torch.zeros_like(x[:, 0])

@@ -1,7 +1,7 @@
-"""What the dense network does on calibration images, recorded once.
+"""Statistics of the dense network on calibration images, recorded once.
 
-Rankings and recovery read these, never modules, so a network that is not PyTorch can provide the same. Moments are always
-taken; the other kinds only when a criterion needs them.
+Rankings and recovery read these statistics and never modules, so a network that is not in PyTorch can provide them too.
+Moments are always recorded. The other kinds are recorded only if a criterion needs them.
 """
 
 import dataclasses
@@ -19,12 +19,13 @@ from models.statistics.member_scores import MemberScores, StreamScores
 from models.statistics.moments import InputStatistics
 
 Kind = Literal["dependence", "attention", "taylor", "fisher", "deletion", "gates", "inputs"]
-"""Kinds beyond the moments; each is a field of `BlockStatistics` (or of `Statistics`) of the same name."""
+"""The kinds of statistics besides the moments. Each names a field of `BlockStatistics`, and some of `Statistics`
+too."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of q/k/v and of fc1, behind the norms that they follow."""
+    """Moments of the inputs of q/k/v and of fc1, after the norms."""
 
     qkv: InputStatistics
     fc1: InputStatistics
@@ -32,7 +33,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """projection, neurons: inputs of the attention's projection and of fc2."""
+    """Statistics of one block.
+
+    projection, neurons: moments of the inputs of the attention's projection and of fc2.
+    """
 
     projection: InputStatistics
     neurons: InputStatistics
@@ -54,7 +58,7 @@ class Statistics:
 
 
 def to_tensors(statistics: Statistics) -> dict[str, Tensor]:
-    """Flat names for a safetensors file."""
+    """Return the tensors under flat names, for a safetensors file."""
     return {name: tensor.contiguous() for name, tensor in _flat("", statistics).items()}
 
 
@@ -78,7 +82,7 @@ def _flat(prefix: str, value: Any) -> dict[str, Tensor]:
 
 
 def _built(kind: Any, prefix: str, flat: dict[str, Tensor]) -> Any:
-    """The inverse of `_flat`; an optional part whose tensors are not there is None."""
+    """Build a value from flat tensors, the inverse of `_flat`. An optional part without tensors becomes None."""
     if kind is Tensor:
         return flat[prefix]
     origin = typing.get_origin(kind)

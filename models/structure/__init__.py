@@ -1,6 +1,6 @@
 """The arithmetic of a network: operations, blocks, structures and plans. Standard library only.
 
-Other rooms import from here, and need not know which file holds a class.
+Other packages import these names from here, so they do not depend on the file that holds a class.
 """
 
 from models.structure.block import (

@@ -1,4 +1,4 @@
-"""One block: its attention, its MLP, its token reduction, and the operations that they consist of. Standard library only."""
+"""One transformer block: its attention, MLP and token reduction, and the operations of each. Standard library only."""
 
 import dataclasses
 import functools
@@ -11,12 +11,16 @@ from models.structure.op import Op
 
 Layer = Literal["qkv", "proj", "fc1", "fc2"]
 LAYERS: tuple[Layer, ...] = get_args(Layer)
-"""The linear layers of a block: what is quantised in an int8 network. All that make q, k and v count as one."""
+"""The linear layers of a block. An int8 network quantises these. All layers that make q, k and v count as one."""
 
 
 @dataclass(frozen=True)
 class Attention(Record):
-    """heads x (qk_dim, v_dim), read from `inputs` dims; `proj_inputs` of the heads' outputs reach the projection."""
+    """The sizes of one attention.
+
+    It has `heads` heads with `qk_dim` q/k dims and `v_dim` v dims each. The q/k/v layers read `inputs` dims of the
+    residual stream. The projection reads `proj_inputs` of the heads' heads x v_dim outputs.
+    """
 
     heads: int
     qk_dim: int
@@ -28,17 +32,18 @@ class Attention(Record):
     qk_norm: Literal["none", "shared", "per-head"] = "none"
     windows: int = 1
     keys: int | None = None
-    """Key tokens after a key/value reduction; None: as many as queries."""
+    """Number of key tokens after a key/value reduction. None: as many keys as queries."""
     layers: tuple[str, ...] = later(("qkv",))
-    """The linear layers that make q, k and v: one of all three, or ("q", "kv"), or ("q", "k", "v")."""
+    """The linear layers that make q, k and v: one layer for all three, or ("q", "kv"), or ("q", "k", "v")."""
     window: int | None = later(None)
-    """Tokens of one window with its padding; None: the tokens divided by the windows."""
+    """Number of tokens of one window, padding included. None: the token count divided by the number of windows."""
     table: int = later(0)
-    """Learned values per head that are added to the logits (relative positions)."""
+    """Number of learned values per head that are added to the attention logits (relative positions)."""
     reduction: tuple[Op, ...] = later(())
     """Operations between the block's tokens and its keys (PVT's strided convolution and norm)."""
     parts: tuple[Op, ...] = later(())
-    """Of an attention that was found in a graph (models/graph): all operations that its heads take part in, for one head."""
+    """For an attention that was found in a graph (models/graph): every operation in which its heads take part, with the
+    sizes of one head. Empty for a known architecture."""
 
 
 @dataclass(frozen=True)
@@ -48,26 +53,30 @@ class Mlp(Record):
     bias: bool = True
     gated: bool = False
     between: tuple[Op, ...] = later(())
-    """Operations between fc1 and the activation that belong to the neurons, written for one neuron (depthwise
-    convolution)."""
+    """Operations between fc1 and the activation that work on each neuron (depthwise convolution), with the sizes of one
+    neuron."""
     parts: tuple[Op, ...] = later(())
-    """Of an MLP that was found in a graph: all operations that its neurons take part in, for one neuron; and whatever else sees
-    the tokens that the block leaves, up to the next block's reduction."""
+    """For an MLP that was found in a graph: every operation in which its neurons take part, with the sizes of one
+    neuron. It also lists all other operations on the tokens that leave the block, up to the token reduction of the next
+    block."""
 
 
 Reducer = Literal["drop", "fuse", "weighted", "merge"]
-"""What becomes of the tokens that are not kept: nothing, one package token (their mean, or their mean by score), or each
-is merged into the most similar one that stays."""
+"""What happens to the tokens that are not kept.
+
+drop: they are discarded. fuse: one fused token, their mean, replaces them. weighted: one fused token, their mean
+weighted by score, replaces them. merge: each one is merged into the most similar token that stays.
+"""
 PACKAGING: tuple[Reducer, ...] = ("fuse", "weighted")
 IN_GRAPH: tuple[Reducer, ...] = ("drop", "fuse", "weighted")
-"""Those that a stage allows which is `in_graph`."""
+"""The reducers that a stage with `in_graph` allows."""
 ReductionPoint = Literal["start", "middle"]
-"""Before a block's attention, or between its attention and its MLP."""
+"""Where tokens are reduced. start: before the attention of a block. middle: between its attention and its MLP."""
 
 
 @dataclass(frozen=True)
 class Selector(Record):
-    """SPViT's learned scores of `patches` patch tokens, whose width is split into `heads`."""
+    """SPViT's token selector: it scores `patches` patch tokens, and splits their width into `heads` heads."""
 
     patches: int
     heads: int
@@ -75,7 +84,10 @@ class Selector(Record):
 
 @dataclass(frozen=True)
 class Reduction(Record):
-    """Of the patch tokens that enter, `kept` leave one by one, and with some reducers a package of the others."""
+    """A token reduction: `kept` patch tokens stay.
+
+    With the reducers in `PACKAGING`, one fused token stands for the others.
+    """
 
     reducer: Reducer
     kept: int
@@ -90,7 +102,7 @@ class Reduction(Record):
 
 @dataclass(frozen=True)
 class Block(Record):
-    """norm, attention, residual, [token reduction], norm, MLP, residual. A missing half costs nothing."""
+    """norm, attention, residual, [token reduction], norm, MLP, residual. A removed sublayer has no operations."""
 
     name: str
     width: int
@@ -100,9 +112,9 @@ class Block(Record):
     reduction: Reduction | None = None
     layer_scale: bool = False
     precision: str = "fp32"
-    """int8: its linear layers are; everything else stays in fp32. fp16: everything is."""
+    """int8: the linear layers are int8 and everything else stays in fp32. fp16: everything is fp16."""
     exact: tuple[Layer, ...] = later(())
-    """Of an int8 block: the layers that stay in fp32."""
+    """The linear layers that stay in fp32 although the block is int8."""
 
     @property
     def tokens_out(self) -> int:
@@ -110,7 +122,7 @@ class Block(Record):
 
     @property
     def tokens_attended(self) -> int:
-        """Tokens that the attention sees."""
+        """Number of tokens that the attention processes."""
         return self.tokens_out if self.reduction and self.reduction.at == "start" else self.tokens
 
     def ops(self) -> tuple[Op, ...]:
@@ -127,12 +139,15 @@ def block_total(block: Block, quantity: Quantity) -> int:
 
 @functools.lru_cache(maxsize=65536)
 def _block_ops(block: Block) -> tuple[Op, ...]:
-    """Blocks repeat across policies: caching by value makes pricing cheap."""
+    """Return the operations of a block, cached by value: many policies share equal blocks, so pricing becomes cheap."""
     return block_ops(block)
 
 
 def block_ops(block: Block) -> tuple[Op, ...]:
-    """Its operations in order. Sizes may be arrays, of many blocks alike (latency/prediction/features.py)."""
+    """Return the operations of a block in execution order.
+
+    Sizes may also be arrays, one value for each of many similar blocks (latency/prediction/features.py).
+    """
     ops: list[Op] = []
     if block.attention:
         ops += _attention_ops(block, block.attention)
@@ -224,13 +239,16 @@ def _mlp_ops(block: Block, shape: Mlp) -> Iterator[Op]:
 
 
 def selector_dims(width: int, heads: int) -> tuple[int, int, int, int]:
-    """Of a token selector: channels per head, their half and quarter, and half of the heads."""
+    """Return four sizes of a token selector: channels per head, their half, their quarter, and half of the heads."""
     dim = width // heads
     return dim, max(1, dim // 2), max(1, dim // 4), max(1, heads // 2)
 
 
 def _selector_ops(block: Block, shape: Selector) -> Iterator[Op]:
-    """Per token and head: feature, then a vote; per token: the weights of the heads. See models/pruning/token_selector.py."""
+    """Yield the operations of a token selector (models/pruning/token_selector.py).
+
+    For each token and head it computes a feature and then a vote. For each token it computes the weights of the heads.
+    """
     name, rows = f"{block.name}.selector", shape.patches * shape.heads
     dim, half, quarter, few = selector_dims(block.width, shape.heads)
 

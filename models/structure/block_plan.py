@@ -1,4 +1,4 @@
-"""What stays of one block, and the block that this leaves. Standard library only."""
+"""The plan of one block (which members stay), and the pruned block that it gives. Standard library only."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,13 +8,16 @@ from models.record import Record, later
 from models.structure.block import Attention, Block, Layer, Mlp, Reducer, Reduction, ReductionPoint, Selector
 
 PlanAxis = Literal["heads", "neurons", "tokens", "embed", "blocks", "inputs", "precision"]
-"""Heads with their q/k and v dims are one axis here; so are the inputs that q/k/v, the projection and fc1 gather."""
+"""The axes of a plan. Heads and their q/k and v dims are one axis; so are the inputs of q/k/v, projection and fc1."""
 TokenScore = Literal["attention", "cumulative", "similarity", "selector"]
 
 
 @dataclass(frozen=True)
 class HeadPlan(Record):
-    """One output head: its q/k dims and v dims, as flat indices (head x head_dim + dim) into the source's heads."""
+    """One head of the pruned block: the q/k dims and v dims that it keeps.
+
+    They are flat indices (head x head_dim + dim) in the original block.
+    """
 
     qk: tuple[int, ...]
     v: tuple[int, ...]
@@ -22,11 +25,14 @@ class HeadPlan(Record):
 
 @dataclass(frozen=True)
 class TokenPlan(Record):
-    """Keep the `kept` best patch tokens of each image; which they are is decided for each image as it runs.
+    """Keep the `kept` best patch tokens of each image. They are chosen at run time, for each image.
 
-    score: what ranks them. attention: of the block just left (start) or the block's own (middle), from the class token,
-    or received where there is none. cumulative: CP-ViT's, over all layers so far. similarity: `merge` needs no rank.
-    selector: SPViT's, learned, from the tokens themselves.
+    `score` says how tokens are ranked:
+    attention: by the attention of the previous block (start) or of this block (middle). It is the attention from the
+        class token or, without a class token, the attention that a token receives.
+    cumulative: by CP-ViT's score, a sum over all layers so far.
+    similarity: for reducer `merge`, which needs no ranking.
+    selector: by SPViT's learned score, which reads the tokens.
     """
 
     kept: int
@@ -37,7 +43,11 @@ class TokenPlan(Record):
 
 @dataclass(frozen=True)
 class BlockPlan(Record):
-    """`source` is the block in the original. No heads (neurons): that half of the block is gone. Inputs None: all kept dims."""
+    """What stays of block `source` of the original network.
+
+    Empty `heads` removes the attention; empty `neurons` removes the MLP. If the inputs of a layer are None, the layer
+    reads all dims that are kept.
+    """
 
     source: int
     heads: tuple[HeadPlan, ...]
@@ -47,7 +57,7 @@ class BlockPlan(Record):
     fc1_inputs: tuple[int, ...] | None = None
     tokens: TokenPlan | None = None
     exact: tuple[Layer, ...] = later(())
-    """In an int8 plan: the layers that stay in fp32."""
+    """The linear layers that stay in fp32 in an int8 plan."""
 
 
 def whole_block(source: int, block: Block) -> BlockPlan:
@@ -95,7 +105,7 @@ def with_selector(block: Block, tokens: TokenPlan, original: Block, patches: int
 
 
 def selector_heads(width: int, original: Block) -> int:
-    """Into how many heads a selector splits the width: the block's own, or the next smaller number that divides it."""
+    """Return the number of heads of a selector: the block's own, or the next smaller number that divides the width."""
     wanted = original.attention.heads if original.attention else 1
     return next(heads for heads in range(min(wanted, width), 0, -1) if width % heads == 0)
 

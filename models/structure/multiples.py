@@ -1,13 +1,16 @@
-"""Multiples that the sizes of a pruned network keep, so that its products stay fast. Standard library only."""
+"""Multiples to which the sizes of a pruned network are rounded, so that its matrix products stay fast.
+
+Standard library only.
+"""
 
 DIM_MULTIPLE, NEURON_MULTIPLE, EMBED_MULTIPLE = 4, 16, 8
-"""Of q/k and v dims per head, of neurons per block, and of embedding dims."""
+"""Multiples for the q/k and v dims per head, for the neurons per block, and for the embedding dims."""
 
 
 def to_multiple(count: float, size: int, multiple: int, least: int | None = None) -> int:
-    """Rounds `count` members of `size` to a multiple; at least `least` (one multiple, unless it is given) stay.
+    """Round `count`, out of `size` members, to a multiple. At least `least` members stay; its default is one multiple.
 
-    All members stay if `count` is `size`, whether or not that is a multiple.
+    All members stay if `count` is `size`, even if `size` is not a multiple.
     """
     least = multiple if least is None else least
     return size if count >= size else min(size, max(least, multiple * round(count / multiple)))

@@ -10,7 +10,7 @@ OpKind = Literal[
     "matmul", "conv", "attention", "norm", "activation", "add", "scale", "gather", "move", "reduce", "pool", "table"
 ]
 Precision = Literal["fp32", "int8", "fp16"]
-"""Of the networks that vitfit makes."""
+"""Number formats of the networks that vitfit produces."""
 BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
@@ -38,35 +38,37 @@ class Op(Record):
     precision: str = "fp32"
     fused: bool = False
     width_field: Literal["", "inner", "cols"] = ""
-    """Which size is the embedding width, so that cutting the width is arithmetic."""
+    """The size that equals the embedding width. Cutting the width replaces this size. Empty: no size depends on it."""
     rows_are_tokens: bool = False
     members: Literal["", "rows", "cols", "inner", "count", "dims"] = later("")
-    """Which size counts the heads (or neurons) of a half that is given by its `parts`; dims: inner and depth."""
+    """The size that scales with the number of heads or neurons, for an operation in the `parts` of a sublayer. dims:
+    both inner and depth scale."""
     tokens: tuple[Literal["rows", "cols", "inner"], ...] = later(())
-    """Of such a part: sizes that are given for one token and grow with them; one that is named twice, with their square."""
+    """For an operation in `parts`: names of the sizes that are given for one token and scale with the token count. A
+    name that is listed twice scales quadratically."""
     shift: int = later(0)
-    """How many more tokens than the block it sees."""
+    """Number of tokens that this operation processes in addition to those of the block."""
 
     def of_tokens(self, tokens: int) -> "Op":
-        """The operation of one token, for so many that the block has."""
+        """Scale this per-token operation to `tokens` tokens."""
         sizes: dict[str, int] = {}
         for name in self.tokens:
             sizes[name] = sizes.get(name, getattr(self, name)) * (tokens + self.shift)
         return dataclasses.replace(self, **sizes) if sizes else self  # type: ignore[arg-type]
 
     def of_members(self, members: int) -> "Op":
-        """The operation of one member, for so many."""
+        """Scale this per-member operation (of one head or neuron) to `members` members."""
         sizes: dict[str, int] = {name: getattr(self, name) * members for name in self.counted_by}
         return dataclasses.replace(self, **sizes) if sizes else self  # type: ignore[arg-type]
 
     @property
     def counted_by(self) -> tuple[str, ...]:
-        """The sizes that `members` means."""
+        """Names of the sizes that scale with the number of members."""
         return ("inner", "depth") if self.members == "dims" else (self.members,) if self.members else ()
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates per image; only matrix products count, as in the papers."""
+        """Multiply-accumulates per image. Only matrix products count, as in the papers."""
         if self.kind in ("matmul", "conv"):
             return self.count * self.rows * self.inner * self.cols
         if self.kind == "attention":
@@ -87,19 +89,22 @@ class Op(Record):
 
     @property
     def weight_bytes(self) -> int:
-        """Of a file. Beside int8 weights stand a bias and a scale in fp32 for each column."""
+        """Bytes of the weights in a file. An int8 layer also stores a bias and a scale in fp32 for each column."""
         if self.precision != "int8" or not self.weights:
             return self.params * BYTES_PER_VALUE[self.precision]
         return self.count * self.cols * (self.inner + BYTES_PER_VALUE["fp32"] * (2 if self.bias else 1))
 
     @property
     def values(self) -> int:
-        """Values written: the work of operations that are not matrix products. For attention, the softmax."""
+        """Number of values written.
+
+        It measures operations that are not matrix products; for attention it is the softmax.
+        """
         return self.count * self.rows * self.cols
 
     @property
     def bytes(self) -> int:
-        """Bytes moved per image when nothing stays in a cache: weights, inputs and outputs once each."""
+        """Bytes moved per image if no data stays in a cache: weights, inputs and outputs are each moved once."""
         if self.kind in ("matmul", "conv"):
             moved = self.count * self.rows * (self.inner + self.cols)
         elif self.kind == "attention":

@@ -1,7 +1,8 @@
-"""What stays of a network, member by member. Standard library only.
+"""Plans: the exact list of members (heads, dims, neurons, blocks) that stay of a network. Standard library only.
 
-All indices are those of the original network, so a plan is read beside it and plans compose by inspection.
-`plan.apply_to(structure)` is arithmetic; `models.pruning.prune` does the same to weights, and a test holds the two together.
+All indices refer to the original network, so a plan is read beside that network and two plans can be compared directly.
+`plan.apply_to(structure)` computes sizes only. `models.pruning.prune` does the same to the weights, and a test checks
+that both agree.
 """
 
 import bisect
@@ -26,15 +27,20 @@ from models.structure.structure import Stage, Structure
 
 @dataclass(frozen=True)
 class Plan(Record):
-    """embed: the embedding dims that stay, everywhere; empty where the structure's width is fixed: all of them stay.
-    precision: "int8" quantises the linear layers of all blocks, but for those that are `exact`; "fp16" is of everything."""
+    """Which members of a network stay.
+
+    embed: the embedding dims that stay in the whole network. Empty if the width of the structure is fixed: all dims
+    stay.
+    precision: "int8" quantises the linear layers of all blocks, except those in `exact`. "fp16" applies to the whole
+    network.
+    """
 
     embed: tuple[int, ...]
     blocks: tuple[BlockPlan, ...]
     precision: Precision = "fp32"
 
     def apply_to(self, structure: Structure) -> Structure:
-        """The structure of the network that this plan leaves.
+        """Return the structure of the pruned network.
 
         Raises: InvalidRequest when the plan does not fit (unknown member, unequal dims inside a block, no width left).
         """
@@ -42,7 +48,7 @@ class Plan(Record):
         return self.shape_of(structure)
 
     def shape_of(self, structure: Structure) -> Structure:
-        """`apply_to` without its checks: only lengths are read, so a plan of counts can be priced by the thousand."""
+        """Same as `apply_to` without its checks. It reads only lengths, so thousands of plans can be priced quickly."""
         originals, firsts, kept, tokens = structure.blocks, structure.first_blocks, [], structure.tokens
         stage, patches = -1, structure.tokens - structure.prefix
         for plan in self.blocks:
@@ -68,7 +74,10 @@ class Plan(Record):
         return small.in_precision("fp16") if self.precision == "fp16" else small
 
     def only(self, axis: PlanAxis, structure: Structure) -> "Plan":
-        """The part of this plan that concerns one axis; everything else as in the original. For accounts per axis."""
+        """Return the part of this plan that concerns one axis, with everything else as in the original.
+
+        It is used to report the savings of each axis.
+        """
         dense = identity(structure)
         blocks = []
         for plan in self.blocks if axis == "blocks" else dense.blocks:
@@ -79,13 +88,16 @@ class Plan(Record):
 
 
 def identity(structure: Structure) -> Plan:
-    """The plan that removes nothing."""
+    """Return the plan that removes nothing."""
     embed = () if "embed" in structure.fixed else tuple(range(structure.width))
     return Plan(embed, tuple(whole_block(i, b) for i, b in enumerate(structure.blocks)))
 
 
 def check(plan: Plan, structure: Structure) -> None:
-    """Raises: InvalidRequest naming the block, the value and what is allowed."""
+    """Check that a plan fits a structure.
+
+    Raises: InvalidRequest that names the block, the value and what is allowed.
+    """
     check_embed(plan.embed, structure)
     if not plan.blocks:
         raise InvalidRequest("A plan must keep at least one block; this one keeps none")

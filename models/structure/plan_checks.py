@@ -1,4 +1,7 @@
-"""Whether a plan fits a structure, part by part. Each check raises `InvalidRequest` with the place, the value and what is allowed."""
+"""Checks that a plan fits a structure, one function for each part of a plan.
+
+Each check raises `InvalidRequest` that names the place, the value and what is allowed.
+"""
 
 import bisect
 
@@ -50,7 +53,10 @@ def check_exact(plan: BlockPlan, name: str, precision: str) -> None:
 
 
 def check_block(plan: BlockPlan, block: Block, embed: tuple[int, ...], patches: int) -> int:
-    """Returns the patch tokens that leave the block. embed: the embedding dims that the whole plan keeps."""
+    """Check the plan of one block, and return the number of patch tokens that leave the block.
+
+    embed: the embedding dims that the plan of the network keeps.
+    """
     if plan.heads and block.attention:
         a = block.attention
         if len({(len(h.qk), len(h.v)) for h in plan.heads}) > 1:
@@ -83,16 +89,20 @@ def check_block(plan: BlockPlan, block: Block, embed: tuple[int, ...], patches: 
 
 
 def check_scores(blocks: tuple[BlockPlan, ...], firsts: tuple[int, ...] = (0,)) -> None:
-    """A reduction needs an attention to rank by, and packages and merges count tokens in different ways."""
+    """Check that each token reduction has an attention to rank by, and that scores and reducers can be combined.
+
+    A fused token and merged tokens count the removed tokens in different ways, so one plan cannot use both.
+    """
     scored, stage = False, -1
     for block in blocks:
         tokens = block.tokens
         if (now := bisect.bisect(firsts, block.source)) != stage:
-            scored, stage = False, now  # other tokens: attention to the old ones says nothing
+            scored, stage = False, now  # a new stage has new tokens, so earlier attention cannot rank them
         if tokens is not None and tokens.score == "selector":
-            continue  # it reads the tokens, not an attention
+            continue  # a selector reads the tokens, so it needs no attention
         at = None if tokens is None else tokens.at
-        spent = tokens is not None and tokens.score != "cumulative"  # only a sum over layers outlives a choice
+        # Only the cumulative score, a sum over layers, stays valid after a reduction.
+        spent = tokens is not None and tokens.score != "cumulative"
         if at == "start":
             if not scored:
                 raise InvalidRequest(

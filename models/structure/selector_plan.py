@@ -1,4 +1,4 @@
-"""From token keeps that a search found to the stages that get selectors. Standard library only."""
+"""Choose the blocks that get a token selector, from the token counts that a search found. Standard library only."""
 
 import dataclasses
 
@@ -6,18 +6,20 @@ from models.structure.block_plan import BlockPlan, TokenPlan, TokenScore
 from models.structure.plan import Plan
 
 SIMILAR = 0.1
-"""Neighbouring stages whose counts differ by less than this share of the larger one are one stage."""
+"""Two neighbouring reductions are merged if their token counts differ by less than this share of the larger count."""
 
 
 def without_selectors(plan: Plan) -> Plan:
-    """The class token's attention (or what is received) in the place of selectors, which say nothing before they are
-    trained. What they cost is priced and measured all the same: by the plan itself."""
+    """Replace token selectors by the attention score, because a selector gives no useful score before it is trained.
+
+    The cost of the selectors is not lost: the original plan is the one that is priced and measured.
+    """
     learned = any(block.tokens is not None and block.tokens.score == "selector" for block in plan.blocks)
     return with_score(plan, "attention") if learned else plan
 
 
 def with_score(plan: Plan, score: TokenScore) -> Plan:
-    """The same tokens kept, ranked by another score."""
+    """Return a plan that keeps as many tokens at the same blocks, but ranks them by another score."""
     blocks = (
         block if block.tokens is None else dataclasses.replace(block, tokens=dataclasses.replace(block.tokens, score=score))
         for block in plan.blocks
@@ -26,10 +28,11 @@ def with_score(plan: Plan, score: TokenScore) -> Plan:
 
 
 def merge_stages(plan: Plan) -> Plan:
-    """Fewer selectors at next to no loss (SPViT, section 3.4), from the last stage to the first.
+    """Merge neighbouring reductions with similar token counts, from the last to the first (SPViT, section 3.4).
 
-    Of two similar neighbours one stays: at the earlier block, with the later count, so that no block sees more tokens than
-    before and a budget that was met stays met. A merged stage is compared again, with its new count.
+    This saves selectors at almost no loss. Of two similar neighbours one stays: at the earlier block, with the later
+    (smaller) count. So no block processes more tokens than before, and a budget that was met stays met. The merged
+    reduction is then compared with the one before it, with its new count.
     """
     blocks, later = list(plan.blocks), None
     for place in reversed(range(len(blocks))):

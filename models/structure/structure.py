@@ -1,9 +1,11 @@
 """The shape of a network without its weights. Standard library only.
 
-A `Structure` is stages of blocks, down to `Op`s. Everything that can be counted (MACs, parameters, bytes, milliseconds,
-FPGA cycles) is a sum over `Op`s, so a plan is priced without touching a tensor. Sizes are per image; a price multiplies
-`rows` by the batch. Hierarchical networks fit: a stage has entry operations (patch merging, pooling), may hold parallel
-branches, its blocks may work in windows or on reduced keys, and it says whether its token grid is free to shrink.
+A `Structure` has stages, a stage has blocks, and a block has operations (`Op`). Every cost (MACs, parameters, bytes,
+milliseconds, FPGA cycles) is a sum over `Op`s, so a plan is priced without touching a tensor. Sizes are per image; a
+price multiplies `rows` by the batch size.
+
+Hierarchical networks are described in the same way. A stage has entry operations (patch merging, pooling) and may have
+parallel branches. Its blocks may use windows or reduced keys. The stage also says whether its tokens may be removed.
 """
 
 import dataclasses
@@ -16,13 +18,14 @@ from models.structure.block import Block, Quantity, block_total
 from models.structure.op import Op, ops_in
 
 Axis = Literal["embed", "inputs", "qk", "v", "halves"]
-"""Members that some architectures cannot lose: embedding dims, inputs of single layers, dims inside heads, and the
-attention or MLP of a block alone. Heads, neurons and whole blocks can go everywhere; for tokens, see `Stage`."""
+"""Axes that cannot be cut in some architectures: embedding dims, inputs of single layers, q/k or v dims inside heads,
+and one sublayer of a block alone ("halves"). Heads, neurons and complete blocks can be removed everywhere; for tokens,
+see `Stage`."""
 
 
 @dataclass(frozen=True)
 class Stage(Record):
-    """Blocks that share a token grid. `free_tokens`: no later layer needs the grid, so tokens may go."""
+    """Blocks that share a token grid. `free_tokens`: no later layer needs the grid, so tokens may be removed."""
 
     name: str
     blocks: tuple[Block, ...]
@@ -30,9 +33,10 @@ class Stage(Record):
     entry: tuple[Op, ...] = ()
     branches: tuple["Stage", ...] = ()
     follows: bool = later(False)
-    """Its tokens are those that the stage before has left, however many."""
+    """True if this stage continues with the tokens that the previous stage outputs, whatever their number."""
     in_graph: bool = later(False)
-    """Its tokens leave a graph (models/graph/tokens/cut.py): in the middle of a block and by its own attention."""
+    """True if the tokens are removed inside a graph (models/graph/tokens/cut.py). This is only possible in the middle
+    of a block, with the tokens ranked by the attention of that block."""
 
     def ops(self) -> Iterator[Op]:
         yield from self.entry
@@ -47,15 +51,15 @@ class Structure(Record):
     name: str
     image: tuple[int, int, int]
     classes: int
-    """0: no classifier, the outputs are features."""
+    """Number of classes. 0: the network has no classifier, and its outputs are features."""
     prefix: int
-    """Class, distillation and register tokens: never removed, always first."""
+    """Number of class, distillation and register tokens. They come first and are never removed."""
     has_class_token: bool
     stem: tuple[Op, ...]
     stages: tuple[Stage, ...]
     tail: tuple[Op, ...]
     fixed: tuple[Axis, ...] = later(())
-    """What cannot be cut in this architecture. Where the embedding width is fixed it may differ between stages."""
+    """Axes that cannot be cut in this architecture. If the embedding width is fixed, it may differ between stages."""
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -63,17 +67,17 @@ class Structure(Record):
 
     @property
     def width(self) -> int:
-        """Of the first block; stages may differ."""
+        """Embedding width of the first block. Other stages may have another width."""
         return self.blocks[0].width
 
     @property
     def tokens(self) -> int:
-        """Of the first block; stages may differ."""
+        """Token count of the first block, prefix tokens included. Other stages may have another count."""
         return self.blocks[0].tokens
 
     @property
     def first_blocks(self) -> tuple[int, ...]:
-        """Index of the first block of each stage: nothing that an earlier block saw of single tokens holds there."""
+        """Index of the first block of each stage. There, the token scores of earlier blocks are no longer valid."""
         sizes = [len(stage.blocks) for stage in self.stages]
         return tuple(sum(sizes[:i]) for i in range(len(sizes)))
 
@@ -89,7 +93,7 @@ class Structure(Record):
         return _macs(self.stem) + self.block_macs + _macs(self.tail)
 
     def in_precision(self, precision: Literal["fp32", "fp16"]) -> "Structure":
-        """The same with everything in one precision."""
+        """Return the same structure with every operation in one precision."""
         stages = tuple(_stage_in(stage, precision) for stage in self.stages)
         return dataclasses.replace(
             self, stem=ops_in(self.stem, precision), stages=stages, tail=ops_in(self.tail, precision)
@@ -97,7 +101,7 @@ class Structure(Record):
 
     @property
     def block_macs(self) -> int:
-        """MACs of the blocks alone: the arithmetic of most papers, MDC among them."""
+        """MACs of the blocks only. Most papers, MDC among them, count MACs in this way."""
         return sum(_stage_sum(stage, "macs") for stage in self.stages)
 
     @property
@@ -107,7 +111,7 @@ class Structure(Record):
 
     @property
     def weight_bytes(self) -> int:
-        """Of all weights in a file."""
+        """Bytes of all weights in a file."""
         ends = sum(op.weight_bytes for op in self.stem + self.tail)
         return ends + sum(_stage_sum(stage, "weight_bytes") for stage in self.stages)
 

@@ -1,1 +1,1 @@
-"""Everything that takes gradient steps."""
+"""Training: everything that takes gradient steps."""

@@ -1,4 +1,7 @@
-"""Training in several processes of this machine, one for each GPU (tests: two on the CPU). On the CPU alone there are none."""
+"""Training in several processes on this machine, one for each GPU.
+
+A machine without a GPU trains in the calling process. Tests use two processes on the CPU.
+"""
 
 import os
 import socket
@@ -22,13 +25,19 @@ POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Processes:
-    """cpu: without GPUs, with gloo. port: of loopback, where they meet."""
+    """The processes of one training.
+
+    count: number of processes. cpu: True to use the CPU with the gloo backend instead of GPUs.
+    """
 
     count: int
     cpu: bool
 
     def accelerator(self, index: int, port: int) -> Accelerator:
-        """In the process of this index."""
+        """Returns the accelerator of one process. index: of this process.
+
+        port: where the processes meet, on 127.0.0.1.
+        """
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ.update(RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(self.count), **meeting)
         if self.cpu:
@@ -37,7 +46,7 @@ class Processes:
 
 
 def on_gpus() -> Processes | None:
-    """One process for each GPU; None: there is none."""
+    """Returns one process for each GPU; None if the machine has no GPU."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return Processes(gpus, cpu=False) if gpus else None
 
@@ -45,10 +54,11 @@ def on_gpus() -> Processes | None:
 def in_processes(
     where: Processes, work: Callable[..., None], arguments: tuple[Any, ...], after_epoch: AfterEpoch
 ) -> None:
-    """Calls work(*arguments, after_epoch, accelerator) in each process; returns when all have ended.
+    """Calls work(*arguments, after_epoch, accelerator) in each process, and returns when all processes have ended.
 
-    after_epoch is called here, with what the main one of them reports; when it raises, all are ended. Raises:
-    ProcessRaisedException with the trace of the first that failed.
+    after_epoch: called in this process with the reports (epoch, mean loss) of the main training process. If it raises,
+    all training processes are killed.
+    Raises: ProcessRaisedException with the traceback of the first process that failed.
     """
     here, there = multiprocessing.get_context("spawn").Pipe()
     threads = max(1, torch.get_num_threads() // where.count)
@@ -70,7 +80,11 @@ def _begin(
     index: int, where: Processes, port: int, threads: int, turn: Turn, parent: "Connection[Any, Any]", work: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:  # fmt: skip
-    """One process. The main one takes turns with other work of the machine, and waits for after_epoch to agree."""
+    """Runs in each training process.
+
+    The main process takes turns with other work on this machine. After each epoch it waits until after_epoch has
+    returned.
+    """
     torch.set_num_threads(threads)
     accelerator = where.accelerator(index, port)
 

@@ -1,4 +1,4 @@
-"""Fine-tuning of a pruned network with distillation from the original; every finished epoch can be resumed from."""
+"""Fine-tunes a pruned network with distillation from the original. Training can resume after every finished epoch."""
 
 import copy
 from collections.abc import Callable
@@ -19,12 +19,17 @@ from models.training.distributed import AfterEpoch, in_processes, on_gpus
 from models.training.loop import Course, finished_epochs, load_trained, train
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""(images, labels) -> mixed images, class probabilities (n, C), the teacher's logits of them (n, C)."""
+"""(images, labels) -> mixed images, their class probabilities (n, C), the teacher's logits for them (n, C)."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """distill: weight of KL(teacher || student) beside cross-entropy; without labels it is the whole loss."""
+    """Settings of a fine-tuning.
+
+    learning_rate: the highest one of the schedule. batch: images per step, over all processes.
+    distill: weight of KL(teacher || student), which is added to the cross-entropy. Without labels, KL is the whole
+    loss.
+    """
 
     epochs: int
     learning_rate: float
@@ -32,7 +37,10 @@ class Recipe:
     distill: float
     seed: int
     cutmix: float = 0.0
-    """Alpha of CutMix (arXiv 1905.04899); 0: none. It mixes labels too, so there must be some. UP-ViTs: 0.5, distill 0.2."""
+    """Alpha of CutMix (arXiv 1905.04899); 0 turns it off. CutMix mixes labels too, so it needs labels.
+
+    UP-ViTs uses alpha 0.5 with distill 0.2.
+    """
 
     @property
     def course(self) -> Course:
@@ -43,11 +51,14 @@ def finetune(
     network: Network, teacher: Network, data: Batch, recipe: Recipe, checkpoint: Path,
     after_epoch: Callable[[int, float], None],
 ) -> Network:  # fmt: skip
-    """A trained copy of `network`. after_epoch(epoch, mean loss) may raise to stop; the checkpoint then stays.
+    """Returns a trained copy of `network`.
 
-    The order of images in an epoch, and how they are mixed, depend on the seed and the epoch alone, so a resumed training
-    is the same training. Where the machine has GPUs, each has a process, and they share every batch; the mean over a batch
-    is the same, its sums are not to the last bit. Raises: InvalidRequest for CutMix without labels.
+    after_epoch: called with (epoch, mean loss). It may raise to stop the training; the checkpoint is then kept.
+
+    The order and the mixing of the images depend only on the seed and the epoch, so a resumed training gives the same
+    result. If the machine has GPUs, one process for each GPU trains on its share of every batch. The mean over a batch
+    is then the same up to rounding.
+    Raises: InvalidRequest for CutMix without labels.
     """
     check_cutmix(recipe.cutmix, labelled=data.labels is not None)
     student = network.with_module(copy.deepcopy(network.module))
@@ -65,7 +76,7 @@ def train_to_answer(
     student: nn.Module, teacher: nn.Module, data: Batch, recipe: Recipe, checkpoint: Path, after_epoch: AfterEpoch,
     accelerator: Accelerator,
 ) -> None:  # fmt: skip
-    """Trains `student` in place, in each of the accelerator's processes."""
+    """Trains `student` in place on the teacher's logits and the labels. Each process of the accelerator calls this."""
     teacher.to(accelerator.device)
     optimizer = create_optimizer_v2(student, opt="adamw", lr=recipe.learning_rate, weight_decay=0.01)
     targets = outputs_of(teacher, data.images)
@@ -84,17 +95,20 @@ def train_to_answer(
 
 
 def check_cutmix(cutmix: float, labelled: bool) -> None:
-    """Raises: InvalidRequest."""
+    """Raises: InvalidRequest for CutMix without labels."""
     if cutmix and not labelled:
         raise InvalidRequest(f"CutMix (alpha {cutmix:g}) mixes labels; these data have none. Set finetune.cutmix to 0.")
 
 
 def mixing(teacher: nn.Module, classes: int, alpha: float) -> Mix:
-    """CutMix: mixed images, their class probabilities, and what the teacher says of them. Draws as the epoch is seeded."""
+    """Returns a function that applies CutMix; see `Mix`.
+
+    alpha: of CutMix. The random numbers come from the generators that each epoch seeds.
+    """
     mixup = Mixup(0.0, alpha, label_smoothing=0.0, num_classes=classes)  # type: ignore[no-untyped-call]
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        even = len(images) - len(images) % 2  # image i is mixed with image n - i: of an odd number one stays whole
+        even = len(images) - len(images) % 2  # Mixup mixes image i with n - i: the last of an odd number stays unmixed
         whole, certain = images[even:], functional.one_hot(labels[even:], classes).to(images)
         if even:
             mixed, shares = mixup(images[:even].clone(), labels[:even])
@@ -105,8 +119,11 @@ def mixing(teacher: nn.Module, classes: int, alpha: float) -> Mix:
 
 
 def distillation_loss(outputs: Tensor, targets: Tensor, labels: Tensor | None, distill: float) -> Tensor:
-    """Cross-entropy + distill * KL(teacher || student), both means over images; temperature 1. Logits (n, C); labels (n,),
-    or probabilities (n, C) of mixed images."""
+    """Returns cross-entropy + distill * KL(teacher || student), both averaged over images, at temperature 1.
+
+    Without labels, it returns KL alone.
+    outputs, targets: logits of student and teacher, (n, C). labels: (n,), or probabilities (n, C) for mixed images.
+    """
     divergence = functional.kl_div(
         functional.log_softmax(outputs, 1), functional.log_softmax(targets, 1), reduction="batchmean", log_target=True
     )

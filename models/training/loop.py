@@ -1,4 +1,7 @@
-"""Epochs over images with warm-up and cosine, each stored when it ends; what is minimised is the caller's."""
+"""The training loop: epochs with a warm-up and a cosine schedule, and a checkpoint after each epoch.
+
+The caller provides the loss.
+"""
 
 import math
 from collections.abc import Callable
@@ -15,19 +18,19 @@ from models.atomic_write import replacing
 
 WARMUP_SHARE = 0.05
 MAX_NORM = 1.0
-"""Of the gradient of one step."""
+"""Largest norm of the gradient in one step; a larger gradient is clipped."""
 
 
 OTHER_PROCESS = 15485863
-"""Between the seeds of the processes of one training."""
+"""Difference between the random seeds of consecutive processes of one training."""
 
 Loss = Callable[[nn.Module, Tensor, float], Tensor]
-"""(module, rows of the images, progress in [0, 1) over the whole training) -> the loss, a mean over these images."""
+"""(module, indices of the images, progress in [0, 1) over the whole training) -> loss, averaged over these images."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """How often the images are seen, how many at a time, and the seed of their order."""
+    """The length of a training. batch: images per step, over all processes. seed: for the order of the images."""
 
     epochs: int
     batch: int
@@ -38,11 +41,16 @@ def train(
     module: nn.Module, optimizer: torch.optim.Optimizer, images: int, course: Course, loss: Loss,
     checkpoint: Path, after_epoch: Callable[[int, float], None], accelerator: Accelerator | None = None,
 ) -> None:  # fmt: skip
-    """Trains `module` in place. after_epoch(epoch, mean loss) may raise to stop; the checkpoint
-    then stays, and the next call goes on behind it. Each group of the optimizer brings its highest learning rate.
+    """Trains `module` in place.
 
-    The order of images in an epoch depends on the seed and the epoch alone, so a resumed training is the same training.
-    accelerator: where, and in how many processes, of which each calls this; None: here, on the CPU.
+    optimizer: the learning rate of each parameter group is the highest one of its schedule.
+    images: number of images.
+    after_epoch: called with (epoch, mean loss). It may raise to stop the training. The checkpoint is then kept, and the
+    next call continues after the last stored epoch.
+    accelerator: the device and the processes, each of which calls this function; None: this process, on the CPU.
+
+    The order of the images in an epoch depends only on the seed and the epoch, so a resumed training gives the same
+    result.
     """
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     accelerator = accelerator or Accelerator(cpu=True)
@@ -63,12 +71,12 @@ def _train_epoch(
     accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer, rates: list[float], images: int,
     course: Course, loss: Loss, epoch: int,
 ) -> float:  # fmt: skip
-    """The mean loss over the images. Processes share each batch."""
+    """Trains one epoch. Each batch is divided among the processes. Returns the mean loss over all images."""
     module.train()
     seed = course.seed * 10007 + epoch
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
     torch.manual_seed(seed + OTHER_PROCESS * accelerator.process_index)
-    np.random.seed((seed + OTHER_PROCESS * accelerator.process_index) % 2**32)  # timm's CutMix draws from numpy's
+    np.random.seed((seed + OTHER_PROCESS * accelerator.process_index) % 2**32)  # timm's CutMix uses numpy's generator
     steps = math.ceil(images / course.batch)
     total = 0.0
     for step, batch in enumerate(order.split(course.batch)):
@@ -76,7 +84,7 @@ def _train_epoch(
         _set_learning_rates(optimizer, rates, progress)
         rows, weight = _own(batch, accelerator)
         with pace.step():
-            accelerator.wait_for_everyone()  # only the main process takes turns with other work of the machine
+            accelerator.wait_for_everyone()  # only the main process takes turns with other work on this machine
             found = loss(module, rows, progress)
             optimizer.zero_grad()
             accelerator.backward(found * weight)
@@ -89,7 +97,11 @@ def _train_epoch(
 
 
 def _own(batch: Tensor, accelerator: Accelerator) -> tuple[Tensor, float]:
-    """This process's rows, and the weight of their mean: the mean over processes is then that over the whole batch."""
+    """Returns this process's share of a batch, and the weight of its loss.
+
+    With this weight, the mean over the processes equals the mean over the whole batch. A batch with fewer images than
+    processes is not divided: each process then computes all of it.
+    """
     processes = accelerator.num_processes
     if len(batch) < processes:
         return batch, 1.0
@@ -98,7 +110,10 @@ def _own(batch: Tensor, accelerator: Accelerator) -> tuple[Tensor, float]:
 
 
 def _set_learning_rates(optimizer: torch.optim.Optimizer, rates: list[float], progress: float) -> None:
-    """Linear warm-up, then a half cosine to zero. progress in [0, 1) over the whole training."""
+    """Sets the learning rates: a linear warm-up, then half a cosine period down to zero.
+
+    rates: highest learning rate of each group. progress: in [0, 1) over the whole training.
+    """
     if progress < WARMUP_SHARE:
         share = (progress + 1e-3) / WARMUP_SHARE
     else:
@@ -108,7 +123,7 @@ def _set_learning_rates(optimizer: torch.optim.Optimizer, rates: list[float], pr
 
 
 def _resume(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Epochs that are done already; loads them."""
+    """Loads the checkpoint if it exists. Returns the number of finished epochs."""
     if not checkpoint.exists():
         return 0
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
@@ -122,13 +137,13 @@ def finished_epochs(checkpoint: Path) -> int:
 
 
 def load_trained(checkpoint: Path, module: nn.Module) -> None:
-    """The weights that another process has trained."""
+    """Loads the weights that another process has trained."""
     module.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["module"])
     module.eval()
 
 
 def _save(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> None:
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs}
-    # given a path instead of a file, torch would end the process on a full disk
+    # torch gets an open file, because with a path it would end the process when the disk is full
     with replacing(checkpoint) as beside, beside.open("wb") as file:
         torch.save(state, file)

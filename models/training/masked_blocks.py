@@ -1,7 +1,8 @@
-"""Pruned blocks whose tokens are masked instead of removed: what a choice of tokens can be learnt in.
+"""Pruned blocks that mask tokens instead of removing them, so that the choice of tokens can be trained.
 
-With the masks of the best `kept` tokens it gives what the pruned blocks give; with random ones that let gradients through,
-selectors learn. Nothing here is delivered. B batch, N tokens = P prefix + M patches [+ 1 package], D width.
+If the masks keep the best `kept` tokens, the outputs equal those of the pruned blocks. With random masks through which
+gradients flow, the selectors are trained. These modules are used in training only and never exported.
+B batch, N tokens = P prefix + M patches [+ 1 fused token], D width.
 """
 
 from collections.abc import Callable
@@ -21,17 +22,20 @@ from models.pruning.token_selector import TokenSelector
 from models.structure import PACKAGING
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]
-"""(T_keep (B, M), present (B, M), kept) -> what stays, 0 or 1, (B, M)."""
+"""(T_keep (B, M), present (B, M), kept) -> mask (B, M), 1 for the tokens that are kept, otherwise 0."""
 
 
 def choose_best(scores: Tensor, present: Tensor, kept: int) -> Tensor:
-    """The `kept` best of those that are there, as a delivered network chooses."""
+    """Keeps the `kept` present tokens with the highest scores, as a delivered network does."""
     best = tokens.best_tokens(scores.masked_fill(present == 0, -1.0), kept)
     return tokens.membership(best, scores.shape[1]).to(scores.dtype) * present
 
 
 def choose_by_gumbel(scores: Tensor, present: Tensor, _kept: int) -> Tensor:
-    """Drawn for each token by its own T_keep; hard forward, soft backward (straight-through Gumbel-softmax)."""
+    """Keeps each token at random, with the probability T_keep.
+
+    It is a straight-through Gumbel-softmax: the forward pass uses 0 or 1, and the backward pass uses the soft values.
+    """
     keep = scores.clamp(1e-6, 1 - 1e-6)
     drawn = functional.gumbel_softmax(torch.stack([keep, 1 - keep], dim=-1).log(), hard=True)
     return drawn[..., 0] * present
@@ -39,8 +43,13 @@ def choose_by_gumbel(scores: Tensor, present: Tensor, _kept: int) -> Tensor:
 
 @dataclass
 class Masks:
-    """Of one forward pass. present: (B, M), of the original's patch tokens; stages: `present` after each reduction that is
-    in use; packaged: whether a package is at the end; tokens: the last block's output (B, N, D)."""
+    """State of one forward pass.
+
+    present: (B, M), 1 for each original patch token that is still kept, otherwise 0.
+    packaged: True if the last token is a fused token.
+    stages: values of `present` after each reduction that is in use.
+    tokens: output of the last block, (B, N, D).
+    """
 
     present: Tensor
     packaged: bool = False
@@ -48,13 +57,13 @@ class Masks:
     tokens: Tensor | None = None
 
     def allowed(self, prefix: int) -> Tensor:
-        """Which keys each query sees, itself always, (B, 1, N, N)."""
+        """Returns which keys each query may see, 0 or 1, (B, 1, N, N). Every token may see itself."""
         seen = _joined(self.present.new_ones(1, prefix), self.present, self.package())
         every, own = seen[:, None, None, :], torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
         return every + (1 - every) * own
 
     def sizes(self) -> Tensor:
-        """How many tokens of the original each one stands for, (B, N - P)."""
+        """Returns the number of original tokens that each token stands for, (B, N - P)."""
         gone = self.present.shape[1] - self.present.sum(dim=1, keepdim=True)
         return _joined(self.present, gone if self.packaged else None)
 
@@ -68,10 +77,13 @@ def _joined(*parts: Tensor | None) -> Tensor:
 
 
 class MaskedBlocks(nn.Module):
-    """Stands in the place of `blocks`, with their parameters. `first`: reductions before it are not in use yet."""
+    """Replaces `blocks` in a network and shares their parameters.
+
+    first: index of the first reduction that is in use; the reductions before it are not applied yet.
+    """
 
     def __init__(self, blocks: PrunedBlocks, choose: Choose) -> None:
-        """Raises: InvalidRequest when a reduction has no selector."""
+        """Raises: InvalidRequest if a reduction has no selector."""
         super().__init__()
         self.blocks, self.choose, self.first = blocks, choose, 0
         self.masks: Masks | None = None
@@ -93,7 +105,7 @@ class MaskedBlocks(nn.Module):
         return self.blocks.leave(x, masks.sizes())
 
     def _through(self, block: PrunedBlock, x: Tensor, masks: Masks) -> Tensor:
-        """`PrunedBlock.forward`, with masks."""
+        """Runs one block like `PrunedBlock.forward`, but with masks."""
         in_use = self._places.get(id(block), -1) >= self.first
 
         def reduce(x: Tensor) -> Tensor:
@@ -125,16 +137,17 @@ class MaskedBlocks(nn.Module):
 
 
 def _shares(weights: Tensor, present: Tensor) -> Tensor:
-    """Weights of mean 1 over the tokens that are there, as in `tokens.fuse`. (B, M)."""
+    """Scales the weights to mean 1 over the present tokens, as `tokens.fuse` does. Returns (B, M)."""
     mean = (weights * present).sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True).clamp(min=1)
     return (weights / mean.clamp(min=1e-12)).clamp(min=tokens.LEAST_SHARE)
 
 
 def mask_tokens(network: TorchNetwork, choose: Choose) -> MaskedBlocks:
-    """Puts masked blocks into a pruned network, in place, and returns them. `unmask_tokens` takes them out again.
+    """Replaces the blocks of a pruned network by masked blocks, in place, and returns them. `unmask_tokens` undoes
+    this.
 
-    Raises: InvalidRequest when a reduction has no selector, or drops tokens although the network pools them: what is
-    dropped would have to be told apart from what is pooled.
+    Raises: InvalidRequest if a reduction has no selector, or if it drops tokens and the network pools its tokens. The
+    pooling would then average masked tokens too.
     """
     module = network.module
     if network.pools_tokens and any(reduction.reducer not in PACKAGING for reduction in network.reductions()):

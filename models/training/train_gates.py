@@ -1,6 +1,6 @@
-"""Training of soft gates with an L1 penalty (VTP, arXiv 2104.08500): loss = task + lambda * sum of |a|.
+"""Trains soft gates with an L1 penalty (VTP, arXiv 2104.08500): loss = task + lambda * sum of |a|.
 
-Gates and weights are trained together, so what the small gates leave unused is already unused by the weights.
+Gates and weights are trained together. The weights therefore learn not to rely on inputs whose gates become small.
 """
 
 import copy
@@ -22,7 +22,11 @@ from models.training.loop import Course, train
 
 @dataclass(frozen=True)
 class GateRecipe:
-    """l1: lambda. gate_learning_rate: of the gates, learning_rate: of the weights; both at their highest."""
+    """Settings of a training of gates.
+
+    l1: lambda, the weight of the L1 penalty.
+    learning_rate, gate_learning_rate: highest learning rates of the weights and of the gates.
+    """
 
     epochs: int
     l1: float
@@ -35,10 +39,12 @@ class GateRecipe:
 def train_gates(
     network: Network, data: Batch, recipe: GateRecipe, checkpoint: Path, after_epoch: Callable[[int, float], None]
 ) -> TorchNetwork:
-    """A trained copy of the dense `network` with its gates folded into the weights, their values in `gates`.
+    """Returns a trained copy of the dense `network`. Its gates are folded into the weights; `gates` holds their values.
 
-    The task is cross-entropy with the labels; without labels it is KL to the outputs of `network`. after_epoch(epoch,
-    mean loss) may raise to stop; the checkpoint then stays, and the next call goes on behind it.
+    The task loss is the cross-entropy with the labels. Without labels it is the KL divergence from the outputs of
+    `network`.
+    after_epoch: called with (epoch, mean loss). It may raise to stop the training. The checkpoint is then kept, and the
+    next call continues after the last stored epoch.
     """
     dense = of_known_family(network, "training of gates")
     trained = dense.with_module(copy.deepcopy(dense.module))
@@ -58,5 +64,5 @@ def train_gates(
 
 
 def size(gates: Sequence[Tensor]) -> Tensor:
-    """Sum of |a|."""
+    """Returns the sum of |a| over all gates."""
     return torch.stack([gate.abs().sum() for gate in gates]).sum()

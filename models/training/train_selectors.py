@@ -1,9 +1,12 @@
-"""Training of token selectors (SPViT, arXiv 2112.13890, sections 3.3 and 4; the masks of DynamicViT, arXiv 2106.02034).
+"""Trains token selectors (SPViT, arXiv 2112.13890, sections 3.3 and 4), with the masks of DynamicViT (arXiv
+2106.02034).
 
-    loss = CE(labels) + 2/3 sum over stages (mean share kept - rho)^2 + 0.5 KL(teacher || student) + 0.5 MSE(last features)
+    loss = CE(labels) + 2/3 sum over stages (mean share kept - rho)^2 + 0.5 KL(teacher || student) + 0.5 MSE(last
+    features)
 
-Without labels the CE term is missing. Tokens are masked, not removed, so that gradients reach the choice. Selectors come
-into use from the last stage to the first; the backbone is frozen at first and then learns at 1 % of the selectors' rate.
+Without labels there is no CE term. Tokens are masked, not removed, so that gradients reach the selectors. The selectors
+are put into use one by one, from the last stage to the first. The backbone is frozen at first; after that it is trained
+with 1 % of the selectors' learning rate.
 """
 
 import copy
@@ -25,7 +28,7 @@ from models.training.masked_blocks import MaskedBlocks, choose_by_gumbel, mask_t
 KEEP_WEIGHT, DISTILL_WEIGHT, FEATURE_WEIGHT = 2 / 3, 0.5, 0.5
 BACKBONE_SHARE = 0.01
 FROZEN = 1 / 6
-"""Share of the training with a frozen backbone: 5 of 30 epochs."""
+"""Share of the training in which the backbone is frozen: 5 of 30 epochs."""
 INSERTED = 0.3
 """All selectors are in use after less than this share of the training."""
 
@@ -34,11 +37,13 @@ def train_selectors(
     network: Network, teacher: Network, data: Batch, recipe: Recipe, checkpoint: Path,
     after_epoch: Callable[[int, float], None], frozen: float = FROZEN,
 ) -> TorchNetwork:  # fmt: skip
-    """A copy of `network`, whose plan has selectors, with these trained (and, after `frozen`, the backbone a little).
+    """Returns a copy of `network` with trained selectors. Its plan must use selectors.
 
-    recipe.learning_rate: of the selectors; recipe.distill: times the paper's weight of the KL term. The rho of a stage is
-    the share of the patch tokens that its plan keeps. Epochs resume as in `finetune`.
-    Raises: InvalidRequest when a reduction has no selector.
+    recipe.learning_rate: learning rate of the selectors.
+    recipe.distill: factor on the paper's weight of the KL term.
+    frozen: share of the training, in [0, 1], in which the backbone is frozen. After that it is trained a little too.
+    The rho of a stage is the share of the original patch tokens that its plan keeps. Training resumes as in `finetune`.
+    Raises: InvalidRequest if a reduction has no selector.
     """
     known, teacher = (of_known_family(one, "training of token selectors") for one in (network, teacher))
     student = known.with_module(copy.deepcopy(known.module))
@@ -78,12 +83,18 @@ def _halves(module: nn.Module, learnt: set[int]) -> tuple[list[nn.Parameter], li
 
 
 def first_in_use(progress: float, stages: int) -> int:
-    """Stages from this one on are in use: the last one at once, the others one by one."""
+    """Returns the index of the first stage that is in use at this point of the training.
+
+    The last stage is in use from the start; the others follow one by one. progress: in [0, 1).
+    """
     return max(0, stages - 1 - int(stages * progress / INSERTED))
 
 
 def teacher_outputs(teacher: TorchNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) and the last block's tokens (B, N, D). Not kept between epochs: the tokens of all images are many."""
+    """Returns the teacher's logits (B, C) and the tokens after its last block (B, N, D).
+
+    They are computed again in each epoch, because the tokens of all images would take too much memory.
+    """
     seen: list[Tensor] = []
     hook = teacher.blocks()[-1].register_forward_hook(lambda _m, _inputs, output: seen.append(output))
     try:
@@ -94,22 +105,28 @@ def teacher_outputs(teacher: TorchNetwork, images: Tensor) -> tuple[Tensor, Tens
 
 
 def answer_loss(outputs: Tensor, answers: Tensor, labels: Tensor | None, distill: float) -> Tensor:
-    """Logits (B, C). Cross-entropy, where there are labels, and 0.5 * distill * KL(teacher || student)."""
+    """Returns 0.5 * distill * KL(teacher || student), plus the cross-entropy if there are labels.
+
+    outputs, answers: logits of student and teacher, (B, C).
+    """
     divergence = DISTILL_WEIGHT * distill * distillation_loss(outputs, answers, None, 1.0)
     return divergence if labels is None else functional.cross_entropy(outputs, labels) + divergence
 
 
 def keep_loss(masked: MaskedBlocks, targets: Sequence[float]) -> Tensor:
-    """Sum over the stages in use of (share of the patch tokens kept, mean over images and tokens, - target)^2."""
+    """Returns the sum of (share of kept patch tokens - target)^2 over the stages in use.
+
+    The share is the mean over all images and tokens. targets: one for each stage in use.
+    """
     assert masked.masks is not None
     stages = zip(masked.masks.stages, targets, strict=True)
     return torch.stack([(kept.mean() - target) ** 2 for kept, target in stages]).sum()
 
 
 def feature_loss(masked: MaskedBlocks, features: Tensor) -> Tensor:
-    """Mean squared distance to the teacher's last tokens, of those that are kept to the end.
+    """Returns the mean squared distance to the teacher's tokens after the last block, over the tokens kept to the end.
 
-    features (B, N, D): of the dense network. Both sides are normalised per token, so that the scale of the residual
+    features: the teacher's tokens, (B, N, D). Both sides are normalised per token, so that the scale of the residual
     stream does not matter.
     """
     assert masked.masks is not None and masked.masks.tokens is not None
