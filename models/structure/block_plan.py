@@ -43,7 +43,7 @@ class TokenPlan(Record):
 
 @dataclass(frozen=True)
 class BlockPlan(Record):
-    """What stays of block `source` of the original network.
+    """The members of block `source` of the original network that stay.
 
     Empty `heads` removes the attention; empty `neurons` removes the MLP. If the inputs of a layer are None, the layer
     reads all dims that are kept.

@@ -21,7 +21,7 @@ class Op(Record):
     matmul, conv: `count` products of (rows x inner) with (inner x cols); conv is written as its im2col product.
     attention:    `count` = heads x windows; rows queries, cols keys, inner = q/k dim, depth = v dim.
     norm, activation, add, scale, pool: rows x cols values.
-    gather, move: rows x cols values copied, one by one (some columns of each row) or by whole rows.
+    gather, move: rows x cols values copied. gather copies some columns of each row, move copies complete rows.
     reduce:       rows tokens in, inner tokens out, cols width.
     table:        a learned table of rows x cols values that is added to (positions) or joined to (tokens) the input.
     """

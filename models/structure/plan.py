@@ -29,8 +29,7 @@ from models.structure.structure import Stage, Structure
 class Plan(Record):
     """Which members of a network stay.
 
-    embed: the embedding dims that stay in the whole network. Empty if the width of the structure is fixed: all dims
-    stay.
+    embed: the embedding dims that stay, the same in every block. Empty if the width is fixed: all dims stay.
     precision: "int8" quantises the linear layers of all blocks, except those in `exact`. "fp16" applies to the whole
     network.
     """
