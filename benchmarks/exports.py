@@ -79,10 +79,12 @@ def smaller(structure: Structure) -> Plan:
     whole = identity(structure)
     blocks = (
         dataclasses.replace(
-            block, heads=block.heads[: round(KEEP * len(block.heads))], neurons=block.neurons[: round(KEEP * len(block.neurons))]
+            block,
+            heads=block.heads[: round(KEEP * len(block.heads))],
+            neurons=block.neurons[: round(KEEP * len(block.neurons))],
         )
         for block in whole.blocks
-    )  # fmt: skip
+    )
     return Plan(whole.embed, tuple(blocks))
 
 
@@ -91,9 +93,14 @@ def plain_exports(network: TorchNetwork, batch: int, torchscript: Path, newer: P
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network.module, example, str(torchscript), input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET,
+            network.module,
+            example,
+            str(torchscript),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
             dynamo=False,
-        )  # fmt: skip
+        )
     torch.onnx.export(
         network.module, example, str(newer), input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False
     )

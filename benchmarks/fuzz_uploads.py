@@ -193,9 +193,15 @@ def fuzzer() -> Iterator[Fuzzer]:
     for name in ("allowed", "outside", "tmp"):
         (root / name).mkdir()
     settings = Settings(
-        data=root / "data", engine="pipeline", anonymous=True, allowed_roots=(root / "allowed",), requests_per_minute=10**9,
-        upload_limit_bytes=2**28, validate_timeout_s=PATIENCE_S, register_timeout_s=PATIENCE_S,
-    )  # fmt: skip
+        data=root / "data",
+        engine="pipeline",
+        anonymous=True,
+        allowed_roots=(root / "allowed",),
+        requests_per_minute=10**9,
+        upload_limit_bytes=2**28,
+        validate_timeout_s=PATIENCE_S,
+        register_timeout_s=PATIENCE_S,
+    )
     try:
         app = create_app(settings, ForkedValidator((), environment=settings.worker_environment()))
         with TestClient(app, raise_server_exceptions=False) as web:

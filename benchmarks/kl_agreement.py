@@ -25,9 +25,14 @@ from search.criteria import rank
 FOLDER = Path(__file__).parent / "digits"
 AXES = ("neurons", "dims", "qk", "v", "heads", "halves")
 TITLES = {
-    "neurons": "neurons", "dims": "attention dims (q, k, v)", "qk": "q/k dims", "v": "v dims", "heads": "heads",
-    "halves": "halves", "embed": "embedding dims",
-}  # fmt: skip
+    "neurons": "neurons",
+    "dims": "attention dims (q, k, v)",
+    "qk": "q/k dims",
+    "v": "v dims",
+    "heads": "heads",
+    "halves": "halves",
+    "embed": "embedding dims",
+}
 
 
 def main() -> None:

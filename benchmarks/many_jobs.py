@@ -62,13 +62,15 @@ def ended(address: str, jobs: int, real: bool) -> dict[str, Any]:
         numbers = [[trial["number"] for trial in client.get(f"/v1/jobs/{job}/trials").json()["trials"]] for job in ids]
     assert all(state["status"] in FINISHED for state in states)
     return {
-        "jobs": jobs, "ended": dict(collections.Counter(state["status"] for state in states)),
+        "jobs": jobs,
+        "ended": dict(collections.Counter(state["status"] for state in states)),
         "ended otherwise": [state["id"] for state in states if state["status"] != "succeeded"],
         "not in one attempt": [state["id"] for state in states if state["attempt"] != 1],
         "with other trials": sum(found != list(range(len(found))) or not found for found in numbers),
-        "submitted per minute": round(60 * jobs / submitted_s, 1), "ended per minute": round(60 * jobs / whole_s, 1),
+        "submitted per minute": round(60 * jobs / submitted_s, 1),
+        "ended per minute": round(60 * jobs / whole_s, 1),
         "minutes": round(whole_s / 60, 1),
-    }  # fmt: skip
+    }
 
 
 def fake_request(client: httpx.Client) -> dict[str, Any]:

@@ -24,11 +24,39 @@ import timm
 from benchmarks.machine import machine
 
 MODULES = [
-    "vision_transformer", "deit", "eva", "beit", "cait", "vision_transformer_relpos", "vision_transformer_hybrid", "naflexvit",
-    "vision_transformer_sam", "vitamin", "pit", "pvt_v2", "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr",
-    "twins", "xcit", "convit", "crossvit", "tnt", "nest", "mvitv2", "hiera", "davit", "gcvit", "levit", "volo", "visformer",
-    "coat", "maxxvit", "mobilevit", "tiny_vit",
-]  # fmt: skip
+    "vision_transformer",
+    "deit",
+    "eva",
+    "beit",
+    "cait",
+    "vision_transformer_relpos",
+    "vision_transformer_hybrid",
+    "naflexvit",
+    "vision_transformer_sam",
+    "vitamin",
+    "pit",
+    "pvt_v2",
+    "swin_transformer",
+    "swin_transformer_v2",
+    "swin_transformer_v2_cr",
+    "twins",
+    "xcit",
+    "convit",
+    "crossvit",
+    "tnt",
+    "nest",
+    "mvitv2",
+    "hiera",
+    "davit",
+    "gcvit",
+    "levit",
+    "volo",
+    "visformer",
+    "coat",
+    "maxxvit",
+    "mobilevit",
+    "tiny_vit",
+]
 """timm's files of networks of softmax attention and MLPs."""
 SECONDS = 600
 

@@ -58,10 +58,14 @@ def measured(folder: Path, clients: int, trials: int, times: int) -> dict[str, A
     slower = statistics.mean(beside) / statistics.mean(alone) - 1
     p50, p95 = (float(np.quantile(answers, q)) * 1000 for q in (0.5, 0.95))
     return {
-        "clients": clients, "requests": len(answers), "p50_ms": round(p50, 1), "p95_ms": round(p95, 1),
-        "job alone, s": [round(s, 1) for s in alone], "job while polled, s": [round(s, 1) for s in beside],
+        "clients": clients,
+        "requests": len(answers),
+        "p50_ms": round(p50, 1),
+        "p95_ms": round(p95, 1),
+        "job alone, s": [round(s, 1) for s in alone],
+        "job while polled, s": [round(s, 1) for s in beside],
         "job slower by": f"{100 * slower:.1f} %",
-    }  # fmt: skip
+    }
 
 
 def request(address: str, trials: int) -> dict[str, Any]:

@@ -101,11 +101,18 @@ def make(
         layers = len(LAYERS) * len(bench.original.structure.blocks)
         rows.append(
             {
-                "task": task, "row": name, "keep": keep, "trained": bool(kind), "right": right, "dense": dense, "images": images,
-                "macs_keep": network.structure.macs / bench.original.structure.macs, "file": file.name,
+                "task": task,
+                "row": name,
+                "keep": keep,
+                "trained": bool(kind),
+                "right": right,
+                "dense": dense,
+                "images": images,
+                "macs_keep": network.structure.macs / bench.original.structure.macs,
+                "file": file.name,
                 "int8": 1 - exact / layers if network.rounding is not None else 0.0,
             }
-        )  # fmt: skip
+        )
     path.write_text(json.dumps(rows, indent=1))
     print(task, name, keep, [row["dense"] - row["right"] for row in rows], flush=True)
     return rows

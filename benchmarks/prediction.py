@@ -132,12 +132,15 @@ def random_ranking(structure: Structure, seed: int) -> Ranking:
         assert a is not None and mlp is not None
         blocks.append(
             BlockRanking(
-                draw.random(a.heads), draw.random((a.heads, a.qk_dim)), draw.random((a.heads, a.v_dim)), draw.random(mlp.neurons),
+                draw.random(a.heads),
+                draw.random((a.heads, a.qk_dim)),
+                draw.random((a.heads, a.v_dim)),
+                draw.random(mlp.neurons),
                 None if "halves" in structure.fixed else draw.random(2),
                 (draw.random(block.width), draw.random(a.heads * a.v_dim), draw.random(block.width)),
                 draw.random((a.heads, a.qk_dim)),
             )
-        )  # fmt: skip
+        )
     embed = None if "embed" in structure.fixed else draw.random(structure.width)
     return Ranking("random", tuple(blocks), True, 0, embed=embed, ranges=draw.random(len(blocks)))
 

@@ -87,8 +87,14 @@ def in_int8(network: TorchNetwork) -> TorchNetwork:
 
 
 def static(
-    network: TorchNetwork, images: Tensor, path: Path, form: QuantFormat, inputs: QuantType, weights: QuantType, per_channel: bool
-) -> None:  # fmt: skip
+    network: TorchNetwork,
+    images: Tensor,
+    path: Path,
+    form: QuantFormat,
+    inputs: QuantType,
+    weights: QuantType,
+    per_channel: bool,
+) -> None:
     """The same layers as in the dynamic file."""
     module = copy.deepcopy(network.module)
     mark(module, network.int8_layers_of(module))
@@ -97,10 +103,17 @@ def static(
     names = [node.name for node in model.graph.node if MARKED.search(node.name)]
     add_pre_process_metadata(model)
     quantize_static(
-        model, path, Calibration(images), quant_format=form, op_types_to_quantize=["MatMul", "Gemm"], per_channel=per_channel,
-        activation_type=inputs, weight_type=weights, nodes_to_quantize=names,
+        model,
+        path,
+        Calibration(images),
+        quant_format=form,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=per_channel,
+        activation_type=inputs,
+        weight_type=weights,
+        nodes_to_quantize=names,
         extra_options={"WeightSymmetric": weights == S8, "ActivationSymmetric": inputs == S8},
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -110,9 +110,17 @@ def trial(number: int) -> dict[str, Any]:
         f"{axis}{part}": 0.123456789 * (number + 1) / TRIALS for axis in ("heads", "neurons", "tokens") for part in "ab"
     }
     return {
-        "number": number, "policy": policy, "structure_key": f"{number:064x}", "score": -0.123456789, "accuracy": 0.9123456789,
-        "agreement": 0.9512345678, "costs": {"macs_keep": 0.5987654321}, "origin": "predicted", "seconds": 12.3456789, "start": False,
-    }  # fmt: skip
+        "number": number,
+        "policy": policy,
+        "structure_key": f"{number:064x}",
+        "score": -0.123456789,
+        "accuracy": 0.9123456789,
+        "agreement": 0.9512345678,
+        "costs": {"macs_keep": 0.5987654321},
+        "origin": "predicted",
+        "seconds": 12.3456789,
+        "start": False,
+    }
 
 
 def size_bytes(store: Store) -> int:

@@ -42,10 +42,13 @@ def run(seed: int, keep: float, trials: int, output: Path) -> dict[str, Any]:
     if not (folder / "report.json").exists():
         request = JobRequest.model_validate(
             {
-                "model": "digits", "dataset": "digits", "trials": trials, "seed": seed,
+                "model": "digits",
+                "dataset": "digits",
+                "trials": trials,
+                "seed": seed,
                 "budgets": [{"metric": "latency_keep", "limit": keep, "device": "cpu", "setting": {"threads": 1}}],
             }
-        )  # fmt: skip
+        )
         model = json.loads((DIGITS / "model.json").read_text())
         compress(request, model, DIGITS / "weights.safetensors", DIGITS / "digits.npz", folder)
     report = json.loads((folder / "report.json").read_text())

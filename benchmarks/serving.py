@@ -31,9 +31,12 @@ class Serving:
         command = [sys.executable, "-m", "service.serve", "--data", str(data), "--host", "127.0.0.1", "--port", "0"]
         with self._log.open("ab") as log:
             process = self._process = subprocess.Popen(
-                [*command, "--ready-file", str(self._ready)], env=self._environment, stdout=log, stderr=log,
+                [*command, "--ready-file", str(self._ready)],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-            )  # fmt: skip
+            )
         end = time.monotonic() + START_S
         while not self._ready.exists():
             if process.poll() is not None or time.monotonic() > end:

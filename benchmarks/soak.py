@@ -29,15 +29,23 @@ from benchmarks.machine import machine
 from benchmarks.serving import Serving, processes
 
 WAYS = {
-    "kill the server": 3, "stop the server": 1, "kill a worker": 4, "a worker sleeps": 1, "cut the power": 2,
+    "kill the server": 3,
+    "stop the server": 1,
+    "kill a worker": 4,
+    "a worker sleeps": 1,
+    "cut the power": 2,
     "kill a measuring child": 3,
-}  # fmt: skip
+}
 MEASURING = "--measure"
 LEASE_S, TRIAL_S, TRIALS, WAITING = 3.0, 0.15, 12, 6
 ENVIRONMENT = {
-    "VITFIT_ENGINE": "fake", "VITFIT_FAKE_TRIAL_S": str(TRIAL_S), "VITFIT_LEASE_S": str(LEASE_S),
-    "VITFIT_WORKERS": "3", "VITFIT_MAX_CRASHES": "100000", "VITFIT_FAKE_MEASURE_S": "0.3",
-}  # fmt: skip
+    "VITFIT_ENGINE": "fake",
+    "VITFIT_FAKE_TRIAL_S": str(TRIAL_S),
+    "VITFIT_LEASE_S": str(LEASE_S),
+    "VITFIT_WORKERS": "3",
+    "VITFIT_MAX_CRASHES": "100000",
+    "VITFIT_FAKE_MEASURE_S": "0.3",
+}
 FINISHED = ("succeeded", "failed", "canceled")
 
 

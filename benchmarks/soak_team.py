@@ -36,8 +36,13 @@ from tests.support.postgres import Postgres
 from tests.support.s3 import S3
 
 WAYS = {
-    "kill a server": 4, "stop a server": 1, "kill a worker": 5, "a worker sleeps": 1, "kill a Ray node": 2, "kill a dispatcher": 1,
-}  # fmt: skip
+    "kill a server": 4,
+    "stop a server": 1,
+    "kill a worker": 5,
+    "a worker sleeps": 1,
+    "kill a Ray node": 2,
+    "kill a dispatcher": 1,
+}
 AWAY_S, KILLS_BETWEEN = 5.0, 8
 LEASE_S, TRIAL_S, TRIALS, WAITING = 3.0, 0.15, 12, 6
 NODES = ("node-a", "node-b")
@@ -83,10 +88,15 @@ def world(folder: Path) -> Iterator[tuple[Postgres, S3, Cluster, dict[str, Any],
         stack.callback(cluster.shutdown)
         nodes = {name: begin_node(cluster, folder / name) for name in NODES}
         environment = {
-            "VITFIT_DATABASE_URL": database.url("postgres"), "VITFIT_STORAGE_URL": bucket.fresh(), "VITFIT_LOCKS": str(folder),
-            "VITFIT_ENGINE": "fake", "VITFIT_FAKE_TRIAL_S": str(TRIAL_S), "VITFIT_LEASE_S": str(LEASE_S),
-            "VITFIT_WORKERS": "2", "VITFIT_MAX_CRASHES": "100000",
-        }  # fmt: skip
+            "VITFIT_DATABASE_URL": database.url("postgres"),
+            "VITFIT_STORAGE_URL": bucket.fresh(),
+            "VITFIT_LOCKS": str(folder),
+            "VITFIT_ENGINE": "fake",
+            "VITFIT_FAKE_TRIAL_S": str(TRIAL_S),
+            "VITFIT_LEASE_S": str(LEASE_S),
+            "VITFIT_WORKERS": "2",
+            "VITFIT_MAX_CRASHES": "100000",
+        }
         yield database, bucket, cluster, nodes, environment
 
 
@@ -96,17 +106,24 @@ def begin_node(cluster: Cluster, folder: Path) -> Any:
 
 class Team:
     def __init__(
-        self, folder: Path, draw: random.Random, database: Postgres, bucket: S3, cluster: Cluster, nodes: dict[str, Any],
+        self,
+        folder: Path,
+        draw: random.Random,
+        database: Postgres,
+        bucket: S3,
+        cluster: Cluster,
+        nodes: dict[str, Any],
         environment: dict[str, str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._folder, self._draw, self._database, self._bucket = folder, draw, database, bucket
         self._cluster, self._nodes = cluster, nodes
         ray = {"VITFIT_RAY": cluster.address, "VITFIT_RAY_JOBS": "true"}
         for name in ("one", "two"):
             (folder / name).mkdir()
         self._servers = {
-            "one": Serving(folder / "one", **environment), "two": Serving(folder / "two", **environment, **ray)
-        }  # fmt: skip
+            "one": Serving(folder / "one", **environment),
+            "two": Serving(folder / "two", **environment, **ray),
+        }
         self._addresses: dict[str, str] = {}
         self._jobs: list[str] = []
         self._finished: dict[tuple[str, int], int] = {}

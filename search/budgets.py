@@ -8,9 +8,17 @@ from models.errors import ImpossibleBudget, InvalidRequest
 from models.record import Record
 
 Metric = Literal[
-    "latency_ms", "latency_keep", "macs", "macs_keep", "params", "params_keep", "file_bytes", "file_keep", "memory_bytes",
+    "latency_ms",
+    "latency_keep",
+    "macs",
+    "macs_keep",
+    "params",
+    "params_keep",
+    "file_bytes",
+    "file_keep",
+    "memory_bytes",
     "memory_keep",
-]  # fmt: skip
+]
 UNITS = {
     "latency_ms": "ms",
     "latency_keep": "of the original's latency",
@@ -90,5 +98,7 @@ class Budgets(Record):
         return ImpossibleBudget(
             f"No policy meets {budget.describe(budget.limit)}: the smallest network that vitfit would build takes "
             f"{budget.describe(reached)}. Raise this budget to at least that, or start from a smaller model.",
-            metric=budget.metric, limit=budget.limit, best_reachable=reached,
-        )  # fmt: skip
+            metric=budget.metric,
+            limit=budget.limit,
+            best_reachable=reached,
+        )

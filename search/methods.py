@@ -47,34 +47,60 @@ METHODS = {
     method.name: method
     for method in (
         Method(
-            "joint", "heads, dims, neurons, embedding width, tokens and halves of blocks together",
+            "joint",
+            "heads, dims, neurons, embedding width, tokens and halves of blocks together",
             ("heads", "qk", "v", "neurons", "tokens", "embed", "halves"),
-            ("reconstruction", "variance", "hsic", "magnitude"), "none", "",
+            ("reconstruction", "variance", "hsic", "magnitude"),
+            "none",
+            "",
         ),
         Method(
-            "mdc", "multi-dimensional compression: heads, neurons and tokens by HSIC", ("heads", "neurons", "tokens"),
-            ("hsic",), "none", "arXiv 2201.00043", other_spaces=("paper",),
+            "mdc",
+            "multi-dimensional compression: heads, neurons and tokens by HSIC",
+            ("heads", "neurons", "tokens"),
+            ("hsic",),
+            "none",
+            "arXiv 2201.00043",
+            other_spaces=("paper",),
         ),
         Method(
-            "cp-vit", "cascade of tokens and heads by attention accumulated over the layers", ("heads", "tokens"),
-            ("cumulative",), "none", "arXiv 2203.04570", "cascade",
+            "cp-vit",
+            "cascade of tokens and heads by attention accumulated over the layers",
+            ("heads", "tokens"),
+            ("cumulative",),
+            "none",
+            "arXiv 2203.04570",
+            "cascade",
             TokenRule("drop", "start", "cumulative", depths=(1 / 3, 1.0)),
         ),
         Method(
-            "up-vit", "unified pruning: embedding, attention and MLP dims, and halves of blocks, by divergence",
-            ("embed", "qk", "v", "neurons", "halves"), ("kl", "kl-exact", "taylor"), "distillation", "arXiv 2111.15127",
+            "up-vit",
+            "unified pruning: embedding, attention and MLP dims, and halves of blocks, by divergence",
+            ("embed", "qk", "v", "neurons", "halves"),
+            ("kl", "kl-exact", "taylor"),
+            "distillation",
+            "arXiv 2111.15127",
         ),
         Method(
-            "vtp", "vision transformer pruning: each layer's inputs and neurons by gates learned with an L1 penalty",
-            ("inputs", "neurons"), ("gates",), "gates", "arXiv 2104.08500", space="gates",
+            "vtp",
+            "vision transformer pruning: each layer's inputs and neurons by gates learned with an L1 penalty",
+            ("inputs", "neurons"),
+            ("gates",),
+            "gates",
+            "arXiv 2104.08500",
+            space="gates",
         ),
         Method(
-            "spvit", "learned token selectors with a package token; keep rates from the device's latencies", ("tokens",),
-            ("magnitude",), "selectors", "arXiv 2112.13890",
+            "spvit",
+            "learned token selectors with a package token; keep rates from the device's latencies",
+            ("tokens",),
+            ("magnitude",),
+            "selectors",
+            "arXiv 2112.13890",
             tokens=TokenRule(reducer="weighted", at="start", score="selector"),
         ),
     )
-}  # fmt: skip
+}
 
 
 def method_named(name: str) -> Method:

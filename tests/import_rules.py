@@ -48,11 +48,22 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
 """The order of the folders in each room, from the ground up. A folder imports from itself and from lower floors only; so do
 files that stand in the room itself. Folders on one floor do not know each other."""
 LIGHT = (
-    "models.errors", "models.record", "models.atomic_write", "models.throttle", "models.structure",
-    "models.data.allowed_path", "models.loading.model_files",
-    "search.budgets", "search.methods", "search.policy", "search.token_rule",
-    "vitfit.child", "vitfit.machine", "latency.devices", "latency.measuring.machine_lock",
-)  # fmt: skip
+    "models.errors",
+    "models.record",
+    "models.atomic_write",
+    "models.throttle",
+    "models.structure",
+    "models.data.allowed_path",
+    "models.loading.model_files",
+    "search.budgets",
+    "search.methods",
+    "search.policy",
+    "search.token_rule",
+    "vitfit.child",
+    "vitfit.machine",
+    "latency.devices",
+    "latency.measuring.machine_lock",
+)
 """Files, and folders with all that is in them, which need the standard library and each other only: the web process, or the
 measuring agent, uses them."""
 SCHEMAS = ("latency.devices.profile_schema",)

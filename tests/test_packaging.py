@@ -26,7 +26,9 @@ def test_every_file_that_is_no_module_is_installed() -> None:
         for path in (ROOT / package.replace(".", "/")).glob(glob)
     }
     there = {
-        path for room in ROOMS for path in (ROOT / room).rglob("*")
+        path
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*")
         if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
-    }  # fmt: skip
+    }
     assert listed == there != set()

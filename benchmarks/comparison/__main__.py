@@ -124,11 +124,16 @@ def write(
         dense, _ = bench.test(bench.original)
         structure = network.structure
         found |= {
-            "correct": right, "dense": dense, "images": images, "evaluations": evaluations, "seconds": round(seconds, 1),
-            "macs_keep": structure.macs / bench.original.structure.macs, "predicted_keep": bench.predicted_keep(network),
+            "correct": right,
+            "dense": dense,
+            "images": images,
+            "evaluations": evaluations,
+            "seconds": round(seconds, 1),
+            "macs_keep": structure.macs / bench.original.structure.macs,
+            "predicted_keep": bench.predicted_keep(network),
             "file": f"{stem}.onnx",
             "tokens": [block.tokens_out for block in structure.blocks],
-        }  # fmt: skip
+        }
     (output / f"{stem}.json").write_text(json.dumps(found, indent=1))
     print(stem, found.get("correct", "unreachable"), f"{found.get('predicted_keep', 0):.3f}", flush=True)
 
@@ -153,10 +158,18 @@ def time_all(rows: list[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
     original, *found = Meter(Setting(runtime=runtime_version())).measure(files, TIMING, seed=1)
     measured = {row["file"]: ratio(m, original) for row, m in zip(kept, found, strict=True)}
     return [
-        row | ({"measured_keep": measured[row["file"]].value, "low": measured[row["file"]].low,
-                "high": measured[row["file"]].high} if "file" in row else {})
+        row
+        | (
+            {
+                "measured_keep": measured[row["file"]].value,
+                "low": measured[row["file"]].low,
+                "high": measured[row["file"]].high,
+            }
+            if "file" in row
+            else {}
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

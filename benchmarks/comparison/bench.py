@@ -49,12 +49,17 @@ class Case:
     def request(self, method: str = "joint", criterion: str | None = None) -> JobRequest:
         return JobRequest.model_validate(
             {
-                "model": "model", "dataset": "data", "method": method, "criterion": criterion, "seed": self.seed,
+                "model": "model",
+                "dataset": "data",
+                "method": method,
+                "criterion": criterion,
+                "seed": self.seed,
                 "precisions": self.precisions,
-                "gates": {"epochs": int(method == "vtp")}, "finetune": {"epochs": int(method == "spvit")},
+                "gates": {"epochs": int(method == "vtp")},
+                "finetune": {"epochs": int(method == "spvit")},
                 "budgets": [{"metric": "latency_keep", "limit": self.keep, "device": "cpu", "setting": {"threads": 1}}],
             }
-        )  # fmt: skip
+        )
 
     def files(self) -> JobFiles:
         model, data = self.work / "model", self.work / "data"
@@ -82,9 +87,13 @@ class Bench:
         self.original = self.evaluation.network
         self.pricing = Pricing(self.request, self.original.structure)
         profile(
-            self.pricing, self.original, Verifier(self.original, self.pricing, files.work, 0), files.tables, files.work,
+            self.pricing,
+            self.original,
+            Verifier(self.original, self.pricing, files.work, 0),
+            files.tables,
+            files.work,
             case.precisions,
-        )  # fmt: skip
+        )
         self._work = files.work
 
     @cached_property

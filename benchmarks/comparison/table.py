@@ -23,10 +23,11 @@ def markdown(rows: Sequence[dict[str, Any]], machine: dict[str, str]) -> str:
 
 def _section(keep: float, trained: bool, groups: dict[Key, list[dict[str, Any]]]) -> list[str]:
     lines = [
-        f"### {keep} of the latency, {'after a short training' if trained else 'without training'}", "",
+        f"### {keep} of the latency, {'after a short training' if trained else 'without training'}",
+        "",
         "| row | recovery | points lost (mean, sd) | joint leads by (mean, s.e.) | MACs kept | latency kept, measured | evaluations | seconds |",
         "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     joint = {row["seed"]: row for row in groups.get((keep, "joint", True, trained), []) if "correct" in row}
     mine = {key: value for key, value in groups.items() if (key[0], key[3]) == (keep, trained)}
     for (_, name, recovery, _), found in sorted(mine.items(), key=lambda item: _mean_loss(item[1])):

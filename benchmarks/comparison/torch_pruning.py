@@ -34,10 +34,17 @@ def kept_by_torch_pruning(network: TorchNetwork, importance: Importance, keep: f
     )
     example = torch.zeros(1, *network.structure.image)
     pruner = torch_pruning.pruner.BasePruner(
-        model, example, importance=scored, pruning_ratio=1 - keep, head_pruning_ratio=1 - keep, num_heads=heads,
-        prune_num_heads=True, prune_head_dims=False, ignored_layers=[*bottleneck, stem.head, stem.patch_embed.proj],
+        model,
+        example,
+        importance=scored,
+        pruning_ratio=1 - keep,
+        head_pruning_ratio=1 - keep,
+        num_heads=heads,
+        prune_num_heads=True,
+        prune_head_dims=False,
+        ignored_layers=[*bottleneck, stem.head, stem.patch_embed.proj],
         unwrapped_parameters=[(stem.cls_token, 2), (stem.pos_embed, 2)],
-    )  # fmt: skip
+    )
     if importance == "taylor":
         _backward(model, data)
     for group in pruner.step(interactive=True):

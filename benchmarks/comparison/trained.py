@@ -89,9 +89,17 @@ def affordable(bench: Bench, network: Network, seconds: float) -> tuple[int, Bat
 
 
 TRAINED: dict[str, Train | None] = {
-    "joint": None, "mdc": None, "cp-vit": None, "up-vit": None, "vtp": gates, "spvit": selectors,
-    "Torch-Pruning magnitude": None, "Torch-Pruning Taylor": None, "uniform magnitude": None, "token merging": None,
-}  # fmt: skip
+    "joint": None,
+    "mdc": None,
+    "cp-vit": None,
+    "up-vit": None,
+    "vtp": gates,
+    "spvit": selectors,
+    "Torch-Pruning magnitude": None,
+    "Torch-Pruning Taylor": None,
+    "uniform magnitude": None,
+    "token merging": None,
+}
 """None: what the row had without training is fine-tuned."""
 
 

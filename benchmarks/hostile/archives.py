@@ -79,11 +79,26 @@ def _named(rng: random.Random, members: Members, outside: Path) -> tuple[str, by
     up = "../" * rng.randrange(1, 12)
     odd = rng.choice(
         [
-            f"{up}escaped.png", str(outside / "escaped.png"), f"a/{up}{outside}/escaped.png", "C:\\escaped.png", "..\\..\\escaped.png",
-            "a\x00b.png", "a\nb.png", "x" * 300 + ".png", "/".join("d" * 400) + "/a.png", "ü/\u202egnp.png", "", ".png", "0/", "./././a.png",
-            "index.json", "\ud800.png", "CON.png", "~/.ssh/a.png",
+            f"{up}escaped.png",
+            str(outside / "escaped.png"),
+            f"a/{up}{outside}/escaped.png",
+            "C:\\escaped.png",
+            "..\\..\\escaped.png",
+            "a\x00b.png",
+            "a\nb.png",
+            "x" * 300 + ".png",
+            "/".join("d" * 400) + "/a.png",
+            "ü/\u202egnp.png",
+            "",
+            ".png",
+            "0/",
+            "./././a.png",
+            "index.json",
+            "\ud800.png",
+            "CON.png",
+            "~/.ssh/a.png",
         ]
-    )  # fmt: skip
+    )
     extra = (odd, picture(rng))
     if rng.random() < 0.5 and "\ud800" not in odd:
         return f"zip with the name {odd[:30]!r}", _zip([*members, extra]), ".zip"

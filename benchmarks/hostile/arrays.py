@@ -52,14 +52,24 @@ def _header(rng: random.Random) -> tuple[str, bytes]:
     """An array whose header was written by hand."""
     text = rng.choice(
         [
-            "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 8, 8, 3), }", "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 8, 8, 3), }",
-            "{'descr': '|u1', 'fortran_order': 7, 'shape': 'x', }", "{'descr': '|O', 'fortran_order': False, 'shape': (60,), }",
-            "{'descr': [('a', '<f8', (2**40,))], 'fortran_order': False, 'shape': (1,), }", "{'descr': '|V99999999999', 'fortran_order': False, 'shape': (1,), }",
-            "__import__('os').system('true')", "(" * 5_000, "{" * 200, "", "{'descr': '|u1', 'fortran_order': False, 'shape': (60, 8, 8, 3), 'x': 1}",
-            "{'descr': '|u1', 'fortran_order': False, 'shape': (60, 8, 8, True), }", "[1] * 10**9", "-" * 20_000 + "1", "{'descr': '\\ud800'}",
+            "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 8, 8, 3), }",
+            "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 8, 8, 3), }",
+            "{'descr': '|u1', 'fortran_order': 7, 'shape': 'x', }",
+            "{'descr': '|O', 'fortran_order': False, 'shape': (60,), }",
+            "{'descr': [('a', '<f8', (2**40,))], 'fortran_order': False, 'shape': (1,), }",
+            "{'descr': '|V99999999999', 'fortran_order': False, 'shape': (1,), }",
+            "__import__('os').system('true')",
+            "(" * 5_000,
+            "{" * 200,
+            "",
+            "{'descr': '|u1', 'fortran_order': False, 'shape': (60, 8, 8, 3), 'x': 1}",
+            "{'descr': '|u1', 'fortran_order': False, 'shape': (60, 8, 8, True), }",
+            "[1] * 10**9",
+            "-" * 20_000 + "1",
+            "{'descr': '\\ud800'}",
             "{'descr': '|u1', 'fortran_order': False, 'shape': (9" + "9" * 5_000 + ",)}",
         ]
-    ).encode("latin1", "replace")  # fmt: skip
+    ).encode("latin1", "replace")
     version = rng.choice((b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x00"))
     size = len(text).to_bytes(2 if version == b"\x01\x00" else 4, "little")
     buffer = io.BytesIO(_saved({"labels": _whole(rng)["labels"]}))

@@ -18,8 +18,13 @@ from models.loading.load_model import untrained
 
 MODEL = "vit_tiny_patch16_224"
 OPTIONS: dict[str, Any] = {
-    "img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3,
-}  # fmt: skip
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 3,
+}
 
 
 def checkpoint(rng: random.Random, marker: str) -> Upload:
@@ -119,11 +124,24 @@ def _pickled(rng: random.Random, weights: dict[str, Tensor], marker: str) -> tup
     code = {"a": _Runs(marker)}
     content = rng.choice(
         [
-            pickle.dumps(code, protocol=rng.choice((0, 2, 4, 5))), _saved(code), _saved(code, new=False),
-            pickle.dumps(deep), b"\x80\x02" + b"(" * 100_000 + b".", b"\x80\x02" + b"]q\x00" * 50_000 + b".",
-            b"\x80\x02\x8a\xff" + b"\xff" * 255 + b".", b"\x80\x04\x95" + b"\xff" * 8, b"\x80\x02h\x05.", b"\x80\x02.",
-            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nq\x00)R.", b"\x80\x02X\xff\xff\xff\x7fabc.", b"\x80\x05\x96" + b"\xff" * 8,
-            b"cos\nsystem\n(S'true'\ntR.", b"\x80\x02}q\x00(K\x01K\x02u.", b"", b"\x00" * 100, b"PK\x05\x06" + b"\x00" * 18,
+            pickle.dumps(code, protocol=rng.choice((0, 2, 4, 5))),
+            _saved(code),
+            _saved(code, new=False),
+            pickle.dumps(deep),
+            b"\x80\x02" + b"(" * 100_000 + b".",
+            b"\x80\x02" + b"]q\x00" * 50_000 + b".",
+            b"\x80\x02\x8a\xff" + b"\xff" * 255 + b".",
+            b"\x80\x04\x95" + b"\xff" * 8,
+            b"\x80\x02h\x05.",
+            b"\x80\x02.",
+            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nq\x00)R.",
+            b"\x80\x02X\xff\xff\xff\x7fabc.",
+            b"\x80\x05\x96" + b"\xff" * 8,
+            b"cos\nsystem\n(S'true'\ntR.",
+            b"\x80\x02}q\x00(K\x01K\x02u.",
+            b"",
+            b"\x00" * 100,
+            b"PK\x05\x06" + b"\x00" * 18,
         ]
-    )  # fmt: skip
+    )
     return "pickle", rng.choice((".pth", ".pt", ".bin")), content

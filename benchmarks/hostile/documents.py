@@ -14,13 +14,38 @@ JUNK: tuple[Any, ...] = (
     "/etc/passwd", "x" * 5_000, "NaN", [], [[]], {}, {"a": 1}, [1, "a", None], [0] * 1_000, "2026-13-45", "1e999", "token", "avg",
 )  # fmt: skip
 MODEL_JSON: dict[str, Any] = {
-    "name": MODEL, "options": OPTIONS, "pretrained": False, "classes": ["a", "b", "c"],
-    "preprocessing": {"size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop": 1.0, "interpolation": "bicubic"},
-}  # fmt: skip
+    "name": MODEL,
+    "options": OPTIONS,
+    "pretrained": False,
+    "classes": ["a", "b", "c"],
+    "preprocessing": {
+        "size": [3, 32, 32],
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "crop": 1.0,
+        "interpolation": "bicubic",
+    },
+}
 MORE_OPTIONS = (
-    "class_token", "reg_tokens", "global_pool", "qkv_bias", "qk_norm", "init_values", "pre_norm", "fc_norm", "mlp_ratio", "no_embed_class",
-    "dynamic_img_size", "final_norm", "window_size", "depths", "heads", "in_chans", "nonsense", "__class__",
-)  # fmt: skip
+    "class_token",
+    "reg_tokens",
+    "global_pool",
+    "qkv_bias",
+    "qk_norm",
+    "init_values",
+    "pre_norm",
+    "fc_norm",
+    "mlp_ratio",
+    "no_embed_class",
+    "dynamic_img_size",
+    "final_norm",
+    "window_size",
+    "depths",
+    "heads",
+    "in_chans",
+    "nonsense",
+    "__class__",
+)
 NAMES = (
     MODEL,
     "pit_ti_224",
@@ -32,8 +57,16 @@ NAMES = (
     "deit3_small_patch16_224",
 )
 RAW = (
-    b"[" * 100_000, b'{"name":' * 5_000, b"\xff\xfe{}", b"", b"nul", b'{"name": NaN}', b"1" * 5_000, b'{"a": 1, "a": 2}', b'"\\ud800"',
-)  # fmt: skip
+    b"[" * 100_000,
+    b'{"name":' * 5_000,
+    b"\xff\xfe{}",
+    b"",
+    b"nul",
+    b'{"name": NaN}',
+    b"1" * 5_000,
+    b'{"a": 1, "a": 2}',
+    b'"\\ud800"',
+)
 
 
 def model_json(rng: random.Random) -> Upload:

@@ -22,9 +22,13 @@ Array = npt.NDArray[np.float64]
 HERE = Path(__file__).parent
 PROFILES = HERE.parents[1] / "latency" / "profiles"
 FITTED = {
-    "deit_tiny_distilled_patch16_224", "deit_base_distilled_patch16_224", "vit_base_patch32_224", "vit_base_patch16_384",
-    "swin_tiny_patch4_window7_224", "swin_base_patch4_window7_224",
-}  # fmt: skip
+    "deit_tiny_distilled_patch16_224",
+    "deit_base_distilled_patch16_224",
+    "vit_base_patch32_224",
+    "vit_base_patch16_384",
+    "swin_tiny_patch4_window7_224",
+    "swin_base_patch4_window7_224",
+}
 COSTS = {"softmax": 2.0, "norm": 1.0, "activation": 3.0, "reduce": 1.0} | dict.fromkeys(("add", "scale", "pool"), 0.4)
 COSTS |= {"move": 0.4, "gather": 0.8}
 """ns per value before the fit, which scales all of them alike."""
@@ -58,8 +62,9 @@ def main() -> None:
         held = errors[False]
         print(
             f"| {core['name']} | {len(held)} | {100 * np.median(held):.1f} % | {100 * max(held):.1f} % "
-            f"| {100 * max(errors[True]):.1f} % |", flush=True,
-        )  # fmt: skip
+            f"| {100 * max(errors[True]):.1f} % |",
+            flush=True,
+        )
 
 
 def calibrated(core: dict[str, Any], structures: dict[str, Structure]) -> dict[str, Any]:
@@ -78,11 +83,14 @@ def calibrated(core: dict[str, Any], structures: dict[str, Structure]) -> dict[s
     predicted = prices(profile, [structures[name] for name in latencies])
     checks = [
         Check(
-            model=name, image_size=structures[name].image[1], published_ms=ms, predicted_ms=round(float(p), 3),
+            model=name,
+            image_size=structures[name].image[1],
+            published_ms=ms,
+            predicted_ms=round(float(p), 3),
             fitted=name in fitted,
         )
         for (name, ms), p in zip(latencies.items(), predicted, strict=True)
-    ]  # fmt: skip
+    ]
     profile["checks"] = [check.model_dump() for check in checks]
     worst = max(abs(check.error) for check in checks if not check.fitted)
     profile["relative_uncertainty"] = math.ceil(1000 * max(worst, LEAST_UNCERTAINTY)) / 1000
@@ -94,7 +102,10 @@ def profile_of(core: dict[str, Any], numbers: Array) -> dict[str, Any]:
     costs = values.pop("costs")
     wanted = [name for name in UNITS if name in Roofline.model_fields]
     return {
-        "name": core["name"], "model": "roofline", "precision": core["precision"], "threads": core["threads"],
+        "name": core["name"],
+        "model": "roofline",
+        "precision": core["precision"],
+        "threads": core["threads"],
         "description": f"{core['description']}, {core['runtime']}, {core['precision']}",
         "source": f"published latencies: {core['source']}; effective numbers fitted to half of them "
         "by python -m benchmarks.profiles, the others are checks",
@@ -104,7 +115,7 @@ def profile_of(core: dict[str, Any], numbers: Array) -> dict[str, Any]:
         "ns_per_value": {kind: ns * costs for kind, ns in COSTS.items()},
         "relative_uncertainty": LEAST_UNCERTAINTY,
         **values,
-    }  # fmt: skip
+    }
 
 
 def prices(profile: dict[str, Any], structures: list[Structure]) -> Array:

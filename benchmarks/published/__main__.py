@@ -55,11 +55,16 @@ def request_of(case: Case, trials: int, epochs: int) -> JobRequest:
     """The least training that a method needs is one epoch."""
     return JobRequest.model_validate(
         {
-            "model": "model", "dataset": "data", "method": case.method, "budgets": case.budgets, "trials": trials,
+            "model": "model",
+            "dataset": "data",
+            "method": case.method,
+            "budgets": case.budgets,
+            "trials": trials,
             "gates": {"epochs": max(1, epochs // 2) if case.method == "vtp" else 0, "batch": 16},
-            "finetune": {"epochs": max(epochs, int(case.method == "spvit")), "batch": 16}, **case.request,
+            "finetune": {"epochs": max(epochs, int(case.method == "spvit")), "batch": 16},
+            **case.request,
         }
-    )  # fmt: skip
+    )
 
 
 def one(case: Case, pictures: Path, root: Path, pretrained: bool, options: argparse.Namespace) -> None:
@@ -94,9 +99,12 @@ def _figures(folder: Path) -> dict[str, Any]:
     report = json.loads((folder / "report.json").read_text())
     delivered, parity = report["delivered"], report["parity"]
     return {
-        "macs": delivered["macs"], "params": delivered["params"], "accuracy": delivered["accuracy"],
-        "parity": parity["max_relative"], "passed": parity["passed"],
-    }  # fmt: skip
+        "macs": delivered["macs"],
+        "params": delivered["params"],
+        "accuracy": delivered["accuracy"],
+        "parity": parity["max_relative"],
+        "passed": parity["passed"],
+    }
 
 
 def _stem(case: Case) -> str:

@@ -66,9 +66,14 @@ class Agent:
     def _register(self) -> None:
         runtime, providers = _runtime()
         body = {
-            "name": self._name, "protocol": PROTOCOL, "version": importlib.metadata.version("vitfit"), "machine": cpu_name(),
-            "threads": len(os.sched_getaffinity(0)), "runtime": runtime, "providers": providers,
-        }  # fmt: skip
+            "name": self._name,
+            "protocol": PROTOCOL,
+            "version": importlib.metadata.version("vitfit"),
+            "machine": cpu_name(),
+            "threads": len(os.sched_getaffinity(0)),
+            "runtime": runtime,
+            "providers": providers,
+        }
         found = self._connection.json("POST", "/v1/agents", json=body)
         self._device, self._session = str(found["device"]), str(found["session"])
 

@@ -11,9 +11,17 @@ from vitfit.results import Budget
 BUDGET_PANEL = "Budgets: upper limits, all of them hold"
 SEARCH_PANEL = "Search"
 METRICS = (
-    "latency_keep", "latency_ms", "macs", "macs_keep", "params", "params_keep", "file_bytes", "file_keep", "memory_bytes",
+    "latency_keep",
+    "latency_ms",
+    "macs",
+    "macs_keep",
+    "params",
+    "params_keep",
+    "file_bytes",
+    "file_keep",
+    "memory_bytes",
     "memory_keep",
-)  # fmt: skip
+)
 SUFFIXES = {"K": 1e3, "M": 1e6, "G": 1e9}
 Limits = list[str] | None
 

@@ -38,9 +38,14 @@ def ask(command: Sequence[str], request: Mapping[str, Any], timeout_s: float = L
     for _ in range(STARTS):
         try:
             done = subprocess.run(
-                list(command), input=json.dumps(request), capture_output=True, text=True, check=False,
-                timeout=timeout_s, env=environment,
-            )  # fmt: skip
+                list(command),
+                input=json.dumps(request),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=timeout_s,
+                env=environment,
+            )
         except subprocess.TimeoutExpired:
             raise ChildFailed(f"it took longer than {timeout_s:g} s") from None
         if done.returncode >= 0:
@@ -48,7 +53,7 @@ def ask(command: Sequence[str], request: Mapping[str, Any], timeout_s: float = L
     raise ChildFailed(
         f"it was killed by {signal.Signals(-done.returncode).name}, {STARTS} times in a row. Often the machine's memory is too "
         "small: try a smaller model or batch, or stop what else runs there"
-    )  # fmt: skip
+    )
 
 
 def _answer(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:

@@ -41,9 +41,12 @@ class ModelSource:
 
 
 def model_source(
-    name: str, options: str | None = None, checkpoint: Path | None = None, pretrained: bool | None = None,
+    name: str,
+    options: str | None = None,
+    checkpoint: Path | None = None,
+    pretrained: bool | None = None,
     preprocessing: str | None = None,
-) -> ModelSource:  # fmt: skip
+) -> ModelSource:
     """Create the source of a model from command-line values.
 
     `options` and `preprocessing` are JSON or `@FILE`. They override the values in the folder's model.json.

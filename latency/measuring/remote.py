@@ -32,7 +32,7 @@ class RemoteMeter(Meter):
 
     def _one_process(
         self, files: Sequence[Path], seconds: float, rounds: int, seed: int, images: Path | None
-    ) -> Rounds:  # fmt: skip
+    ) -> Rounds:
         """Let the agent measure.
 
         Raises: DeviceUnavailable when the agent refuses, when it is silent for too long, or for files above 2 GiB.
@@ -71,8 +71,9 @@ class RemoteMeter(Meter):
             raise DeviceUnavailable(
                 f"The agent of {self.device} has not been heard of for {silent:.0f} s (waited: {patience:.0f} s). "
                 "Start it again with `vitfit agent`, and the job with POST /v1/jobs.",
-                device=self.device, silent_s=round(silent),
-            )  # fmt: skip
+                device=self.device,
+                silent_s=round(silent),
+            )
 
 
 def meter_of(device: str, setting: Setting) -> Meter:

@@ -27,13 +27,24 @@ from models.structure.multiples import DIM_MULTIPLE, EMBED_MULTIPLE, NEURON_MULT
 
 COUNT = 24
 KINDS: tuple[tuple[Reducer, TokenScore] | None, ...] = (
-    ("fuse", "attention"), None, ("drop", "attention"), ("fuse", "attention"), ("merge", "similarity"), None,
-    ("weighted", "attention"), ("fuse", "attention"), ("weighted", "selector"), ("drop", "attention"),
-)  # fmt: skip
+    ("fuse", "attention"),
+    None,
+    ("drop", "attention"),
+    ("fuse", "attention"),
+    ("merge", "similarity"),
+    None,
+    ("weighted", "attention"),
+    ("fuse", "attention"),
+    ("weighted", "selector"),
+    ("drop", "attention"),
+)
 """How the probes remove tokens, in turn. None: the probe keeps all tokens."""
 WAYS: tuple[tuple[Reducer, TokenScore], ...] = (
-    ("weighted", "selector"), ("drop", "attention"), ("fuse", "attention"), ("merge", "similarity"),
-)  # fmt: skip
+    ("weighted", "selector"),
+    ("drop", "attention"),
+    ("fuse", "attention"),
+    ("merge", "similarity"),
+)
 """How the probes that remove nothing but tokens do it, in turn."""
 LEAST, SPREAD = 0.1, 0.25
 """LEAST: smallest keep ratio. SPREAD: how far the keep ratio of a block may be from that of its probe."""

@@ -45,8 +45,10 @@ def pricer_of(device: str, setting: Setting, original: Structure) -> Pricer:
         raise InvalidRequest(
             f"Device {device!r} was measured for {known.name} with batch {profile['batch']}, not for {original.name} with batch "
             f"{setting.batch}. Measure that one there: vitfit measure MODEL --table FILE.",
-            device=device, measured=known.name, batch=profile["batch"],
-        )  # fmt: skip
+            device=device,
+            measured=known.name,
+            batch=profile["batch"],
+        )
     samples = (Sample(known, Interval(1.0, 1.0, 1.0)), *map(Sample.from_json, profile["samples"]))
     exact = Setting(setting.threads, setting.batch, runtime=profile["runtime"])
     return TablePricer(Table(device, profile["machine"], exact, known, profile["original_ms"], samples))

@@ -29,9 +29,13 @@ EXACT_PRODUCTS = "session.x64quantprecision"
 
 
 def export_onnx(
-    module: nn.Module, image: tuple[int, int, int], preprocessing: Preprocessing, path: Path, batch: int | None,
+    module: nn.Module,
+    image: tuple[int, int, int],
+    preprocessing: Preprocessing,
+    path: Path,
+    batch: int | None,
     finish: Callable[[Path], None] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Export a network from images to logits with `write_onnx`.
 
     batch: a fixed batch size. None: the batch dimension is free.
@@ -41,9 +45,14 @@ def export_onnx(
 
 
 def write_onnx(
-    module: nn.Module, images: Tensor, outputs: Sequence[str], preprocessing: Preprocessing, path: Path,
-    free_batch: bool = False, finish: Callable[[Path], None] | None = None,
-) -> None:  # fmt: skip
+    module: nn.Module,
+    images: Tensor,
+    outputs: Sequence[str],
+    preprocessing: Preprocessing,
+    path: Path,
+    free_batch: bool = False,
+    finish: Callable[[Path], None] | None = None,
+) -> None:
     """Export a module and write `path` atomically.
 
     Above 2 GiB, the weights are in a second file (models/export/onnx_store.py).
@@ -62,7 +71,7 @@ def write_onnx(
 
 def to_onnx(
     module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path, free_batch: bool = False
-) -> None:  # fmt: skip
+) -> None:
     """Export a module with torch's exporter.
 
     Above 2 GiB, the exporter writes each weight to a separate file in the same folder.
@@ -70,10 +79,15 @@ def to_onnx(
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module.eval(), tuple(inputs.values()), str(path), input_names=list(inputs), output_names=list(outputs),
-            opset_version=OPSET, dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)} if free_batch else None,
+            module.eval(),
+            tuple(inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=OPSET,
+            dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)} if free_batch else None,
             dynamo=False,
-        )  # fmt: skip
+        )
 
 
 class OnnxFile:

@@ -44,9 +44,15 @@ def _block(block: nn.Module, family: Family, name: str, tokens: int) -> Block:
     heads = head_count(block, family)
     dim = qkv.out_features // 3 // heads
     attention = Attention(
-        heads, dim, dim, qkv.in_features, projection.in_features, qkv.bias is not None, projection.bias is not None,
+        heads,
+        dim,
+        dim,
+        qkv.in_features,
+        projection.in_features,
+        qkv.bias is not None,
+        projection.bias is not None,
         "shared" if is_present(part(block, family.q_norm)) else "none",
-    )  # fmt: skip
+    )
     mlp = Mlp(fc1.in_features, fc1.out_features, fc1.bias is not None)
     return Block(
         name, qkv.in_features, tokens, attention, mlp, layer_scale=is_present(part(block, family.layer_scale1))
@@ -101,9 +107,15 @@ def _tail(model: nn.Module, family: Family, tokens: int) -> tuple[tuple[Op, ...]
 def _norms(model: nn.Module, paths: tuple[str, ...], width: int, rows: int, follows_tokens: bool) -> list[Op]:
     return [
         Op(
-            "norm", path, rows, width, weights=True, bias=getattr(part(model, path), "bias", None) is not None,
-            width_field="cols", rows_are_tokens=follows_tokens,
+            "norm",
+            path,
+            rows,
+            width,
+            weights=True,
+            bias=getattr(part(model, path), "bias", None) is not None,
+            width_field="cols",
+            rows_are_tokens=follows_tokens,
         )
         for path in paths
         if is_present(part(model, path))
-    ]  # fmt: skip
+    ]

@@ -44,9 +44,16 @@ def describe_stages(model: nn.Module, family: Family, name: str, size: tuple[int
         last = stages[-1].blocks[-1].tokens
         tail = tuple(dataclasses.replace(op, rows_are_tokens=op.rows == last) for op in tail)
     structure = Structure(
-        name, image, classes_of(model), prefix, prefix > 0, tables + _ops(sections[0]), tuple(stages),
-        tail, family.fixed,
-    )  # fmt: skip
+        name,
+        image,
+        classes_of(model),
+        prefix,
+        prefix > 0,
+        tables + _ops(sections[0]),
+        tuple(stages),
+        tail,
+        family.fixed,
+    )
     _check_accounted(model, structure)
     return structure
 
@@ -112,9 +119,13 @@ def _block(model: nn.Module, family: Family, name: str, calls: Sequence[Call]) -
     tokens = _rows(whole.inputs, width)
     scaled = optional_part(block, family.layer_scale1) is not None
     return Block(
-        name, width, tokens, _attention(block, family, name, inside, width, tokens), _mlp(block, family, name, inside),
+        name,
+        width,
+        tokens,
+        _attention(block, family, name, inside, width, tokens),
+        _mlp(block, family, name, inside),
         layer_scale=scaled,
-    )  # fmt: skip
+    )
 
 
 def _attention(

@@ -109,10 +109,12 @@ def _block(traced: Traced, block: GraphBlock, number: str, parts: dict[Atom, lis
     if flow.streams and int(number) >= min(flow.streams):
         tokens = flow.tokens
     return Block(
-        name_of(heads) or number, channels, tokens,
+        name_of(heads) or number,
+        channels,
+        tokens,
         Attention(heads.atom.size, dim, dim, channels, heads.atom.size * dim, parts=tuple(parts[heads.atom])),
         Mlp(channels, neurons.atom.size, parts=tuple(parts[neurons.atom])),
-    )  # fmt: skip
+    )
 
 
 def name_of(half: Half) -> str:
@@ -236,9 +238,15 @@ class _Counted:
             groups, cols, inner = 1, size_of(made), size_of(over)
         rows = self._per_image(node) // max(1, groups * cols)
         op = Op(
-            "conv" if conv else "matmul", self._name(node), rows, cols, inner=inner, count=groups, weights=new,
+            "conv" if conv else "matmul",
+            self._name(node),
+            rows,
+            cols,
+            inner=inner,
+            count=groups,
+            weights=new,
             bias=with_bias and new,
-        )  # fmt: skip
+        )
         scales = dict.fromkeys((atom for dim in self.tracer.of(node) for atom in leaves(dim)), "rows")
         scales |= dict.fromkeys(over, "inner")
         return op, scales | dict.fromkeys(made, "count" if groups > 1 else "cols")

@@ -24,8 +24,11 @@ def linear_layers(traced: Traced, blocks: Sequence[GraphBlock]) -> list[dict[Lay
     alone, found = _read_once(traced.graph), []
     for block in blocks:
         sides: dict[Layer, Iterable[Node]] = {
-            "qkv": block.heads.makers, "proj": [block.heads.reader], "fc1": block.neurons.makers, "fc2": [block.neurons.reader],
-        }  # fmt: skip
+            "qkv": block.heads.makers,
+            "proj": [block.heads.reader],
+            "fc1": block.neurons.makers,
+            "fc2": [block.neurons.reader],
+        }
         found.append(
             {layer: [node.name for node in nodes if _is_layer(traced, node, alone)] for layer, nodes in sides.items()}
         )

@@ -48,9 +48,14 @@ class GraphNetwork(Network):
     """In a pruned network: the paths of its linear layers, by the names of their nodes in the dense graph."""
 
     def __init__(
-        self, module: nn.Module, name: str, preprocessing: Preprocessing, classes: int, batch: int = BATCH,
+        self,
+        module: nn.Module,
+        name: str,
+        preprocessing: Preprocessing,
+        classes: int,
+        batch: int = BATCH,
         image: tuple[int, int, int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """module: any module, or a graph that was captured for `batch` images of size `image`.
 
         Raises: UnsupportedModel.
@@ -122,7 +127,7 @@ class GraphNetwork(Network):
                 f"Statistics {', '.join(wanted)} are not taken of {self._structure.name}, whose attention and MLPs were found "
                 f"in its graph. {METHODS}",
                 kinds=wanted,
-            )  # fmt: skip
+            )
 
     def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
         self.check_kinds(kinds)

@@ -40,13 +40,30 @@ def _plain(target: Any) -> Operator:
 
 
 for _name, _target in {
-    "Add": aten.add.Tensor, "Sub": aten.sub.Tensor, "Mul": aten.mul.Tensor, "Div": aten.div.Tensor, "Erf": aten.erf.default,
-    "Sqrt": aten.sqrt.default, "Tanh": aten.tanh.default, "Sigmoid": aten.sigmoid.default, "Relu": aten.relu.default,
-    "Exp": aten.exp.default, "Log": aten.log.default, "Neg": aten.neg.default, "Abs": aten.abs.default,
-    "Reciprocal": aten.reciprocal.default, "HardSwish": aten.hardswish.default, "Identity": aten.alias.default,
-    "Pow": aten.pow.Tensor_Tensor, "Where": aten.where.self, "Equal": aten.eq.Tensor, "Max": aten.maximum.default,
-    "Min": aten.minimum.default, "Cos": aten.cos.default, "Sin": aten.sin.default,
-}.items():  # fmt: skip
+    "Add": aten.add.Tensor,
+    "Sub": aten.sub.Tensor,
+    "Mul": aten.mul.Tensor,
+    "Div": aten.div.Tensor,
+    "Erf": aten.erf.default,
+    "Sqrt": aten.sqrt.default,
+    "Tanh": aten.tanh.default,
+    "Sigmoid": aten.sigmoid.default,
+    "Relu": aten.relu.default,
+    "Exp": aten.exp.default,
+    "Log": aten.log.default,
+    "Neg": aten.neg.default,
+    "Abs": aten.abs.default,
+    "Reciprocal": aten.reciprocal.default,
+    "HardSwish": aten.hardswish.default,
+    "Identity": aten.alias.default,
+    "Pow": aten.pow.Tensor_Tensor,
+    "Where": aten.where.self,
+    "Equal": aten.eq.Tensor,
+    "Max": aten.maximum.default,
+    "Min": aten.minimum.default,
+    "Cos": aten.cos.default,
+    "Sin": aten.sin.default,
+}.items():
     OPERATORS[_name] = _plain(_target)
 
 

@@ -36,7 +36,7 @@ class _Found:
 
 def read_attention(
     traced: Traced, half: Half, seen: Node, update: Node, tokens: int, width: int
-) -> tuple[Affine, int, Affine]:  # fmt: skip
+) -> tuple[Affine, int, Affine]:
     """Read one attention.
 
     seen: the node of the normed tokens.
@@ -61,9 +61,11 @@ def read_attention(
     q, k = q.scaled(found.scale * other * math.sqrt(dim)), k.scaled(1 / other)
     joined = Affine(torch.cat([q.weight, k.weight, v.weight]), torch.cat([q.bias, k.bias, v.bias]))
     projection = affine(
-        Part(traced, found.context, update), width, tokens,
+        Part(traced, found.context, update),
+        width,
+        tokens,
         lambda rows: rows.view(len(rows), tokens, heads, dim).transpose(1, 2).contiguous(),
-    )  # fmt: skip
+    )
     return joined, heads, projection
 
 

@@ -111,13 +111,18 @@ def _read_block(traced: Traced, block: GraphBlock) -> tuple[PlainBlock, Node, No
     neurons = block.neurons.atom.size
     return (
         PlainBlock(
-            norm(Part(traced, x, seen), shape), heads, qkv, projection,
+            norm(Part(traced, x, seen), shape),
+            heads,
+            qkv,
+            projection,
             norm(Part(traced, middle, normed), shape),
             affine(Part(traced, normed, maker), width, tokens),
             activation(Part(traced, maker, active), dims_of(traced, maker)),
             affine(Part(traced, active, mlp_update), neurons, tokens),
-        ), x, after,
-    )  # fmt: skip
+        ),
+        x,
+        after,
+    )
 
 
 def _added(traced: Traced, reader: Node) -> tuple[Node, Node, Node]:
@@ -300,8 +305,10 @@ def _pooled(traced: Traced, x: Node, nodes: Sequence[Node], prefix: int) -> tupl
     shape = dims_of(traced, x)
     tokens = noise(3, *shape)
     wanted: dict[Pooling, Tensor] = {
-        "avg": tokens[:, prefix:].mean(1), "all": tokens.mean(1), "token": tokens[:, 0],
-    }  # fmt: skip
+        "avg": tokens[:, prefix:].mean(1),
+        "all": tokens.mean(1),
+        "token": tokens[:, 0],
+    }
     if not prefix:
         del wanted["all"], wanted["token"]
     for node in nodes:

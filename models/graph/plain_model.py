@@ -48,14 +48,23 @@ def build(plain: Plain) -> VisionTransformer:
     with torch.device("meta"):
         kind = VisionTransformer if tail.second is None else VisionTransformerDistilled
         module = kind(
-            img_size=(image[0], image[1]), patch_size=(stem.patch.shape[-2], stem.patch.shape[-1]), in_chans=channels, embed_dim=width,
-            num_classes=0 if tail.head is None else len(tail.head.bias), depth=len(plain.blocks), num_heads=first.heads,
-            global_pool="token" if tail.pooling == "token" else "avg", pool_include_prefix=tail.pooling == "all",
-            qkv_bias=_has_bias(plain), class_token=stem.prefix > 0,
+            img_size=(image[0], image[1]),
+            patch_size=(stem.patch.shape[-2], stem.patch.shape[-1]),
+            in_chans=channels,
+            embed_dim=width,
+            num_classes=0 if tail.head is None else len(tail.head.bias),
+            depth=len(plain.blocks),
+            num_heads=first.heads,
+            global_pool="token" if tail.pooling == "token" else "avg",
+            pool_include_prefix=tail.pooling == "all",
+            qkv_bias=_has_bias(plain),
+            class_token=stem.prefix > 0,
             reg_tokens=max(0, stem.prefix - 1) if tail.second is None else 0,
-            pre_norm=stem.norm is not None, final_norm=tail.norm is not None, fc_norm=tail.norm is not None and not tail.first,
+            pre_norm=stem.norm is not None,
+            final_norm=tail.norm is not None,
+            fc_norm=tail.norm is not None and not tail.first,
             weight_init="skip",
-        )  # fmt: skip
+        )
     module.patch_embed.proj = _convolution(stem.patch)
     _write_tokens(module, stem.tokens, stem.prefix)
     for name, norm in (("norm_pre", stem.norm), ("norm" if tail.first else "fc_norm", tail.norm)):

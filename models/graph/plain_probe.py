@@ -20,8 +20,13 @@ from models.graph.tracing.trace import Traced
 EPSILONS = (1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 """Epsilons of norms that occur in known architectures."""
 ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
-    nn.GELU, lambda: nn.GELU("tanh"), QuickGELU, nn.ReLU, nn.SiLU, nn.Hardswish,
-)  # fmt: skip
+    nn.GELU,
+    lambda: nn.GELU("tanh"),
+    QuickGELU,
+    nn.ReLU,
+    nn.SiLU,
+    nn.Hardswish,
+)
 NEAR = 1e-4
 """Largest difference between two tensors that count as equal, relative to the largest absolute value of the second."""
 
@@ -107,9 +112,12 @@ class Norm:
 
 
 def affine(
-    part: Callable[[Tensor], Tensor], width: int, tokens: int, lay: Callable[[Tensor], Tensor] = lambda x: x,
+    part: Callable[[Tensor], Tensor],
+    width: int,
+    tokens: int,
+    lay: Callable[[Tensor], Tensor] = lambda x: x,
     read: Callable[[Tensor], Tensor] = lambda y: y,
-) -> Affine:  # fmt: skip
+) -> Affine:
     """Return the affine map of a part that does the same to each of `tokens` tokens.
 
     lay: turns (images, tokens, width) into the input of the part.

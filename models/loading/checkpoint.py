@@ -38,14 +38,16 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
         raise CheckpointMismatch(
             f"The checkpoint does not fit the model: {'; '.join(p for p in parts if p)}. "
             "Give the options (img_size, num_classes, depth, ...) that the checkpoint was trained with.",
-            missing=missing, unexpected=unexpected, shapes=sorted(shapes),
-        )  # fmt: skip
+            missing=missing,
+            unexpected=unexpected,
+            shapes=sorted(shapes),
+        )
     odd = [key for key, value in weights.items() if not _same_kind(value, own[key])]
     if odd:
         raise CheckpointMismatch(
             f"The checkpoint's tensor {odd[0][:200]!r} is {weights[odd[0]].dtype}; {own[odd[0]].dtype} is needed, or another of "
             f"{', '.join(str(kind).removeprefix('torch.') for kind in FLOATS)} for floats. Convert it before saving.",
-        )  # fmt: skip
+        )
     broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise DamagedFile(
@@ -64,8 +66,9 @@ def _refuse_quantised(weights: dict[str, Tensor]) -> None:
         name = integers[0] if integers else next(key for key in weights if "_packed_params" in key)
         raise CheckpointMismatch(
             f"The checkpoint is quantised already ({name}). Upload the weights as they were trained, and ask for int8 in "
-            "the job: precisions=['int8'].", tensor=name,
-        )  # fmt: skip
+            "the job: precisions=['int8'].",
+            tensor=name,
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -100,9 +103,10 @@ def _unwrapped(weights: dict[str, Any]) -> dict[str, Tensor]:
     if weights and all(isinstance(key, str) and key.startswith("module.") for key in weights):
         weights = {key.removeprefix("module."): value for key, value in weights.items()}
     strange = [
-        key for key, value in weights.items()
+        key
+        for key, value in weights.items()
         if not isinstance(key, str) or not (isinstance(value, Tensor) or "_packed_params" in key)
-    ]  # fmt: skip
+    ]
     if strange:
         raise CheckpointMismatch(
             f"The checkpoint's entry {str(strange[0])[:200]!r} is not a tensor; upload the weights alone"

@@ -13,9 +13,13 @@ from models.networks.torch_network import TorchNetwork
 
 
 def open_graph(
-    module: nn.Module, name: str, preprocessing: Preprocessing, classes: int, batch: int = BATCH,
+    module: nn.Module,
+    name: str,
+    preprocessing: Preprocessing,
+    classes: int,
+    batch: int = BATCH,
     image: tuple[int, int, int] | None = None,
-) -> Network:  # fmt: skip
+) -> Network:
     """Opens any module.
 
     batch, image: for a module that is itself a graph: the batch size and the image size (C, H, W) that it was made for.

@@ -16,9 +16,12 @@ from models.loading.load_graph import open_graph
 from models.networks.network import Network
 
 TOWERS = {
-    "clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "siglip": "SiglipVisionModel",
-    "siglip_vision_model": "SiglipVisionModel", "siglip2": "Siglip2VisionModel",
-}  # fmt: skip
+    "clip": "CLIPVisionModel",
+    "clip_vision_model": "CLIPVisionModel",
+    "siglip": "SiglipVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "siglip2": "Siglip2VisionModel",
+}
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Names of Pillow's resampling filters, by the number that image processors store."""
 
@@ -80,8 +83,12 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
         kind = "AutoModelForImageClassification"
     try:
         model, info = getattr(transformers, kind).from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True,
-        )  # fmt: skip
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     except (ValueError, ImportError) as error:
         raise UnsupportedModel(
             f"transformers cannot open {name}: {str(error)[:300]}", reasons=[f"model type {config.get('model_type')}"]

@@ -170,9 +170,13 @@ def _block_weights(block: PrunedBlock, family: Family) -> dict[str, Tensor]:
     if attention.qk_dim != attention.v_dim or not isinstance(attention.q_norm, nn.Identity):
         raise InvalidRequest("Heads with q/k norms, or with q/k dims unlike v dims, have no regular form")
     parts = {
-        family.norm1: block.norm1, family.qkv: attention.qkv, family.projection: attention.projection,
-        family.norm2: block.norm2, family.fc1: mlp.fc1, family.fc2: mlp.fc2,
-    }  # fmt: skip
+        family.norm1: block.norm1,
+        family.qkv: attention.qkv,
+        family.projection: attention.projection,
+        family.norm2: block.norm2,
+        family.fc1: mlp.fc1,
+        family.fc2: mlp.fc2,
+    }
     found = {f"{path}.{key}": value for path, module in parts.items() for key, value in module.state_dict().items()}
     for path, after in ((family.layer_scale1, block.after1), (family.layer_scale2, block.after2)):
         found |= {f"{path}.gamma": value for key, value in after.state_dict().items() if key.endswith("gamma")}

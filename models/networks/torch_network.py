@@ -120,9 +120,13 @@ class TorchNetwork(Network):
     def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
         self.check_kinds(kinds)
         found = collect(
-            self._structure, images, self.outputs, self._observe, kinds,
+            self._structure,
+            images,
+            self.outputs,
+            self._observe,
+            kinds,
             further={"attention": lambda: self._attention(images), "gates": self._gates},
-        )  # fmt: skip
+        )
         of_members: MemberKinds = {
             "taylor": lambda: taylor_scores(self.module, self._family, self._structure, images, labels),
             "fisher": lambda: fisher_scores(self.module, self._family, self._structure, images),
@@ -137,8 +141,9 @@ class TorchNetwork(Network):
             raise InvalidRequest(
                 f"Statistics {', '.join(wanted)} are taken of plain vision transformers only, not of {self._family.title}. "
                 "Use method 'joint', 'mdc' or 'up-vit', whose criteria work for all.",
-                family=self._family.name, kinds=wanted,
-            )  # fmt: skip
+                family=self._family.name,
+                kinds=wanted,
+            )
 
     def _gates(self) -> Sequence[Gates]:
         if self.gates is None:

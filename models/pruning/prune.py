@@ -60,9 +60,14 @@ def _together(
 
 
 def _prune_blocks(
-    originals: list[nn.Module], first: int, family: Family, structure: Structure, stage: Stage,
-    plans: list[BlockPlan], embed: Sequence[int],
-) -> list[PrunedBlock]:  # fmt: skip
+    originals: list[nn.Module],
+    first: int,
+    family: Family,
+    structure: Structure,
+    stage: Stage,
+    plans: list[BlockPlan],
+    embed: Sequence[int],
+) -> list[PrunedBlock]:
     """Prunes the blocks of one stage.
 
     first: index of the stage's first block in the network.
@@ -110,9 +115,14 @@ def watching_blocks(plans: Sequence[BlockPlan]) -> dict[int, TokenScore]:
 
 
 def _prune_block(
-    block: nn.Module, family: Family, plan: BlockPlan, embed: Sequence[int], reduction: TokenReduction | None,
-    watch: TokenWatch | None, prefix: int,
-) -> PrunedBlock:  # fmt: skip
+    block: nn.Module,
+    family: Family,
+    plan: BlockPlan,
+    embed: Sequence[int],
+    reduction: TokenReduction | None,
+    watch: TokenWatch | None,
+    prefix: int,
+) -> PrunedBlock:
     attention = _attention(block, family, plan, embed) if plan.heads else None
     mlp = _mlp(block, family, plan, embed) if plan.neurons else None
     return PrunedBlock(

@@ -51,9 +51,15 @@ class PrunedAttention(nn.Module):
     """
 
     def __init__(
-        self, qkv: nn.Linear, projection: nn.Linear, dims: tuple[int, int, int], scale: float,
-        norms: tuple[nn.Module, nn.Module], inputs: nn.Module, outputs: nn.Module,
-    ) -> None:  # fmt: skip
+        self,
+        qkv: nn.Linear,
+        projection: nn.Linear,
+        dims: tuple[int, int, int],
+        scale: float,
+        norms: tuple[nn.Module, nn.Module],
+        inputs: nn.Module,
+        outputs: nn.Module,
+    ) -> None:
         """dims: (H, q, v).
 
         qkv: layer with D inputs and H*q + H*q + H*v outputs.
@@ -155,10 +161,18 @@ class PrunedBlock(nn.Module):
     """
 
     def __init__(
-        self, norm1: nn.Module | None, attention: PrunedAttention | None, after1: nn.Module,
-        reduction: TokenReduction | None, norm2: nn.Module | None, mlp: PrunedMlp | None, after2: nn.Module,
-        watch: TokenWatch | None, prefix: int, positions: RelativePositions | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        norm1: nn.Module | None,
+        attention: PrunedAttention | None,
+        after1: nn.Module,
+        reduction: TokenReduction | None,
+        norm2: nn.Module | None,
+        mlp: PrunedMlp | None,
+        after2: nn.Module,
+        watch: TokenWatch | None,
+        prefix: int,
+        positions: RelativePositions | None = None,
+    ) -> None:
         """after1, after2: layer scale and stochastic depth of each sublayer.
 
         prefix: number of tokens before the patches.
@@ -231,9 +245,13 @@ class PrunedBlocks(nn.Module):
     """
 
     def __init__(
-        self, blocks: Sequence[PrunedBlock], prefix: int, weigh_prefix: bool, last_norm: nn.Module | None,
+        self,
+        blocks: Sequence[PrunedBlock],
+        prefix: int,
+        weigh_prefix: bool,
+        last_norm: nn.Module | None,
         filled: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """last_norm: None if the tokens are not weighted.
 
         weigh_prefix: True if the model also pools the prefix tokens.

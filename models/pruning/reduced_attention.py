@@ -48,9 +48,13 @@ class ReducedAttention(nn.Module):
     """
 
     def __init__(
-        self, layers: Sequence[tuple[str, nn.Linear]], projection: nn.Linear, reduction: KeyReduction,
-        dims: tuple[int, int, int], scale: float,
-    ) -> None:  # fmt: skip
+        self,
+        layers: Sequence[tuple[str, nn.Linear]],
+        projection: nn.Linear,
+        reduction: KeyReduction,
+        dims: tuple[int, int, int],
+        scale: float,
+    ) -> None:
         """layers: pairs of what a layer produces ("q", "kv", ...) and the layer.
 
         A layer that produces q reads all tokens; the others read the reduced tokens.

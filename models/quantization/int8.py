@@ -80,10 +80,15 @@ def quantize_file(path: Path, weight_bits: int) -> None:
     beside = path.with_suffix(".int8.part")
     # The quantiser splits a Gemm into a MatMul, whose name has the suffix "_MatMul", and an Add.
     quantize_dynamic(
-        model, beside, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=weight_bits < 8,
-        weight_type=QuantType.QInt8, nodes_to_quantize=[*names, *(f"{name}_MatMul" for name in names)],
+        model,
+        beside,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        reduce_range=weight_bits < 8,
+        weight_type=QuantType.QInt8,
+        nodes_to_quantize=[*names, *(f"{name}_MatMul" for name in names)],
         use_external_data_format=is_large(model),
-    )  # fmt: skip
+    )
     os.replace(beside, path)
 
 
@@ -93,11 +98,12 @@ def saturates() -> bool:
     inner, columns = 64, 16
     weights = np.full((inner, columns), 127, np.int8)
     graph = helper.make_graph(
-        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])], "probe",
+        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
+        "probe",
         [helper.make_tensor_value_info("a", TensorProto.UINT8, [None, inner])],
         [helper.make_tensor_value_info("y", TensorProto.INT32, [None, columns])],
         [onnx.numpy_helper.from_array(weights, "b")],
-    )  # fmt: skip
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     made = session.run(None, {"a": np.full((8, inner), 255, np.uint8)})[0]

@@ -35,9 +35,13 @@ class Observe(Protocol):
 
 
 def collect(
-    structure: Structure, images: Tensor, outputs: Outputs, observe: Observe, kinds: Collection[Kind] = (),
+    structure: Structure,
+    images: Tensor,
+    outputs: Outputs,
+    observe: Observe,
+    kinds: Collection[Kind] = (),
     further: Mapping[Kind, Callable[[], Sequence[Any]]] | None = None,
-) -> Statistics:  # fmt: skip
+) -> Statistics:
     """Collect the moments of the inputs of `READERS`, and every other kind of statistics in `kinds`.
 
     further: kinds that only some networks have, each with a function that returns one value for each block.

@@ -154,11 +154,15 @@ class Taps:
         """
         family = self._family
         places = [
-            (*(self._outputs[part(block, path)] for path in self._qk_paths),
-             self._inputs[part(block, family.projection)], self._outputs[part(block, family.projection)],
-             self._inputs[part(block, family.fc2)], self._outputs[part(block, family.fc2)])
+            (
+                *(self._outputs[part(block, path)] for path in self._qk_paths),
+                self._inputs[part(block, family.projection)],
+                self._outputs[part(block, family.projection)],
+                self._inputs[part(block, family.fc2)],
+                self._outputs[part(block, family.fc2)],
+            )
             for block in self.blocks
-        ]  # fmt: skip
+        ]
         tensors = [tensor for some in places for tensor in some] + [self._outputs[read.module] for read in self._reads]
         gradients = iter(torch.autograd.grad(value, tensors, retain_graph=not last))
         found = []

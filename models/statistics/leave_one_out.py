@@ -54,8 +54,9 @@ def check_cost(structure: Structure, images: int) -> None:
         raise InvalidRequest(
             f"Criterion 'kl-exact' would take {macs:.2g} multiply-accumulates on {structure.name}; at most {MOST_MACS:.2g} "
             "are allowed. Choose criterion 'kl', its estimate from gradients, or a smaller model.",
-            macs=macs, allowed=MOST_MACS,
-        )  # fmt: skip
+            macs=macs,
+            allowed=MOST_MACS,
+        )
 
 
 def deletion_scores(model: nn.Module, family: Family, structure: Structure, images: Tensor) -> Scores:

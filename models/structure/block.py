@@ -205,9 +205,14 @@ def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
         yield Op("table", f"{name}.positions", shape.table, heads, weights=True)
         yield Op("add", f"{name}.add_positions", window, keys, count=heads * shape.windows)
     yield Op(
-        "attention", f"{name}.attention", window, keys, inner=shape.qk_dim, depth=shape.v_dim,
+        "attention",
+        f"{name}.attention",
+        window,
+        keys,
+        inner=shape.qk_dim,
+        depth=shape.v_dim,
         count=heads * shape.windows,
-    )  # fmt: skip
+    )
     if shape.proj_inputs < heads * shape.v_dim:
         yield Op("gather", f"{name}.proj_gather", tokens, shape.proj_inputs)
     yield Op("matmul", f"{name}.proj", inside, block.width, inner=shape.proj_inputs, weights=True, bias=shape.proj_bias)

@@ -92,9 +92,16 @@ def apply_block(plan: BlockPlan, block: Block, width: int, tokens: int, prefix: 
     if plan.tokens is not None:
         reduction = Reduction(plan.tokens.reducer, plan.tokens.kept, prefix, plan.tokens.at)
     return Block(
-        block.name, width, tokens, _apply_attention(plan, block.attention, width), _apply_mlp(plan, block.mlp, width),
-        reduction, block.layer_scale, precision, plan.exact if precision == "int8" else (),
-    )  # fmt: skip
+        block.name,
+        width,
+        tokens,
+        _apply_attention(plan, block.attention, width),
+        _apply_mlp(plan, block.mlp, width),
+        reduction,
+        block.layer_scale,
+        precision,
+        plan.exact if precision == "int8" else (),
+    )
 
 
 def with_selector(block: Block, tokens: TokenPlan, original: Block, patches: int) -> Block:

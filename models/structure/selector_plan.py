@@ -21,9 +21,11 @@ def without_selectors(plan: Plan) -> Plan:
 def with_score(plan: Plan, score: TokenScore) -> Plan:
     """Return a plan that keeps as many tokens at the same blocks, but ranks them by another score."""
     blocks = (
-        block if block.tokens is None else dataclasses.replace(block, tokens=dataclasses.replace(block.tokens, score=score))
+        block
+        if block.tokens is None
+        else dataclasses.replace(block, tokens=dataclasses.replace(block.tokens, score=score))
         for block in plan.blocks
-    )  # fmt: skip
+    )
     return dataclasses.replace(plan, blocks=tuple(blocks))
 
 

@@ -118,10 +118,11 @@ class Structure(Record):
 
 def _stage_in(stage: Stage, precision: str) -> Stage:
     return dataclasses.replace(
-        stage, entry=ops_in(stage.entry, precision),
+        stage,
+        entry=ops_in(stage.entry, precision),
         blocks=tuple(dataclasses.replace(block, precision=precision, exact=()) for block in stage.blocks),
         branches=tuple(_stage_in(branch, precision) for branch in stage.branches),
-    )  # fmt: skip
+    )
 
 
 def _stage_sum(stage: Stage, quantity: Quantity) -> int:

@@ -63,9 +63,13 @@ def in_processes(
     here, there = multiprocessing.get_context("spawn").Pipe()
     threads = max(1, torch.get_num_threads() // where.count)
     running = start_processes(
-        _begin, (where, _free_port(), threads, pace.current(), there, work, arguments), where.count, join=False,
-        daemon=True, start_method="spawn",
-    )  # fmt: skip
+        _begin,
+        (where, _free_port(), threads, pace.current(), there, work, arguments),
+        where.count,
+        join=False,
+        daemon=True,
+        start_method="spawn",
+    )
     try:
         while not running.join(timeout=0):
             if here.poll(POLL_S):
@@ -77,9 +81,15 @@ def in_processes(
 
 
 def _begin(
-    index: int, where: Processes, port: int, threads: int, turn: Turn, parent: "Connection[Any, Any]", work: Callable[..., None],
+    index: int,
+    where: Processes,
+    port: int,
+    threads: int,
+    turn: Turn,
+    parent: "Connection[Any, Any]",
+    work: Callable[..., None],
     arguments: tuple[Any, ...],
-) -> None:  # fmt: skip
+) -> None:
     """Runs in each training process.
 
     The main process takes turns with other work on this machine. After each epoch it waits until after_epoch has

@@ -48,9 +48,13 @@ class Recipe:
 
 
 def finetune(
-    network: Network, teacher: Network, data: Batch, recipe: Recipe, checkpoint: Path,
+    network: Network,
+    teacher: Network,
+    data: Batch,
+    recipe: Recipe,
+    checkpoint: Path,
     after_epoch: Callable[[int, float], None],
-) -> Network:  # fmt: skip
+) -> Network:
     """Returns a trained copy of `network`.
 
     after_epoch: called with (epoch, mean loss). It may raise to stop the training; the checkpoint is then kept.
@@ -73,9 +77,14 @@ def finetune(
 
 
 def train_to_answer(
-    student: nn.Module, teacher: nn.Module, data: Batch, recipe: Recipe, checkpoint: Path, after_epoch: AfterEpoch,
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Batch,
+    recipe: Recipe,
+    checkpoint: Path,
+    after_epoch: AfterEpoch,
     accelerator: Accelerator,
-) -> None:  # fmt: skip
+) -> None:
     """Trains `student` in place on the teacher's logits and the labels. Each process of the accelerator calls this."""
     teacher.to(accelerator.device)
     optimizer = create_optimizer_v2(student, opt="adamw", lr=recipe.learning_rate, weight_decay=0.01)

@@ -38,9 +38,15 @@ class Course:
 
 
 def train(
-    module: nn.Module, optimizer: torch.optim.Optimizer, images: int, course: Course, loss: Loss,
-    checkpoint: Path, after_epoch: Callable[[int, float], None], accelerator: Accelerator | None = None,
-) -> None:  # fmt: skip
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: int,
+    course: Course,
+    loss: Loss,
+    checkpoint: Path,
+    after_epoch: Callable[[int, float], None],
+    accelerator: Accelerator | None = None,
+) -> None:
     """Trains `module` in place.
 
     optimizer: the learning rate of each parameter group is the highest one of its schedule.
@@ -68,9 +74,15 @@ def train(
 
 
 def _train_epoch(
-    accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer, rates: list[float], images: int,
-    course: Course, loss: Loss, epoch: int,
-) -> float:  # fmt: skip
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rates: list[float],
+    images: int,
+    course: Course,
+    loss: Loss,
+    epoch: int,
+) -> float:
     """Trains one epoch. Each batch is divided among the processes. Returns the mean loss over all images."""
     module.train()
     seed = course.seed * 10007 + epoch

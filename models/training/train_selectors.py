@@ -34,9 +34,14 @@ INSERTED = 0.3
 
 
 def train_selectors(
-    network: Network, teacher: Network, data: Batch, recipe: Recipe, checkpoint: Path,
-    after_epoch: Callable[[int, float], None], frozen: float = FROZEN,
-) -> TorchNetwork:  # fmt: skip
+    network: Network,
+    teacher: Network,
+    data: Batch,
+    recipe: Recipe,
+    checkpoint: Path,
+    after_epoch: Callable[[int, float], None],
+    frozen: float = FROZEN,
+) -> TorchNetwork:
     """Returns a copy of `network` with trained selectors. Its plan must use selectors.
 
     recipe.learning_rate: learning rate of the selectors.

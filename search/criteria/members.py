@@ -35,9 +35,11 @@ def with_stream(kind: Kind) -> Callable[[Ranking, Sequence[LayerWeights], Statis
         assert found is not None
         passes, seconds = found.cost.tolist()
         return dataclasses.replace(
-            ranking, embed=_array(found.embed) if len(found.embed) else None, forward_passes=ranking.forward_passes + round(passes),
+            ranking,
+            embed=_array(found.embed) if len(found.embed) else None,
+            forward_passes=ranking.forward_passes + round(passes),
             seconds=ranking.seconds + seconds,
-        )  # fmt: skip
+        )
 
     return whole
 

@@ -83,9 +83,19 @@ class Search:
         labelled = {budget.label: cost for budget, cost in zip(self.budgets.items, costs, strict=True)}
         value = self.objective.value(score, self.budgets, costs)
         trial = Trial(
-            number, proposed.direction, proposed.policy, proposed.structure_key, value, score.accuracy, score.agreement,
-            labelled, "predicted", evaluated.seconds, proposed.start, self.objective.allows(score),
-        )  # fmt: skip
+            number,
+            proposed.direction,
+            proposed.policy,
+            proposed.structure_key,
+            value,
+            score.accuracy,
+            score.agreement,
+            labelled,
+            "predicted",
+            evaluated.seconds,
+            proposed.start,
+            self.objective.allows(score),
+        )
         self.record(trial)
         return trial
 

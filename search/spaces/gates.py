@@ -73,10 +73,14 @@ class GateSpace:
             )
             blocks.append(
                 BlockPlan(
-                    block.source, block.heads, members(scores[3], counts[3], 1), qkv_inputs=qkv, proj_inputs=proj,
+                    block.source,
+                    block.heads,
+                    members(scores[3], counts[3], 1),
+                    qkv_inputs=qkv,
+                    proj_inputs=proj,
                     fc1_inputs=fc1,
                 )
-            )  # fmt: skip
+            )
         return dataclasses.replace(self._identity, blocks=tuple(blocks))
 
     def _counts(self, policy: Policy) -> list[Counts]:
@@ -84,10 +88,14 @@ class GateSpace:
         rounded = []
         for block, i in zip(self._identity.blocks, range(0, len(found), 4), strict=True):
             qkv, proj, fc1, neurons = (len(scores) for scores in self._scores[i // 4])
-            rounded.append((
-                to_multiple(found[i], qkv, MULTIPLE), to_multiple(found[i + 1], proj, len(block.heads)),
-                to_multiple(found[i + 2], fc1, MULTIPLE), to_multiple(found[i + 3], neurons, MULTIPLE),
-            ))  # fmt: skip
+            rounded.append(
+                (
+                    to_multiple(found[i], qkv, MULTIPLE),
+                    to_multiple(found[i + 1], proj, len(block.heads)),
+                    to_multiple(found[i + 2], fc1, MULTIPLE),
+                    to_multiple(found[i + 3], neurons, MULTIPLE),
+                )
+            )
         return rounded
 
 

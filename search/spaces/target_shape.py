@@ -66,8 +66,9 @@ def check_reachable(structure: Structure, target: Structure) -> None:
         raise InvalidRequest(
             f"{structure.name} cannot be pruned to the shape of {target.name}: {'; '.join(problems)}. "
             "Choose a smaller target of the same design and image size.",
-            target=target.name, reasons=problems,
-        )  # fmt: skip
+            target=target.name,
+            reasons=problems,
+        )
 
 
 def _plan(structure: Structure, blocks: Sequence[BlockScores], embed: Array | None, target: Structure) -> Plan:
@@ -148,9 +149,12 @@ def _stage_too_large(stage: Stage, target: Stage, fixed_width: bool) -> list[str
         ("embedding dims", *widths),
         ("blocks", len(stage.blocks), len(target.blocks)),
         ("heads", min(a.heads for a in mine), max(a.heads for a in wanted)),
-        ("neurons", min(b.mlp.neurons for b in stage.blocks if b.mlp),
-         max(b.mlp.neurons for b in target.blocks if b.mlp)),
-    ):  # fmt: skip
+        (
+            "neurons",
+            min(b.mlp.neurons for b in stage.blocks if b.mlp),
+            max(b.mlp.neurons for b in target.blocks if b.mlp),
+        ),
+    ):
         if needed > most:
             found.append(f"has {most} {what}, the target {needed}")
     pooled = min(a.heads // max(b.heads, 1) * a.v_dim for a in mine for b in wanted)

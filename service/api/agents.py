@@ -34,11 +34,16 @@ class AgentRequest(BaseModel):
         extra="forbid",
         json_schema_extra={
             "example": {
-                "name": "pi-5", "protocol": 1, "version": "0.1.0", "machine": "Cortex-A76", "threads": 4,
-                "runtime": "onnxruntime 1.22.0", "providers": ["CPUExecutionProvider"],
+                "name": "pi-5",
+                "protocol": 1,
+                "version": "0.1.0",
+                "machine": "Cortex-A76",
+                "threads": 4,
+                "runtime": "onnxruntime 1.22.0",
+                "providers": ["CPUExecutionProvider"],
             }
         },
-    )  # fmt: skip
+    )
     name: str = Field(max_length=40, description="Lower-case letters, digits and dashes; the device is agent-NAME.")
     protocol: int = Field(description="Of the agent; the server speaks one.")
     version: str = Field(max_length=40)
@@ -80,12 +85,16 @@ class Agents:
         if request.protocol != PROTOCOL:
             raise Conflict(
                 f"This agent ({request.version}) speaks protocol {request.protocol}, the server {PROTOCOL}. "
-                "Install the same version of vitfit on both.", protocol=request.protocol, allowed=[PROTOCOL],
-            )  # fmt: skip
+                "Install the same version of vitfit on both.",
+                protocol=request.protocol,
+                allowed=[PROTOCOL],
+            )
         if not NAME.fullmatch(request.name):
             raise InvalidRequest(
-                f"A device's name has lower-case letters, digits and dashes, at most 40, not {request.name!r}.", field="name", value=request.name
-            )  # fmt: skip
+                f"A device's name has lower-case letters, digits and dashes, at most 40, not {request.name!r}.",
+                field="name",
+                value=request.name,
+            )
         device = f"{AGENT}-{request.name}"
         path = self._folder / f"{device}.json"
         document = {"name": device, "kind": AGENT, **request.model_dump(exclude={"name", "protocol"})}
@@ -100,8 +109,10 @@ class Agents:
             if known[field] != now[field]:
                 raise Conflict(
                     f"{known['name']} is known with {field} {known[field]!r}, this agent has {now[field]!r}. Use another name, or "
-                    f"forget the device first: vitfit delete-device {known['name']}.", field=field, known=known[field],
-                )  # fmt: skip
+                    f"forget the device first: vitfit delete-device {known['name']}.",
+                    field=field,
+                    known=known[field],
+                )
 
     def mailbox(self, device: str, session: str) -> Mailbox:
         """Return the mailbox of a device and record that its agent is alive.

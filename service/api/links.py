@@ -12,9 +12,18 @@ ID: Final = "$response.body#/id"
 JOB: Final = "/v1/jobs/{job_id}"
 BUDGET: Final[dict[str, Any]] = {"metric": "macs_keep", "limit": 0.6}
 PLAIN: Final[dict[str, Any]] = {
-    "dataset": None, "budgets": [BUDGET], "trials": 3, "method": "joint", "criterion": None, "space": None, "target": None,
-    "objective": "score", "max_loss": None, "gates": {"epochs": 0}, "time_limit_s": None,
-}  # fmt: skip
+    "dataset": None,
+    "budgets": [BUDGET],
+    "trials": 3,
+    "method": "joint",
+    "criterion": None,
+    "space": None,
+    "target": None,
+    "objective": "score",
+    "max_loss": None,
+    "gates": {"epochs": 0},
+    "time_limit_s": None,
+}
 """Request of a job that works with every model. Links use it as the body of `POST /v1/jobs`."""
 
 
@@ -58,9 +67,10 @@ def _links() -> Iterator[Link]:
     for source in ("POST /v1/jobs 202", f"POST {JOB}/deliver 202"):
         yield from _of_job(source, ID)
     yield Link(
-        f"GET {JOB}/artifacts 200", f"GET {JOB}/artifacts/{{name}}",
+        f"GET {JOB}/artifacts 200",
+        f"GET {JOB}/artifacts/{{name}}",
         {"job_id": "$request.path.job_id", "name": "$response.body#/artifacts/0/name"},
-    )  # fmt: skip
+    )
     session = {"device": "$response.body#/device", "Vitfit-Session": "$response.body#/session"}
     yield Link("POST /v1/agents 201", "GET /v1/agents/{device}/task", {**session, "wait_s": "0"})
     yield Link("POST /v1/agents 201", "GET /v1/devices/{name}", {"name": "$response.body#/device"})

@@ -94,8 +94,14 @@ class Submissions:
             raise Conflict("The job's model or data set was deleted; without it nothing more can be delivered.")
         digest = _digest([parent.request, job_id, trial])
         new = NewJob(
-            parent.request, caller.owner, key, digest, trials_of=job_id, deliver_trial=trial, request_id=logs.request_id()
-        )  # fmt: skip
+            parent.request,
+            caller.owner,
+            key,
+            digest,
+            trials_of=job_id,
+            deliver_trial=trial,
+            request_id=logs.request_id(),
+        )
         async with self._one_at_a_time(key):
             return await self._replay(new) or await self._create(new)
 

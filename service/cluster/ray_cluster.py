@@ -80,9 +80,12 @@ class Cluster:
         """
         threads, custom = max(1, round(self._resources.cpus)), self._resources.custom
         task = self._ray.remote(node.trial).options(
-            num_cpus=self._resources.cpus, num_gpus=self._resources.gpus, resources=custom or None, max_retries=RETRIES,
+            num_cpus=self._resources.cpus,
+            num_gpus=self._resources.gpus,
+            resources=custom or None,
+            max_retries=RETRIES,
             name="vitfit-trial",
-        )  # fmt: skip
+        )
         shared = self._ray.put(evaluate)
 
         def begin(policy: Policy) -> Any:
@@ -119,9 +122,12 @@ class Cluster:
         """The exceptions that Ray raises when a node or process has died."""
         known = self._ray.exceptions
         return (
-            known.WorkerCrashedError, known.ObjectLostError, known.NodeDiedError, known.OutOfMemoryError,
+            known.WorkerCrashedError,
+            known.ObjectLostError,
+            known.NodeDiedError,
+            known.OutOfMemoryError,
             known.TaskUnschedulableError,
-        )  # fmt: skip
+        )
 
     def cancel(self, references: Sequence[Any]) -> None:
         """Stop running trials, and remove waiting trials from the queue of Ray."""
@@ -279,7 +285,8 @@ def _fits(needs: Mapping[str, float], has: Mapping[str, float]) -> bool:
 def _shown(resources: Mapping[str, float]) -> str:
     """Format resources for a message: CPU, GPU and custom names, without Ray's internal resources."""
     ours = {
-        name: amount for name, amount in resources.items()
+        name: amount
+        for name, amount in resources.items()
         if not name.startswith(("node:", "accelerator_type:")) and name not in ("memory", "object_store_memory")
-    }  # fmt: skip
+    }
     return ", ".join(f"{name} {amount:g}" for name, amount in sorted(ours.items())) or "nothing"

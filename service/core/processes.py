@@ -100,9 +100,14 @@ def start_child(
     theirs, ours = os.pipe()
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments, "--parent-pipe", str(theirs)], stdin=subprocess.DEVNULL, stdout=output,
-            stderr=None if output is None else subprocess.STDOUT, start_new_session=True, pass_fds=(theirs,), env=environment,
-        )  # fmt: skip
+            [sys.executable, "-m", *arguments, "--parent-pipe", str(theirs)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(theirs,),
+            env=environment,
+        )
     except OSError:
         os.close(ours)
         raise

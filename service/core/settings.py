@@ -31,9 +31,10 @@ class Settings(BaseSettings):
         default=60.0, ge=0, description="How long jobs, and a server that starts, wait for a database that is away."
     )
     storage_url: str | None = Field(
-        default=None, pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/[\w.-]+)*/?$",
+        default=None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/[\w.-]+)*/?$",
         description="s3://bucket/prefix for uploads and finished files; unset: the data folder.",
-    )  # fmt: skip
+    )
     downloads: Literal["stream", "link"] = Field(
         default="stream",
         description="link: finished files are fetched from the bucket, by an address that is valid for 15 minutes.",
@@ -69,9 +70,10 @@ class Settings(BaseSettings):
         default=None, ge=1, description="The data folder takes nothing new beyond this; unset: as much as the disk has."
     )
     keep_free_bytes: int = Field(
-        default=100 * 10**6, ge=0,
+        default=100 * 10**6,
+        ge=0,
         description="With less free disk nothing new is taken or started: what runs may need it.",
-    )  # fmt: skip
+    )
     requests_per_minute: int = Field(default=6_000, ge=1, description="Of one token, or of one address without token.")
     lease_s: float = Field(
         default=30.0, gt=0, description="A worker that has not been heard of for so long has lost its job."

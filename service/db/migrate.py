@@ -47,7 +47,7 @@ def upgrade(store: Store) -> None:
         raise DatabaseUnusable(
             f"The database {store.name} cannot be used: {first_line(error)}. It has to exist, and its user has to be allowed to make "
             "and change tables in it (docs/growing.md)."
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _migrate(session: Session) -> None:

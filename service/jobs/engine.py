@@ -27,9 +27,15 @@ class Run(Protocol):
     """
 
     def __call__(
-        self, request: JobRequest, files: JobFiles, journal: Journal, deliver: int | None = None, *,
-        allowed: Sequence[Path] = (), cluster: str | None = None,
-    ) -> JobResult: ...  # fmt: skip
+        self,
+        request: JobRequest,
+        files: JobFiles,
+        journal: Journal,
+        deliver: int | None = None,
+        *,
+        allowed: Sequence[Path] = (),
+        cluster: str | None = None,
+    ) -> JobResult: ...
 
 
 @dataclass(frozen=True)

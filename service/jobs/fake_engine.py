@@ -80,9 +80,14 @@ def describe_methods() -> list[dict[str, Any]]:
 
 
 def run(
-    request: JobRequest, files: JobFiles, journal: Journal, deliver: int | None = None, *,
-    allowed: Sequence[Path] = (), cluster: str | None = None,
-) -> JobResult:  # fmt: skip
+    request: JobRequest,
+    files: JobFiles,
+    journal: Journal,
+    deliver: int | None = None,
+    *,
+    allowed: Sequence[Path] = (),
+    cluster: str | None = None,
+) -> JobResult:
     """A job. Trials that the journal has already are not evaluated again."""
     journal.stage("validating")
     if files.dataset:

@@ -83,9 +83,10 @@ class TrialResources(Strict):
     cpus: float = Field(1, gt=0, le=1024, description="It computes with so many threads, rounded, at least one.")
     gpus: float = Field(0, ge=0, le=64)
     custom: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, max_length=8,
+        default_factory=dict,
+        max_length=8,
         description="Amounts of resources by the names that the cluster's nodes gave them, such as a measuring device.",
-    )  # fmt: skip
+    )
 
 
 class JobRequest(Strict):
@@ -108,9 +109,10 @@ class JobRequest(Strict):
         None, max_length=40, description="Where to search; the method's own space when left out. mdc also takes paper."
     )
     target: str | None = Field(
-        None, max_length=200,
+        None,
+        max_length=200,
         description="Method up-vit: a smaller timm model whose exact shape is delivered, without a search.",
-    )  # fmt: skip
+    )
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = Field(
         ("fp32",),
         description="What the search may use. int8: linear layers in 8 bits, the sensitive ones left in fp32 where that pays; with "
@@ -119,9 +121,11 @@ class JobRequest(Strict):
     )
     trials: int = Field(32, ge=1, le=2000)
     parallel_trials: int = Field(
-        1, ge=1, le=256,
+        1,
+        ge=1,
+        le=256,
         description="Trials at a time, on a cluster. The number decides which trials there are; how many nodes there are does not.",
-    )  # fmt: skip
+    )
     trial_resources: TrialResources = Field(default_factory=lambda: TrialResources())
     seed: int = Field(0, ge=0, lt=2**31)
     recovery: bool = Field(True, description="Closed-form recovery after pruning.")

@@ -98,8 +98,10 @@ class Jobs:
         if waiting >= self._most_unfinished:
             raise TooMany(
                 f"You have {waiting} unfinished jobs; this server takes {self._most_unfinished} of one person. Wait for some, or "
-                "cancel some.", unfinished=waiting, allowed=self._most_unfinished,
-            )  # fmt: skip
+                "cancel some.",
+                unfinished=waiting,
+                allowed=self._most_unfinished,
+            )
 
     def with_key(self, owner: str, key: str) -> JobRow | None:
         """Return the job that was created with this Idempotency-Key, or None."""

@@ -47,9 +47,13 @@ class Leases:
     """Operations of runners and workers on the jobs table."""
 
     def __init__(
-        self, store: Store, lease_s: float, max_crashes: int = 3, most_running: int = MOST_RUNNING,
+        self,
+        store: Store,
+        lease_s: float,
+        max_crashes: int = 3,
+        most_running: int = MOST_RUNNING,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Set the limits.
 
         Args:
@@ -232,10 +236,14 @@ class Leases:
             query = select(JobRow).where(JobRow.id.in_(overdue), JobRow.status == "running")
             ended = list(session.scalars(query.with_for_update(skip_locked=True)))
             for job in ended:
-                _fail(job, TimeLimitReached(
-                    f"The job was not finished {job.time_limit_s:g} s after its first start. Give it a larger time_limit_s, fewer "
-                    "trials or less data; its finished trials can be delivered.", time_limit_s=job.time_limit_s,
-                ))  # fmt: skip
+                _fail(
+                    job,
+                    TimeLimitReached(
+                        f"The job was not finished {job.time_limit_s:g} s after its first start. Give it a larger time_limit_s, fewer "
+                        "trials or less data; its finished trials can be delivered.",
+                        time_limit_s=job.time_limit_s,
+                    ),
+                )
             return [job.id for job in ended]
 
     def _is_overdue(self, job: JobRow, at: datetime) -> bool:

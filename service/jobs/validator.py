@@ -20,9 +20,7 @@ log = logging.getLogger("vitfit.service")
 class Validator:
     """Runs at most `parallel` validation processes at a time, because each one holds a model in memory."""
 
-    def __init__(
-        self, command: tuple[str, ...], parallel: int = 2, environment: dict[str, str] | None = None
-    ) -> None:  # fmt: skip
+    def __init__(self, command: tuple[str, ...], parallel: int = 2, environment: dict[str, str] | None = None) -> None:
         self._command, self._environment = command, environment
         self._slots = asyncio.Semaphore(parallel)
 

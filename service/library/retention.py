@@ -26,9 +26,15 @@ WEIGH_S = 30.0
 
 class Retention:
     def __init__(
-        self, store: Store, folder: DataFolder, storage: Storage, keep_days: float | None, quota_bytes: int | None,
-        keep_free_bytes: int = 0, clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        folder: DataFolder,
+        storage: Storage,
+        keep_days: float | None,
+        quota_bytes: int | None,
+        keep_free_bytes: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Set the limits.
 
         Args:
@@ -94,8 +100,10 @@ class Retention:
         if used + more > self._quota:
             raise StorageFull(
                 f"The server keeps {used:,} bytes of at most {self._quota:,}. Delete jobs, models or data sets that you no longer "
-                "need, or ask the operator.", used_bytes=used, quota_bytes=self._quota,
-            )  # fmt: skip
+                "need, or ask the operator.",
+                used_bytes=used,
+                quota_bytes=self._quota,
+            )
 
     def check_disk(self, more: int = 0) -> None:
         """Check that the disk has space for `more` additional bytes and for the running jobs.
@@ -108,8 +116,10 @@ class Retention:
             raise StorageFull(
                 f"The server's disk has {free:,} bytes free{needed}; {self._keep_free:,} stay free for jobs that run. Delete jobs, models "
                 "or data sets that you no longer need, or ask the operator to make room; then try again.",
-                free_bytes=free, keep_free_bytes=self._keep_free, needed_bytes=more,
-            )  # fmt: skip
+                free_bytes=free,
+                keep_free_bytes=self._keep_free,
+                needed_bytes=more,
+            )
 
     def _used(self) -> int:
         at = time.monotonic()

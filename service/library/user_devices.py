@@ -63,8 +63,9 @@ class DeviceShelf:
         if not profile.name.startswith(PREFIX):
             raise InvalidRequest(
                 f"The name of a device that you add begins with {PREFIX!r}, not as {profile.name!r} does.",
-                field="name", value=profile.name,
-            )  # fmt: skip
+                field="name",
+                value=profile.name,
+            )
         target = self._folder / f"{profile.name}.json"
         beside = self._folder / f".{profile.name}.{os.getpid()}.part"
         beside.write_text(profile.model_dump_json(indent=1))
@@ -73,8 +74,9 @@ class DeviceShelf:
         except FileExistsError:
             raise Conflict(
                 f"There is a device {profile.name!r}. Delete it first, or use another name: results name the device "
-                "that they were made for.", device=profile.name,
-            ) from None  # fmt: skip
+                "that they were made for.",
+                device=profile.name,
+            ) from None
         finally:
             beside.unlink()
         return describe_profile(profile.model_dump(mode="json"))

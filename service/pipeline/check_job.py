@@ -52,6 +52,7 @@ def check_budgets(request: JobRequest, structure: Structure) -> None:
             if budget.setting.threads > threads:
                 raise DeviceUnavailable(
                     f"{budget.setting.threads} threads were asked for on {budget.device}, which has {threads}",
-                    threads=budget.setting.threads, available=threads,
-                )  # fmt: skip
+                    threads=budget.setting.threads,
+                    available=threads,
+                )
     Pricing(request, structure)

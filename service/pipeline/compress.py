@@ -18,9 +18,13 @@ Progress = Callable[[MemoryJournal], None]
 
 
 def compress(
-    request: JobRequest, model: dict[str, Any], checkpoint: Path | None, data: Path | None, output: Path,
+    request: JobRequest,
+    model: dict[str, Any],
+    checkpoint: Path | None,
+    data: Path | None,
+    output: Path,
     on_progress: Progress | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Runs one job into the folder `output`. model: the content of a model.json.
 
     Returns the job's summary with "report", the path of report.html. Raises: VitfitError subclasses.
@@ -31,8 +35,10 @@ def compress(
         files = JobFiles(
             model_folder(root / "model", model, checkpoint),
             None if data is None else _data_folder(root / "data", data),
-            output, root / "work", root / "tables",
-        )  # fmt: skip
+            output,
+            root / "work",
+            root / "tables",
+        )
         allowed = () if data is None else (data.resolve(),)
         result = run(request, files, MemoryJournal(on_change=on_progress), allowed=allowed)
     return {**result.summary, "report": str(output / "report.html")}

@@ -97,9 +97,13 @@ def deliver_files(delivery: Delivery, files: JobFiles, journal: Journal) -> JobR
     folder.mkdir(parents=True)
     parity = _export(delivery, folder)
     dynamic = deliver_dynamic(
-        delivery.network, delivery.pricing, delivery.evaluation.calibration.images[:DYNAMIC_IMAGES],
-        delivery.evaluation.data.take("test", PARITY_IMAGES, 0).images, folder, delivery.verdict.over_images,
-    )  # fmt: skip
+        delivery.network,
+        delivery.pricing,
+        delivery.evaluation.calibration.images[:DYNAMIC_IMAGES],
+        delivery.evaluation.data.take("test", PARITY_IMAGES, 0).images,
+        folder,
+        delivery.verdict.over_images,
+    )
     journal.check()
     journal.stage("reporting")
     report = _report(delivery, folder, parity, journal)
@@ -145,7 +149,7 @@ def _export(delivery: Delivery, folder: Path) -> ParityReport:
             f"ONNX Runtime disagrees with PyTorch by {parity.free.max_relative:.2e} (allowed: 1e-3)"
             f"{_disagreement(parity)}; nothing was delivered. This is a defect of vitfit or of the runtime: please report it.",
             parity=parity.to_json(),
-        )  # fmt: skip
+        )
     return parity
 
 
@@ -163,8 +167,9 @@ def _parity(delivery: Delivery, folder: Path, batch: int) -> ParityReport:
         if not _agree(network, images, answers, others) and not parity.flipped_sets:
             raise ParityFailure(
                 f"{name} disagrees with {MEASURED} on {len(images)} images; nothing was delivered. This is a defect of vitfit or "
-                "of the runtime: please report it.", parity=compare_outputs(answers, others).to_json(),
-            )  # fmt: skip
+                "of the runtime: please report it.",
+                parity=compare_outputs(answers, others).to_json(),
+            )
     return parity
 
 
@@ -207,11 +212,19 @@ def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Jou
         "setting": f"{place[0]}, {place[1]}",
         "machine": first.original.machine,
         "original": story.side(
-            original.structure, bytes_of(folder / "original.onnx"), before, len(dense), first.original,
+            original.structure,
+            bytes_of(folder / "original.onnx"),
+            before,
+            len(dense),
+            first.original,
             _footprint(folder / "original.onnx", place),
         ),
         "delivered": story.side(
-            network.structure, bytes_of(folder / MEASURED), after, len(dense), first.candidate,
+            network.structure,
+            bytes_of(folder / MEASURED),
+            after,
+            len(dense),
+            first.candidate,
             _footprint(folder / MEASURED, place),
         ),
         "agreement": {
@@ -226,9 +239,13 @@ def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Jou
             "predicted_after_corrections": predicted,
         },
         "budgets": _budgets(delivery),
-        "parity": {**parity.free.to_json(), "passed": parity.passed, "flipped_sets": parity.flipped_sets,
-                   "forced": parity.forced.to_json() if parity.forced else None,
-                   "quantised": parity.quantised.to_json() if parity.quantised else None},
+        "parity": {
+            **parity.free.to_json(),
+            "passed": parity.passed,
+            "flipped_sets": parity.flipped_sets,
+            "forced": parity.forced.to_json() if parity.forced else None,
+            "quantised": parity.quantised.to_json() if parity.quantised else None,
+        },
         "precision": story.precision(network.plan, network.quantiser.weight_bits),
         "blocks": story.removed(original.structure, network.plan),
         "axes": axes,
@@ -238,7 +255,7 @@ def _report(delivery: Delivery, folder: Path, parity: ParityReport, journal: Jou
         "samples_ms": {"original": first.original.samples_ms, "delivered": first.candidate.samples_ms},
         "warnings": list(delivery.evaluation.data.warnings) + _remarks(delivery),
         "request": delivery.request.model_dump(mode="json"),
-    }  # fmt: skip
+    }
 
 
 def _test_outputs(delivery: Delivery, file: Path, journal: Journal) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -305,10 +322,14 @@ def _budgets(delivery: Delivery) -> list[dict[str, Any]]:
         met = "met" if share <= 1 else "NOT met"
         rows.append(
             {
-                **budget.to_json(), "label": budget.label, "share": share, "met": share <= 1, "text": f"at most {budget.describe(budget.limit)}",
+                **budget.to_json(),
+                "label": budget.label,
+                "share": share,
+                "met": share <= 1,
+                "text": f"at most {budget.describe(budget.limit)}",
                 "outcome": f"{met}, upper end {reached}, {100 * share:.1f} % of the budget used",
             }
-        )  # fmt: skip
+        )
     return rows
 
 

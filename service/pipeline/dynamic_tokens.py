@@ -82,9 +82,13 @@ def with_threshold(network: TorchNetwork, pricing: Pricing, images: Tensor, abov
 
 
 def deliver_dynamic(
-    network: Network, pricing: Pricing, images: Tensor, unseen: Tensor, folder: Path,
+    network: Network,
+    pricing: Pricing,
+    images: Tensor,
+    unseen: Tensor,
+    folder: Path,
     evidence: Sequence[Evidence] = (),
-) -> dict[str, Any] | None:  # fmt: skip
+) -> dict[str, Any] | None:
     """Writes the dynamic form and describes it; None for a network without selectors.
 
     images: for the distribution of tokens and the predicted latencies (calibration); unseen: for parity; evidence: what its

@@ -30,11 +30,20 @@ def measured_table(
         pricing = Pricing(request, network.structure)
         table = fit(pricing.measured_places[0], network, Verifier(network, pricing, Path(folder), request.seed))
     document = {
-        "name": name, "model": "table", "precision": "fp32", "units": TABLE_UNITS,
-        "description": f"{table.original.name} on {table.machine}, {table.setting}", "source": "vitfit measure",
-        "date": datetime.date.today().isoformat(), "threads": threads, "batch": batch, "machine": table.machine,
-        "runtime": table.setting.runtime, "original": table.original.to_json(), "original_ms": table.original_ms,
+        "name": name,
+        "model": "table",
+        "precision": "fp32",
+        "units": TABLE_UNITS,
+        "description": f"{table.original.name} on {table.machine}, {table.setting}",
+        "source": "vitfit measure",
+        "date": datetime.date.today().isoformat(),
+        "threads": threads,
+        "batch": batch,
+        "machine": table.machine,
+        "runtime": table.setting.runtime,
+        "original": table.original.to_json(),
+        "original_ms": table.original_ms,
         "samples": [sample.to_json() for sample in table.samples[1:]],
-    }  # fmt: skip
+    }
     parse_profile(document)
     return document

@@ -47,9 +47,14 @@ FINETUNE_IMAGES, FINETUNE_BYTES = 50_000, 4 * 2**30
 
 
 def run(
-    request: JobRequest, files: JobFiles, journal: Journal, deliver: int | None = None, *,
-    allowed: Sequence[Path] = (), cluster: str | None = None,
-) -> JobResult:  # fmt: skip
+    request: JobRequest,
+    files: JobFiles,
+    journal: Journal,
+    deliver: int | None = None,
+    *,
+    allowed: Sequence[Path] = (),
+    cluster: str | None = None,
+) -> JobResult:
     """Takes one job from its files to its artifacts.
 
     deliver: the number of a finished trial to deliver instead of the best. allowed: folders that a data set may name by
@@ -180,7 +185,14 @@ class Job:
     ) -> JobResult:
         self.journal.stage("exporting")
         delivery = Delivery(
-            request=self.request, ranked=ranked, pricing=pricing, verifier=verifier, name=chosen.name, trial=chosen.trial,
-            network=chosen.network, verdict=chosen.verdict, trials=tuple(trials),
-        )  # fmt: skip
+            request=self.request,
+            ranked=ranked,
+            pricing=pricing,
+            verifier=verifier,
+            name=chosen.name,
+            trial=chosen.trial,
+            network=chosen.network,
+            verdict=chosen.verdict,
+            trials=tuple(trials),
+        )
         return deliver_files(delivery, self.files, self.journal)

@@ -56,8 +56,10 @@ def _refused(request: JobRequest, precision: str, reason: str, allowed: list[str
     allowed = allowed or [p for p in request.precisions if p != precision] or ["fp32"]
     return InvalidRequest(
         f"precisions names {precision!r}, which this job cannot have: {reason}. Use {allowed}.",
-        field="precisions", value=list(request.precisions), allowed=allowed,
-    )  # fmt: skip
+        field="precisions",
+        value=list(request.precisions),
+        allowed=allowed,
+    )
 
 
 def priced_in_one_precision(request: JobRequest) -> bool:

@@ -37,8 +37,9 @@ def place_of(request: BudgetRequest) -> DeviceSetting:
     if request.setting.threads != described["threads"]:
         raise InvalidRequest(
             f"Profile {request.device!r} is for {described['threads']} thread, not {request.setting.threads}.",
-            threads=request.setting.threads, allowed=[described["threads"]],
-        )  # fmt: skip
+            threads=request.setting.threads,
+            allowed=[described["threads"]],
+        )
     return request.device, Setting(request.setting.threads, request.setting.batch, described["precision"])
 
 

@@ -17,9 +17,13 @@ from service.pipeline.verification import PROFILE, Verifier
 
 
 def profile(
-    pricing: Pricing, network: Network, verifier: Verifier, tables: Path, work: Path,
+    pricing: Pricing,
+    network: Network,
+    verifier: Verifier,
+    tables: Path,
+    work: Path,
     precisions: Sequence[Precision] = ("fp32",),
-) -> None:  # fmt: skip
+) -> None:
     """Every measured place gets its table: the job's own from an earlier attempt, the stored one, or one fitted now.
 
     Probes are measured once in fp32, which the original has, and once in each other precision of the job.

@@ -76,9 +76,12 @@ class Ranked:
 
 
 def rank_network(
-    evaluation: Evaluation, request: JobRequest, work: Path, trained: Network | None = None,
+    evaluation: Evaluation,
+    request: JobRequest,
+    work: Path,
+    trained: Network | None = None,
     check: Callable[[], None] = lambda: None,
-) -> Ranked:  # fmt: skip
+) -> Ranked:
     """Takes statistics and ranks. Slow parts are kept in `work` for a resumed job.
 
     trained: the original trained on, to be pruned in its place. check may raise to stop.

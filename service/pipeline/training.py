@@ -31,8 +31,9 @@ def check_training(request: JobRequest, evaluation: Evaluation) -> None:
     if selectors and not epochs:
         raise InvalidRequest(
             f"Method {method.name!r} trains its token selectors: set finetune.epochs to at least 1, not 0.",
-            field="finetune.epochs", value=0,
-        )  # fmt: skip
+            field="finetune.epochs",
+            value=0,
+        )
     if epochs and not evaluation.data.assessed:
         raise InvalidRequest("Fine-tuning needs a data set; this job has none. Add one, or set finetune.epochs to 0.")
     if epochs and not evaluation.classes:
@@ -44,9 +45,13 @@ def check_training(request: JobRequest, evaluation: Evaluation) -> None:
 
 
 def train(
-    request: JobRequest, ranked: Ranked, network: Network, data: Batch, checkpoint: Path,
+    request: JobRequest,
+    ranked: Ranked,
+    network: Network,
+    data: Batch,
+    checkpoint: Path,
     after_epoch: AfterEpoch,
-) -> Network:  # fmt: skip
+) -> Network:
     """The trained network. Finished epochs are kept in, and beside, `checkpoint`; after_epoch may raise to stop."""
     wanted = request.finetune
     if method_named(request.method).training != "selectors":
@@ -56,9 +61,13 @@ def train(
 
 
 def _with_selectors(
-    request: JobRequest, ranked: Ranked, network: Network, data: Batch, checkpoint: Path,
+    request: JobRequest,
+    ranked: Ranked,
+    network: Network,
+    data: Batch,
+    checkpoint: Path,
     after_epoch: AfterEpoch,
-) -> Network:  # fmt: skip
+) -> Network:
     """Similar stages are merged, selectors are trained for the first half of the epochs (the longer one), and the network
     as it will be delivered, with the best tokens of each image, for the rest."""
     wanted, teacher = request.finetune, ranked.evaluation.network

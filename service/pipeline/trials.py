@@ -74,9 +74,15 @@ class Trials:
 
     def _search(self) -> Search:
         return Search(
-            self._ranked.space, self._pricing.aims, self._pricing.price, self._executor, self._record,
-            self._request.seed, objective=self._objective(), parallel=self._request.parallel_trials,
-        )  # fmt: skip
+            self._ranked.space,
+            self._pricing.aims,
+            self._pricing.price,
+            self._executor,
+            self._record,
+            self._request.seed,
+            objective=self._objective(),
+            parallel=self._request.parallel_trials,
+        )
 
     def _objective(self) -> Objective:
         if self._request.max_loss is None:

@@ -32,9 +32,13 @@ ARITHMETIC = {
 
 
 def side(
-    structure: Structure, file_bytes: int, right: int | None, images: int, latency: Measurement | None,
+    structure: Structure,
+    file_bytes: int,
+    right: int | None,
+    images: int,
+    latency: Measurement | None,
     footprint: Footprint | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Return the report's entry for one of the two networks, the original or the delivered one.
 
     right: number of correctly classified test images; None if accuracy was not assessed.

@@ -75,8 +75,9 @@ class Bucket:
         if found > LAYOUT:
             raise NewerData(
                 f"The storage {self._url} has layout {found}, this version of vitfit knows {LAYOUT}: a newer version wrote it. "
-                "Start that version, or choose another storage.", layout=found,
-            )  # fmt: skip
+                "Start that version, or choose another storage.",
+                layout=found,
+            )
 
     def put(self, key: str, folder: Path) -> None:
         if below := [path.name for path in folder.iterdir() if path.is_dir()]:

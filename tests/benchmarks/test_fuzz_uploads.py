@@ -86,7 +86,12 @@ def test_device_tables_of_junk_are_refused_or_taken(seed: int) -> None:
 
 
 @QUICK
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+    )
+)
 def test_any_json_is_no_device_and_no_model(value: object) -> None:
     for text in (
         json.dumps(value),

@@ -18,8 +18,13 @@ from tests.support.running import wait_until
 from tests.support.served import served
 
 REQUEST: dict[str, Any] = {
-    "threads": 1, "batch": 1, "provider": "CPUExecutionProvider", "seconds": 0.1, "rounds": 3, "seed": 0,
-}  # fmt: skip
+    "threads": 1,
+    "batch": 1,
+    "provider": "CPUExecutionProvider",
+    "seconds": 0.1,
+    "rounds": 3,
+    "seed": 0,
+}
 
 
 def answered(mailbox: Mailbox, number: str) -> dict[str, Any]:

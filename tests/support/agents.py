@@ -24,9 +24,11 @@ def agent(
     command = [*under, sys.executable, "-m", "vitfit.cli", "agent", "--name", "pi-5", "--server", address]
     with (folder / "agent.log").open("ab") as log:
         process = subprocess.Popen(
-            [*command, "--cache", str(folder / "cache"), *options], env={**os.environ, "VITFIT_TOKEN": secret},
-            stdout=log, stderr=log,
-        )  # fmt: skip
+            [*command, "--cache", str(folder / "cache"), *options],
+            env={**os.environ, "VITFIT_TOKEN": secret},
+            stdout=log,
+            stderr=log,
+        )
     try:
         yield process
     finally:

@@ -14,9 +14,7 @@ from models.structure import HeadPlan, Plan, Structure, TokenPlan, identity
 
 PVT = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "depths": (1, 2, 1, 2), "mlp_ratios": (4, 4, 2, 2)}
 PIT = {"img_size": 96, "base_dims": (8, 8, 8), "heads": (2, 4, 8), "depth": (1, 2, 3), "mlp_ratio": 2}
-SWIN = {
-    "img_size": 64, "window_size": 4, "embed_dim": 16, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "mlp_ratio": 2
-}  # fmt: skip
+SWIN = {"img_size": 64, "window_size": 4, "embed_dim": 16, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "mlp_ratio": 2}
 SMALL: dict[str, tuple[str, int, dict[str, object]]] = {
     "pvt_v2": ("pvt_v2_b0", 64, PVT),
     "pvt_v2, oblong image": ("pvt_v2_b0", 96, PVT | {"qkv_bias": False}),

@@ -80,7 +80,13 @@ class Postgres:
         command = [str(programs / program), "--pgdata", str(self._root / "data"), *arguments]
         as_nobody = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.getuid() == 0 else {}
         done = subprocess.run(
-            command, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if program == "initdb" else subprocess.DEVNULL,
-            stderr=subprocess.STDOUT, timeout=60, text=True, **as_nobody,
-        )  # fmt: skip
+            command,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if program == "initdb" else subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+            text=True,
+            **as_nobody,
+        )
         assert done.returncode == 0, f"{command}: {done.stdout}"

@@ -36,9 +36,11 @@ class S3:
     def announce(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """As an operator does."""
         for name, value in (
-            ("AWS_ENDPOINT_URL", self.url), ("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("AWS_ENDPOINT_URL", self.url),
+            ("AWS_ACCESS_KEY_ID", "key"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
             ("AWS_DEFAULT_REGION", REGION),
-        ):  # fmt: skip
+        ):
             monkeypatch.setenv(name, value)
 
     def fresh(self) -> str:

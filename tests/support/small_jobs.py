@@ -34,9 +34,18 @@ SPLITS = ("calibration",) * 48 + ("selection",) * 32 + ("test",) * 40
 FEW_PROBES = 6
 BRIEF = Effort(seconds=0.2, width=1.0, processes=1, rounds=3)
 ARTIFACTS = {
-    "model.onnx", "model.cpu.onnx", "model.dynamic.onnx", "original.onnx", "report.html", "report.json", "plan.json",
-    "pruned.safetensors", "program.pt2", "model_card.md", "manifest.json",
-}  # fmt: skip
+    "model.onnx",
+    "model.cpu.onnx",
+    "model.dynamic.onnx",
+    "original.onnx",
+    "report.html",
+    "report.json",
+    "plan.json",
+    "pruned.safetensors",
+    "program.pt2",
+    "model_card.md",
+    "manifest.json",
+}
 
 
 def expected_artifacts(plan: dict[str, Any]) -> set[str]:
@@ -68,7 +77,10 @@ def model_folder(folder: Path, change: Callable[[TorchNetwork], None] | None = N
     folder.mkdir(parents=True)
     document = {"name": "vit_tiny_patch16_224", "options": {**OPTIONS, **options}, "pretrained": False}
     (folder / "model.json").write_text(json.dumps({**document, "preprocessing": None, "classes": None}))
-    save_file({name: value.contiguous() for name, value in network.module.state_dict().items()}, folder / "weights.safetensors")  # fmt: skip
+    save_file(
+        {name: value.contiguous() for name, value in network.module.state_dict().items()},
+        folder / "weights.safetensors",
+    )
     return folder
 
 
@@ -141,9 +153,14 @@ class Workshop:
         return JobFiles(self.model, self.dataset, folder / "artifacts", folder / "work", self.root / "tables")
 
     def run(
-        self, *budgets: dict[str, Any], journal: MemoryJournal | None = None, files: JobFiles | None = None,
-        deliver: int | None = None, cluster: str | None = None, **options: Any,
-    ) -> Ran:  # fmt: skip
+        self,
+        *budgets: dict[str, Any],
+        journal: MemoryJournal | None = None,
+        files: JobFiles | None = None,
+        deliver: int | None = None,
+        cluster: str | None = None,
+        **options: Any,
+    ) -> Ran:
         request = job_request(*budgets, dataset=self.dataset is not None, **options)
         journal, files = journal or MemoryJournal(), files or self.files()
         return Ran(request, files, journal, run(request, files, journal, deliver, cluster=cluster))

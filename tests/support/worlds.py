@@ -19,10 +19,12 @@ def random_ranking(structure: Structure, seed: int = 0, across_blocks: bool = Tr
         assert a is not None and mlp is not None
         blocks.append(
             BlockRanking(
-                random.random(a.heads), random.random((a.heads, a.qk_dim)),
-                random.random((a.heads, a.v_dim)), random.random(mlp.neurons),
+                random.random(a.heads),
+                random.random((a.heads, a.qk_dim)),
+                random.random((a.heads, a.v_dim)),
+                random.random(mlp.neurons),
             )
-        )  # fmt: skip
+        )
     return Ranking("random", tuple(blocks), across_blocks, 0)
 
 

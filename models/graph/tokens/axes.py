@@ -74,9 +74,13 @@ class TokenAxes:
     """
 
     def __init__(
-        self, sizes: dict[Node, Any], batch: int, patches: int, still: Callable[[Node], bool],
+        self,
+        sizes: dict[Node, Any],
+        batch: int,
+        patches: int,
+        still: Callable[[Node], bool],
         images_first: Callable[[Node], bool],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.sizes, self.batch, self.patches, self.still, self.images_first = sizes, batch, patches, still, images_first
         self.axes: dict[Node, Any] = {}
         """For each node with token axes: its `Axes`, or a list of the `Axes` of its outputs if it has several."""

@@ -117,7 +117,7 @@ class TokenCut:
 
     def __init__(
         self, graph: GraphModule, flow: TokenFlow, shapes: Mapping[Node, Any], plans: Mapping[int, TokenPlan]
-    ) -> None:  # fmt: skip
+    ) -> None:
         """shapes: the shapes of the nodes that `flow` knows. plans: the token plan of each block that has one."""
         self.graph, self.flow, self.shapes, self.plans = graph, flow, shapes, plans
         self._node: dict[str, Node] = {node.name: node for node in graph.graph.nodes}

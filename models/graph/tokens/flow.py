@@ -59,9 +59,13 @@ def token_flow(traced: Traced, blocks: Sequence[GraphBlock]) -> TokenFlow:
 
 
 def _flow_from(
-    first: int, traced: Traced, blocks: Sequence[GraphBlock], streams: dict[int, Node], rows: Sequence[Node],
+    first: int,
+    traced: Traced,
+    blocks: Sequence[GraphBlock],
+    streams: dict[int, Node],
+    rows: Sequence[Node],
     moving: set[Node],
-) -> TokenFlow:  # fmt: skip
+) -> TokenFlow:
     """Return the token flow from the block `first` on. Raises: NotFree."""
     tokens, prefix = traced.tracer.shape(streams[first])[1], prefix_of(streams[first], traced, moving)
     order = {node: place for place, node in enumerate(traced.nodes)}
@@ -70,9 +74,12 @@ def _flow_from(
     if not entering or tokens - prefix < 2:
         raise NotFree(f"{streams[first].name}: its tokens are not those that enter the block")
     known = TokenAxes(
-        traced.tracer.sizes, traced.tracer.batch.size, tokens - prefix, lambda node: node not in moving,
+        traced.tracer.sizes,
+        traced.tracer.batch.size,
+        tokens - prefix,
+        lambda node: node not in moving,
         lambda node: traced.dims(node)[:1] == [[traced.tracer.batch]],
-    )  # fmt: skip
+    )
     known.axes[entering[-1]] = {1: TokenAxis(prefix, None)}
     block_of = {stream: block for block, stream in streams.items() if block >= first}
     usable: dict[int, Node] = {}
@@ -91,9 +98,15 @@ def _flow_from(
         elif block == first:
             raise NotFree(f"{node.name}: its tokens do not attend to each other")
     return TokenFlow(
-        usable, attentions, prefix, tokens - prefix, prefix > 0 and known.reads_first, given, tuple(known.tables),
+        usable,
+        attentions,
+        prefix,
+        tokens - prefix,
+        prefix > 0 and known.reads_first,
+        given,
+        tuple(known.tables),
         tuple(known.pools),
-    )  # fmt: skip
+    )
 
 
 def _visit(known: TokenAxes, node: Node) -> None:

@@ -22,8 +22,19 @@ def _pointwise(known: TokenAxes, node: Node) -> Axes:
     return known.broadcast(node, [source for source in node.all_input_nodes if known.shape(source)])
 
 
-@token_rule(aten.dropout, aten.contiguous, aten.clone, aten.to, aten.type_as, aten.alias, aten.detach, aten._to_copy, aten.dropout_,
-       aten.lift_fresh_copy, aten.feature_dropout)  # fmt: skip
+@token_rule(
+    aten.dropout,
+    aten.contiguous,
+    aten.clone,
+    aten.to,
+    aten.type_as,
+    aten.alias,
+    aten.detach,
+    aten._to_copy,
+    aten.dropout_,
+    aten.lift_fresh_copy,
+    aten.feature_dropout,
+)
 def _same(known: TokenAxes, node: Node) -> Axes:
     return dict(known.of(node.args[0]))
 
@@ -117,8 +128,17 @@ def _mask(known: TokenAxes, node: Node, mask: Node, wanted: dict[int, TokenAxis 
         known.read(Table(node, mask, tuple(places), axes.pop()))
 
 
-@token_rule(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.squeeze, aten.unsqueeze,
-       aten.reshape_as, aten.view_as, aten.squeeze_)  # fmt: skip
+@token_rule(
+    aten.view,
+    aten.reshape,
+    aten._unsafe_view,
+    aten.flatten,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.reshape_as,
+    aten.view_as,
+    aten.squeeze_,
+)
 def _reshape(known: TokenAxes, node: Node) -> Axes:
     """Find each token axis after a reshape.
 

@@ -151,8 +151,10 @@ def by_members(dim: Dim, atom: Atom) -> list[int]:
     slower, faster = size_of(every[:place]), size_of(every[place + 1 :])
     return [
         (outer * atom.size + member) * faster + inner
-        for member in range(atom.size) for outer in range(slower) for inner in range(faster)
-    ]  # fmt: skip
+        for member in range(atom.size)
+        for outer in range(slower)
+        for inner in range(faster)
+    ]
 
 
 def places(dim: Dim, kept: "dict[Atom, Sequence[int]]") -> list[int]:

@@ -14,9 +14,21 @@ aten = torch.ops.aten
 
 
 @rule(
-    aten.dropout, aten.contiguous, aten.clone, aten.to, aten.type_as, aten.alias, aten.detach, aten.detach_, aten._to_copy,
-    aten.lift_fresh_copy, aten.feature_dropout, aten.dropout_, aten.roll, aten.flip,
-)  # fmt: skip
+    aten.dropout,
+    aten.contiguous,
+    aten.clone,
+    aten.to,
+    aten.type_as,
+    aten.alias,
+    aten.detach,
+    aten.detach_,
+    aten._to_copy,
+    aten.lift_fresh_copy,
+    aten.feature_dropout,
+    aten.dropout_,
+    aten.roll,
+    aten.flip,
+)
 def same(tracer: Tracer, node: Node) -> Dims:
     dims = tracer.of(node.args[0])
     moved = argument(node, 2, "dims", ()) if "roll" in str(node.target) else ()
@@ -69,8 +81,17 @@ def repeat_interleave(tracer: Tracer, node: Node) -> Dims | None:
     return dims
 
 
-@rule(aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.squeeze, aten.unsqueeze,
-      aten.reshape_as, aten.view_as, aten.squeeze_)  # fmt: skip
+@rule(
+    aten.view,
+    aten.reshape,
+    aten._unsafe_view,
+    aten.flatten,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.reshape_as,
+    aten.view_as,
+    aten.squeeze_,
+)
 def reshape(tracer: Tracer, node: Node) -> Dims | None:
     pending = [atom for dim in tracer.of(node.args[0]) for atom in dim]
     found: Dims = []

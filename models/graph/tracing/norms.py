@@ -65,9 +65,18 @@ def batch_norm(tracer: Tracer, node: Node) -> Dims:
     return dims
 
 
-@rule(aten.max_pool2d, aten.avg_pool2d, aten.adaptive_avg_pool2d, aten.adaptive_max_pool2d, aten.upsample_bilinear2d,
-      aten.upsample_bicubic2d, aten.upsample_nearest2d, aten.constant_pad_nd, aten.pad, aten.pixel_shuffle,
-      )  # fmt: skip
+@rule(
+    aten.max_pool2d,
+    aten.avg_pool2d,
+    aten.adaptive_avg_pool2d,
+    aten.adaptive_max_pool2d,
+    aten.upsample_bilinear2d,
+    aten.upsample_bicubic2d,
+    aten.upsample_nearest2d,
+    aten.constant_pad_nd,
+    aten.pad,
+    aten.pixel_shuffle,
+)
 def pool(tracer: Tracer, node: Node) -> Dims:
     """Trace pooling, resizing or padding. A dim whose size changes becomes a new, fixed dim."""
     dims, wanted = tracer.of(node.args[0]), tracer.shape(node)

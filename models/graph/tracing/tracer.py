@@ -159,9 +159,25 @@ def numbers(node: Node) -> list[Any]:
     return list(node.args[1]) if node.op == "call_function" else list(node.args[1:])  # type: ignore[arg-type]
 
 
-@rule(aten.hardswish, aten.hardswish_, aten.hardsigmoid, aten.hardsigmoid_, aten.hardtanh, aten.hardtanh_, aten.relu6,
-      aten.mish, aten.silu_, aten.gelu_, aten.leaky_relu_, aten.elu_, aten.masked_fill, aten.masked_fill_, aten.pow,
-      aten.copy_, aten.copy)  # fmt: skip
+@rule(
+    aten.hardswish,
+    aten.hardswish_,
+    aten.hardsigmoid,
+    aten.hardsigmoid_,
+    aten.hardtanh,
+    aten.hardtanh_,
+    aten.relu6,
+    aten.mish,
+    aten.silu_,
+    aten.gelu_,
+    aten.leaky_relu_,
+    aten.elu_,
+    aten.masked_fill,
+    aten.masked_fill_,
+    aten.pow,
+    aten.copy_,
+    aten.copy,
+)
 def pointwise(tracer: Tracer, node: Node) -> Dims:
     found: Dims = []
     for source in node.all_input_nodes:

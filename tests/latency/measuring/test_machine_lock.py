@@ -94,9 +94,14 @@ def test_training_takes_its_turn_for_every_step(tmp_path: Path) -> None:
     images = torch.randn(10, 3)
     with paced(turn):
         train(
-            module, optimizer, 10, Course(2, 5, 0), lambda module, rows, _: module(images[rows]).square().mean(),
-            tmp_path / "c.pt", lambda *_: None,
-        )  # fmt: skip
+            module,
+            optimizer,
+            10,
+            Course(2, 5, 0),
+            lambda module, rows, _: module(images[rows]).square().mean(),
+            tmp_path / "c.pt",
+            lambda *_: None,
+        )
     assert turns == ["in", "out"] * 4
     with step():
         assert len(turns) == 8

@@ -97,8 +97,11 @@ def test_each_reducer_has_its_price(tokens: TokenPlan, counted: dict[str, float]
     reduced = dataclasses.replace(whole, blocks=(first, *whole.blocks[1:])).apply_to(structure)
     assert feature(reduced, "reductions") == 1
     assert {n: feature(reduced, n) for n in ("packages", "weighings", "merges")} == {
-        "packages": 0, "weighings": 0, "merges": 0, **counted
-    }  # fmt: skip
+        "packages": 0,
+        "weighings": 0,
+        "merges": 0,
+        **counted,
+    }
     assert (feature(reduced, "merge_macs") > 0) is ("merges" in counted)
 
 

@@ -126,18 +126,27 @@ def test_a_pipeline_is_as_fast_as_its_slowest_stage() -> None:
     thin = [dataclasses.replace(block, neurons=block.neurons[:96]) for block in whole.blocks]
     few = [dataclasses.replace(b, tokens=TokenPlan(98, "drop") if i == 0 else None) for i, b in enumerate(whole.blocks)]
     plans = [dataclasses.replace(whole, blocks=tuple(blocks)) for blocks in (whole.blocks, thin, few)]
-    dense, fewer_neurons, fewer_tokens = ProfilePricer("hg-pipe@vck190", Setting()).price(
-        [plan.apply_to(structure) for plan in plans]
-    ).ms  # fmt: skip
+    dense, fewer_neurons, fewer_tokens = (
+        ProfilePricer("hg-pipe@vck190", Setting()).price([plan.apply_to(structure) for plan in plans]).ms
+    )
     assert fewer_neurons == dense
     assert fewer_tokens == dense  # the first block still sees them all
     late = structure.blocks[1:]
     halves = [dataclasses.replace(block, tokens=98) for block in late]
     pricer = ProfilePricer("hg-pipe@vck190", Setting())
     cut, full = (
-        pricer.price([dataclasses.replace(structure, stem=(), tail=(), stages=(dataclasses.replace(structure.stages[0], blocks=tuple(blocks)),))]).ms[0]
+        pricer.price(
+            [
+                dataclasses.replace(
+                    structure,
+                    stem=(),
+                    tail=(),
+                    stages=(dataclasses.replace(structure.stages[0], blocks=tuple(blocks)),),
+                )
+            ]
+        ).ms[0]
         for blocks in (halves, late)
-    )  # fmt: skip
+    )
     assert cut < 0.51 * full
 
 

@@ -89,8 +89,11 @@ def test_blocks_and_halves_can_go(variant: str) -> None:
     originals = blocks_of(model, variant)
     with torch.no_grad():
         for layer in (
-            originals[0].attn.proj, originals[last].mlp.fc2, originals[last - 1].attn.proj, originals[last - 1].mlp.fc2
-        ):  # fmt: skip
+            originals[0].attn.proj,
+            originals[last].mlp.fc2,
+            originals[last - 1].attn.proj,
+            originals[last - 1].mlp.fc2,
+        ):
             layer.weight.zero_(), layer.bias.zero_()
         expected = model(images)
     assert torch.allclose(small.outputs(images), expected, atol=1e-4)

@@ -23,9 +23,7 @@ LAST = 3
 
 def with_tokens(network: TorchNetwork, tokens: dict[int, TokenPlan]) -> Plan:
     whole = identity(network.structure)
-    return Plan(
-        whole.embed, tuple(dataclasses.replace(b, tokens=tokens.get(b.source)) for b in whole.blocks)
-    )  # fmt: skip
+    return Plan(whole.embed, tuple(dataclasses.replace(b, tokens=tokens.get(b.source)) for b in whole.blocks))
 
 
 def attend(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,10 @@ def test_tokens_that_stay_keep_their_places(reducer: str) -> None:
     with torch.no_grad():
         x = model.layers[2].downsample(model.layers[1](model.layers[0](model.patch_embed(images)))).flatten(1, 2)
         first, second = model.layers[2].blocks
-        bias = [b.attn.relative_position_bias_table[b.attn.relative_position_index].permute(2, 0, 1) for b in (first, second)]  # fmt: skip
+        bias = [
+            b.attn.relative_position_bias_table[b.attn.relative_position_index].permute(2, 0, 1)
+            for b in (first, second)
+        ]
         x, weights = attend(first, x, bias[0])
         kept = weights.mean(dim=(1, 2)).topk(5).indices
         rows = []

@@ -66,9 +66,15 @@ def test_weights_keep_their_names_and_an_fp32_network_its_answers() -> None:
         name for name, _ in network.module.named_parameters()
     }
     plain = network._traced.cut(
-        {half.atom: kept for block, wanted in zip(network._blocks, small.plan.blocks, strict=True)  # type: ignore[union-attr]
-         for half, kept in ((block.heads, tuple(h.v[0] // len(h.v) for h in wanted.heads)), (block.neurons, wanted.neurons))}
-    )  # fmt: skip
+        {
+            half.atom: kept
+            for block, wanted in zip(network._blocks, small.plan.blocks, strict=True)  # type: ignore[union-attr]
+            for half, kept in (
+                (block.heads, tuple(h.v[0] // len(h.v) for h in wanted.heads)),
+                (block.neurons, wanted.neurons),
+            )
+        }
+    )
     shown = images(network)
     with torch.inference_mode():
         assert torch.equal(small.outputs(shown), plain(shown))

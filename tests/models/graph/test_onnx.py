@@ -125,10 +125,16 @@ def free_size(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (half, "export it in fp32"), (second_input, "2 inputs"), (foreign, "com.example"), (newer, "opset 99"),
-        (looping, "control flow"), (quantised, "quantised already"), (unknown, "Hardmax"), (free_size, "fixed height and width"),
+        (half, "export it in fp32"),
+        (second_input, "2 inputs"),
+        (foreign, "com.example"),
+        (newer, "opset 99"),
+        (looping, "control flow"),
+        (quantised, "quantised already"),
+        (unknown, "Hardmax"),
+        (free_size, "fixed height and width"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_pruned_is_refused_with_what_is_in_the_way(
     tmp_path: Path, change: Callable[[onnx.ModelProto], None], says: str
 ) -> None:

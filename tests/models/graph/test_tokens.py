@@ -152,9 +152,15 @@ def test_from_an_onnx_file_as_from_pytorch(name: str, dynamo: bool, tmp_path: Pa
         if hasattr(module, "fused_attn"):
             module.fused_attn = False  # torch's exporters fail on some of timm's fused ones
     torch.onnx.export(
-        model, (x,), str(tmp_path / "model.onnx"), input_names=["images"], output_names=["logits"], dynamo=dynamo,
-        opset_version=18 if dynamo else 17, dynamic_axes=None if dynamo else {"images": {0: "batch"}, "logits": {0: "batch"}},
-    )  # fmt: skip
+        model,
+        (x,),
+        str(tmp_path / "model.onnx"),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamo=dynamo,
+        opset_version=18 if dynamo else 17,
+        dynamic_axes=None if dynamo else {"images": {0: "batch"}, "logits": {0: "batch"}},
+    )
     read = open_onnx(tmp_path / "model.onnx", name, None)
     found = []
     for one in (network, read):
@@ -238,8 +244,12 @@ def test_ways_that_a_graph_has_not_are_refused(tokens: TokenPlan, said: str) -> 
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("swinv2_tiny_window8_256", "attend to each other|lays tokens out|not those that enter|not known"), ("tnt_s_legacy_patch16_224", "by its place"), ("crossvit_tiny_240", "no tensor")],
-)  # fmt: skip
+    [
+        ("swinv2_tiny_window8_256", "attend to each other|lays tokens out|not those that enter|not known"),
+        ("tnt_s_legacy_patch16_224", "by its place"),
+        ("crossvit_tiny_240", "no tensor"),
+    ],
+)
 def test_where_the_grid_is_needed_no_token_goes(name: str, said: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name).eval()

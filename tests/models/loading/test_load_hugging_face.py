@@ -30,12 +30,16 @@ def model_of(name: str) -> Any:
     if name == "clip":
         return t.CLIPModel(t.CLIPConfig(vision_config=PLAIN, text_config={**SIZES, "vocab_size": 100}))
     config, sizes = {
-        "ViTForImageClassification": (t.ViTConfig, PLAIN), "DeiTForImageClassification": (t.DeiTConfig, PLAIN),
-        "SwinForImageClassification": (t.SwinConfig, SWIN), "PvtForImageClassification": (t.PvtConfig, PVT),
-        "Dinov2Model": (t.Dinov2Config, DINO), "SiglipVisionModel": (t.SiglipVisionConfig, PLAIN),
-        "BeitForImageClassification": (t.BeitConfig, BEIT), "Data2VecVisionForImageClassification": (t.Data2VecVisionConfig, BEIT),
+        "ViTForImageClassification": (t.ViTConfig, PLAIN),
+        "DeiTForImageClassification": (t.DeiTConfig, PLAIN),
+        "SwinForImageClassification": (t.SwinConfig, SWIN),
+        "PvtForImageClassification": (t.PvtConfig, PVT),
+        "Dinov2Model": (t.Dinov2Config, DINO),
+        "SiglipVisionModel": (t.SiglipVisionConfig, PLAIN),
+        "BeitForImageClassification": (t.BeitConfig, BEIT),
+        "Data2VecVisionForImageClassification": (t.Data2VecVisionConfig, BEIT),
         "DINOv3ViTModel": (t.DINOv3ViTConfig, {**PLAIN, "num_register_tokens": 4}),
-    }[name]  # fmt: skip
+    }[name]
     more = {"num_labels": 5} if "Classification" in name else {}
     return getattr(t, name)(config(**sizes, **more))
 
@@ -47,10 +51,17 @@ def folder_of(name: str, folder: Path) -> tuple[Path, Any]:
 
 
 NAMES = (
-    "ViTForImageClassification", "DeiTForImageClassification", "SwinForImageClassification", "PvtForImageClassification",
-    "Dinov2Model", "SiglipVisionModel", "clip", "BeitForImageClassification", "Data2VecVisionForImageClassification",
+    "ViTForImageClassification",
+    "DeiTForImageClassification",
+    "SwinForImageClassification",
+    "PvtForImageClassification",
+    "Dinov2Model",
+    "SiglipVisionModel",
+    "clip",
+    "BeitForImageClassification",
+    "Data2VecVisionForImageClassification",
     "DINOv3ViTModel",
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,9 +87,13 @@ def test_outputs_are_the_library_s_and_heads_and_neurons_go(tmp_path: Path, name
 def test_the_image_processor_is_honoured(tmp_path: Path) -> None:
     folder, _ = folder_of("ViTForImageClassification", tmp_path)
     processor = {
-        "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2, "do_center_crop": True,
-        "size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32},
-    }  # fmt: skip
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.4, 0.5, 0.6],
+        "resample": 2,
+        "do_center_crop": True,
+        "size": {"shortest_edge": 40},
+        "crop_size": {"height": 32, "width": 32},
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     found = open_hugging_face(folder, "vit", None).preprocessing
     assert (found.mean, found.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

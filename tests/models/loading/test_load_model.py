@@ -169,10 +169,12 @@ def test_weights_that_are_no_plain_tensors_are_refused(tmp_path: Path, kind: str
         weights = {7: value, **weights}
     else:
         ways = {
-            "sparse": value.to_sparse, "complex": lambda: value.to(torch.complex64), "whole": lambda: value.to(torch.int32),
+            "sparse": value.to_sparse,
+            "complex": lambda: value.to(torch.complex64),
+            "whole": lambda: value.to(torch.int32),
             "quantised": lambda: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
             "8-bit": lambda: value.to(torch.float8_e4m3fn),
-        }  # fmt: skip
+        }
         weights["norm.weight"] = ways[kind]()
     torch.save(weights, model_folder(tmp_path) / "weights.pth")
     with pytest.raises(CheckpointMismatch, match=r"'7'|norm\.weight"):

@@ -19,8 +19,10 @@ from tests.support.networks import images_for, random_plan, small_network
 
 LARGE = {"img_size": 32, "embed_dim": 96, "depth": 3, "num_heads": 12, "num_classes": 5}
 """As DeiT-B beside DeiT-S and DeiT-T: twice and four times the width and the heads, of the same size."""
-SMALL = {"deit_small_patch16_224": {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 6},
-         "deit_tiny_patch16_224": {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}}  # fmt: skip
+SMALL = {
+    "deit_small_patch16_224": {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 6},
+    "deit_tiny_patch16_224": {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3},
+}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,9 +19,12 @@ from tests.support.networks import VARIANTS, images_for, random_plan, small_netw
 
 
 def selecting(
-    network: TorchNetwork, reducer: Reducer = "weighted", keeps: tuple[float, ...] = (0.6, 0.25), at: str = "start",
+    network: TorchNetwork,
+    reducer: Reducer = "weighted",
+    keeps: tuple[float, ...] = (0.6, 0.25),
+    at: str = "start",
     base: Plan | None = None,
-) -> TorchNetwork:  # fmt: skip
+) -> TorchNetwork:
     """Selectors before blocks 1 and 2, with weights large enough to tell tokens apart."""
     plan = base or identity(network.structure)
     blocks = list(plan.blocks)

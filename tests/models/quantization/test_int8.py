@@ -147,11 +147,12 @@ def test_seven_bits_where_products_saturate(tmp_path: Path) -> None:
 def product(a: np.ndarray, b: np.ndarray, exact: bool) -> np.ndarray:
     """a (rows, inner) uint8, b (inner, columns) int8, by ONNX Runtime: with its defaults, or with exact products."""
     graph = helper.make_graph(
-        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])], "product",
+        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
+        "product",
         [helper.make_tensor_value_info("a", TensorProto.UINT8, a.shape)],
         [helper.make_tensor_value_info("y", TensorProto.INT32, [len(a), b.shape[1]])],
         [onnx.numpy_helper.from_array(b, "b")],
-    )  # fmt: skip
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     options = onnxruntime.SessionOptions()
     if exact:

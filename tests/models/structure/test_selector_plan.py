@@ -17,9 +17,11 @@ def structure() -> Structure:
 def keeping(structure: Structure, kept: dict[int, int]) -> Plan:
     whole = identity(structure)
     blocks = (
-        dataclasses.replace(b, tokens=TokenPlan(kept[b.source], "weighted", "start", "attention") if b.source in kept else None)
+        dataclasses.replace(
+            b, tokens=TokenPlan(kept[b.source], "weighted", "start", "attention") if b.source in kept else None
+        )
         for b in whole.blocks
-    )  # fmt: skip
+    )
     return dataclasses.replace(whole, blocks=tuple(blocks))
 
 

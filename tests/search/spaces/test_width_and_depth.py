@@ -71,7 +71,10 @@ def test_axes_that_are_not_named_stay_as_they_were() -> None:
 
 def test_axes_without_scores_are_left_out() -> None:
     shape = structure()
-    assert CompactSpace(shape, random_ranking(shape), ALL).dimensions == CompactSpace(shape, random_ranking(shape), AXES).dimensions  # fmt: skip
+    assert (
+        CompactSpace(shape, random_ranking(shape), ALL).dimensions
+        == CompactSpace(shape, random_ranking(shape), AXES).dimensions
+    )
 
 
 def test_the_best_embedding_dims_stay_in_multiples_of_eight() -> None:

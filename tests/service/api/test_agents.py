@@ -12,12 +12,22 @@ from service.api.context import Service
 from tests.support.rest import problem
 
 AGENT: dict[str, Any] = {
-    "name": "pi-5", "protocol": 1, "version": "0.1.0", "machine": "Cortex-A76", "threads": 4, "runtime": "onnxruntime 1.22.0",
+    "name": "pi-5",
+    "protocol": 1,
+    "version": "0.1.0",
+    "machine": "Cortex-A76",
+    "threads": 4,
+    "runtime": "onnxruntime 1.22.0",
     "providers": ["CPUExecutionProvider"],
-}  # fmt: skip
+}
 REQUEST: dict[str, Any] = {
-    "threads": 1, "batch": 1, "provider": "CPUExecutionProvider", "seconds": 1.0, "rounds": 3, "seed": 0,
-}  # fmt: skip
+    "threads": 1,
+    "batch": 1,
+    "provider": "CPUExecutionProvider",
+    "seconds": 1.0,
+    "rounds": 3,
+    "seed": 0,
+}
 GOOD = {"samples_ms": [[[1.0, 1.1]] * 3, [[0.5, 0.6]] * 3]}
 
 

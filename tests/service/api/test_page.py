@@ -88,7 +88,12 @@ def test_the_patches_that_images_keep_are_seen_block_by_block_by_keyboard(page: 
     expect(page.locator("#content")).to_have_attribute("data-finished", "succeeded")
     pictures = page.locator("svg.patches")
     expect(pictures).to_have_count(2)
-    assert page.locator("svg.patches image").first.evaluate("async (i) => { const p = new Image(); p.src = i.href.baseVal; await p.decode(); return p.width }") == 1  # fmt: skip
+    assert (
+        page.locator("svg.patches image").first.evaluate(
+            "async (i) => { const p = new Image(); p.src = i.href.baseVal; await p.decode(); return p.width }"
+        )
+        == 1
+    )
     slider = page.get_by_role("slider", name="Block")
     expect(page.get_by_text("after blocks.1: 2 of 4 patches")).to_be_visible()
     assert [pictures.nth(i).get_attribute("data-gone") for i in range(2)] == ["2", "2"]

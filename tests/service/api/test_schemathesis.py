@@ -31,10 +31,12 @@ def run(tmp_path: Path, *options: str) -> str:
     folder.mkdir()
     (folder / "a.png").touch()
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "FOLDER": str(folder),
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "FOLDER": str(folder),
         # hooks make good bodies of bad ones too
         **({"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks"} if "stateful" in options else {}),
-    }  # fmt: skip
+    }
     serve = ("--data", str(tmp_path / "data"), "--port", "0")
     with served(tmp_path, *serve, **QUICK, VITFIT_ALLOWED_ROOTS=str(folder)) as address:
         header = f"Authorization: Bearer {token(tmp_path / 'data', 'admin')}"

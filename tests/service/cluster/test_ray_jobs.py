@@ -40,9 +40,15 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def server(nodes: Any, postgres: Postgres, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     s3.announce(monkeypatch)
     found = Server(
-        tmp_path / "server", VITFIT_DATABASE_URL=postgres.fresh(), VITFIT_STORAGE_URL=s3.fresh(), VITFIT_RAY=nodes.address,
-        VITFIT_RAY_JOBS="true", VITFIT_FAKE_TRIAL_S=str(TRIAL_S), VITFIT_LEASE_S="3", VITFIT_WORKERS="4",
-    )  # fmt: skip
+        tmp_path / "server",
+        VITFIT_DATABASE_URL=postgres.fresh(),
+        VITFIT_STORAGE_URL=s3.fresh(),
+        VITFIT_RAY=nodes.address,
+        VITFIT_RAY_JOBS="true",
+        VITFIT_FAKE_TRIAL_S=str(TRIAL_S),
+        VITFIT_LEASE_S="3",
+        VITFIT_WORKERS="4",
+    )
     try:
         yield found.start()
     finally:
@@ -121,9 +127,12 @@ def test_without_places_jobs_wait_and_health_says_for_what(
     s3.announce(monkeypatch)
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     server = Server(
-        tmp_path / "server", VITFIT_DATABASE_URL=postgres.fresh(), VITFIT_STORAGE_URL=s3.fresh(), VITFIT_RAY=cluster.address,
+        tmp_path / "server",
+        VITFIT_DATABASE_URL=postgres.fresh(),
+        VITFIT_STORAGE_URL=s3.fresh(),
+        VITFIT_RAY=cluster.address,
         VITFIT_RAY_JOBS="true",
-    )  # fmt: skip
+    )
     try:
         server.start()
         job = server.submit(server.model(), trials=2)

@@ -33,7 +33,9 @@ def uniform_magnitude_correct(folder: Path) -> tuple[int, int]:
     assert 0.55 < network.structure.macs / evaluation.network.structure.macs <= 0.6
     batch = evaluation.data.take("test", IMAGES, 0)
     assert batch.labels is not None
-    return correct(evaluation.network.outputs(batch.images), batch.labels), correct(network.outputs(batch.images), batch.labels)  # fmt: skip
+    return correct(evaluation.network.outputs(batch.images), batch.labels), correct(
+        network.outputs(batch.images), batch.labels
+    )
 
 
 @pytest.mark.slow

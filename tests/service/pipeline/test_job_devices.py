@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("brief")
 
 def test_a_device_that_a_user_added_prices_a_job(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     """What the report says of the budget is what the user's profile says of the delivered network."""
     generic = read_device("generic-mobile")
     slow = {**generic["ns_per_value"], "activation": 100 * generic["ns_per_value"]["activation"]}

@@ -53,8 +53,14 @@ def test_a_macs_budget_is_counted_and_all_artefacts_are_there(counted: Ran) -> N
     assert {path.name for path in counted.files.artifacts.iterdir()} == expected_artifacts(counted.json("plan.json"))
     assert [row["number"] for row in counted.journal.trials()] == list(range(TRIALS))
     assert counted.journal.stages == [
-        "validating", "ranking", "profiling", "searching", "verifying", "exporting", "reporting",
-    ]  # fmt: skip
+        "validating",
+        "ranking",
+        "profiling",
+        "searching",
+        "verifying",
+        "exporting",
+        "reporting",
+    ]
     assert counted.journal.last_progress is not None
     assert counted.journal.last_progress[:2] == (TRIALS, TRIALS)
 
@@ -127,9 +133,28 @@ def test_all_delivered_forms_are_the_same_network(counted: Ran) -> None:
 def test_the_report_says_what_was_removed(counted: Ran) -> None:
     report = counted.report
     assert set(report) == {
-        "version", "model", "method", "guarantee", "setting", "machine", "original", "delivered", "agreement", "ratio", "budgets",
-        "parity", "precision", "blocks", "axes", "share_of_macs_fall", "trials", "delivered_trial", "samples_ms", "warnings", "request",
-    }  # fmt: skip
+        "version",
+        "model",
+        "method",
+        "guarantee",
+        "setting",
+        "machine",
+        "original",
+        "delivered",
+        "agreement",
+        "ratio",
+        "budgets",
+        "parity",
+        "precision",
+        "blocks",
+        "axes",
+        "share_of_macs_fall",
+        "trials",
+        "delivered_trial",
+        "samples_ms",
+        "warnings",
+        "request",
+    }
     kept = delivered_network(counted).structure.blocks
     for row, block in zip(report["blocks"], kept, strict=True):
         assert block.attention is not None and block.mlp is not None
@@ -238,7 +263,9 @@ def test_a_budget_above_the_original_delivers_it_unpruned_and_says_so(workshop: 
     assert ran.report["delivered"]["macs"] == original.structure.macs
     assert "The original meets the budgets: it is delivered unpruned." in ran.result.summary["notes"]
     images = random_images()[TEST_ROWS]
-    torch.testing.assert_close(run_onnx(ran.path("model.onnx"), images, 1), original.outputs(images), rtol=1e-3, atol=1e-3)  # fmt: skip
+    torch.testing.assert_close(
+        run_onnx(ran.path("model.onnx"), images, 1), original.outputs(images), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_the_lowest_cost_within_a_loss(workshop: Workshop, counted: Ran) -> None:

@@ -43,7 +43,9 @@ def test_a_latency_budget_is_met_by_the_upper_end_of_a_measurement(measured: Ran
     ratio, (row,) = measured.report["ratio"], measured.report["budgets"]
     assert ratio["low"] <= ratio["measured"] <= ratio["high"] <= LIMIT
     assert row["met"] and row["share"] == pytest.approx(ratio["high"] / LIMIT)
-    assert ratio["predicted"] == measured.report["trials"][measured.result.delivered_trial]["costs"][row_label(measured)]  # fmt: skip
+    assert (
+        ratio["predicted"] == measured.report["trials"][measured.result.delivered_trial]["costs"][row_label(measured)]
+    )
     assert measured.report["setting"] == "cpu, 1 thread, batch 1, fp32"
 
 

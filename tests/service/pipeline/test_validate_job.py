@@ -64,10 +64,18 @@ def test_a_good_model_is_described_by_a_process(model: Path) -> None:
     assert answer == {
         "ok": True,
         "description": {
-            "name": "vit_tiny_patch16_224", "params": structure.params, "macs": structure.macs, "image": [3, 32, 32],
-            "classes": 5, "blocks": 4, "heads": 3, "width": 48, "tokens": 17, "key": structure.key,
+            "name": "vit_tiny_patch16_224",
+            "params": structure.params,
+            "macs": structure.macs,
+            "image": [3, 32, 32],
+            "classes": 5,
+            "blocks": 4,
+            "heads": 3,
+            "width": 48,
+            "tokens": 17,
+            "key": structure.key,
         },
-    }  # fmt: skip
+    }
 
 
 def test_a_refusal_is_an_answer_and_exit_status_0(tmp_path: Path) -> None:

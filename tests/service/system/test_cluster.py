@@ -21,8 +21,10 @@ def servers(postgres: Postgres, s3: S3, tmp_path: Path, monkeypatch: pytest.Monk
     """Two. The first runs no jobs before its turn: all its workers are busy elsewhere."""
     s3.announce(monkeypatch)
     environment = {
-        "VITFIT_DATABASE_URL": postgres.fresh(), "VITFIT_STORAGE_URL": s3.fresh(), "VITFIT_FAKE_TRIAL_S": "0.1",
-    }  # fmt: skip
+        "VITFIT_DATABASE_URL": postgres.fresh(),
+        "VITFIT_STORAGE_URL": s3.fresh(),
+        "VITFIT_FAKE_TRIAL_S": "0.1",
+    }
     found = [Server(tmp_path / name, **environment) for name in ("one", "two")]
     try:
         yield [server.start() for server in found]

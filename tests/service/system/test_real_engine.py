@@ -23,8 +23,10 @@ def address(tmp_path: Path) -> Iterator[str]:
     with (tmp_path / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "--port", "0", "--engine", "pipeline", "--ready-file", str(ready)],
-            cwd=ROOT, stdout=log, stderr=log,
-        )  # fmt: skip
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+        )
     try:
         wait_until(lambda: ready.exists() or process.poll() is not None, "the server")
         yield ready.read_text().strip()
@@ -38,9 +40,12 @@ def test_a_job_whose_worker_is_killed_ends_well_and_evaluates_nothing_twice(addr
     document = json.loads((DIGITS / "model.json").read_text())
     with Client(address) as client:
         model = client.upload_model(
-            document["name"], document["options"], DIGITS / "weights.safetensors", document["preprocessing"],
+            document["name"],
+            document["options"],
+            DIGITS / "weights.safetensors",
+            document["preprocessing"],
             classes=document["classes"],
-        )  # fmt: skip
+        )
         data = client.upload_dataset(DIGITS / "digits.npz")
         job = client.submit(model, [Budget("macs_keep", 0.6)], dataset=data, trials=4)
         before = wait_until(lambda: list(client.trials(job)), "the first trial")
