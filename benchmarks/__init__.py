@@ -1,1 +1,1 @@
-"""One script per claim; each prints its table and says what machine it ran on."""
+"""One script for each claim. Each script prints a table and names the machine on which it ran."""

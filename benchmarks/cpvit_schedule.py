@@ -1,10 +1,11 @@
-"""Claim: with half of the patches removed progressively, CP-ViT's cascade takes more than 40 % of DeiT-S's MACs.
+"""Claim: CP-ViT's cascade saves more than 40 % of DeiT-S's MACs when it removes half of the patches step by step.
 
     python -m benchmarks.cpvit_schedule                     about 20 seconds on 2 cores
-    python -m benchmarks.cpvit_schedule --images 0          at once: every layer removes the same
+    python -m benchmarks.cpvit_schedule --images 0          no range is measured: every layer removes the same share
 
-Tokens and heads of each block, and the MACs, for schedules of the method `cp-vit`. Which layer removes how much follows the
-attention range, here of random weights on noise; how much is removed up to the end of a span does not.
+The script prints the tokens and heads of each block, and the MACs, for schedules of the method `cp-vit`. The attention
+range decides how much each layer removes. This script takes it from random weights and images of noise. The attention
+range does not change how much is removed in total by the end of a span.
 """
 
 import argparse
@@ -27,11 +28,12 @@ SCHEDULES = {
     "half of the patches by block 4, heads down to half": ((1 / 3, 1.0), Policy(tokens=(0.5, 1.0), heads=0.5)),
     "half of the patches over all blocks, heads down to half": ((1.0,), Policy(tokens=(0.5,), heads=0.5)),
 }
-"""Depths at which spans end, and what is left of the tokens at each end and of the heads in the last block."""
+"""Title -> (depths at which spans end, policy). The policy gives the share of the tokens that is left at the end of
+each span, and the share of the heads that is left in the last block."""
 
 
 def measured_ranking(name: str, images: int) -> Ranking:
-    """Random weights, noise."""
+    """Rank a network with random weights by its statistics on images of noise."""
     torch.manual_seed(0)
     module = timm.create_model(name)
     network = TorchNetwork(module, name, Preprocessing.of_model(module))
@@ -40,7 +42,7 @@ def measured_ranking(name: str, images: int) -> Ranking:
 
 
 def table(title: str, space: CascadeSpace, policy: Policy) -> str:
-    """Patch tokens and heads of each block, 1-based as in the papers, and the MACs."""
+    """Return a table of the patch tokens, heads and MACs of each block. Blocks are counted from 1, as in the papers."""
     small, whole = space.sketch(policy), space.structure
     rows = [f"{title}", "| block | patches | heads | MACs of the block (M) |", "|---|---|---|---|"]
     for number, block in enumerate(small.blocks, start=1):

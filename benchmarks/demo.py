@@ -1,8 +1,9 @@
-"""`make demo`: the whole product on this machine, over REST only. At most 3 minutes on 2 cores.
+"""Demo of the full product on this machine, through its REST API (`make demo`). It takes at most 3 minutes on 2 cores.
 
-A digits transformer (97.8 % on 500 held-out images) and "at most 0.6 of its latency on one thread" go in; the table at the
-end is computed here from the downloaded files: accuracy by ONNX Runtime on the test images, latency in fresh processes.
-The exit status is 1 when the budget is missed, the exported file disagrees with PyTorch, or the job fails.
+The demo submits a transformer for digits (97.8 % correct on 500 test images) and the budget "at most 0.6 of its latency
+on one thread". It computes the final table from the downloaded files. ONNX Runtime gives the accuracy on the test
+images, and fresh processes measure the latency. The exit status is 1 if the job fails, if its guarantee is not
+`measured`, if the budget is missed, or if the exported file disagrees with PyTorch.
 """
 
 import argparse
@@ -36,7 +37,7 @@ console = Console()
 
 @dataclass(frozen=True)
 class Figures:
-    """One file, as it was found here."""
+    """Figures of one file, found by this script."""
 
     correct: int
     images: int
@@ -53,7 +54,7 @@ class Figures:
 
 
 def main() -> int:
-    """The exit status."""
+    """Run the demo and return the exit status: 0 for success, 1 for failure."""
     arguments = _arguments()
     started = time.monotonic()
     try:
@@ -66,7 +67,7 @@ def main() -> int:
         reason = job.error.detail if job.error else "no reason was given"
         console.print(f"The job ended as {job.status}: {reason}", style="red", markup=False, soft_wrap=True)
         return 1
-    problems = present(job, arguments.output, arguments.seconds)  # the server is gone: nothing disturbs the measurement
+    problems = present(job, arguments.output, arguments.seconds)  # after the server: it would disturb the measurement
     for problem in problems:
         console.print(problem, style="red", markup=False, soft_wrap=True)
     console.print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
@@ -82,7 +83,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def compress(address: str, trials: int, output: Path) -> Job:
-    """Upload, submit, follow, download: what any user would do. Gives the finished job."""
+    """Upload the inputs, submit a job, follow it and download its files, as any user would.
+
+    Return the job after its end.
+    """
     source = model_source(str(DIGITS))
     with Client(address) as client:
         model = client.upload_model(
@@ -100,7 +104,7 @@ def compress(address: str, trials: int, output: Path) -> Job:
 
 
 def present(job: Job, output: Path, seconds: float) -> list[str]:
-    """Measures the files in `output`, prints the table and gives what is wrong."""
+    """Measure the files in `output`, print the table, and return a list of problems."""
     files = [output / "original.onnx", output / "model.cpu.onnx"]
     if missing := [str(file) for file in files if not file.is_file()]:
         return [f"The job left no {', '.join(missing)}."]
@@ -121,7 +125,7 @@ def present(job: Job, output: Path, seconds: float) -> list[str]:
 
 
 def count_correct(file: Path) -> tuple[int, int]:
-    """(correct, images) of the test split; the file itself says how pictures are prepared."""
+    """Return (correct, images) for the test split. The file's metadata says how to prepare the pictures."""
     with np.load(DIGITS / "digits.npz") as data:
         test = data["split"] == "test"
         images, labels = data["images"][test], data["labels"][test]
@@ -132,13 +136,13 @@ def count_correct(file: Path) -> tuple[int, int]:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """The job's own figures: what cannot be seen in an ONNX file."""
+    """Read the job's report. It holds figures that an ONNX file does not show."""
     report: dict[str, Any] = json.loads(path.read_text())
     return report
 
 
 def make_table(before: Figures, after: Figures, keep: Interval, report: dict[str, Any]) -> Table:
-    """Everything in one table: what was measured here, what the job says, and what went from each block."""
+    """Return one table: the figures measured here, the figures of the job, and each block before and after."""
     original, delivered = report["original"], report["delivered"]
     table = Table("", "before", "after", title="digits, one thread, batch 1", title_justify="left")
     table.add_row("accuracy, test split", before.accuracy, after.accuracy)
@@ -159,13 +163,13 @@ def _range(interval: Interval) -> str:
 
 
 def _block(block: dict[str, Any], side: int) -> str:
-    """What a block has; side 0 is what was kept, side 1 what there was."""
+    """Describe the size of a block. Side 0 is the pruned block, side 1 is the original block."""
     parts = [f"{block[noun][side]} {noun}" for noun in ("heads", "neurons", "tokens") if block.get(noun)]
     return ", ".join(parts)
 
 
 def problems_of(job: Job, keep: Interval, report: dict[str, Any]) -> list[str]:
-    """Why the demo fails, in sentences; empty when all is well."""
+    """Return the reasons why the demo fails, one sentence each. The list is empty if the demo succeeds."""
     found = []
     if keep.value > BUDGET.limit:
         found.append(f"Budget missed: {keep.value:.3f} {_range(keep)} of the latency, {BUDGET.limit:g} was asked for.")

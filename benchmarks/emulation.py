@@ -1,10 +1,14 @@
-"""Claim: trials of int8 and fp16 policies, which emulate their files in PyTorch, score within 0.3 points of these.
+"""Claim: with fake quantisation, int8 and fp16 policies score within 0.3 points of their exported files.
 
-    python -m benchmarks.emulation --scenes scenes.npz        digits and the cluttered task (python -m benchmarks.scenes), ten minutes
+    python -m benchmarks.emulation --scenes scenes.npz        digits and the cluttered task, 10 minutes
 
-Networks of each model, unpruned and pruned at random by the joint method's space, with recovery, all layers or about two thirds
-of them in int8, or everything in fp16: the accuracy of the emulation and of the quantised file in ONNX Runtime on the whole test split. On the digits,
-500 images, one image is 0.2 points; on the cluttered task, 5,000, it is 0.02.
+`python -m benchmarks.scenes` writes the file for --scenes.
+
+The script makes several networks of each model: some unpruned, some pruned along random directions in the space of
+method `joint`. All of them get recovery. Each network has all layers in int8, or about two thirds of its layers in
+int8, or everything in fp16. The script compares two accuracies on the full test split: that of fake quantisation in
+PyTorch, and that of the quantised file in ONNX Runtime. One image is 0.2 points on the digits (500 images), and 0.02
+points on the cluttered task (5,000 images).
 """
 
 import argparse
@@ -29,7 +33,8 @@ from service.pipeline.ranked import Ranked, rank_network
 
 HERE = Path(__file__).parent
 STEPS = (0.0, 0.3, 0.6, 0.8)
-"""How far the networks are pruned along a random direction; 0: not at all."""
+"""How far the networks are pruned along a random direction. 0 means unpruned, and 2 would be the smallest network of
+the space."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,9 @@ class Row:
     model: str
     macs_keep: float
     int8: float
-    """Share of the layers; -1: everything is fp16."""
+    """Share of the layers in int8, in [0, 1]. -1 means that everything is in fp16."""
     fp32: int
-    """Right answers before quantisation."""
+    """Number of correct answers before quantisation."""
     emulated: int
     file: int
     same_answers: int

@@ -1,14 +1,18 @@
-"""Sends a server what no honest user sends, and says what it made of it.
+"""Fuzz test of uploads: sends a server broken and hostile files, and checks its answers.
 
-    python -m benchmarks.fuzz_uploads --seconds 300 --seed 1            one or two uploads a second; a failed one is named by its number
+    python -m benchmarks.fuzz_uploads --seconds 300 --seed 1            one or two uploads a second
     python -m benchmarks.fuzz_uploads --seed 1 --only 172               the same upload again
 
-Checkpoints, archives, arrays, folders of pictures, model.json and device tables, made from the seed: whole and then damaged, or whole and
-odd. Whatever is sent, the answer is either a success or a problem with a code, below 500, in time; no code of a pickle runs; and no file
-lies anywhere but in the upload's own folder, and none at all after a refusal. What is taken is tried in a job (`validate_only`) too.
+The uploads are checkpoints, archives, arrays, folders of pictures, model.json documents and device tables. The script
+makes them from the seed. An upload is either a valid file that was then damaged, or an undamaged file with unusual
+content. The script prints the number of each failed upload. `--only` sends the upload with this number again.
 
-The application runs in this process, with the validation that the server has; its processes are forked from one that has imported
-torch, which saves their start. Expected: 0 failures.
+The server must answer every upload in time, either with success or with a problem that has a code and a status below
+500. No code of a pickle may run. A file may appear only in the upload's own folder, and no file may stay after a
+refusal. The script also tries each accepted upload in a job (`validate_only`). Expected: 0 failures.
+
+The application runs in this process, with the same validation as in the server. The validation processes are forked
+from a process that has already imported torch, which saves time.
 """
 
 import argparse
@@ -41,7 +45,7 @@ from service.core.settings import Settings
 from service.jobs.validator import Validator, parsed
 
 PATIENCE_S = 60.0
-"""A validation that takes longer hangs."""
+"""Time limit. A validation that takes longer counts as a hang."""
 KINDS = ("checkpoint", "archive", "npz", "folder", "model", "device")
 OURS = re.compile(
     r"(model|dataset)\.json|weights\.(safetensors|pth)|model\.(onnx|zip)|data\.(npz|zip|tar)|pictures/(index\.json|\d{8}\.\w{3,4})"
@@ -51,7 +55,7 @@ FORKS.set_forkserver_preload(["service.pipeline.validate_job"])
 
 
 class ForkedValidator(Validator):
-    """The same question to the same program, in a process that need not import torch first."""
+    """A validator that runs the same program in a forked process, which does not have to import torch first."""
 
     async def _ask(self, document: dict[str, Any]) -> dict[str, Any]:
         ours, theirs = FORKS.Pipe(duplex=False)
@@ -74,7 +78,7 @@ class ForkedValidator(Validator):
 
 
 def _validate(document: dict[str, Any], answer: Connection) -> None:
-    """`python -m service.pipeline.validate_job`, in a forked process."""
+    """Run `python -m service.pipeline.validate_job` in a forked process."""
     import torch
 
     from service.pipeline import validate_job as validate
@@ -93,7 +97,7 @@ def _validate(document: dict[str, Any], answer: Connection) -> None:
 
 @dataclass
 class Fuzzer:
-    """Of one server in a folder of its own."""
+    """A fuzz test of one server that has a folder of its own."""
 
     web: TestClient
     root: Path
@@ -106,11 +110,11 @@ class Fuzzer:
 
     @property
     def outside(self) -> Path:
-        """In which nothing may appear."""
+        """Folder in which nothing may appear."""
         return self.root / "outside"
 
     def make(self, seed: int, number: int, kinds: tuple[str, ...]) -> Upload:
-        """The upload with this number: it depends on nothing else."""
+        """Make the upload with this number. Its content depends on nothing but the arguments."""
         rng = random.Random(f"{seed} {number}")
         kind = rng.choice(kinds)
         if kind == "folder":
@@ -124,7 +128,10 @@ class Fuzzer:
         return {"npz": arrays.arrays, "model": documents.model_json, "device": documents.device}[kind](rng)
 
     def send(self, upload: Upload) -> list[str]:
-        """What is wrong with the answer, or with what it left; empty when all is well."""
+        """Send an upload.
+
+        Return what is wrong with the answer or with the files that the upload left. An empty list means success.
+        """
         before, began = self._files(), time.monotonic()
         answer = self._post(upload)
         wrong = judged(answer)
@@ -145,7 +152,7 @@ class Fuzzer:
         return self.web.post(upload.path, content=body, headers={"Content-Type": "application/json"})
 
     def _taken(self, upload: Upload, answer: httpx.Response, before: set[str]) -> list[str]:
-        """What was registered is read, tried in a job, and deleted again."""
+        """Read the registered upload, try it in a job, and delete it again. Return what is wrong."""
         address, wrong = answer.headers["location"], []
         for name in sorted(self._files() - before):
             inside = re.fullmatch(r"data/(?:models|datasets)/\w+/(.*)", name)
@@ -159,7 +166,7 @@ class Fuzzer:
         return wrong + judged(self.web.delete(address))
 
     def _files(self) -> set[str]:
-        """Everything below the root that is no folder of a user's own, and not the server's own business."""
+        """Return all files below the root, except the user's own folders and the server's own files in `data`."""
         found = set()
         for place, _, names in os.walk(self.root):
             if Path(place) == self.root / "data" or Path(place).is_relative_to(self.allowed):
@@ -169,7 +176,7 @@ class Fuzzer:
 
 
 def judged(answer: httpx.Response) -> list[str]:
-    """Every answer is a success, or a problem that says what and names itself."""
+    """Return what is wrong with an answer. It must be a success, or a problem with a type, a detail and its status."""
     if answer.status_code < 400:
         return []
     if answer.status_code >= 500:
@@ -188,7 +195,7 @@ def judged(answer: httpx.Response) -> list[str]:
 
 @contextmanager
 def fuzzer() -> Iterator[Fuzzer]:
-    """A server in a fresh folder, which goes afterwards."""
+    """Start a server in a fresh folder. Remove the folder afterwards."""
     root = Path(tempfile.mkdtemp(prefix="vitfit-fuzz-"))
     for name in ("allowed", "outside", "tmp"):
         (root / name).mkdir()

@@ -1,9 +1,11 @@
-"""Claim: tokens that leave a model which goes by its graph leave its latency too.
+"""Claim: token reduction in a graph model lowers its latency, not only its MACs.
 
-    python -m benchmarks.graph_tokens                a minute or two on one core
+    python -m benchmarks.graph_tokens                1 to 2 minutes on one core
 
-Random weights, one thread, batch 1, all three files of a model in turn: whole, and with a fifth to a third of the patches leaving behind a
-quarter, a half and three quarters of the blocks (0.7, 0.49 and 0.34 of them stay), dropped or as a package.
+The models have random weights and run on one thread with batch 1. The script runs three files of each model in turn:
+the original, one that drops tokens, and one that keeps a fused token for them (columns "package"). The pruned files
+remove tokens in the blocks at a quarter, a half and three quarters of the depth. After these blocks, 0.7, 0.49 and 0.34
+of the patches are left.
 """
 
 import argparse
@@ -29,7 +31,7 @@ NAMES = {
     "vit_base_patch16_siglip_224": "attention pooling",
 }
 STAYS = {0.25: 0.7, 0.5: 0.49, 0.75: 0.34}
-"""Depth -> share of the patches."""
+"""Depth -> share of the patches that stays."""
 
 
 def main() -> None:

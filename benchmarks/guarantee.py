@@ -1,10 +1,12 @@
-"""Claim: of 30 jobs with random latency budgets on three models, 30 deliver a file that is within its budget when measured again.
+"""Claim: 30 of 30 jobs with random latency budgets deliver a file that meets its budget when measured again.
 
     python -m benchmarks.guarantee --scenes scenes.npz                    about 40 minutes on 2 cores
 
-Budgets are drawn between 0.35 and 0.9 of the original's latency (one thread, batch 1): ten each for the digits model, the one of
-cluttered scenes and DeiT-T with random weights. Afterwards each delivered file is measured beside the original in fresh processes
-with fresh samples: met when the median is within the budget; used is what it takes of the budget. Finished jobs are not run again.
+The budgets are drawn between 0.35 and 0.9 of the original's latency (one thread, batch 1). Three models get ten budgets
+each: the digits model, the model of the cluttered task, and DeiT-T with random weights. After each job, fresh processes
+measure the delivered file beside the original, with fresh samples. A budget is met if the measured ratio is within it.
+The summary also gives the median share of its budget that a delivered file uses. The script does not run finished jobs
+again.
 """
 
 import argparse
@@ -99,7 +101,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     delivered = [row for row in rows if "again" in row]
     used = statistics.median(row["again"] / row["limit"] for row in delivered)
     met = sum(row["met"] for row in delivered)
-    summary = f"Delivered {len(delivered)} of {len(rows)}, met afterwards {met}; the median uses {100 * used:.1f} % of its budget."
+    summary = (
+        f"Delivered {len(delivered)} of {len(rows)}, met afterwards {met}; "
+        f"the median uses {100 * used:.1f} % of its budget."
+    )
     return "\n".join([*lines, "", summary, ", ".join(machine().values())])
 
 

@@ -1,10 +1,11 @@
-"""Claim: the gradient estimate of UP-ViTs' divergence ranks members as deleting each of them does.
+"""Claim: the gradient estimate of UP-ViTs' divergence ranks members as their exact leave-one-out scores do.
 
-    python -m benchmarks.kl_agreement                       about 12 minutes on 1 core; --images 16: 3
+    python -m benchmarks.kl_agreement                       about 12 minutes on 1 core (3 with --images 16)
 
-On the trained digits model and images that it has not seen: the divergence of the answers without a member, exactly and
-by the estimate, for every neuron, attention dim, embedding dim and half. Spearman's rank correlation over all members of
-an axis, and the lowest of those within one block. Beside it the weights' norms, which need no images.
+The script uses the trained digits model and images that the model has not seen. The score of a member is the divergence
+of the outputs without it. The script computes this score exactly and by the estimate, for the members of each axis and
+for each sublayer. The table shows Spearman's rank correlation over all members of an axis, and the lowest correlation
+within one block. For comparison, it shows the correlation of the weights' norms, which need no images.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a figure must be read with: machine, cores, versions, date."""
+"""Facts that belong to every figure: machine, number of cores, versions and date."""
 
 import datetime
 import os

@@ -1,10 +1,12 @@
-"""Claim: jobs that are queued all end: 1,000 of the public fake engine, and 20 real ones.
+"""Claim: all queued jobs succeed: 1,000 jobs of the public fake engine, and 20 real jobs.
 
     python -m benchmarks.many_jobs                              about 8 minutes on 2 cores
     python -m benchmarks.many_jobs --real --jobs 20             about 10 minutes on 2 cores
 
-All are submitted before the first can have ended, by eight clients at a time; two run at a time. Real jobs compress the digits model to 0.6 of
-its MACs with four trials. What is counted: jobs that succeeded, in one attempt, with every trial once, and processes left over.
+Eight clients submit all jobs at the start, without waiting for any job to end. The server runs two jobs at a time. A
+real job compresses the digits model to 0.6 of its MACs with four trials. The script counts the jobs that did not
+succeed, the jobs that needed more than one attempt, the jobs with missing or repeated trials, and the processes that
+are left at the end.
 """
 
 import argparse

@@ -1,12 +1,17 @@
-"""Claim: how many of timm's transformers are taken, and why the others are not.
+"""Claim: vitfit accepts most of timm's transformers, and gives a reason for each one that it refuses.
 
-    python -m benchmarks.names                              shapes alone, all names: about 5 s each
+    python -m benchmarks.names                              shapes only, all names: about 5 s each
     python -m benchmarks.names --whole deit_tiny_patch16_224 levit_128s
-    python -m benchmarks.names --table                      what is there so far
+    python -m benchmarks.names --table                      prints the rows that are stored already
 
-Each name is built at its own image size in a process of its own, described, and its heads and neurons pruned to 0.7, its tokens
-too where its grid is free to shrink and they can go; MACs before and after are held to half of torch's counter, parameters to the
-model's. That needs no weights. `--whole` does it with random weights: forward and backward, export, and ONNX Runtime held to PyTorch within 1e-3. Names that are done are not done again.
+The script tries each name in a process of its own. It builds the model at its own image size, describes it, and prunes
+its heads and neurons to 0.7. It also prunes the tokens to 0.7 if the token grid may shrink. The MACs before and after
+must be half of the FLOPs that torch counts, because one MAC is two FLOPs. The number of parameters must be that of the
+model. This check needs no weights.
+
+With `--whole`, the script makes the same check with random weights. It then runs the network forward and backward,
+exports it, and compares ONNX Runtime with PyTorch (tolerance 1e-3). It builds models above 1 GiB with two blocks only.
+The script does not try finished names again.
 """
 
 import argparse
@@ -57,7 +62,7 @@ MODULES = [
     "mobilevit",
     "tiny_vit",
 ]
-"""timm's files of networks of softmax attention and MLPs."""
+"""Files of timm that define networks of softmax attention and MLPs."""
 SECONDS = 600
 
 
@@ -89,7 +94,10 @@ def _rows(stored: Path) -> list[dict[str, Any]]:
 
 
 def _one(name: str, whole: bool, memory: int) -> dict[str, Any]:
-    """What a process of its own says, or why it could not. Processes are forked from one that has loaded the libraries."""
+    """Try one name in a process of its own. Return its row, or a row that says why the process failed.
+
+    The process is forked from one that has loaded the libraries, which saves time.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.one_name"])
     ours, theirs = context.Pipe(duplex=False)

@@ -1,9 +1,10 @@
-"""Claim: two measurements of the same pair agree within 2 % on the ratio, while other load comes and goes.
+"""Claim: the ratios from repeated measurements of one pair agree within 2 %, while other load comes and goes.
 
     python -m benchmarks.noise                                  about 5 minutes on 2 cores
 
-The digits model and a plan of it that keeps about half. A background process on every core multiplies matrices for a few seconds,
-rests, and begins again, out of step with the measurements. Beside the ratio stands what the absolute time did meanwhile.
+The pair is the digits model and a pruned version that keeps about half of it. One background process for each core
+multiplies matrices for 3.1 s, rests for 2.3 s, and repeats this. This process does not know when measurements run. The
+table shows each ratio beside the absolute latency of the original.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def measured(folder: Path, times: int) -> list[dict[str, Any]]:
 
 
 def load() -> None:
-    """Busy, then idle, until the process is ended."""
+    """Alternate between work and rest until the process is ended."""
     x = np.random.default_rng(0).random((400, 400))
     while True:
         until = time.monotonic() + BUSY_S

@@ -1,4 +1,4 @@
-"""One name of timm's, tried. See benchmarks/names.py."""
+"""Check of one timm name. `benchmarks/names.py` runs it for every name."""
 
 import tempfile
 import time
@@ -23,7 +23,7 @@ GIB = 1 << 30
 
 
 def row_of(name: str, whole: bool) -> dict[str, Any]:
-    """Raises nothing: why a name does not work is in its row."""
+    """Return the row of a name. If the name does not work, the row holds the reasons. No exception is raised."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     start = time.perf_counter()
@@ -33,7 +33,7 @@ def row_of(name: str, whole: bool) -> dict[str, Any]:
         row["works"] = not row["reasons"]
     except VitfitError as error:
         row["reasons"] = list(error.facts.get("reasons", [error.detail]))
-    except Exception as error:  # what is not refused with a reason is a defect, and is shown as one
+    except Exception as error:  # a refusal is a VitfitError, so any other exception is a defect
         row["reasons"] = [f"DEFECT {type(error).__name__}: {str(error)[:160]}"]
     return {**row, "seconds": round(time.perf_counter() - start, 1)}
 
@@ -66,14 +66,17 @@ def tried(name: str, whole: bool) -> dict[str, Any]:
 
 
 def _way(network: TorchNetwork, model: nn.Module) -> str:
-    """How it was read: by its family, by its graph, or by its graph as a plain vision transformer."""
+    """Return how the network was read: "family", "graph", or "plain" (by its graph, as a plain vision transformer)."""
     if not isinstance(network, TorchNetwork):
         return "graph"
     return "family" if network.module is model else "plain"
 
 
 def in_use(network: TorchNetwork) -> tuple[float, list[str]]:
-    """Backward, export, ONNX Runtime."""
+    """Run the network backward, export it, and compare ONNX Runtime with PyTorch.
+
+    Return the largest relative difference, and the reasons why the network cannot be used.
+    """
     images = torch.randn(2, *network.structure.image, generator=torch.Generator().manual_seed(0))
     network.module(images[:1]).sum().backward()
     if not all(p.grad is not None for name, p in network.module.named_parameters() if "weight" in name):

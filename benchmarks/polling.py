@@ -1,9 +1,10 @@
-"""Claim: 500 clients that ask every 5 s get their answers within 50 ms (p95) while a job runs, and slow the job by less than 10 %.
+"""Claim: 500 clients that poll a job every 5 s get answers within 50 ms (p95) and slow the job by less than 10 %.
 
     python -m benchmarks.polling                                about 5 minutes on 2 cores
 
-A real job of one thread (the digits model, a budget on MACs, so that nothing is measured) runs alone, and again while the clients poll it;
-twice each, in turn. Clients start at random moments of their five seconds.
+A real job compresses the digits model on one thread. Its budget limits MACs, so it measures nothing. The job runs
+alone, and then again while the clients poll it. Both runs are done twice, in turn. Each client starts at a random
+moment of the first 5 s.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def measured(folder: Path, clients: int, trials: int, times: int) -> dict[str, A
     answers: list[float] = []
     with serving(folder, OMP_NUM_THREADS="1", VITFIT_REQUESTS_PER_MINUTE="100000000") as address:
         body = request(address, trials)
-        job_seconds(address, body)  # the first one warms file caches
+        job_seconds(address, body)  # the first job fills the file caches, so it is not timed
         for _ in range(times):
             alone.append(job_seconds(address, body))
             print(f"alone: {alone[-1]:.1f} s", flush=True)
@@ -82,7 +83,10 @@ def request(address: str, trials: int) -> dict[str, Any]:
 
 
 def job_seconds(address: str, body: dict[str, Any]) -> float:
-    """Of the search: from the first trial to the last, so that neither start nor report counts."""
+    """Run a job and return the seconds of its search.
+
+    This is the sum over its trials, so the start of the job and its report do not count.
+    """
     job = httpx.post(f"{address}/v1/jobs", json=body, timeout=60).json()["id"]
     while httpx.get(f"{address}/v1/jobs/{job}", timeout=60).json()["finished_at"] is None:
         time.sleep(0.5)

@@ -1,14 +1,17 @@
-"""Claim: at equal latency the search over pruning and int8 together loses less than pruning alone and than int8 with uniform pruning.
+"""Claim: at equal latency, a search over pruning and int8 loses less than pruning alone or int8 with uniform pruning.
 
-    python -m benchmarks.precision --scenes scenes.npz        digits and the cluttered task, 0.4 and 0.3: three quarters of an hour
+    python -m benchmarks.precision --scenes scenes.npz        digits and the cluttered task, 45 minutes
 
-Of each task and budget (fractions of the original's fp32 latency), three networks:
-    joint                   pruned by the search, in fp32
-    int8, uniform pruning   all linear layers quantised, then the same share of heads and neurons everywhere, by magnitude
+A budget is a share of the original's fp32 latency. For each task and budget, the script makes three networks:
+    joint                   the search decides how much to prune; everything is in fp32
+    int8, uniform pruning   all linear layers are in int8, and every block has the same keep ratio, by magnitude
     joint with int8         the search decides how much to prune and what to quantise
-each with closed-form recovery, before and after the same short training. All are priced by one table; in the end all files of a task
-are measured in turn with the original in one run. A file above its budget is said so: its search is repeated with a lower aim, at most twice.
-Right answers are those of the files themselves in ONNX Runtime, over the whole test split.
+
+All networks get recovery. The script scores them before and after the same short training. One latency table predicts
+the latency of all networks. If a network is measured above its budget, its search runs again with a lower target, at
+most twice. At the end, one interleaved run measures the original and all files of a task. The table shows this latency,
+also where it is above the budget. The correct answers come from the files themselves, in ONNX Runtime, on the full test
+split.
 """
 
 import argparse
@@ -46,7 +49,7 @@ ROWS: dict[str, tuple[Precision, ...]] = {
 
 @dataclass(frozen=True)
 class Found:
-    """A network that is measured within its budget, or the last that was tried."""
+    """A network whose measured latency is within its budget, or the last network that was tried."""
 
     network: TorchNetwork
     measured: Interval
@@ -82,7 +85,7 @@ def main() -> None:
 def make(
     task: str, data: Path, name: str, keep: float, folder: Path, trials: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """The row without and with training, unless they are there already."""
+    """Return the row before training and the row after it. Compute them unless their file exists already."""
     stem = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{keep}"
     path = stem.with_name(f"{stem.name}.json")
     if path.exists():
@@ -119,7 +122,11 @@ def make(
 
 
 def searched(bench: Bench, name: str, stem: Path, trials: int) -> Found:
-    """As a job does: what is measured above its budget corrects the table, and the search goes on with it and a lower aim."""
+    """Search for a network as a job does.
+
+    If the measured latency is above the budget, the measurement corrects the latency table, the target is lowered, and
+    the search runs again. There are at most AIMS searches.
+    """
     (place,) = bench.pricing.measured_places
     original = stem.with_name("original.onnx")
     if not original.exists():
@@ -142,7 +149,7 @@ def joint(bench: Bench, trials: int) -> TorchNetwork:
 
 
 def uniform(bench: Bench) -> TorchNetwork:
-    """All in int8, and the same keep of heads and neurons everywhere."""
+    """Make a network in int8 with the same keep ratio of heads and neurons in every block."""
     found = bench.ranked.space
     assert isinstance(found, PrecisionSpace) and isinstance(found.inner, CompactSpace)
     inner = CompactSpace(bench.original.structure, found.inner.ranking, ("heads", "neurons"))
@@ -153,7 +160,7 @@ def uniform(bench: Bench) -> TorchNetwork:
 
 
 def answers(bench: Bench, file: Path) -> tuple[int, int, int]:
-    """Right answers of the file and of the original, and the number of test images."""
+    """Return the correct answers of the file, those of the original, and the number of test images."""
     opened, right, dense, images = OnnxFile(file), 0, 0, 0
     for chunk in bench.evaluation.data.batches("test", 500):
         assert chunk.labels is not None
@@ -164,7 +171,10 @@ def answers(bench: Bench, file: Path) -> tuple[int, int, int]:
 
 
 def timed(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """All files of one task beside the original, in one run. Training changes no latency."""
+    """Measure the files of one task beside the original, in one interleaved run.
+
+    Training does not change the latency. So only untrained files are measured, and trained rows get the same latency.
+    """
     files = [folder / row["file"] for row in rows if not row["trained"]]
     original, *found = Meter(Setting(runtime=runtime_version())).measure(
         [folder / "original.onnx", *files], TIMING, seed=2
@@ -175,7 +185,8 @@ def timed(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| task | budget | network | points lost | after training | MACs kept | layers in int8 | latency kept, measured |",
+        "| task | budget | network | points lost | after training | MACs kept | layers in int8 | "
+        "latency kept, measured |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row, trained in zip(rows[::2], rows[1::2], strict=True):

@@ -1,8 +1,10 @@
-"""Claims: 10,000 structures a second are priced; a price costs at most 1/1000 of "export, load and measure"; most of a trial is the pruned model's forward passes.
+"""Claim: a price costs far less than a measurement, and most of a trial is the pruned model's forward passes.
 
     python -m benchmarks.pricing                            about 5 minutes on 2 cores
 
-DeiT-S with random weights, 256 selection images of noise.
+The claim has three parts. First, at least 10,000 structures are priced per second. Second, the time for one price is at
+most 1/1000 of the time to export, load and measure the network. Third, the forward passes of the pruned model take most
+of the time of a trial. The model is DeiT-S with random weights. The selection split is 256 images of noise.
 """
 
 import argparse
@@ -32,7 +34,7 @@ from service.pipeline.verification import Verifier
 MODEL = "deit_small_patch16_224"
 POLICIES = 2000
 MEASURE = Effort(seconds=3.0, processes=2, rounds=10)
-"""A quick measurement: a job takes longer."""
+"""Effort of a quick measurement. The measurement of a job takes longer."""
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -73,7 +75,8 @@ def table(folder: Path, trials: int, images: int) -> str:
         [
             f"{MODEL}, one thread, batch 1",
             f"fit the table: {fitting:.1f} s",
-            f"from a policy to its structure: {1e3 * sketch:.3f} ms; its price, in a batch of {len(policies)} that were never priced: "
+            f"from a policy to its structure: {1e3 * sketch:.3f} ms; "
+            f"its price, in a batch of {len(policies)} that were never priced: "
             f"{1e3 * price:.3f} ms, {1 / price:,.0f} per second",
             f"export, load and measure one: {measure:.1f} s, {measure / (sketch + price):,.0f} times as long",
             f"share of a trial that is the pruned model's forward passes ({images} images): "
@@ -84,7 +87,10 @@ def table(folder: Path, trials: int, images: int) -> str:
 
 
 def trial_share(ranked: Ranked, policy: Policy) -> float:
-    """Forward passes over the whole trial: plan, prune, recover, run, score."""
+    """Return the share of a trial's time that its forward passes take.
+
+    A trial makes the plan, prunes, recovers, runs the network and scores it.
+    """
     plan = ranked.space.plan(policy)
     whole = seconds(lambda: ranked.scorer(recovery=True)(policy))
     network = ranked.prune(plan, recovery=True)

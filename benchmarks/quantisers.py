@@ -1,10 +1,11 @@
-"""Claim: on a CPU, ONNX Runtime's dynamic quantisation is both faster and nearer to fp32 than its static one.
+"""Claim: on a CPU, ONNX Runtime's dynamic quantisation is faster and closer to fp32 than its static quantisation.
 
-    python -m benchmarks.quantisers                                  digits and DeiT-T, three minutes
+    python -m benchmarks.quantisers                                  digits and DeiT-T, 3 minutes
 
-The unpruned models with all linear layers of their blocks in 8 bits: once dynamically, as vitfit delivers them, and statically with
-ranges from calibration images, in each of the forms that the runtime has. All files of a model are measured in turn beside the
-original in fp32; the error is the mean difference of the outputs over their mean size, on other images.
+The models are unpruned, and all linear layers of their blocks are in 8 bits. One file is quantised dynamically, as
+vitfit delivers it. The other files are quantised statically, with ranges from calibration images, one file for each
+form that the runtime offers. The script measures all files of a model in turn beside the original in fp32. The error is
+the mean difference of the outputs divided by their mean size (absolute values), on other images.
 """
 
 import argparse
@@ -95,7 +96,7 @@ def static(
     weights: QuantType,
     per_channel: bool,
 ) -> None:
-    """The same layers as in the dynamic file."""
+    """Export a file with static quantisation of the same layers as in the dynamic file."""
     module = copy.deepcopy(network.module)
     mark(module, network.int8_layers_of(module))
     export_onnx(module, network.structure.image, network.preprocessing, path, 1)

@@ -1,10 +1,11 @@
-"""Claim: the database takes as many jobs per second as docs/growing.md says, on SQLite and on PostgreSQL.
+"""Claim: the database handles as many jobs per second as docs/growing.md says, on SQLite and on PostgreSQL.
 
     python -m benchmarks.queue                                                  SQLite, about 1 minute on 2 cores
     python -m benchmarks.queue --database-url postgresql://user@host/empty      an empty database; its tables stay
 
-Empty jobs: nothing runs but the queue. `claims`: several claimers empty a full queue. `lives`: claim, TRIALS trials with their
-progress and a heartbeat each, and the end, by several workers at once. Bytes are what the database grew by, per job.
+The jobs are empty, so only the queue works. `claims`: several threads claim jobs until a full queue is empty. `lives`:
+several workers run complete jobs at the same time. A complete job is the claim, TRIALS trials, and the end. Each trial
+comes with its progress and a heartbeat. The bytes per job are the growth of the database divided by the number of jobs.
 """
 
 import argparse
@@ -17,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, make_url, text
+from vitfit.report import JobResult
 
 from benchmarks.machine import machine
 from service.db.migrate import upgrade
 from service.db.tables import ModelRow, Store
 from service.jobs.job_store import Jobs, NewJob
-from service.jobs.journal import JobResult
 from service.jobs.leases import Leases
 
 TRIALS = 32
@@ -48,7 +49,7 @@ def measured(database: Path | URL, count: int) -> dict[str, Any]:
     with store.write() as session:
         session.merge(ModelRow(id="mdl_queue", owner="", name="none", description={}))
     found: dict[str, Any] = {"database": store.engine.dialect.name}
-    submit(store, 20)  # the first ones warm connections
+    submit(store, 20)  # the first jobs open the connections, so they are not timed
     lives(store)
     began = time.perf_counter()
     submit(store, count)
@@ -74,7 +75,7 @@ def submit(store: Store, count: int) -> None:
 
 
 def rate(store: Store, workers: int, work: Callable[[Store], int]) -> float:
-    """Jobs per second until the queue is empty."""
+    """Let `workers` threads work until the queue is empty. Return the jobs per second."""
     done = list[int]()
     threads = [threading.Thread(target=lambda: done.append(work(store))) for _ in range(workers)]
     began = time.perf_counter()
@@ -99,13 +100,13 @@ def lives(store: Store) -> int:
             leases.record(lease, trial(number))
             leases.progress(lease, number + 1, TRIALS, -0.1, 1.0)
             leases.heartbeat(lease)
-        leases.succeed(lease, JobResult("counted", {"score": -0.1}, 0))
+        leases.succeed(lease, JobResult(guarantee="counted", delivered_trial=0))
         count += 1
     return count
 
 
 def trial(number: int) -> dict[str, Any]:
-    """As large as those of the pipeline on a network of 12 blocks."""
+    """Return a trial as large as the trials of the pipeline on a network of 12 blocks."""
     policy = {
         f"{axis}{part}": 0.123456789 * (number + 1) / TRIALS for axis in ("heads", "neurons", "tokens") for part in "ab"
     }

@@ -1,9 +1,10 @@
-"""Claim: with six trials at a time, each a sleep of fixed length, 1, 2 and 4 workers of a Ray cluster reach 0.9 of linear.
+"""Claim: with six trials at a time, 1, 2 and 4 workers of a Ray cluster reach 0.9 of linear speed.
 
     python -m benchmarks.ray_scaling                        about 5 minutes; needs pip install vitfit-server[ray]
 
-A worker is a node with one CPU on this machine. The search proposes as ever, and all runs must find the same trials. Processes
-are started before the clock is; what a trial costs beyond its evaluation is timed apart, with an evaluation that does nothing.
+Each trial is a sleep of fixed length. A worker is a node with one CPU on this machine. The search proposes policies as
+it does in a job, and all runs must find the same trials. The processes start before the timing starts. A separate
+measurement, with an evaluation that does nothing, shows what a trial costs beyond its evaluation.
 """
 
 import argparse
@@ -31,13 +32,14 @@ from service.cluster.ray_cluster import Cluster
 from service.jobs.job_request import TrialResources
 
 WORKERS, AT_A_TIME, EMPTY = (1, 2, 4), 6, 50
-"""Two more at a time than workers: the next trials are proposed while these wait, not while a worker does."""
+"""Numbers of workers, trials at a time, and trials that do nothing. There are two more trials at a time than workers:
+the search proposes the next trials while these two wait, so that no worker has to wait."""
 DIGITS = Path(__file__).parent / "digits"
 
 
 @dataclasses.dataclass(frozen=True)
 class Sleep:
-    """A hill, and the time that it takes to see it."""
+    """An evaluation that sleeps, and then gives a score with a single maximum."""
 
     seconds: float
 
@@ -47,7 +49,7 @@ class Sleep:
 
 
 def digits_space() -> CompactSpace:
-    """Of the digits model, with scores by chance: nothing is pruned here."""
+    """Return a space of the digits model with random scores, which are enough because nothing is pruned here."""
     structure, random = open_model(DIGITS).structure, np.random.default_rng(0)
     blocks = []
     for block in structure.blocks:
@@ -72,7 +74,7 @@ def search(place: Executor, trials: int) -> list[Trial]:
 
 
 def warm(cluster: Cluster, workers: int) -> None:
-    """Each worker has its process, with everything imported."""
+    """Start the process of each worker, with everything imported."""
     with cluster.place(Sleep(1.0)) as place:
         for wait in [place.begin(Policy()) for _ in range(3 * workers)]:
             wait()
@@ -86,7 +88,7 @@ def timed(cluster: Cluster, seconds: float, trials: int) -> tuple[float, list[Tr
 
 
 def overhead(cluster: Cluster) -> list[float]:
-    """Seconds from handing out a trial that does nothing to having its score."""
+    """Return seconds from the start of a trial that does nothing until its score is known, for EMPTY trials."""
     found = []
     with cluster.place(Sleep(0.0)) as place:
         place.begin(Policy())()

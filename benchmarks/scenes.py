@@ -1,8 +1,9 @@
-"""Cluttered scenes: one real handwritten digit at a random place among texture and distracting strokes, 64 x 64 pixels.
+"""Scenes of 64 x 64 pixels: one real handwritten digit at a random place among texture and distracting strokes.
 
-Clean digits are too easy to tell methods apart. A scene is a function of its seed, so that nothing but this file and
-scikit-learn's digits is needed to have the same scenes again. `difficulty` runs from 0 (a large digit on black) to 1;
-tests are always at 1, the way there is the curriculum without which a transformer does not learn this task from nothing.
+Clean digits are too easy to show differences between methods. A scene depends only on its seed. So this file and
+scikit-learn's digits are enough to make the same scenes again. `difficulty` runs from 0 (a large digit on black) to 1.
+Test scenes always have difficulty 1. Lower difficulties are for training, which starts with easy scenes. Without them,
+an untrained transformer does not learn this task.
 """
 
 import argparse
@@ -18,21 +19,21 @@ from torch.nn import functional
 
 SIDE = 64
 SOURCES = {"train": 1000, "selection": 297, "test": 500}
-"""Digits per split: a scene of one split never shows a digit of another."""
+"""Number of digits in each split. A scene of one split never shows a digit of another split."""
 COUNTS = {"train": 10_000, "selection": 2_000, "test": 5_000}
 SEEDS = (990_003, 990_002, 990_001)
-"""Of the written train, selection and test scenes: those of a training run are others."""
+"""Seeds of the train, selection and test scenes that are written to the file. Training runs use other seeds."""
 OCTAVES = (4, 8, 16, 32)
 STROKES = 6
 CHUNK = 32
-"""Scenes drawn at once: what stays in a cache is drawn several times faster."""
+"""Number of scenes that are drawn at once. Scenes that fit into the cache are drawn several times faster."""
 EASY_SIZE, HARD_SIZE = (36.0, 60.0), (18.0, 34.0)
-"""Side of the digit in pixels, from and to."""
+"""Smallest and largest side of the digit in pixels, at difficulty 0 and at difficulty 1."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Digits of one split: images (n, 1, 8, 8) in [0, 1] and labels (n,)."""
+    """Digits of one split: images (n, 1, 8, 8) in [0, 1], and labels (n,)."""
 
     images: Tensor
     labels: Tensor
@@ -42,7 +43,10 @@ class Sources:
 
 
 def sources(split: str, seed: int = 0) -> Sources:
-    """The digits of `train`, `selection` or `test`: a seeded, stratified split. Raises: KeyError for another name."""
+    """Return the digits of `train`, `selection` or `test`. The split is seeded and stratified.
+
+    Raises: KeyError for another name.
+    """
     digits = load_digits()
     rest, rows = np.arange(len(digits.target)), {}
     for name in ("test", "selection"):
@@ -55,7 +59,10 @@ def sources(split: str, seed: int = 0) -> Sources:
 
 
 def scenes(digits: Sources, count: int, difficulty: Tensor | float, seed: int) -> tuple[Tensor, Tensor]:
-    """`count` scenes, uint8 (count, 64, 64, 1), and their labels. difficulty: a number or one per scene, (count,)."""
+    """Return `count` scenes, uint8 (count, 64, 64, 1), and their labels.
+
+    difficulty: one number in [0, 1], or one for each scene, (count,).
+    """
     device = digits.images.device
     draw = torch.Generator(device).manual_seed(seed)
     hard = torch.as_tensor(difficulty, dtype=torch.float32, device=device).expand(count)
@@ -76,12 +83,12 @@ def _uniform(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
 
 
 def _placed(images: Tensor, hard: Tensor, draw: torch.Generator) -> Tensor:
-    """Each digit (n, 1, 8, 8) turned, sheared, scaled and put somewhere inside its scene. (n, 1, 64, 64)."""
+    """Turn, shear and scale each digit (n, 1, 8, 8), and put it at a random place of its scene, (n, 1, 64, 64)."""
     count = len(images)
     low, high = ((1 - hard) * easy + hard * tough for easy, tough in zip(EASY_SIZE, HARD_SIZE, strict=True))
     size = low + (high - low) * _uniform((count,), draw)
     room = (1 - size / SIDE)[:, None]
-    centre = room * (2 * _uniform((count, 2), draw) - 1)  # the grid runs from -1 to 1
+    centre = room * (2 * _uniform((count, 2), draw) - 1)  # coordinates in the grid run from -1 to 1
     angle, shear = (0.5 * _uniform((count,), draw) - 0.25 for _ in range(2))
     turn = torch.stack([angle.cos(), -angle.sin() + shear, angle.sin(), angle.cos()], 1).view(-1, 2, 2)
     turn = turn * (SIDE / size)[:, None, None]
@@ -91,7 +98,7 @@ def _placed(images: Tensor, hard: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def _texture(count: int, draw: torch.Generator) -> Tensor:
-    """Smooth noise of several octaves with random weights, about in [0, 1]. (n, 1, 64, 64)."""
+    """Return smooth noise of several octaves with random weights, approximately in [0, 1], (n, 1, 64, 64)."""
     total = torch.zeros(count, 1, SIDE, SIDE, device=draw.device)
     weights = _uniform((len(OCTAVES), count), draw)
     weights = weights / weights.sum(0)
@@ -102,7 +109,7 @@ def _texture(count: int, draw: torch.Generator) -> Tensor:
 
 
 def _strokes(count: int, hard: Tensor, draw: torch.Generator) -> Tensor:
-    """Up to STROKES straight pen strokes, more of them the harder. (n, 1, 64, 64)."""
+    """Return up to STROKES straight pen strokes, (n, 1, 64, 64). Harder scenes have more strokes."""
     shape = (count, STROKES, 1, 1)
     start_x, start_y = SIDE * _uniform(shape, draw), SIDE * _uniform(shape, draw)
     length, angle = 5 + 15 * _uniform(shape, draw), 6.2832 * _uniform(shape, draw)
@@ -113,7 +120,10 @@ def _strokes(count: int, hard: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def _drawn(start_x: Tensor, start_y: Tensor, length: Tensor, angle: Tensor, width: Tensor, ink: Tensor) -> Tensor:
-    """Ink of each stroke at each pixel, by the distance to its axis. All (n, s, 1, 1) -> (n, s, 64, 64)."""
+    """Return the ink of each stroke at each pixel, (n, s, 64, 64). All arguments are (n, s, 1, 1).
+
+    The ink depends on the distance between the pixel and the axis of the stroke.
+    """
     axis = torch.arange(SIDE, device=angle.device) + 0.5
     x, y = axis - start_x, axis[:, None] - start_y
     along = x * angle.cos() + y * angle.sin()
@@ -124,7 +134,10 @@ def _drawn(start_x: Tensor, start_y: Tensor, length: Tensor, angle: Tensor, widt
 
 
 def write_data(path: Path, counts: dict[str, int]) -> None:
-    """A data set of scenes at difficulty 1 with its split, as vitfit takes it. A split's scenes show its own digits."""
+    """Write a data set of scenes at difficulty 1, with its splits, in vitfit's format.
+
+    Each split shows its own digits.
+    """
     images, labels, split = [], [], []
     for place, (name, count) in enumerate(counts.items()):
         shown, truth = scenes(sources(name), count, 1.0, SEEDS[place])

@@ -1,10 +1,10 @@
-"""Claim: over 10 seeds a job's budget is met 10 times when its file is measured afterwards, at a small loss of accuracy.
+"""Claim: with 10 seeds, a job meets its budget 10 times when its file is measured again, at a small loss of accuracy.
 
     python -m benchmarks.seeds --keep 0.6 --seeds 10        about 15 minutes on 2 cores
 
-Each seed is a whole job (the digits model, "at most KEEP of the original's latency on this CPU, one thread"). Afterwards
-every delivered file is measured beside the original again, in fresh processes with fresh samples. Rows are kept in the
-output folder and finished ones are not run again.
+Each seed is a full job: the digits model, and "at most KEEP of the original's latency on this CPU, one thread". After
+all jobs, fresh processes measure every delivered file beside the original again, with fresh samples. The output folder
+keeps the results of the jobs, and the script does not run finished jobs again.
 """
 
 import argparse

@@ -1,12 +1,13 @@
-"""Claim: trained token selectors keep better tokens than the class token's attention and than chance, at equal counts.
+"""Claim: trained token selectors keep better tokens than the class token's attention or chance, at equal counts.
 
     python -m benchmarks.selectors                                            digits, a few minutes on 2 cores
     python -m benchmarks.selectors --model DIR --data DATA --keep 0.7 0.4 0.2 --output build/selectors
 
-Rows: who chooses. Columns: static top-k at the same counts, reducer and places (before the blocks at a quarter, half and three
-quarters of the depth), with the backbone as it was and after the same fine-tuning of the static network for every row. The
-selectors are trained with the backbone frozen in both, so that no row has seen more training of its backbone. What chance
-keeps is drawn anew for every image and pass. Accuracy on the test split, mean and spread over seeds.
+Each row is one way to choose tokens. All rows keep the same number of tokens, with the same reducer, before the blocks
+at a quarter, a half and three quarters of the depth. The first column shows the original backbone. The second column
+shows the backbone after fine-tuning. All rows get the same fine-tuning. The backbone is frozen while the selectors are
+trained, so that no row gets more training of its backbone than another. For the row "random", a new random choice is
+made for every image and pass. The table shows the accuracy on the test split: mean and standard deviation over seeds.
 """
 
 import argparse
@@ -36,7 +37,7 @@ CHOOSERS = ("random", "attention", "selector")
 
 
 class Chance(nn.Module):
-    """In the place of a selector: scores that say nothing, drawn again for every pass."""
+    """Replacement for a selector: its scores are random, and new for every pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.rand(x.shape[:2], device=x.device)
@@ -44,7 +45,10 @@ class Chance(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A model, its data and the shares that every chooser keeps. name: the folders, under which rows are kept."""
+    """A model, its data, and the shares of the patches that every chooser keeps.
+
+    name: folders of the model and the data. It is part of the key under which rows are stored.
+    """
 
     name: str
     dense: TorchNetwork
@@ -120,7 +124,7 @@ def keeping(structure: Structure, keeps: Sequence[float], score: TokenScore) -> 
 
 
 def run(task: Task, chooser: str, recipe: Recipe, selector_rate: float, output: Path) -> dict[str, Any]:
-    """One seed of one chooser. A finished row is not computed again."""
+    """Run one seed of one chooser. A finished row is not computed again."""
     key = f"{task.name} {chooser}-{task.plan('selector').key}-{recipe}-{selector_rate}-{len(task.train.images)}"
     store = output / "rows.json"
     known: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
@@ -161,13 +165,14 @@ def accuracy(network: TorchNetwork, data: Batch) -> float:
 
 
 def table(task: Task, rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown."""
+    """Return a Markdown table."""
     structure = task.dense.structure
     counts = [block.tokens.kept for block in task.plan("selector").blocks if block.tokens is not None]
     dense = accuracy(task.dense, task.test)
     lines = [
-        f"{structure.name}, {structure.tokens - structure.prefix} patch tokens, {counts} kept; {len(task.test.images)} test "
-        f"images, {len(task.train.images)} to train on; dense accuracy {100 * dense:.2f} %.",
+        f"{structure.name}, {structure.tokens - structure.prefix} patch tokens, {counts} kept; "
+        f"{len(task.test.images)} test images, {len(task.train.images)} to train on; "
+        f"dense accuracy {100 * dense:.2f} %.",
         "",
         "| tokens chosen by | backbone frozen | backbone fine-tuned |",
         "|---|---|---|",

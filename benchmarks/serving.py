@@ -1,4 +1,4 @@
-"""A server of a benchmark's own, on a free loopback port, open to this machine. It ends with the benchmark."""
+"""Local server for one benchmark, on a free loopback port and without access tokens. It ends with the benchmark."""
 
 import contextlib
 import ctypes
@@ -17,16 +17,22 @@ PR_SET_PDEATHSIG = 1
 
 
 class Serving:
-    """May be killed and started again, on the same data folder or on another."""
+    """A server that can be killed and started again, on the same data folder or on another one."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
-        """folder: for the address and the log. environment: VITFIT_ variables."""
+        """Prepare the server.
+
+        folder: for the address file and the log. environment: VITFIT_ variables.
+        """
         self._ready, self._log = folder / "address", folder / "server.log"
         self._environment = {**os.environ, "VITFIT_ANONYMOUS": "1", **environment}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, data: Path) -> str:
-        """Gives the address. Raises: VitfitError with the end of its log when it does not start."""
+        """Start the server and return its address.
+
+        Raises: VitfitError with the last lines of the log when the server does not start.
+        """
         self._ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", "service.serve", "--data", str(data), "--host", "127.0.0.1", "--port", "0"]
         with self._log.open("ab") as log:
@@ -47,7 +53,7 @@ class Serving:
         return self._ready.read_text().strip()
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Signal it and wait for its end."""
+        """Send a signal to the server and wait until it has ended."""
         assert self._process is not None
         self._process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -58,7 +64,10 @@ class Serving:
 
 @contextlib.contextmanager
 def serving(folder: Path, **environment: str) -> Iterator[str]:
-    """A server with an empty data folder; yields its address. Raises: VitfitError when it does not start."""
+    """Run a server with an empty data folder. Yield its address.
+
+    Raises: VitfitError when the server does not start.
+    """
     server = Serving(folder, **environment)
     try:
         yield server.start(folder / "data")
@@ -67,7 +76,7 @@ def serving(folder: Path, **environment: str) -> Iterator[str]:
 
 
 def processes(folder: str) -> dict[int, str]:
-    """Everything that was started for this folder and runs."""
+    """Return the running processes that were started for this folder: process id -> command line."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -81,5 +90,5 @@ def processes(folder: str) -> dict[int, str]:
 
 
 def _die_with_parent() -> None:
-    """Linux: SIGTERM for this child when the benchmark itself is killed and cannot clean up."""
+    """Ask Linux to send SIGTERM to this child when the benchmark is killed, because then it cannot clean up."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

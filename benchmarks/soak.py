@@ -1,10 +1,11 @@
-"""Claim: at least 200 random kills over server and workers: no job lost, none delivered twice, no finished trial run again, no orphans.
+"""Claim: at least 200 random kills lose no job, deliver none twice, repeat no finished trial and leave no orphans.
 
     python -m benchmarks.soak                                   about 10 minutes on 2 cores
 
-A server with the public fake engine has jobs to do all the time. Again and again, at a random moment, the server is killed or stopped, a
-worker is killed or sleeps beyond its lease, its measuring child is killed, or the power is cut: every process is killed at once, the data folder is copied as it is, and the
-server starts from the copy. What had finished before each kill is read from the database.
+A server with the public fake engine always has jobs to run. Again and again, at a random moment, one of these things
+happens. The server is killed or stopped. A worker is killed, or it sleeps longer than its lease. A measuring child of a
+worker is killed. Or the power is cut: every process is killed at once, the data folder is copied as it is, and the
+server starts from the copy. Each time, the script reads from the database which trials have finished.
 """
 
 import argparse
@@ -113,7 +114,7 @@ class Soak:
             self._jobs.append(self._client.post("/v1/jobs", json=body).json()["id"])
 
     def _trouble(self, way: str) -> bool:
-        """False: there was no worker to trouble."""
+        """Make trouble in the given way. Return False if there was no process to disturb."""
         workers = self._named("service.jobs.worker")
         if "worker" in way and not workers:
             return False
@@ -128,7 +129,7 @@ class Soak:
                 return False
             time.sleep(LEASE_S + 2)
             self._remember()
-            signalled(pid, signal.SIGCONT)  # unless its server has killed it already
+            signalled(pid, signal.SIGCONT)  # no effect if the server has killed it already
         elif way == "cut the power":
             self._cut()
         else:
@@ -138,7 +139,11 @@ class Soak:
         return True
 
     def _kill_child(self) -> bool:
-        """Of each worker so often that it does not give up: after the last start its job would fail, as it should."""
+        """Kill a measuring child, but only a limited number of times for each worker.
+
+        After the last start of a child, the worker gives up and its job fails, as it should. Such a job would count as
+        lost.
+        """
         doomed = [child for child in self._named(MEASURING) if self._killed[parent_of(child)] < self._most_killed]
         if not doomed:
             return False
@@ -147,7 +152,7 @@ class Soak:
         return signalled(child, signal.SIGKILL)
 
     def _cut(self) -> None:
-        while running := processes(str(self._folder)):  # one that was just being started is not in the first list
+        while running := processes(str(self._folder)):  # the first list can miss a process that is just starting
             for pid in running:
                 signalled(pid, signal.SIGKILL)
             time.sleep(0.02)
@@ -161,7 +166,7 @@ class Soak:
         self._start()
 
     def _remember(self) -> None:
-        """Of each trial that has finished by now, how often its evaluation was begun: it must stay so."""
+        """Store how often the evaluation of each finished trial was begun. This number must not change later."""
         with closing(sqlite3.connect(self._data / "vitfit.sqlite", timeout=30)) as database:
             finished = database.execute("select job_id, number from trials").fetchall()
         begun = {job: self._begun(job) for job, _ in finished}
@@ -181,7 +186,10 @@ class Soak:
         return any(begun[number] != times for number, times in self._finished[job].items())
 
     def _endings(self, job: str) -> int:
-        """As the log has them. None when the worker was killed between the database, where the job has ended, and the log."""
+        """Count the ends of the job in its log.
+
+        The count is 0 if the worker was killed after it stored the end in the database and before it wrote to the log.
+        """
         return (self._data / "jobs" / job / "log.txt").read_text().count("stored the end of the job")
 
     def _wait(self) -> dict[str, str]:
@@ -201,7 +209,7 @@ class Soak:
 
 
 def parent_of(pid: int) -> int:
-    """0: it has ended."""
+    """Return the process id of the parent, or 0 if the process has ended."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
@@ -209,7 +217,7 @@ def parent_of(pid: int) -> int:
 
 
 def signalled(pid: int, number: signal.Signals) -> bool:
-    """False: it has ended by itself meanwhile."""
+    """Send a signal. Return False if the process has already ended by itself."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:

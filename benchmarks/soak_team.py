@@ -1,10 +1,12 @@
-"""Claim: as benchmarks.soak, but on PostgreSQL, S3 and Ray: no job lost, none ended twice, no finished trial run again, no orphans.
+"""Claim: with PostgreSQL, S3 and Ray, kills lose no job, end none twice, repeat no finished trial, leave no orphans.
 
-    python -m benchmarks.soak_team                              an hour on one core; needs PostgreSQL, moto and ray
+    python -m benchmarks.soak_team                              1 hour on one core; needs PostgreSQL, moto and ray
 
-Two servers with folders of their own on one database and one bucket. The first runs jobs itself, the second on a Ray cluster of two nodes.
-Again and again, at a random moment, a server, a worker, a dispatcher or a Ray node is killed, a server is stopped, or a worker sleeps
-beyond its lease; after every few kills PostgreSQL or the bucket is away for 5 s. A trigger in the database writes down each end of a job.
+This is `benchmarks.soak` for two servers. They share one database and one bucket, but each has a folder of its own. The
+first server runs its jobs itself, the second server runs them on a Ray cluster of two nodes. Again and again, at a
+random moment, one of these things happens. A server, a worker, a dispatcher or a Ray node is killed. A server is
+stopped. Or a worker sleeps longer than its lease. After every 8 of these events, PostgreSQL or the bucket is
+unavailable for 5 s. A trigger in the database records each end of a job.
 """
 
 import argparse
@@ -61,7 +63,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("build/soak-team.json"))
     options = parser.parse_args()
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto's, a line for every request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto logs one line for every request
     with tempfile.TemporaryDirectory(prefix="vitfit-soak-") as folder:
         with world(Path(folder)) as (database, bucket, cluster, nodes, environment):
             team = Team(Path(folder), random.Random(options.seed), database, bucket, cluster, nodes, environment)
@@ -77,7 +79,10 @@ def main() -> None:
 
 @contextmanager
 def world(folder: Path) -> Iterator[tuple[Postgres, S3, Cluster, dict[str, Any], dict[str, str]]]:
-    """PostgreSQL, a bucket, a Ray cluster whose head takes no jobs, and what servers are told of them."""
+    """Start PostgreSQL, a bucket, and a Ray cluster whose head takes no jobs.
+
+    Yield them and the servers' environment.
+    """
     with ExitStack() as stack:
         database, bucket = stack.enter_context(Postgres()), stack.enter_context(S3())
         patch = stack.enter_context(pytest.MonkeyPatch.context())
@@ -168,7 +173,7 @@ class Team:
             self._jobs.append(self._ask(name, "POST", "/v1/jobs", json=body, headers=key).json()["id"])
 
     def _trouble(self, way: str) -> bool:
-        """False: there was nothing to trouble."""
+        """Make trouble in the given way. Return False if there was no process to disturb."""
         self._remember()
         if "server" in way:
             name = self._draw.choice(list(self._servers))
@@ -194,7 +199,10 @@ class Team:
         return True
 
     def _outage(self) -> str:
-        """Nothing is killed meanwhile, but the jobs go on or wait."""
+        """Make PostgreSQL or S3 unavailable for AWAY_S seconds.
+
+        Nothing is killed during this time. Jobs continue or wait.
+        """
         which = self._draw.choice(("PostgreSQL", "S3"))
         away: Any = self._database if which == "PostgreSQL" else self._bucket
         away.stop()
@@ -204,7 +212,7 @@ class Team:
         return f"{which} away"
 
     def _remember(self) -> None:
-        """Of each trial that has finished by now, how often its evaluation was begun: it must stay so."""
+        """Store how often the evaluation of each finished trial was begun. This number must not change later."""
         with self._connection() as connection:
             finished = connection.execute("SELECT job_id, number FROM trials").fetchall()
         begun = self._begun()
@@ -212,7 +220,7 @@ class Team:
             self._finished.setdefault(key, begun[key])
 
     def _begun(self) -> collections.Counter[tuple[str, int]]:
-        """On whichever machine."""
+        """Count how often the evaluation of each trial was begun, on all machines together."""
         return collections.Counter(
             (file.parts[-3], int(line.split()[0]))
             for file in self._folder.glob("*/**/jobs/*/work/evaluated.txt")
@@ -224,7 +232,7 @@ class Team:
             return collections.Counter(job for (job,) in connection.execute("SELECT job FROM ends"))
 
     def _has_files(self, job: str) -> bool:
-        """From either server."""
+        """Return whether both servers can deliver the job's file."""
         path = f"/v1/jobs/{job}/artifacts/model.onnx"
         return all(self._ask(name, "GET", path).status_code == 200 for name in self._servers)
 
@@ -239,7 +247,10 @@ class Team:
             time.sleep(1)
 
     def _ask(self, server: str, method: str, path: str, **given: Any) -> httpx.Response:
-        """Again while a server says that something is away, as clients should."""
+        """Send a request.
+
+        Repeat it for up to 120 s while the server answers 503 (something is unavailable), as clients should.
+        """
         end = time.monotonic() + 120
         while True:
             answer = httpx.request(method, f"{self._addresses[server]}{path}", timeout=60, **given)

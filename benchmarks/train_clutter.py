@@ -1,10 +1,11 @@
-"""Train the model of the cluttered task (benchmarks/scenes.py); stopped anywhere, it goes on from its last epoch.
+"""Training of the model for the cluttered task (benchmarks/scenes.py). A stopped training resumes after its last epoch.
 
     python -m benchmarks.train_clutter --output benchmarks/clutter --checkpoint /tmp/clutter.pt
 
-Cost: EPOCHS x SCENES new scenes; about 75 minutes on 2 cores of an AMD EPYC (Zen 5), minutes on an accelerator, which is
-used when torch sees one. The curriculum (difficulty from 0 to 1 over the first part of the training) is what makes it
-learn at all. Writes model.json, weights.safetensors (float16) and training.json with the accuracy on the test scenes.
+Cost: EPOCHS x SCENES new scenes. This takes about 75 minutes on 2 cores of an AMD EPYC (Zen 5). It takes minutes on an
+accelerator, which is used if torch finds one. The difficulty grows from 0 to 1 over the first part of the training.
+Without this, the model does not learn the task. The script writes model.json, weights.safetensors (float16) and
+training.json. The accuracy on the test scenes is in training.json.
 """
 
 import argparse
@@ -29,23 +30,27 @@ from benchmarks.train_digits import NAME, OPTIONS, PREPROCESSING, build_model, l
 EPOCHS, SCENES, BATCH = 40, 20_000, 128
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1e-3, 0.05, 0.03
 CURRICULUM = 0.4
-"""Difficulty 1 is reached at this share of the training; a fifth of the scenes stays below the current difficulty."""
+"""Share of the training at which difficulty 1 is reached. About a fifth of the scenes is easier than the current
+difficulty."""
 
 
 def difficulty(progress: float, count: int, draw: torch.Generator) -> Tensor:
-    """Of `count` scenes at a share of the training, (count,)."""
+    """Return the difficulty of `count` scenes, (count,).
+
+    progress: the share of the training that is done, in [0, 1].
+    """
     level = min(1.0, progress / CURRICULUM)
     easier = torch.rand(count, generator=draw) * level
     return torch.where(torch.rand(count, generator=draw) < 0.2, easier, torch.full((count,), level))
 
 
 def fixed_scenes(split: str) -> tuple[Tensor, Tensor]:
-    """The scenes of a split as benchmarks/scenes.py writes them, uint8 (n, 64, 64, 1), and labels."""
+    """Return the scenes of a split as benchmarks/scenes.py writes them, uint8 (n, 64, 64, 1), and their labels."""
     return scenes(sources(split), COUNTS[split], 1.0, SEEDS[list(COUNTS).index(split)])
 
 
 def prepared(images: Tensor) -> Tensor:
-    """uint8 (n, 64, 64, 1) -> float32 (n, 1, 64, 64), mean and std as the model wants them."""
+    """Convert uint8 (n, 64, 64, 1) to float32 (n, 1, 64, 64), normalised with the mean and std that the model needs."""
     return (images.permute(0, 3, 1, 2).float() / 255 - PREPROCESSING.mean[0]) / PREPROCESSING.std[0]
 
 
@@ -58,7 +63,7 @@ def learning_rate(progress: float) -> float:
 def train_epoch(
     model: nn.Module, optimizer: torch.optim.Optimizer, digits: Sources, epoch: int, epochs: int, seed: int
 ) -> float:
-    """One pass over new scenes; a function of seed and epoch. Returns the mean loss."""
+    """Train for one pass over new scenes, which depend only on seed and epoch. Return the mean loss."""
     device, draw = digits.images.device, torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     model.train()
     steps, total = SCENES // BATCH, 0.0
@@ -89,7 +94,10 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, device: torch.dev
 
 
 def train(checkpoint: Path, epochs: int, seed: int, device: torch.device) -> tuple[nn.Module, float]:
-    """The trained model and the seconds that it took, over all runs. Writes the checkpoint after every epoch."""
+    """Train the model, and write the checkpoint after every epoch.
+
+    Return the trained model and the seconds that its training took, over all runs.
+    """
     model = build_model(seed).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
     done, seconds = 0, 0.0

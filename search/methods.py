@@ -120,7 +120,8 @@ def method_for(name: str, keep_spatial: bool) -> Method:
         return method
     if method.space == "cascade" or method.axes == ("tokens",):
         raise InvalidRequest(
-            f"keep_spatial keeps all tokens, which method {name!r} is there to remove. Leave it out, or take method 'joint'."
+            f"keep_spatial keeps all tokens, which method {name!r} is there to remove. "
+            "Leave it out, or take method 'joint'."
         )
     axes = tuple(axis for axis in method.axes if axis != "tokens")
     return dataclasses.replace(method, axes=axes, other_spaces=())
@@ -169,8 +170,9 @@ def check_suits(method: Method, structure: Structure) -> None:
     needs_tokens = method.space == "cascade" or method.axes == ("tokens",)
     if needs_tokens and not any(s.free_tokens and len(s.blocks) > 1 for s in structure.stages):
         raise InvalidRequest(
-            f"Method {method.name!r} removes tokens from the second block of a stage on, but {structure.name} has no stage "
-            "of two blocks whose token grid may shrink. Take method 'joint', which removes heads, dims and neurons too."
+            f"Method {method.name!r} removes tokens from the second block of a stage on, "
+            f"but {structure.name} has no stage of two blocks "
+            "whose token grid may shrink. Take method 'joint', which removes heads, dims and neurons too."
         )
     rule = method.tokens
     if (
@@ -179,8 +181,9 @@ def check_suits(method: Method, structure: Structure) -> None:
         and (rule.at != "middle" or rule.score != "attention")
     ):
         raise InvalidRequest(
-            f"Method {method.name!r} removes tokens at the {rule.at} of blocks by {rule.score}; those of {structure.name}, whose "
-            "attention and MLPs were found in its graph, leave in the middle of a block by its attention. Take method 'joint' or 'mdc'."
+            f"Method {method.name!r} removes tokens at the {rule.at} of blocks by {rule.score}; "
+            f"those of {structure.name}, whose attention and MLPs were found in its graph, "
+            "leave in the middle of a block by its attention. Take method 'joint' or 'mdc'."
         )
 
 

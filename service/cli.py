@@ -15,7 +15,8 @@ from vitfit.budget_options import BudgetOptions, SearchOptions
 from vitfit.errors import VitfitError as ClientError
 from vitfit.model_options import Checkpoint, NoPretrained, Options, Preprocessing
 from vitfit.model_source import ModelSource, model_source
-from vitfit.render import JobBar, console, show_summary
+from vitfit.render import JobBar, console, show_result
+from vitfit.report import JobResult
 from vitfit.results import Job, Progress
 from vitfit.verbs import print_json, verb
 
@@ -84,12 +85,13 @@ def compress(
         raise ClientError.local("no-such-file", f"--data {data}: there is no such file or folder.")
     body = _request_body(source, budgets, search, data)
     with our_errors():
-        summary = _compress(body, source, data, output, quiet=as_json)
+        result = _compress(body, source, data, output, quiet=as_json)
+    report = str(output / "report.html")
     if as_json:
-        print_json(summary)
+        print_json({**result.to_json(), "report": report})
     else:
-        show_summary(summary)
-        console.print(f"Report: {summary['report']}", markup=False, highlight=False, soft_wrap=True)
+        show_result(result)
+        console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _request_body(
@@ -101,9 +103,7 @@ def _request_body(
     return {"model": LOCAL, "dataset": dataset, "name": source.name[:100], "budgets": limits, **search.options()}
 
 
-def _compress(
-    body: dict[str, Any], source: ModelSource, data: Path | None, output: Path, quiet: bool
-) -> dict[str, Any]:
+def _compress(body: dict[str, Any], source: ModelSource, data: Path | None, output: Path, quiet: bool) -> JobResult:
     from service.jobs.job_request import JobRequest
 
     with _readable_fields():

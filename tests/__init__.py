@@ -1,1 +1,4 @@
-"""Tests, one folder for each room. (With this file `tests.models` is never taken for the package `models`.)"""
+"""The tests, with one folder for each top-level package.
+
+This file makes sure that Python does not take `tests.models` for the package `models`.
+"""

@@ -1,4 +1,7 @@
-"""Who imports whom, read from the syntax trees, and what the house says about it (shared/ARCHITECTURE.md)."""
+"""Rules for imports between modules, from shared/ARCHITECTURE.md.
+
+The functions read the imports from the syntax trees and compare them with the rules.
+"""
 
 import ast
 import sys
@@ -45,8 +48,11 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("app", "serve", "token_verbs", "cli"),
     ),
 }
-"""The order of the folders in each room, from the ground up. A folder imports from itself and from lower floors only; so do
-files that stand in the room itself. Folders on one floor do not know each other."""
+"""The order of the folders in each top-level package, the lowest floor first.
+
+A folder imports only from itself and from lower floors. The same holds for files that are directly in the package.
+Folders on the same floor do not import each other, except on the lowest and the highest floor.
+"""
 LIGHT = (
     "models.errors",
     "models.record",
@@ -64,12 +70,17 @@ LIGHT = (
     "latency.devices",
     "latency.measuring.machine_lock",
 )
-"""Files, and folders with all that is in them, which need the standard library and each other only: the web process, or the
-measuring agent, uses them."""
+"""Files, and folders with all their files, that need only the standard library and each other.
+
+The web process or the measuring agent uses them.
+"""
 SCHEMAS = ("latency.devices.profile_schema",)
-"""Of what users send, so the web process reads them too: pydantic, and nothing heavy."""
+"""Modules for documents that users send.
+
+The web process reads these documents too, so the modules need pydantic and nothing heavy.
+"""
 PIPELINE_SIDE = ("service.pipeline", "service.reports", "service.cluster", "service.cli", "service.token_verbs")
-"""The parts of the service that run in processes of their own; the others serve requests and stay light."""
+"""The parts of the service that run in their own processes. The other parts serve requests and must stay light."""
 HEAVY = frozenset(
     [
         "torch",
@@ -90,7 +101,7 @@ HEAVY = frozenset(
 
 @dataclass(frozen=True)
 class Import:
-    """`names`: everything that the line may load, the longest last."""
+    """One import. `names`: everything that the line may load, the longest name last."""
 
     importer: str
     line: int
@@ -106,7 +117,7 @@ class Import:
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
-    """All of our modules by dotted name: the four rooms and the client."""
+    """Return all modules of vitfit by dotted name: the four top-level packages and the client."""
     found = {}
     for base, folder in [(root, room) for room in ROOMS] + [(root / "client", "vitfit")]:
         for path in sorted((base / folder).rglob("*.py")):
@@ -116,7 +127,7 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
 
 
 def imports_of(module: str, path: Path) -> list[Import]:
-    """Every import of a file, lazy ones and `import_module("...")` included."""
+    """Return every import of a file, also lazy imports and `import_module("...")`."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     return list(_imports(ast.parse(path.read_text()), module, package))
 
@@ -148,7 +159,7 @@ def _called(node: ast.Call) -> str:
 
 
 def violations(root: Path = ROOT) -> list[str]:
-    """What breaks a rule, one line each."""
+    """Return one line for each import that breaks a rule."""
     known = modules(root)
     found = []
     for module, path in known.items():
@@ -182,7 +193,7 @@ def _broken_rule(module: str, item: Import, known: dict[str, Path]) -> str | Non
 
 
 def is_in(module: str, places: Iterable[str]) -> bool:
-    """Whether a module is one of these, or lies in one of these folders."""
+    """Return whether a module is one of these modules, or is in one of these folders."""
     return any(module == place or module.startswith(f"{place}.") for place in places)
 
 
@@ -191,7 +202,10 @@ def is_light(module: str) -> bool:
 
 
 def floor_of(module: str) -> tuple[int, str] | None:
-    """The floor of a module's folder in its room, and that folder; None for what stands in no folder of `FLOORS`."""
+    """Return the floor of a module's folder in its top-level package, and that folder.
+
+    The result is None for a module that is in no folder of `FLOORS`.
+    """
     room, _, rest = module.partition(".")
     found = [(floor, folder) for floor, folders in enumerate(FLOORS.get(room, ())) for folder in folders]
     mine = [(floor, folder) for floor, folder in found if is_in(rest, [folder])]
@@ -199,7 +213,10 @@ def floor_of(module: str) -> tuple[int, str] | None:
 
 
 def _goes_up(module: str, imported: str) -> bool:
-    """Whether an import leads to the same floor in another folder, or above. Files on the ground floor know each other."""
+    """Return whether an import leads to the same floor in another folder, or to a higher floor.
+
+    Folders on the lowest floor, and on the highest floor, may import each other.
+    """
     if module.partition(".")[0] != imported.partition(".")[0]:
         return False
     mine, other = floor_of(module), floor_of(imported)
@@ -210,11 +227,11 @@ def _goes_up(module: str, imported: str) -> bool:
 
 
 def _is_bare_package(name: str, known: dict[str, Path]) -> bool:
-    """A package that holds a docstring only: what counts is the file that is imported from it."""
+    """Return whether a package holds only a docstring. Then only the file that is imported from it counts."""
     path = known[name]
     return path.name == "__init__.py" and len(ast.parse(path.read_text()).body) <= 1
 
 
 def without_floor(known: Iterable[str]) -> list[str]:
-    """Modules that the table of floors does not place."""
+    """Return the modules that have no floor in the table."""
     return [name for name in known if name.partition(".")[0] in ROOMS and "." in name and floor_of(name) is None]

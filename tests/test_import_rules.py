@@ -1,4 +1,7 @@
-"""Imports go down only, and the web process stays light. Each rule is shown to fail on a planted violation."""
+"""Tests of the import rules: imports go down only, and the web process stays light.
+
+For each rule, a planted violation shows that the rule can fail.
+"""
 
 import ast
 import shutil
@@ -27,7 +30,7 @@ def test_the_rules_hold() -> None:
 
 
 def test_the_rules_speak_of_files_that_exist() -> None:
-    """A renamed file or folder must not slip out of its rule."""
+    """Check the names in the rules, because a renamed file or folder must stay under its rule."""
     known = modules()
     folders = {f"{room}.{folder}" for room, floors in FLOORS.items() for floor in floors for folder in floor}
     assert known.keys() >= {*LIGHT, *SCHEMAS, *PIPELINE_SIDE, *folders}
@@ -39,11 +42,11 @@ def test_every_file_stands_on_a_floor() -> None:
 
 
 def test_no_folder_is_a_heap_and_no_file_a_book() -> None:
-    """A newcomer reads a folder's names at a glance, and a file in one sitting."""
+    """Limit the files in a folder and the lines in a file, so that a newcomer can read them quickly."""
     tracked = [path for path in _python_files() if path.name != "__init__.py"]
     counts = Counter(path.parent for path in tracked)
     most = {folder: 25 if "tests" in folder.parts else 20 for folder in counts}
-    most[Path("benchmarks")] = 30  # one script for each claim: files of one kind
+    most[Path("benchmarks")] = 30  # one script for each claim, so all files are of one kind
     assert {folder: count for folder, count in counts.items() if count > most[folder]} == {}
     assert [path for path in tracked if len(path.read_text().splitlines()) > 400] == []
 
@@ -109,7 +112,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, line: str) -> N
 
 
 def loaded_by_the_web_process(further: str = "") -> list[str]:
-    """Heavy packages that a fresh interpreter has loaded once the application stands."""
+    """Return the heavy packages that a fresh interpreter has loaded after it created the application."""
     command = [sys.executable, "-c", PROBE.format(further, sorted(HEAVY))]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout.split()
 

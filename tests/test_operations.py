@@ -1,4 +1,4 @@
-"""The page for operators names every setting."""
+"""Check that the page for operators names every setting."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What stands in the repository is what an installed server has."""
+"""Check that an installed server has all files that are in the repository."""
 
 import tomllib
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.import_rules import ROOMS, ROOT
 
 
 def test_every_package_is_installed() -> None:
-    """An editable install finds folders that a built package forgets; the image does not."""
+    """An editable install finds folders that a built package would miss. The image uses a built package."""
     include = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
     folders = {path.parent for room in ROOMS for path in Path(ROOT / room).rglob("*.py")}
     needed = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
@@ -17,7 +17,7 @@ def test_every_package_is_installed() -> None:
 
 
 def test_every_file_that_is_no_module_is_installed() -> None:
-    """Templates, profiles and the page travel with their packages."""
+    """Templates, profiles and the page must be part of their packages."""
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     listed = {
         path

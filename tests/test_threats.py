@@ -1,4 +1,4 @@
-"""Every line of the threat model names tests, and they exist."""
+"""Check that every line of the threat model names tests, and that these tests exist."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Every method and what people take instead, on one model, one data set and the same budgets.
+"""Comparison of vitfit's methods with the usual alternatives, on one model, one data set and the same budgets.
 
     python -m benchmarks.comparison --data scenes.npz --output build/comparison
 
-Rows (method, budget, seed) are files and finished ones are not run again. All rows are priced by the same fitted latency
-table; in the end all files are timed again in one interleaved run.
+The script stores each row (method, budget and seed) in files, and does not run a finished row again. One fitted latency
+table predicts the latency of all rows. At the end, the script measures all files again in one interleaved run.
 """

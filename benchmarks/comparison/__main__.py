@@ -1,4 +1,4 @@
-"""See the package's docstring."""
+"""Command line of the package. The package's docstring describes it."""
 
 import argparse
 import json
@@ -64,7 +64,7 @@ def stem_of(name: str, case: Case, suffix: str) -> str:
 
 
 def run(name: str, row: Row, case: Case, recovery: bool, output: Path) -> None:
-    """One row, unless it is there already."""
+    """Run one row, unless its file exists already."""
     stem = stem_of(name, case, "" if recovery else "-bare")
     path = output / f"{stem}.json"
     if path.exists():
@@ -82,7 +82,7 @@ def run(name: str, row: Row, case: Case, recovery: bool, output: Path) -> None:
 
 
 def train(name: str, case: Case, seconds: float, output: Path) -> None:
-    """One row after training, unless it is there already or there is nothing to train."""
+    """Train one row, unless its file exists already or there is no network to train."""
     stem, untrained = stem_of(name, case, "-trained"), output / f"{stem_of(name, case, '')}.pt"
     method = TRAINED[name]
     if (output / f"{stem}.json").exists() or (method is None and not untrained.exists()):
@@ -108,7 +108,7 @@ def train(name: str, case: Case, seconds: float, output: Path) -> None:
 def write(
     bench: Bench, stem: str, output: Path, found: dict[str, Any], make: Callable[[], tuple[TorchNetwork, int]]
 ) -> None:
-    """Makes a row's network; writes its files and figures."""
+    """Make the network of a row, and write its files and its figures."""
     began = time.perf_counter()
     try:
         network, evaluations = make()
@@ -139,7 +139,7 @@ def write(
 
 
 def save(network: TorchNetwork, path: Path) -> None:
-    """What training goes on from."""
+    """Save the plan and the weights. A training starts from them."""
     assert network.plan is not None
     torch.save({"plan": network.plan.to_json(), "weights": network.module.state_dict()}, path)
 
@@ -152,7 +152,10 @@ def load(original: TorchNetwork, path: Path) -> TorchNetwork:
 
 
 def time_all(rows: list[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
-    """All files beside the original, interleaved, in one run."""
+    """Measure all files beside the original in one interleaved run.
+
+    Return the rows with their measured latency ratios.
+    """
     kept = [row for row in rows if "file" in row]
     files = [output / "original.onnx", *(output / row["file"] for row in kept)]
     original, *found = Meter(Setting(runtime=runtime_version())).measure(files, TIMING, seed=1)

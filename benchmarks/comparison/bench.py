@@ -1,4 +1,4 @@
-"""What all rows share: the model, its data, the latency table, and how a network is scored."""
+"""The parts that all rows share: the model, its data, the latency table, and the scoring of a network."""
 
 import dataclasses
 import json
@@ -31,19 +31,20 @@ from service.pipeline.ranked import Ranked, rank_network
 from service.pipeline.verification import Verifier
 
 ASSESSED, MOST = 500, 20_000
-"""Test images at once; training images at most."""
+"""Number of test images in one batch, and upper limit on training images."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One budget and seed of one model."""
+    """One budget and one seed of one model."""
 
     model: Path
     data: Path
     keep: float
     seed: int
     work: Path
-    """Shared by all rows: prepared inputs, the latency table, statistics per seed and criterion."""
+    """Folder that all rows share. It holds the prepared inputs, the latency table, and the statistics for each seed and
+    criterion."""
     precisions: tuple[Precision, ...] = ("fp32",)
 
     def request(self, method: str = "joint", criterion: str | None = None) -> JobRequest:
@@ -78,10 +79,14 @@ class Case:
 
 
 class Bench:
-    """One case, opened: everything that a row needs."""
+    """An opened case: everything that a row needs."""
 
     def __init__(self, case: Case, method: str = "joint", criterion: str | None = None, aimed: bool = False) -> None:
-        """aimed: searches aim a little below the budget, as a job's do, which must be met by measurement."""
+        """Open the case.
+
+        aimed: whether searches decode to the targets of the budgets, as a job does. A target is lower than its budget
+        by a safety margin, because the measured latency of a job's result must meet the budget.
+        """
         self.case, self.request, files, self._aimed = case, case.request(method, criterion), case.files(), aimed
         self.evaluation = Evaluation.open(self.request, files)
         self.original = self.evaluation.network
@@ -98,7 +103,10 @@ class Bench:
 
     @cached_property
     def ranked(self) -> Ranked:
-        """Statistics and ranking of the original. VTP ranks by gates, after training: see `trained.gates`."""
+        """Statistics and ranking of the original.
+
+        `trained.gates` replaces them for VTP, which ranks by trained gates.
+        """
         return rank_network(self.evaluation, self.request, self._work)
 
     @cached_property
@@ -106,7 +114,7 @@ class Bench:
         return self.evaluation.data.take("train", MOST, 0)
 
     def fits(self, network: TorchNetwork) -> bool:
-        """Whether it is predicted within the budget."""
+        """Return whether the predicted latency of the network is within the budget."""
         return self.predicted_keep(network) <= self.case.keep
 
     def predicted_keep(self, network: TorchNetwork) -> float:
@@ -117,14 +125,17 @@ class Bench:
         return self.pricing.aims if self._aimed else self.pricing.budgets
 
     def learn(self, network: TorchNetwork, measured: Interval, original_ms: float) -> None:
-        """What was measured overrules what was predicted, from the next price on."""
+        """Correct the latency table with a measurement. All later prices use the corrected table."""
         (place,) = self.pricing.measured_places
         self.pricing.correct(place, [Sample(network.structure, measured)], original_ms)
 
     def search(
         self, space: Space, recovery: bool, trials: int, propose: Proposal = by_expected_improvement
     ) -> tuple[TorchNetwork, list[Trial]]:
-        """The best of `trials` on the selection split, as a job delivers it."""
+        """Run `trials` trials on the selection split.
+
+        Return the best network, made as a job makes it, and all trials.
+        """
         search, plan = self.searching(space, recovery, propose), space.plan
         found = search.run([], trials)
         last = search.finalists(found, FINALISTS, lambda p: self.ranked.score_of(self.ranked.final(plan(p), recovery)))
@@ -137,11 +148,11 @@ class Bench:
         )
 
     def finished(self, plan: Plan, recovery: bool) -> TorchNetwork:
-        """As a job delivers it."""
+        """Return the network of a plan, made as a job makes the network that it delivers."""
         return self.ranked.final(plan, recovery)
 
     def test(self, network: TorchNetwork) -> tuple[int, int]:
-        """Right answers of the test images, and their number."""
+        """Return the number of correct answers on the test split, and the number of test images."""
         right = count = 0
         for chunk in self.evaluation.data.batches("test", ASSESSED):
             assert chunk.labels is not None

@@ -1,4 +1,4 @@
-"""The rows: how each method, and each thing that people take instead, comes to its network."""
+"""The rows of the comparison: how each vitfit method and each alternative makes its network."""
 
 import bisect
 from collections.abc import Callable
@@ -19,23 +19,27 @@ from search.token_rule import TokenRule
 
 TRIALS, MANY_TRIALS = 40, 120
 Found = tuple[TorchNetwork, int]
-"""The network and the number of evaluations that it took to choose it."""
+"""The network, and the number of evaluations that were needed to choose it."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """`ours`: a method of vitfit. recovery: with closed-form recovery. method, criterion: what ranks."""
+    """One row of the table.
+
+    run: makes the network from (bench, recovery); `recovery` says whether to use closed-form recovery. method,
+    criterion: what ranks the members. ours: whether this is a method of vitfit.
+    """
 
     run: Callable[[Bench, bool], Found]
     method: str = "joint"
     criterion: str | None = None
     ours: bool = False
     bare: bool = True
-    """Whether it is run without recovery too."""
+    """Whether the row is also run without recovery."""
 
 
 def method(bench: Bench, recovery: bool) -> Found:
-    """A vitfit method as a job runs it: its own space, Gaussian process."""
+    """Run a vitfit method as a job does: in its own space, with a Gaussian process."""
     network, trials = bench.search(bench.ranked.space, recovery, TRIALS)
     return network, len(trials)
 
@@ -49,7 +53,7 @@ def random_search(trials: int) -> Callable[[Bench, bool], Found]:
 
 
 def gp_sampler(bench: Bench, recovery: bool) -> Found:
-    """Optuna's GPSampler in the place of our proposals."""
+    """Search with the proposals of Optuna's GPSampler instead of vitfit's."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     network, found = bench.search(bench.ranked.space, recovery, TRIALS, _by_optuna)
     return network, len(found)
@@ -70,7 +74,7 @@ def _by_optuna(
 
 
 def uniform(bench: Bench, recovery: bool) -> Found:
-    """The same keep of heads and neurons everywhere, by magnitude."""
+    """Prune by magnitude, with the same keep ratio of heads and neurons in every block."""
     ranking = bench.ranked.space.ranking  # type: ignore[attr-defined]
     space = CompactSpace(bench.original.structure, ranking, ("heads", "neurons"))
     policy = decode(space, [1.0] * len(space.dimensions), bench.pricing.budgets, bench.pricing.price)
@@ -78,7 +82,7 @@ def uniform(bench: Bench, recovery: bool) -> Found:
 
 
 def merging(bench: Bench, recovery: bool) -> Found:
-    """Token merging alone (ToMe): the same number of tokens merged in every block."""
+    """Prune by token merging alone (ToMe). Every block merges the same number of tokens."""
     structure = bench.original.structure
     patches, whole, rule = (
         structure.tokens - structure.prefix,
@@ -98,7 +102,10 @@ def merging(bench: Bench, recovery: bool) -> Found:
 
 def torch_pruning(importance: Importance) -> Callable[[Bench, bool], Found]:
     def run(bench: Bench, recovery: bool) -> Found:
-        """The largest keep that is predicted within the budget: fewer members never cost more, so halving finds it."""
+        """Find the largest keep ratio whose predicted latency is within the budget.
+
+        A smaller keep ratio never costs more, so a binary search finds the largest one.
+        """
 
         def plan_of(keep: float) -> Plan:
             return kept_by_torch_pruning(bench.original, importance, keep, bench.evaluation.calibration)

@@ -1,4 +1,4 @@
-"""The rows as a table: mean and spread over seeds, and the paired difference to `joint`."""
+"""Table of the rows: mean and standard deviation over seeds, and the paired difference to `joint`."""
 
 import statistics
 from collections import defaultdict
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Key = tuple[float, str, bool, bool]
-"""Keep, row, with recovery, trained."""
+"""Latency budget as a share of the original's latency, name of the row, whether with recovery, whether trained."""
 
 
 def markdown(rows: Sequence[dict[str, Any]], machine: dict[str, str]) -> str:
@@ -25,7 +25,8 @@ def _section(keep: float, trained: bool, groups: dict[Key, list[dict[str, Any]]]
     lines = [
         f"### {keep} of the latency, {'after a short training' if trained else 'without training'}",
         "",
-        "| row | recovery | points lost (mean, sd) | joint leads by (mean, s.e.) | MACs kept | latency kept, measured | evaluations | seconds |",
+        "| row | recovery | points lost (mean, sd) | joint leads by (mean, s.e.) | MACs kept | "
+        "latency kept, measured | evaluations | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     joint = {row["seed"]: row for row in groups.get((keep, "joint", True, trained), []) if "correct" in row}
@@ -45,13 +46,15 @@ def _cells(found: list[dict[str, Any]], joint: dict[int, dict[str, Any]]) -> str
     spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
     macs, latency = (statistics.mean(row[k] for row in there) for k in ("macs_keep", "measured_keep"))
     return (
-        f"{statistics.mean(losses):.2f} ({spread:.2f}) | {statistics.mean(lead) if lead else 0:.2f} ({error:.2f}) | "
-        f"{macs:.3f} | {latency:.3f} | {there[0]['evaluations']} | {statistics.mean(row['seconds'] for row in there):.0f}"
+        f"{statistics.mean(losses):.2f} ({spread:.2f}) | "
+        f"{statistics.mean(lead) if lead else 0:.2f} ({error:.2f}) | "
+        f"{macs:.3f} | {latency:.3f} | {there[0]['evaluations']} | "
+        f"{statistics.mean(row['seconds'] for row in there):.0f}"
     )
 
 
 def points(row: dict[str, Any]) -> float:
-    """Lost by this row, in points of accuracy."""
+    """Return the accuracy that this row lost, in percentage points."""
     return 100 * (row["dense"] - row["correct"]) / float(row["images"])
 
 

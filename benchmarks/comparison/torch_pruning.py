@@ -1,8 +1,9 @@
-"""Torch-Pruning's choice of heads and neurons, carried out by our engine.
+"""Torch-Pruning's choice of heads and neurons, which vitfit's own engine then removes.
 
-The library decides (its dependency graph, its importance, its pruner); what it kept is read back from the weights that are
-left, and the same members are then removed by `models.pruning.prune`. The network is the same, its ONNX file is ours: the row is
-not held back by an exporter, and closed-form recovery can be tried on it.
+Torch-Pruning decides with its own dependency graph, importance and pruner. This module compares the weights that are
+left with the original weights, and so finds the members that stay. `models.pruning.prune` then removes the same
+members. The result is the same network, but vitfit writes its ONNX file. So Torch-Pruning's row has no disadvantage
+from another exporter, and closed-form recovery can be used on it.
 """
 
 import copy
@@ -21,7 +22,11 @@ Importance = Literal["magnitude", "taylor"]
 
 
 def kept_by_torch_pruning(network: TorchNetwork, importance: Importance, keep: float, data: Batch) -> Plan:
-    """The plan of its local pruning to `keep` of the heads and neurons of every block. taylor: needs data."""
+    """Return the plan of Torch-Pruning's local pruning.
+
+    keep: the share of the heads and neurons of every block that stays, in (0, 1]. data: labelled images; only
+    importance "taylor" uses them.
+    """
     model = copy.deepcopy(network.module)
     blocks: Any = model.blocks
     heads = {block.attn.qkv: block.attn.num_heads for block in blocks}
@@ -60,7 +65,10 @@ def _backward(model: nn.Module, data: Batch) -> None:
 
 
 def _plan(network: TorchNetwork, small: nn.Module) -> Plan:
-    """What is left, as indices into the original: rows were copied, so they are found again by value."""
+    """Return a plan with the members that stay, as indices into the original.
+
+    Torch-Pruning copies the rows that stay, so their values identify them in the original.
+    """
     whole = identity(network.structure)
     blocks: list[BlockPlan] = []
     for plan, dense, left in zip(whole.blocks, network.blocks(), list(small.blocks), strict=True):  # type: ignore[arg-type]

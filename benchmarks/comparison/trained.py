@@ -1,4 +1,4 @@
-"""Rows after a short training that takes the same processor time for every row."""
+"""Rows after a short training. Every row gets the same processor time."""
 
 import math
 import tempfile
@@ -20,17 +20,20 @@ from service.pipeline.ranked import better, rank_network
 from service.pipeline.training import SELECTOR_RATE
 
 BATCH, LEARNING_RATE, GATE_RATE, L1 = 64, 1e-4, 1e-2, 1e-4
-"""The defaults of a job."""
+"""Default values of a job."""
 PROBE_STEPS = 4
 TRIALS = 40
 Network = TorchNetwork
 Train = Callable[[Bench, float], Network]
-"""(bench, processor seconds) -> the trained network, whatever the row does with its time."""
+"""(bench, processor seconds) -> the trained network. Each function decides how to use the time."""
 
 
 def finetuned(bench: Bench, network: Network, seconds: float) -> Network:
-    """Distillation from the original and labels, as a job does it, for about so many processor seconds. As in a job, what
-    made it worse on the selection split is not taken."""
+    """Fine-tune a network as a job does, with distillation from the original and with labels.
+
+    seconds: processor time for the training, met approximately. If the network scored better on the selection split
+    before the training, return the network from before the training, as a job does.
+    """
     epochs, data = affordable(bench, network, seconds)
     recipe = Recipe(epochs, LEARNING_RATE, BATCH, distill=1.0, seed=bench.case.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +43,11 @@ def finetuned(bench: Bench, network: Network, seconds: float) -> Network:
 
 
 def gates(bench: Bench, seconds: float) -> Network:
-    """VTP: half of the time for the gates, a search over the one threshold, the rest for fine-tuning."""
+    """Make a network by VTP.
+
+    Half of the time is for the training of the gates. A search then chooses the only parameter, a threshold. The rest
+    of the time is for fine-tuning.
+    """
     epochs, data = affordable(bench, bench.original, seconds / 2)
     recipe = GateRecipe(epochs, L1, LEARNING_RATE, GATE_RATE, BATCH, bench.case.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -51,8 +58,12 @@ def gates(bench: Bench, seconds: float) -> Network:
 
 
 def selectors(bench: Bench, seconds: float) -> Network:
-    """SPViT: keeps by search with the class token's attention in the selectors' place, then two thirds of the time for the
-    selectors and the rest for the network with the best tokens of each image."""
+    """Make a network by SPViT.
+
+    A search chooses the keep ratios. During this search, the class token's attention scores the tokens instead of the
+    selectors. Two thirds of the time are for the training of the selectors. The last third is for fine-tuning the
+    network, which keeps the best tokens of each image.
+    """
     space = bench.ranked.space
     found = bench.searching(space, recovery=True).run([], TRIALS)
     plan = merge_stages(space.plan(best(found)[0].policy))
@@ -66,7 +77,7 @@ def selectors(bench: Bench, seconds: float) -> Network:
 
 
 def affordable(bench: Bench, network: Network, seconds: float) -> tuple[int, Batch]:
-    """Epochs, and the images of each, that this network can be trained on in the time."""
+    """Return the number of epochs and the images of one epoch that fit into the time for this network."""
     module, count = network.module.train(), BATCH * PROBE_STEPS
     probe = bench.evaluation.data.take("train", count, bench.case.seed)
     assert probe.labels is not None
@@ -100,7 +111,7 @@ TRAINED: dict[str, Train | None] = {
     "uniform magnitude": None,
     "token merging": None,
 }
-"""None: what the row had without training is fine-tuned."""
+"""None means that the network from before the training is fine-tuned."""
 
 
 def _ignore(_epoch: int, _loss: float) -> None:

@@ -1,4 +1,4 @@
-"""Zips and tars of pictures: with links, names that climb out, bombs, and damaged ones; and folders of such things."""
+"""Hostile zip files, tar files and folders of pictures: links, names outside the folder, bombs, and damaged files."""
 
 import bz2
 import gzip
@@ -23,7 +23,10 @@ Members = list[tuple[str, bytes]]
 
 
 def archive(rng: random.Random, outside: Path) -> Upload:
-    """outside: a folder in which nothing may appear."""
+    """Make a hostile archive.
+
+    outside: a folder in which nothing may appear.
+    """
     members = _members(rng)
     name, content, suffix = rng.choice((_damaged, _named, _linked, _bomb, _pictures))(rng, members, outside)
     if rng.random() < 0.1:
@@ -75,7 +78,7 @@ def _damaged(rng: random.Random, members: Members, _outside: Path) -> tuple[str,
 
 
 def _named(rng: random.Random, members: Members, outside: Path) -> tuple[str, bytes, str]:
-    """Names that want to lie elsewhere, or are no names."""
+    """Add a file whose name points outside the upload's folder, or is not a valid name."""
     up = "../" * rng.randrange(1, 12)
     odd = rng.choice(
         [
@@ -108,7 +111,7 @@ def _named(rng: random.Random, members: Members, outside: Path) -> tuple[str, by
 
 
 def _linked(rng: random.Random, members: Members, outside: Path) -> tuple[str, bytes, str]:
-    """Links, devices and pipes, and a picture that is then written through the link."""
+    """Add a link, a device or a pipe. A tar file also gets a picture that is written through the link."""
     target = rng.choice(("/etc/passwd", str(outside), "..", "0/0.png", "l.png", ""))
     through = picture(rng)
     if rng.random() < 0.3:
@@ -131,7 +134,7 @@ def _linked(rng: random.Random, members: Members, outside: Path) -> tuple[str, b
 
 
 def _bomb(rng: random.Random, members: Members, _outside: Path) -> tuple[str, bytes, str]:
-    """Small files that become large; a header that claims what is not there; a picture of a billion pixels."""
+    """Make a small file that becomes large, a header that claims missing content, or a picture of extreme size."""
     choice = rng.randrange(5)
     if choice == 0:
         return "zip bomb", _zip([*members, ("0/bomb.png", bytes(BOMB_BYTES))]), ".zip"
@@ -151,7 +154,7 @@ def _bomb(rng: random.Random, members: Members, _outside: Path) -> tuple[str, by
 
 
 def _png(width: int, height: int) -> bytes:
-    """One that claims so many pixels."""
+    """Return a PNG file whose header claims `width` x `height` pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         body = kind + content
@@ -167,14 +170,17 @@ def _png(width: int, height: int) -> bytes:
 
 
 def _pictures(rng: random.Random, members: Members, _outside: Path) -> tuple[str, bytes, str]:
-    """The archive is whole, some of its pictures are not."""
+    """Make a valid archive in which some pictures are damaged."""
     changed = [(name, damaged(rng, content)[1] if rng.random() < 0.3 else content) for name, content in members]
     content, suffix = _packed(rng, changed)
     return f"{suffix} of damaged pictures", content, suffix
 
 
 def folder(rng: random.Random, place: Path, outside: Path) -> Upload:
-    """A folder on the server, with things in it that are no pictures. place: a new folder below an allowed root."""
+    """Make a folder on the server that also holds something that is not a picture.
+
+    place: a new folder below an allowed root. outside: a folder that is not below an allowed root.
+    """
     for name, content in _members(rng):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(content)

@@ -1,4 +1,4 @@
-""".npz files with arrays that are no images, no labels and no splits."""
+"""Hostile .npz files: their arrays are not valid images, labels or splits."""
 
 import io
 import random
@@ -36,20 +36,23 @@ def _odd(rng: random.Random) -> tuple[str, bytes]:
     whole = _whole(rng)
     images, labels = whole["images"], whole["labels"]
     values: list[Any] = [
-        images.astype(object), images.astype(np.float64), images.astype(np.complex64), images.astype(">f4"), images.astype("S3"),
-        images.astype("U2"), np.float32(images).transpose(0, 3, 1, 2), np.full((IMAGES, 3, 8, 8), np.nan, np.float32), images[:, :, :, 0],
-        images[:0], images[:, :0], images[..., :2], np.zeros(()), np.zeros((1,) * 30), np.array("x"), np.asfortranarray(images),
-        np.zeros(5, dtype=[("a", "u1"), ("b", "O")]), np.zeros(IMAGES, dtype="M8[s]"), images.astype(bool), np.zeros((IMAGES, 1, 9000, 1), np.uint8),
-        labels.astype(np.float32), labels - 5, labels.astype(np.uint64) + 2**63, labels[:3], labels[:, None], labels.astype(bool),
-        labels.astype("U"), labels.astype(object), np.array(["test"] * IMAGES), np.array(["calibration", "selection", "test"] * (IMAGES // 3)),
-        np.array([b"\xff\xfe"] * IMAGES), np.array(["\ud800"] * IMAGES), np.array([None] * IMAGES), np.array(["../../x"] * IMAGES),
+        images.astype(object), images.astype(np.float64), images.astype(np.complex64), images.astype(">f4"),
+        images.astype("S3"), images.astype("U2"), np.float32(images).transpose(0, 3, 1, 2),
+        np.full((IMAGES, 3, 8, 8), np.nan, np.float32), images[:, :, :, 0], images[:0], images[:, :0], images[..., :2],
+        np.zeros(()), np.zeros((1,) * 30), np.array("x"), np.asfortranarray(images),
+        np.zeros(5, dtype=[("a", "u1"), ("b", "O")]), np.zeros(IMAGES, dtype="M8[s]"), images.astype(bool),
+        np.zeros((IMAGES, 1, 9000, 1), np.uint8),
+        labels.astype(np.float32), labels - 5, labels.astype(np.uint64) + 2**63, labels[:3], labels[:, None],
+        labels.astype(bool), labels.astype("U"), labels.astype(object), np.array(["test"] * IMAGES),
+        np.array(["calibration", "selection", "test"] * (IMAGES // 3)), np.array([b"\xff\xfe"] * IMAGES),
+        np.array(["\ud800"] * IMAGES), np.array([None] * IMAGES), np.array(["../../x"] * IMAGES),
     ]  # fmt: skip
     key, value = rng.choice(("images", "labels", "split")), rng.choice(values)
     return f"{key} of {value.dtype} {value.shape}", _saved({**whole, key: value}, rng.random() < 0.5)
 
 
 def _header(rng: random.Random) -> tuple[str, bytes]:
-    """An array whose header was written by hand."""
+    """Make a file with an array `images` whose header was written by hand."""
     text = rng.choice(
         [
             "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 8, 8, 3), }",

@@ -1,4 +1,4 @@
-"""Weights: safetensors and torch files, whole, damaged, and whole but odd. None of them may run code."""
+"""Hostile checkpoints: safetensors and torch files, damaged or with unusual content. None of them may run code."""
 
 import io
 import json
@@ -28,7 +28,10 @@ OPTIONS: dict[str, Any] = {
 
 
 def checkpoint(rng: random.Random, marker: str) -> Upload:
-    """marker: a file that appears if any code of a pickle runs."""
+    """Make a hostile checkpoint.
+
+    marker: path of a file that appears if any code of a pickle runs.
+    """
     weights = {name: value.clone() for name, value in untrained(MODEL, **OPTIONS).module.state_dict().items()}
     name, suffix, content = rng.choice((_safetensors, _torch, _odd, _pickled))(rng, weights, marker)
     config = json.dumps({"name": MODEL, "options": OPTIONS})
@@ -70,7 +73,7 @@ def _saved(value: Any, new: bool = True) -> bytes:
 
 
 def _odd(rng: random.Random, weights: dict[str, Tensor], _marker: str) -> tuple[str, str, bytes]:
-    """Whole files of tensors that are not what a network has."""
+    """Make an undamaged torch file whose content is not what a network needs."""
     key = rng.choice(list(weights))
     value = weights[key]
     changes: dict[str, Callable[[], Any]] = {
@@ -108,7 +111,7 @@ def _endless() -> dict[str, Any]:
 
 
 class _Runs:
-    """A pickle that would make a file."""
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, marker: str) -> None:
         self._marker = marker

@@ -1,4 +1,4 @@
-"""model.json and device tables with values that nobody means."""
+"""Hostile model.json documents and device tables: their values make no sense."""
 
 import copy
 import json
@@ -10,8 +10,9 @@ from benchmarks.hostile.upload import Upload, damaged
 from latency.devices.devices import PROFILES
 
 JUNK: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 3, 2**31, 2**63, 2**70, -(2**63), 10**400, 0.0, -0.5, 1e-320, 1e308, 7.5, "", "x", "\ud800", "\x00", "../../etc",
-    "/etc/passwd", "x" * 5_000, "NaN", [], [[]], {}, {"a": 1}, [1, "a", None], [0] * 1_000, "2026-13-45", "1e999", "token", "avg",
+    None, True, False, 0, 1, -1, 3, 2**31, 2**63, 2**70, -(2**63), 10**400, 0.0, -0.5, 1e-320, 1e308, 7.5,
+    "", "x", "\ud800", "\x00", "../../etc", "/etc/passwd", "x" * 5_000, "NaN",
+    [], [[]], {}, {"a": 1}, [1, "a", None], [0] * 1_000, "2026-13-45", "1e999", "token", "avg",
 )  # fmt: skip
 MODEL_JSON: dict[str, Any] = {
     "name": MODEL,
@@ -82,7 +83,7 @@ def model_json(rng: random.Random) -> Upload:
 
 
 def device(rng: random.Random) -> Upload:
-    """Profiles of both kinds that ship, with the name of a user's."""
+    """Make a hostile device table from a profile that ships with vitfit, under the name of a user's device."""
     if rng.random() < 0.1:
         return Upload("device, no JSON", "/v1/devices", rng.choice(RAW))
     path = rng.choice(sorted(PROFILES.glob("*.json")))
@@ -95,7 +96,7 @@ def device(rng: random.Random) -> Upload:
 
 
 def _spoil(rng: random.Random, document: dict[str, Any]) -> str:
-    """One value somewhere in it becomes junk, or goes."""
+    """Replace one value anywhere in the document by junk, or delete it. Return what was done."""
     place: Any = document
     while True:
         key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))

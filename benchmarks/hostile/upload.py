@@ -1,4 +1,4 @@
-"""What is sent, and how whole files are damaged."""
+"""The type of an upload, and functions that damage valid files."""
 
 import io
 import random
@@ -11,8 +11,11 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Upload:
-    """name: what was done to it. Either `json` (any value, or bytes that claim to be JSON), or `content` as the file `filename`
-    with `fields` beside it; `path`: the address."""
+    """One upload: either `json`, or the file `filename` with the content `content`.
+
+    name: what is unusual about the upload. path: path of the address on the server. json: any value, or bytes that
+    claim to be JSON. fields: form fields that are sent beside the file.
+    """
 
     name: str
     path: str
@@ -26,7 +29,10 @@ Damage = Callable[[random.Random, bytes], bytes]
 
 
 def flip(rng: random.Random, content: bytes) -> bytes:
-    """Some bytes become others; more often near the beginning and the end, where tables stand."""
+    """Change some bytes.
+
+    Bytes near the beginning and the end change more often, because file formats keep tables there.
+    """
     found = bytearray(content)
     for _ in range(rng.choice((1, 3, 20))):
         reach = rng.choice((64, 1024, len(found)))
@@ -40,7 +46,7 @@ def cut(rng: random.Random, content: bytes) -> bytes:
 
 
 def splice(rng: random.Random, content: bytes) -> bytes:
-    """A piece of it once more, somewhere else."""
+    """Copy a piece of the content to another position."""
     start, place = rng.randrange(len(content)), rng.randrange(len(content))
     piece = content[start : start + rng.choice((4, 64, 1000))]
     return content[:place] + piece + content[place + rng.choice((0, len(piece))) :]
@@ -51,7 +57,7 @@ def append(rng: random.Random, content: bytes) -> bytes:
 
 
 def numbers(rng: random.Random, content: bytes) -> bytes:
-    """Sizes and offsets become huge, or negative."""
+    """Write an extreme number over some bytes. A size or an offset there becomes huge or negative."""
     found, place = bytearray(content), rng.randrange(max(len(content) - 8, 1))
     found[place : place + rng.choice((2, 4, 8))] = rng.choice(
         (b"\xff" * 8, b"\x00" * 7 + b"\x80", b"\xff" * 7 + b"\x7f")
@@ -63,13 +69,13 @@ DAMAGES: dict[str, Damage] = {"flipped": flip, "cut": cut, "spliced": splice, "a
 
 
 def damaged(rng: random.Random, content: bytes) -> tuple[str, bytes]:
-    """What was done, and what came of it."""
+    """Damage the content in one random way. Return the name of the way and the damaged content."""
     name = rng.choice(list(DAMAGES))
     return name, DAMAGES[name](rng, content)
 
 
 def picture(rng: random.Random, kind: str = "PNG") -> bytes:
-    """A small honest one."""
+    """Return a small valid picture."""
     buffer = io.BytesIO()
     pixels = rng.randbytes(16 * 16 * 3)
     Image.frombytes("RGB", (16, 16), pixels).save(buffer, kind)

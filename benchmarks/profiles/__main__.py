@@ -1,4 +1,4 @@
-"""See the package's docstring."""
+"""Command line of the package. The package's docstring describes it."""
 
 import argparse
 import datetime
@@ -20,7 +20,7 @@ from models.structure import Structure
 
 Array = npt.NDArray[np.float64]
 HERE = Path(__file__).parent
-PROFILES = HERE.parents[1] / "latency" / "profiles"
+PROFILES = HERE.parents[1] / "latency" / "devices" / "profiles"
 FITTED = {
     "deit_tiny_distilled_patch16_224",
     "deit_base_distilled_patch16_224",
@@ -31,12 +31,13 @@ FITTED = {
 }
 COSTS = {"softmax": 2.0, "norm": 1.0, "activation": 3.0, "reduce": 1.0} | dict.fromkeys(("add", "scale", "pool"), 0.4)
 COSTS |= {"move": 0.4, "gather": 0.8}
-"""ns per value before the fit, which scales all of them alike."""
+"""Costs in ns per value before the fit. The fit multiplies all of them by the same factor."""
 START = {
     "peak_macs_per_s": (20e9, 3.0), "half_inner": (64.0, 0.7), "half_cols": (1.0, 1.0),
     "bandwidth_bytes_per_s": (8e9, 0.7), "costs": (1.0, 1.0), "overhead_s_per_operation": (5e-6, 1.0),
 }  # fmt: skip
-"""Where a fit starts, and by which factor (standard deviation of its logarithm) a number may differ from that."""
+"""For each number: the value where the fit starts, and how far the fit may move from it (standard deviation of the
+natural logarithm)."""
 PRIOR_WEIGHT, ERROR_SCALE = 0.3, 1 / 30
 LANES = {"fp32": 4, "int8": 16}
 LEAST_UNCERTAINTY = 0.05
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def calibrated(core: dict[str, Any], structures: dict[str, Structure]) -> dict[str, Any]:
-    """The profile of one core, with its checks."""
+    """Return the profile of one core, with its checks."""
     latencies: dict[str, float] = core["latencies_ms"]
     fitted = [name for name in latencies if name in FITTED]
     shapes, truth = [structures[name] for name in fitted], np.asarray([latencies[name] for name in fitted])

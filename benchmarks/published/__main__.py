@@ -1,4 +1,4 @@
-"""See the package's docstring."""
+"""Command line of the package. The package's docstring describes it."""
 
 import argparse
 import json
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def request_of(case: Case, trials: int, epochs: int) -> JobRequest:
-    """The least training that a method needs is one epoch."""
+    """Return the request of a case. A method that needs training gets at least one epoch."""
     return JobRequest.model_validate(
         {
             "model": "model",
@@ -68,7 +68,7 @@ def request_of(case: Case, trials: int, epochs: int) -> JobRequest:
 
 
 def one(case: Case, pictures: Path, root: Path, pretrained: bool, options: argparse.Namespace) -> None:
-    """One row, unless it is there."""
+    """Run one row, unless its file exists already."""
     if _stored(options.output, case) is not None:
         return
     began = time.perf_counter()
@@ -121,9 +121,10 @@ def _stored(output: Path, case: Case) -> dict[str, Any] | None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: what we reach beside what was published."""
+    """Return a Markdown table of vitfit's results beside the published results."""
     lines = [
-        "| row | G MACs (published) | M parameters (published) | top-1, here (published) | ONNX Runtime against PyTorch, relative |",
+        "| row | G MACs (published) | M parameters (published) | top-1, here (published) | "
+        "ONNX Runtime against PyTorch, relative |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
@@ -134,8 +135,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         top1 = f"{100 * row['accuracy']:.2f} %" if row["pretrained"] and row["accuracy"] is not None else "not assessed"
         said = f"{known['top1']} %{', fine-tuned' if row['tuned'] else ''}" if "top1" in known else "none"
         lines.append(
-            f"| {row['row']} | {row['macs'] / 1e9:.3f} ({known.get('macs', '-')}) | {row['params'] / 1e6:.2f} "
-            f"({known.get('params', '-')}) | {top1} ({said}) | {row['parity']:.1e}{'' if row['passed'] else ', FAILED'} |"
+            f"| {row['row']} | {row['macs'] / 1e9:.3f} ({known.get('macs', '-')}) | "
+            f"{row['params'] / 1e6:.2f} ({known.get('params', '-')}) | {top1} ({said}) | "
+            f"{row['parity']:.1e}{'' if row['passed'] else ', FAILED'} |"
         )
     return "\n".join([*lines, "", ", ".join(machine().values())])
 

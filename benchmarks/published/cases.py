@@ -1,4 +1,4 @@
-"""What the papers published, and the request that asks for the same size."""
+"""The results that papers published, and the requests that ask for networks of the same size."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,7 +6,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Case:
-    """published: macs in 1e9, params in 1e6, top1 in percent on ImageNet-1K, and whether that was after fine-tuning."""
+    """A published result and its request.
+
+    published: macs in 1e9, params in 1e6, top1 in percent on ImageNet-1K. tuned: whether top1 was reached after
+    fine-tuning.
+    """
 
     name: str
     model: str
@@ -18,7 +22,10 @@ class Case:
 
     @property
     def budgets(self) -> list[dict[str, Any]]:
-        """At most the published sizes and half a unit of their last place: they are rounded."""
+        """Return budgets: the published sizes plus half a unit of their last digit.
+
+        The published numbers are rounded, so the true sizes can be larger by that much.
+        """
         limits = {"macs": 1e9, "params": 1e6}
         return [
             {"metric": metric, "limit": (self.published[metric] + half_unit(self.published[metric])) * unit}
@@ -28,15 +35,21 @@ class Case:
 
 
 def half_unit(value: float) -> float:
-    """2.66 -> 0.005."""
+    """Return half a unit of the last digit: 2.66 -> 0.005."""
     return 0.5 * 10.0 ** -len(str(value).partition(".")[2])
 
 
 SMALL, BASE = "deit_small_patch16_224", "deit_base_patch16_224"
 CASES = (
     Case("CP-ViT, DeiT-S", SMALL, "cp-vit", {"macs": 2.66, "top1": 79.08}, True, source="arXiv 2310.07882, table 2"),
-    Case("VTP 20 %, DeiT-B", BASE, "vtp", {"macs": 13.8, "params": 67.3, "top1": 81.3}, True, source="arXiv 2104.08500"),
-    Case("VTP 40 %, DeiT-B", BASE, "vtp", {"macs": 10.0, "params": 48.0, "top1": 80.7}, True, source="arXiv 2104.08500"),
+    Case(
+        "VTP 20 %, DeiT-B", BASE, "vtp", {"macs": 13.8, "params": 67.3, "top1": 81.3}, True,
+        source="arXiv 2104.08500",
+    ),
+    Case(
+        "VTP 40 %, DeiT-B", BASE, "vtp", {"macs": 10.0, "params": 48.0, "top1": 80.7}, True,
+        source="arXiv 2104.08500",
+    ),
     Case(
         "UP-DeiT-T, from DeiT-B", BASE, "up-vit", {"macs": 1.3, "params": 5.7, "top1": 75.79}, True,
         {"target": "deit_tiny_patch16_224"}, "arXiv 2111.15127",

@@ -1,4 +1,4 @@
-"""The pictures of a run as one folder with splits: links into ImageNet, or noise in the same layout."""
+"""Pictures of a run: one folder for each split, with links into ImageNet or into noise in the same layout."""
 
 import random
 from pathlib import Path
@@ -12,12 +12,16 @@ SEED = 0
 
 
 def class_names() -> list[str]:
-    """ImageNet-1K's folder names in the order of the classes."""
+    """Return the folder names of ImageNet-1K in the order of the classes."""
     return list(ImageNetInfo("imagenet-1k").label_names())  # type: ignore[no-untyped-call]
 
 
 def view(imagenet: Path, folder: Path, train: int | None, test: int | None) -> Path:
-    """A folder of links: calibration and selection out of train/, train (at most so many), test out of val/."""
+    """Make a folder of links with the splits calibration, selection, train and test.
+
+    The test split comes from val/, the other splits come from train/. train, test: upper limits on the pictures of
+    these two splits.
+    """
     draw = random.Random(SEED)
     pictures, held_out = _listed(imagenet / "train"), _listed(imagenet / "val")
     draw.shuffle(pictures)
@@ -32,7 +36,7 @@ def view(imagenet: Path, folder: Path, train: int | None, test: int | None) -> P
 
 
 def noise(folder: Path, classes: int = 8, train: int = 8, val: int = 2) -> Path:
-    """ImageNet's layout with pictures of seeded noise: for a run without ImageNet, and for tests."""
+    """Make a folder in ImageNet's layout with pictures of seeded noise, for tests and for runs without ImageNet."""
     draw = np.random.default_rng(SEED)
     for split, count in (("train", train), ("val", val)):
         for name in class_names()[:classes]:

@@ -2,7 +2,10 @@
 
 from vitfit.client import Client, JobOptions
 from vitfit.errors import Problem, VitfitError
-from vitfit.results import Artifact, Budget, Dataset, Device, Job, Method, Model, Progress, Trial
+from vitfit.offers import Device, Method
+from vitfit.report import JobResult, Report
+from vitfit.results import Artifact, Budget, Dataset, Job, Model, Progress, Validation
+from vitfit.trial import Trial
 
 __all__ = [
     "Artifact",
@@ -12,10 +15,13 @@ __all__ = [
     "Device",
     "Job",
     "JobOptions",
+    "JobResult",
     "Method",
     "Model",
     "Problem",
     "Progress",
+    "Report",
     "Trial",
+    "Validation",
     "VitfitError",
 ]

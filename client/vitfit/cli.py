@@ -90,7 +90,7 @@ def submit(
         dataset = _dataset_id(client, data)
         model_id = _uploaded(client, source) if source else model
         if validate_only:
-            print_json(client.validate(model_id, limits, dataset=dataset, **chosen))
+            print_json(client.validate(model_id, limits, dataset=dataset, **chosen).to_json())
             return
         job = client.submit(model_id, limits, dataset=dataset, **chosen)
         _after_start(client, job, target, watch)

@@ -14,7 +14,10 @@ import httpx
 from vitfit.connection import Connection, retry_after_s
 from vitfit.download import OnBytes, download
 from vitfit.errors import VitfitError
-from vitfit.results import Artifact, Budget, Dataset, Device, Job, Method, Model, Result, Trial
+from vitfit.offers import Device, Method
+from vitfit.result import Result
+from vitfit.results import Artifact, Budget, Dataset, Job, Model, Validation
+from vitfit.trial import Trial
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 POLL_S = 1.0
@@ -167,11 +170,10 @@ class Client:
         *,
         dataset: Dataset | str | None = None,
         **options: Unpack[JobOptions],
-    ) -> dict[str, Any]:
-        """Check a request as `submit` does, but create nothing. Return the server's description of the request."""
+    ) -> Validation:
+        """Check a request as `submit` does, but create nothing. Return what the server has found in it."""
         body = _job_body(model, budgets, dataset, options)
-        answer: dict[str, Any] = self._post("/v1/jobs", params={"validate_only": "true"}, json=body)
-        return answer
+        return Validation.from_json(self._post("/v1/jobs", params={"validate_only": "true"}, json=body))
 
     def get(self, job: Job | str) -> Job:
         """Return the current state of a job."""

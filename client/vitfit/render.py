@@ -1,6 +1,6 @@
 """Show jobs, trials, devices and methods on the terminal."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -9,7 +9,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
-from vitfit.results import Device, Job, Method, Trial
+from vitfit.offers import Device, Method
+from vitfit.report import JobResult
+from vitfit.results import Job
+from vitfit.trial import Trial
 
 console = Console()
 COLOURS = {"succeeded": "green", "failed": "red", "canceled": "yellow", "running": "cyan"}
@@ -119,23 +122,23 @@ def show_job(job: Job, to: Console | None = None) -> None:
     if job.error:
         out.print(f"{job.error.title}: {job.error.detail}", markup=False, soft_wrap=True)
     if job.result:
-        show_summary(job.result, out)
+        show_result(job.result, out)
     if job.status == "succeeded":
         out.print(f"Its files: vitfit download {job.id} --output DIR", markup=False, highlight=False, soft_wrap=True)
     elif not job.finished:
         out.print(f"Follow it: vitfit watch {job.id}", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_summary(summary: Mapping[str, Any], to: Console | None = None) -> None:
-    """Print the result of a job: its `rows` [label, before, after] as a table, and its `notes` below."""
+def show_result(result: JobResult, to: Console | None = None) -> None:
+    """Print the result of a job: its rows as a table, and its notes below."""
     out = to or console
-    if rows := summary.get("rows"):
+    if result.rows:
         table = Table("", "before", "after", box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(*(escape(str(cell)) for cell in row))
+        for row in result.rows:
+            table.add_row(*map(escape, row))
         out.print(table, highlight=False)
-    for note in summary.get("notes", []):
-        out.print(str(note), markup=False, highlight=False, soft_wrap=True)
+    for note in result.notes:
+        out.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def trial_table(trials: Iterable[Trial]) -> Table:

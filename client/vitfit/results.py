@@ -1,53 +1,63 @@
-"""The answers of the server as frozen dataclasses. Unknown fields, which a newer server may send, are ignored."""
+"""The answers of the server as frozen dataclasses."""
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
-from vitfit.errors import Problem, VitfitError
+from vitfit.errors import Problem
+from vitfit.report import JobResult
+from vitfit.result import Result
 
 FINISHED = ("succeeded", "failed", "canceled")
 
 
-class Result:
-    """Base class of the results. `from_json` reads the known fields, and `to_json` returns plain values."""
+@dataclass(frozen=True)
+class ModelDescription(Result):
+    """What the server has found in a model.
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Create the result from JSON. Raises: VitfitError if a field without a default is missing."""
-        fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        known = {name: value[name] for name in fields if value.get(name) is not None}
-        for name, item in fields.items():
-            if name not in known and item.default is item.default_factory is dataclasses.MISSING:
-                raise VitfitError.local(
-                    "unexpected-answer",
-                    f"The server sent a {cls.__name__.lower()} without {name!r}. Client and server must be of one version.",
-                )
-        return cls(**known)
+    image: (channels, height, width). classes: 0 for a model without a classifier. heads: of the first block. width: of
+    the residual stream in the first block. tokens: with class tokens. key: equal for models of the same structure.
+    """
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values, also for nested results."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+    name: str
+    params: int
+    macs: int
+    image: tuple[int, int, int]
+    classes: int
+    blocks: int
+    heads: int
+    width: int
+    tokens: int
+    key: str = ""
 
 
 @dataclass(frozen=True)
 class Model(Result):
-    """An uploaded model; `description` has its size, tokens, heads and MACs."""
+    """An uploaded model."""
 
     id: str
     name: str
-    description: dict[str, Any] = field(default_factory=dict)
+    description: ModelDescription | None = None
     created_at: str | None = None
 
 
 @dataclass(frozen=True)
+class DatasetDescription(Result):
+    """What the server has found in a data set. classes: None without labels. splits: number of images of each split."""
+
+    images: int
+    labelled: bool
+    classes: int | None = None
+    splits: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Dataset(Result):
-    """An uploaded data set; `description` counts images, classes and splits."""
+    """An uploaded data set."""
 
     id: str
     name: str | None = None
-    description: dict[str, Any] = field(default_factory=dict)
+    description: DatasetDescription | None = None
     created_at: str | None = None
 
 
@@ -90,6 +100,28 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class JobDescription(Result):
+    """What the server has found in a job that it has checked, before it has measured anything.
+
+    criterion, space: those that the job uses. warnings: sentences.
+    """
+
+    model: ModelDescription
+    dataset: DatasetDescription
+    criterion: str
+    space: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Validation(Result):
+    """The answer to a request that was only checked. valid: None if the check was not finished within its time limit."""
+
+    valid: bool | None = None
+    description: JobDescription | None = None
+
+
+@dataclass(frozen=True)
 class Job(Result):
     """A compression job, with its state and its result."""
 
@@ -101,7 +133,7 @@ class Job(Result):
     attempt: int = 0
     guarantee: str | None = None
     request: dict[str, Any] = field(default_factory=dict)
-    result: dict[str, Any] | None = None
+    result: JobResult | None = None
     error: Problem | None = None
     created_at: str | None = None
     started_at: str | None = None
@@ -114,30 +146,6 @@ class Job(Result):
         """Whether the status can no longer change."""
         return self.status in FINISHED
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Job":
-        """Create the job from the answer of `GET /v1/jobs/{id}`."""
-        parts: dict[str, Any] = dict(value)
-        parts["progress"] = Progress.from_json(value.get("progress") or {})
-        parts["error"] = Problem.from_json(value["error"]) if value.get("error") else None
-        return super().from_json(parts)
-
-
-@dataclass(frozen=True)
-class Trial(Result):
-    """One policy that was tried. `costs` has one value per budget; `origin` is "predicted" or "measured"."""
-
-    number: int
-    score: float
-    accuracy: float | None = None
-    agreement: float | None = None
-    costs: dict[str, float] = field(default_factory=dict)
-    origin: str | None = None
-    seconds: float | None = None
-    start: bool = False
-    structure_key: str | None = None
-    policy: dict[str, Any] = field(default_factory=dict)
-
 
 @dataclass(frozen=True)
 class Artifact(Result):
@@ -148,27 +156,3 @@ class Artifact(Result):
     sha256: str
     media_type: str = "application/octet-stream"
     href: str = ""
-
-
-@dataclass(frozen=True)
-class Device(Result):
-    """A device: either reachable, so that latency is measured, or a profile from which latency is predicted."""
-
-    name: str
-    kind: str = "profile"
-    reachable: bool = False
-    threads: int | None = None
-    precision: str | None = None
-    description: str = ""
-    source: str | None = None
-
-
-@dataclass(frozen=True)
-class Method(Result):
-    """A compression method. `axes` names what it prunes, and `criteria` the importance criteria that it supports."""
-
-    name: str
-    title: str = ""
-    axes: list[str] = field(default_factory=list)
-    criteria: list[str] = field(default_factory=list)
-    training: str | None = None

@@ -11,40 +11,17 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitfit.child import ChildFailed, ask, die_with_parent
+from vitfit.report import Footprint, OperatorTime
 
 from latency.devices.setting import Setting
 from latency.measuring.machine_lock import measuring_lease
 from models.errors import DeviceUnavailable
-from models.record import Record
 
 PROFILED_RUNS, WARM_RUNS = 20, 5
-
-
-@dataclass(frozen=True)
-class OperatorTime(Record):
-    """Time of all operators of one kind. ms: per run, under ONNX Runtime's profiler, which adds a little to each
-    operator. share: of the time of all operators."""
-
-    operator: str
-    count: int
-    ms: float
-    share: float
-
-
-@dataclass(frozen=True)
-class Footprint(Record):
-    """load_ms: time to read and optimise the graph. peak_mib: growth of the process's memory from before loading to its
-    peak after the runs. operators: the slowest kind comes first."""
-
-    load_ms: float
-    first_run_ms: float
-    peak_mib: float
-    operators: tuple[OperatorTime, ...]
 
 
 def footprint(file: Path, setting: Setting) -> Footprint:
@@ -74,7 +51,9 @@ def main() -> None:
     for _ in range(WARM_RUNS):
         session.run(None, feed)
     peak = _memory_mib("VmHWM") - before
-    json.dump(Footprint(load_ms, first_ms, peak, _operators(request, feed)).to_json(), sys.stdout)
+    operators = _operators(request, feed)
+    taken = Footprint(load_ms=load_ms, first_run_ms=first_ms, peak_mib=peak, operators=operators)
+    json.dump(taken.to_json(), sys.stdout)
 
 
 def _memory_mib(name: str) -> float:
@@ -107,7 +86,10 @@ def _operators(request: dict[str, Any], feed: dict[str, Any]) -> tuple[OperatorT
         counts[kind] += 1
     whole = sum(times.values()) or 1.0
     ordered = sorted(times, key=lambda kind: -times[kind])
-    return tuple(OperatorTime(k, counts[k] // PROFILED_RUNS, times[k], times[k] / whole) for k in ordered)
+    return tuple(
+        OperatorTime(operator=kind, count=counts[kind] // PROFILED_RUNS, ms=times[kind], share=times[kind] / whole)
+        for kind in ordered
+    )
 
 
 if __name__ == "__main__":

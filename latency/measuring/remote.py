@@ -40,7 +40,8 @@ class RemoteMeter(Meter):
         large = [file.name for file in files if len(files_of(file)) > 1]
         if large:
             raise DeviceUnavailable(
-                f"{large[0]} is larger than 2 GiB, and agents take single files. Measure it with device 'cpu', or give a profile.",
+                f"{large[0]} is larger than 2 GiB, and agents take single files. "
+                "Measure it with device 'cpu', or give a profile.",
                 device=self.device,
             )
         request = {**self.setting.to_json(), "seconds": seconds, "rounds": rounds, "seed": seed}

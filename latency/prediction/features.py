@@ -11,8 +11,9 @@ from latency.prediction.pricer import Array
 from models.structure import PACKAGING, Attention, Block, Layer, Mlp, Op, Reduction, Structure, block_ops
 
 PRIOR_NS = {
-    "matmul_macs": 0.0087, "matmul_outputs": 0.015, "weight_values": 0.005, "rare_weights": 0.01, "spilled_weights": 0.2, "conv_macs": 0.05,
-    "attention_macs": 0.004, "heads": 500.0, "softmax_values": 0.7, "moved_values": 0.45,
+    "matmul_macs": 0.0087, "matmul_outputs": 0.015, "weight_values": 0.005, "rare_weights": 0.01,
+    "spilled_weights": 0.2, "conv_macs": 0.05, "attention_macs": 0.004, "heads": 500.0, "softmax_values": 0.7,
+    "moved_values": 0.45,
     "norm_values": 0.3, "activation_values": 0.4, "other_values": 0.1, "gathered_values": 2.4,
     "operations": 700.0, "attentions": 1600.0, "reductions": 4500.0, "reduced_values": 0.6,
     "packages": 2500.0, "weighings": 10_000.0, "merges": 35_000.0, "merge_macs": 0.017,

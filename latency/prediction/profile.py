@@ -43,8 +43,9 @@ def pricer_of(device: str, setting: Setting, original: Structure) -> Pricer:
     known = Structure.from_json(profile["original"])
     if known.key != original.key or setting.batch != profile["batch"]:
         raise InvalidRequest(
-            f"Device {device!r} was measured for {known.name} with batch {profile['batch']}, not for {original.name} with batch "
-            f"{setting.batch}. Measure that one there: vitfit measure MODEL --table FILE.",
+            f"Device {device!r} was measured for {known.name} with batch {profile['batch']}, "
+            f"not for {original.name} with batch {setting.batch}. "
+            "Measure that one there: vitfit measure MODEL --table FILE.",
             device=device,
             measured=known.name,
             batch=profile["batch"],

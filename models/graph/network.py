@@ -124,8 +124,8 @@ class GraphNetwork(Network):
         wanted = sorted(set(kinds) - KINDS)
         if wanted:
             raise InvalidRequest(
-                f"Statistics {', '.join(wanted)} are not taken of {self._structure.name}, whose attention and MLPs were found "
-                f"in its graph. {METHODS}",
+                f"Statistics {', '.join(wanted)} are not taken of {self._structure.name}, "
+                f"whose attention and MLPs were found in its graph. {METHODS}",
                 kinds=wanted,
             )
 

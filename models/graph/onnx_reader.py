@@ -63,7 +63,8 @@ def read_onnx(path: Path) -> OnnxModel:
     sizes = builder.meta[builder.values[output]].shape
     if len(sizes) != 2:
         raise UnsupportedModel(
-            f"Output {output!r} has {len(sizes)} dims; one row of logits or features for each image is needed (images, values).",
+            f"Output {output!r} has {len(sizes)} dims; "
+            "one row of logits or features for each image is needed (images, values).",
             reasons=["an output that is not one row per image"],
         )
     return OnnxModel(
@@ -78,7 +79,8 @@ def _loaded(path: Path) -> ModelProto:
             for entry in tensor.external_data:
                 if entry.key == "location" and not _inside(path.parent, entry.value):
                     raise UnsafeFile(
-                        f"Tensor {tensor.name!r} reads {entry.value!r}, which is not in the upload. Put its data beside the model."
+                        f"Tensor {tensor.name!r} reads {entry.value!r}, which is not in the upload. "
+                        "Put its data beside the model."
                     )
         onnx.load_external_data_for_model(model, str(path.parent))
     except UnsafeFile:
@@ -133,7 +135,8 @@ def _fixed_batch(model: ModelProto) -> tuple[tuple[int, int, int], int, str]:
     if len(sizes) != 4 or entry.type.tensor_type.elem_type != TensorProto.FLOAT or 0 in sizes[1:]:
         shown = [dim.dim_value or dim.dim_param or "?" for dim in dims]
         raise UnsupportedModel(
-            f"Input {entry.name!r} has dims {shown}; images in fp32 of one size are needed: (images, channels, height, width). "
+            f"Input {entry.name!r} has dims {shown}; "
+            "images in fp32 of one size are needed: (images, channels, height, width). "
             "Export it with a fixed height and width.",
             reasons=["an input that is not images of one size in fp32"],
         )

@@ -45,7 +45,8 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     odd = [key for key, value in weights.items() if not _same_kind(value, own[key])]
     if odd:
         raise CheckpointMismatch(
-            f"The checkpoint's tensor {odd[0][:200]!r} is {weights[odd[0]].dtype}; {own[odd[0]].dtype} is needed, or another of "
+            f"The checkpoint's tensor {odd[0][:200]!r} is {weights[odd[0]].dtype}; "
+            f"{own[odd[0]].dtype} is needed, or another of "
             f"{', '.join(str(kind).removeprefix('torch.') for kind in FLOATS)} for floats. Convert it before saving.",
         )
     broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
@@ -65,8 +66,8 @@ def _refuse_quantised(weights: dict[str, Tensor]) -> None:
     if integers or any("_packed_params" in key for key in weights):
         name = integers[0] if integers else next(key for key in weights if "_packed_params" in key)
         raise CheckpointMismatch(
-            f"The checkpoint is quantised already ({name}). Upload the weights as they were trained, and ask for int8 in "
-            "the job: precisions=['int8'].",
+            f"The checkpoint is quantised already ({name}). Upload the weights as they were trained, "
+            "and ask for int8 in the job: precisions=['int8'].",
             tensor=name,
         )
 
@@ -114,7 +115,8 @@ def _unwrapped(weights: dict[str, Any]) -> dict[str, Tensor]:
     odd = next((key for key, value in weights.items() if not _is_plain(value)), None)
     if odd is not None:
         raise CheckpointMismatch(
-            f"The checkpoint's tensor {odd[:200]!r} is sparse, nested, quantised or without values; store plain tensors."
+            f"The checkpoint's tensor {odd[:200]!r} is sparse, nested, quantised or without values; "
+            "store plain tensors."
         )
     return weights
 

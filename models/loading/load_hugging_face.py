@@ -54,7 +54,8 @@ def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | N
     config = _json(folder / "config.json")
     if "auto_map" in config:
         raise UnsafeFile(
-            f"{name}: config.json asks for code of its own (auto_map), which is never run. Use an architecture of transformers."
+            f"{name}: config.json asks for code of its own (auto_map), which is never run. "
+            "Use an architecture of transformers."
         )
     if not any(folder.glob("*.safetensors")):
         raise UnsafeFile(
@@ -98,7 +99,8 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
     wrong = [*info.get("missing_keys", ()), *(str(one) for one in info.get("mismatched_keys", ()))]
     if wrong:
         raise CheckpointMismatch(
-            f"The weights of {name} do not fit its config.json: {len(wrong)} are missing or of another shape ({wrong[0]}, ...).",
+            f"The weights of {name} do not fit its config.json: "
+            f"{len(wrong)} are missing or of another shape ({wrong[0]}, ...).",
             missing=list(map(str, wrong)),
         )
     return model.eval()

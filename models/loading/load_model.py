@@ -75,8 +75,8 @@ def _packed(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Ne
         return open_hugging_face(folder, name, preprocessing)
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
     raise InvalidRequest(
-        f"The archive holds {found or 'nothing'}: one .onnx file with its data, or a Hugging Face folder with its config.json, "
-        "is needed.",
+        f"The archive holds {found or 'nothing'}: one .onnx file with its data, "
+        "or a Hugging Face folder with its config.json, is needed.",
         files=found,
     )
 

@@ -94,7 +94,8 @@ def check_size(name: str, options: dict[str, Any]) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * params > memory // 4:  # leaves room for the original, the pruned network and the statistics
         raise TooLarge(
-            f"This {name!r} has {params:,} parameters, {4 * params / 2**30:.0f} GiB; this machine, with {memory / 2**30:.0f} GiB "
-            "of memory, works on a quarter of that. Take a smaller model, or a larger machine.",
+            f"This {name!r} has {params:,} parameters, {4 * params / 2**30:.0f} GiB; "
+            f"this machine, with {memory / 2**30:.0f} GiB of memory, "
+            "works on a quarter of that. Take a smaller model, or a larger machine.",
             params=params,
         )

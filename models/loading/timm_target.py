@@ -53,8 +53,8 @@ def check_same_design(network: Network, name: str, **options: Any) -> None:
     mine, wanted = (_details(m) for m in (network.module, target_module(network, name, **options)))
     if mine != wanted:
         raise InvalidRequest(
-            f"{network.structure.name} cannot be pruned to the shape of {name}: it computes with {mine}, the target with "
-            f"{wanted}. Choose a target of the same design.",
+            f"{network.structure.name} cannot be pruned to the shape of {name}: it computes with {mine}, "
+            f"the target with {wanted}. Choose a target of the same design.",
             target=name,
         )
 
@@ -68,7 +68,10 @@ def _details(module: nn.Module) -> str:
     block = blocks_of(module, family)[0]
     norms = [part(block, family.norm1), *([part(module, family.last_norm)] if family.last_norm else [])]
     eps = ", ".join(f"{norm.eps:g}" for norm in norms if isinstance(norm, NORMS))
-    return f"activation {type(part(block, family.activation)).__name__}, norms' eps {eps}, pooling {family.pooling(module)}"
+    return (
+        f"activation {type(part(block, family.activation)).__name__}, norms' eps {eps}, "
+        f"pooling {family.pooling(module)}"
+    )
 
 
 def to_timm(network: Network, original: Network, name: str, **options: Any) -> nn.Module:
@@ -91,7 +94,8 @@ def to_timm(network: Network, original: Network, name: str, **options: Any) -> n
     difference = float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-12))
     if not difference <= TOLERANCE:
         raise ParityFailure(
-            f"{name} with the pruned weights disagrees with the pruned network by {difference:.2e} (allowed: {TOLERANCE:g}). "
+            f"{name} with the pruned weights disagrees with the pruned network by {difference:.2e} "
+            f"(allowed: {TOLERANCE:g}). "
             "This is a defect of vitfit: please report it."
         )
     return module

@@ -139,7 +139,8 @@ class TorchNetwork(Network):
         wanted = sorted(set(kinds) & PLAIN_KINDS)
         if wanted and (self._family.sliced or len(self._structure.stages) > 1):
             raise InvalidRequest(
-                f"Statistics {', '.join(wanted)} are taken of plain vision transformers only, not of {self._family.title}. "
+                f"Statistics {', '.join(wanted)} are taken of plain vision transformers only, "
+                f"not of {self._family.title}. "
                 "Use method 'joint', 'mdc' or 'up-vit', whose criteria work for all.",
                 family=self._family.name,
                 kinds=wanted,

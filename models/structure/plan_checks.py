@@ -14,7 +14,8 @@ from models.structure.structure import Axis, Structure
 def check_in_graph(tokens: TokenPlan, name: str) -> None:
     if tokens.at != "middle" or tokens.score != "attention" or tokens.reducer not in IN_GRAPH:
         raise InvalidRequest(
-            f"{name}: tokens of a model that goes by its graph leave in the middle of a block, by its attention and by reducer "
+            f"{name}: tokens of a model that goes by its graph leave in the middle of a block, "
+            "by its attention and by reducer "
             f"{', '.join(IN_GRAPH)}; not {tokens.reducer} at the {tokens.at} by {tokens.score}"
         )
 
@@ -106,8 +107,8 @@ def check_scores(blocks: tuple[BlockPlan, ...], firsts: tuple[int, ...] = (0,)) 
         if at == "start":
             if not scored:
                 raise InvalidRequest(
-                    f"Block {block.source} cannot choose tokens at its start: no attention before it that was not used up by "
-                    "an earlier choice; choose in its middle, or by the cumulative score"
+                    f"Block {block.source} cannot choose tokens at its start: no attention before it "
+                    "that was not used up by an earlier choice; choose in its middle, or by the cumulative score"
                 )
             scored = not spent
         scored = scored or bool(block.heads)

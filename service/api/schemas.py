@@ -4,6 +4,10 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from vitfit.offers import Device, Method
+from vitfit.report import Guarantee, JobResult
+from vitfit.results import DatasetDescription, JobDescription, ModelDescription
+from vitfit.trial import Trial
 
 from service.api.artifacts import Artifact
 from service.core.errors import stored_problem
@@ -93,29 +97,31 @@ class DeliverRequest(Strict):
 
 
 class ModelView(BaseModel):
-    """A model. `description` has params, macs, image, classes, blocks, heads, width, tokens."""
+    """A model."""
 
     id: str
     name: str
-    description: dict[str, Any]
+    description: ModelDescription
     created_at: datetime
 
     @classmethod
     def of(cls, row: ModelRow) -> "ModelView":
-        return cls(id=row.id, name=row.name, description=row.description, created_at=row.created_at)
+        description = ModelDescription.from_json(row.description)
+        return cls(id=row.id, name=row.name, description=description, created_at=row.created_at)
 
 
 class DatasetView(BaseModel):
-    """A data set. `description` has images, labelled, classes, splits, warnings."""
+    """A data set."""
 
     id: str
     name: str
-    description: dict[str, Any]
+    description: DatasetDescription
     created_at: datetime
 
     @classmethod
     def of(cls, row: DatasetRow) -> "DatasetView":
-        return cls(id=row.id, name=row.name, description=row.description, created_at=row.created_at)
+        description = DatasetDescription.from_json(row.description)
+        return cls(id=row.id, name=row.name, description=description, created_at=row.created_at)
 
 
 class Progress(BaseModel):
@@ -152,9 +158,9 @@ class JobView(BaseModel):
     stage: str | None
     progress: Progress
     attempt: int = Field(description="Times that it was started.")
-    guarantee: Literal["measured", "predicted", "counted", "none"] | None
-    request: dict[str, Any]
-    result: dict[str, Any] | None
+    guarantee: Guarantee | None
+    request: dict[str, Any] = Field(description="The body of POST /v1/jobs, with all defaults.")
+    result: JobResult | None = Field(description="null until the job has succeeded.")
     error: Problem | None
     created_at: datetime
     started_at: datetime | None
@@ -164,18 +170,22 @@ class JobView(BaseModel):
 
     @classmethod
     def of(cls, row: JobRow) -> "JobView":
-        same = ("id", "name", "status", "stage", "progress", "attempt", "guarantee", "request", "result")
+        same = ("id", "name", "status", "stage", "progress", "attempt", "guarantee", "request")
         times = ("created_at", "started_at", "finished_at")
         values = {name: getattr(row, name) for name in (*same, *times)}
         error = stored_problem(row.error) if row.error else None
-        return cls.model_validate({**values, "error": error, "parent": row.parent_job_id, "links": JobLinks.of(row.id)})
+        result = JobResult.from_json(row.result) if row.result else None
+        links = JobLinks.of(row.id)
+        return cls.model_validate(
+            {**values, "result": result, "error": error, "parent": row.parent_job_id, "links": links}
+        )
 
 
 class Validated(BaseModel):
     """The response to `validate_only=true`."""
 
     valid: bool | None = Field(description="null: not decided within the time limit.")
-    description: dict[str, Any] | None
+    description: JobDescription | None
 
 
 class ArtifactView(BaseModel):
@@ -212,9 +222,7 @@ class JobPage(BaseModel):
 
 
 class TrialPage(BaseModel):
-    trials: list[dict[str, Any]] = Field(
-        description="number, policy, structure_key, score, accuracy, agreement, costs, origin, seconds, start"
-    )
+    trials: list[Trial]
     next_page_token: str | None
 
 
@@ -223,13 +231,11 @@ class ArtifactList(BaseModel):
 
 
 class DeviceList(BaseModel):
-    devices: list[dict[str, Any]] = Field(
-        description="name, kind, reachable, threads, precision, description, source of each"
-    )
+    devices: list[Device]
 
 
 class MethodList(BaseModel):
-    methods: list[dict[str, Any]] = Field(description="name, title, axes, criteria, training of each")
+    methods: list[Method]
 
 
 class Health(BaseModel):

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+from vitfit.report import JobResult
+
 from models.errors import InvalidRequest, UnknownName
 from service.core.data_folder import JobFiles
 from service.jobs.job_request import JobRequest
-from service.jobs.journal import JobResult, Journal
+from service.jobs.journal import Journal
 
 EngineName = Literal["pipeline", "fake"]
 

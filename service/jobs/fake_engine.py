@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vitfit.child import ChildFailed, ask, die_with_parent
+from vitfit.report import JobResult
 
 from latency.measuring.machine_lock import measuring_lease
 from models.errors import (
@@ -35,7 +36,7 @@ from models.errors import (
 )
 from service.core.data_folder import JobFiles
 from service.jobs.job_request import JobRequest
-from service.jobs.journal import JobResult, Journal
+from service.jobs.journal import Journal
 
 TROUBLE: Final = {
     "impossible": "ends with ImpossibleBudget",
@@ -104,7 +105,10 @@ def run(
     _measure(files, journal)
     journal.stage("exporting")
     _write_artifacts(files, best, len(rows))
-    return JobResult("predicted", {"score": best["score"], "trials": len(rows)}, int(best["number"]))
+    score = ("score", "0", str(best["score"]))
+    return JobResult(
+        rows=(score,), notes=(f"{len(rows)} trials.",), guarantee="predicted", delivered_trial=int(best["number"])
+    )
 
 
 def _search(request: JobRequest, files: JobFiles, journal: Journal) -> None:
@@ -205,9 +209,14 @@ def validate(document: dict[str, Any]) -> dict[str, Any]:
     if "job" in document:
         JobRequest.model_validate(document["job"])
         _validation_trouble(document["job"].get("name"))
-        if document["dataset"]:
-            _validate_dataset(Path(document["dataset"]), allowed)
-        return {"trials": document["job"].get("trials", 32)}
+        no_data = {"images": 64, "labelled": False, "classes": None, "splits": {}, "warnings": []}
+        return {
+            "model": _validate_model(Path(document["model"])),
+            "dataset": _validate_dataset(Path(document["dataset"]), allowed) if document["dataset"] else no_data,
+            "criterion": document["job"].get("criterion") or "magnitude",
+            "space": document["job"].get("space") or "compact",
+            "warnings": [],
+        }
     if "model" in document:
         return _validate_model(Path(document["model"]))
     return _validate_dataset(Path(document["dataset"]), allowed)

@@ -6,11 +6,10 @@ writes to the database of a server, which refuses every write once another worke
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from models.errors import Canceled
 
-Guarantee = Literal["measured", "predicted", "counted", "none"]
 STAGES = ("validating", "ranking", "profiling", "searching", "verifying", "finetuning", "exporting", "reporting")
 
 
@@ -18,15 +17,6 @@ class Fenced(Canceled):
     """This worker has lost the lease of its job. It must stop and write nothing more."""
 
     code = "fenced"
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """The result of a successful job. `summary` is JSON and becomes the `result` of the job."""
-
-    guarantee: Guarantee
-    summary: dict[str, Any]
-    delivered_trial: int
 
 
 class Journal(Protocol):

@@ -20,6 +20,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+from vitfit.report import JobResult
 
 from models.errors import Canceled, VitfitError
 from service.core.errors import TimeLimitReached, WorkerCrashed
@@ -27,7 +28,7 @@ from service.core.monotonic_time import Stopwatch
 from service.db.engine import clock, one_at_a_time
 from service.db.job_states import LEASED, UNFINISHED, move
 from service.db.tables import JobRow, Store, TrialRow
-from service.jobs.journal import Fenced, JobResult
+from service.jobs.journal import Fenced
 
 MOST_RUNNING = 1_000
 START_S = 60.0  # a worker on a busy machine may need this many seconds before its first heartbeat
@@ -160,7 +161,7 @@ class Leases:
                 move(job, "canceled")
                 return
             job.guarantee = result.guarantee
-            job.result = _finite({**result.summary, "delivered_trial": result.delivered_trial})
+            job.result = _finite(result.to_json())
             move(job, "succeeded")
 
     def fail(self, lease: Lease, error: VitfitError) -> None:

@@ -12,6 +12,8 @@ import sys
 import threading
 from pathlib import Path
 
+from vitfit.report import JobResult
+
 from models.errors import Canceled, VitfitError
 from service.core import logs
 from service.core.data_folder import DataFolder, JobFiles, artifacts_key
@@ -23,7 +25,7 @@ from service.core.settings import Settings
 from service.db.tables import DatasetRow, JobRow, ModelRow, Store
 from service.jobs.engine import load_run
 from service.jobs.job_request import JobRequest
-from service.jobs.journal import Fenced, JobResult
+from service.jobs.journal import Fenced
 from service.jobs.leases import Lease, Leases
 from service.jobs.stored_journal import StoredJournal
 from service.library.library import bundle_key

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vitfit.report import JobResult
+
 from models.errors import InvalidRequest
 from models.loading.model_files import FILE_NAMES
 from service.core.data_folder import JobFiles
@@ -24,10 +26,10 @@ def compress(
     data: Path | None,
     output: Path,
     on_progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Runs one job into the folder `output`. model: the content of a model.json.
+) -> JobResult:
+    """Run one job, and write its artifacts to the folder `output`.
 
-    Returns the job's summary with "report", the path of report.html. Raises: VitfitError subclasses.
+    model: the content of a model.json. Raises: VitfitError subclasses.
     """
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vitfit-") as folder:
@@ -40,8 +42,7 @@ def compress(
             root / "tables",
         )
         allowed = () if data is None else (data.resolve(),)
-        result = run(request, files, MemoryJournal(on_change=on_progress), allowed=allowed)
-    return {**result.summary, "report": str(output / "report.html")}
+        return run(request, files, MemoryJournal(on_change=on_progress), allowed=allowed)
 
 
 def model_folder(folder: Path, model: dict[str, Any], checkpoint: Path | None) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from vitfit.report import DynamicParity, DynamicTokens, KeptTokens, MeasuredOverImages, PredictedOverImages
 
 from latency.measuring.sampling import Statistic, bootstrap, ratio
 from models.errors import InvalidRequest, ParityFailure
@@ -84,11 +85,12 @@ def with_threshold(network: TorchNetwork, pricing: Pricing, images: Tensor, abov
 def deliver_dynamic(
     network: Network,
     pricing: Pricing,
+    folder: Path,
+    *,
     images: Tensor,
     unseen: Tensor,
-    folder: Path,
     evidence: Sequence[Evidence] = (),
-) -> dict[str, Any] | None:
+) -> DynamicTokens | None:
     """Writes the dynamic form and describes it; None for a network without selectors.
 
     images: for the distribution of tokens and the predicted latencies (calibration); unseen: for parity; evidence: what its
@@ -112,25 +114,26 @@ def deliver_dynamic(
     latencies = []
     for place in dict.fromkeys(place for place in pricing.places if place is not None):
         mean, p95 = _priced(structures, pricing, place)
-        latencies.append({"device": place[0], "setting": str(place[1]), "mean_ms": mean, "p95_ms": p95})
-    return {
-        "file": FILE,
-        "threshold": network.threshold,
-        "parity": parity.to_json(),
-        "images": len(images),
-        "kept_tokens": [
-            {"mean": float(s.double().mean()), "least": int(s.min()), "most": int(s.max())} for s in kept.T
-        ],
-        "macs_mean": sum(structure.macs for structure in structures) / len(structures),
-        "predicted": latencies,
-        "measured": [_measured(found) for found in evidence],
-    }
+        latencies.append(PredictedOverImages(device=place[0], setting=str(place[1]), mean_ms=mean, p95_ms=p95))
+    return DynamicTokens(
+        file=FILE,
+        threshold=network.threshold,
+        parity=DynamicParity.from_json(parity.to_json()),
+        images=len(images),
+        kept_tokens=tuple(
+            KeptTokens(mean=float(counts.double().mean()), least=int(counts.min()), most=int(counts.max()))
+            for counts in kept.T
+        ),
+        macs_mean=sum(structure.macs for structure in structures) / len(structures),
+        predicted=tuple(latencies),
+        measured=tuple(_measured(found) for found in evidence),
+    )
 
 
-def _measured(found: Evidence) -> dict[str, Any]:
-    """Mean and p95 over images, with the ratio to the original's latency on the same image."""
+def _measured(found: Evidence) -> MeasuredOverImages:
+    """Return mean and p95 over images, with the ratio to the original's latency on the same image."""
     row: dict[str, Any] = {"device": found.place[0], "setting": str(found.place[1])}
     for statistic in OVER_IMAGES:
         row[f"{statistic}_ms"] = bootstrap(found.candidate.round_medians, statistic).to_json()
         row[f"{statistic}_ratio"] = ratio(found.candidate, found.original, statistic).to_json()
-    return row
+    return MeasuredOverImages.from_json(row)

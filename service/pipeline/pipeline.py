@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
+from vitfit.report import JobResult
 
 from latency.measuring.machine_lock import working
 from models.errors import ImpossibleBudget
@@ -25,10 +26,11 @@ from search.methods import method_named
 from service.cluster.ray_cluster import Cluster, cluster_for
 from service.core.data_folder import JobFiles
 from service.jobs.job_request import JobRequest
-from service.jobs.journal import JobResult, Journal
+from service.jobs.journal import Journal
 from service.pipeline.candidates import Candidate, Candidates
 from service.pipeline.check_job import check_job
-from service.pipeline.delivery import Delivery, deliver_files
+from service.pipeline.deliver_files import deliver_files
+from service.pipeline.delivery import Delivery
 from service.pipeline.dynamic_tokens import with_threshold
 from service.pipeline.evaluation import Evaluation
 from service.pipeline.precision import check_precisions

@@ -7,9 +7,10 @@ from typing import Any
 import matplotlib
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
+from vitfit.report import Report
 
 from models.atomic_write import write_whole
-from service.reports import report_text as story
+from service.reports import report_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 AXES = ("heads", "qk", "v", "neurons", "tokens", "inputs")
@@ -18,18 +19,17 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 matplotlib.rcParams["svg.hashsalt"] = "vitfit"  # a fixed salt, so that equal reports give identical files
 
 
-def write_html(report: dict[str, Any], path: Path, patches: dict[str, Any] | None = None) -> None:
+def write_html(report: Report, path: Path, patches: dict[str, Any] | None = None) -> None:
     """Write the HTML report to `path`.
 
-    report: the content of report.json.
     patches: the content of patches.json; None if no tokens are removed.
     """
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
     plots = {"trials": _trials(report), "blocks": _blocks(report), "latency": _latency(report)}
     text = environment.get_template("report.html").render(
         report=report,
-        rows=story.headline(report),
-        notes=story.notes(report),
+        rows=report_text.headline(report),
+        notes=report_text.notes(report),
         plots=plots,
         patches=patches,
         dimmed=_dimmed,
@@ -44,15 +44,14 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _trials(report: dict[str, Any]) -> str:
+def _trials(report: Report) -> str:
     """Plot the score of each trial against its predicted cost for the first budget."""
     figure = Figure(figsize=(6, 3.4))
     axes = figure.subplots()
-    limits = {b["label"]: b["limit"] for b in report["budgets"]}
-    label = next(iter(limits))
-    costs = [trial["costs"][label] for trial in report["trials"]]
-    scores = [trial["score"] for trial in report["trials"]]
-    starts = [i for i, trial in enumerate(report["trials"]) if trial["start"]]
+    label, limit = report.budgets[0].label, report.budgets[0].limit
+    costs = [trial.costs[label] for trial in report.trials]
+    scores = [trial.score for trial in report.trials]
+    starts = [i for i, trial in enumerate(report.trials) if trial.start]
     axes.scatter(costs, scores, s=18, color=COLORS["trial"], label="trial")
     if starts:
         axes.scatter(
@@ -60,9 +59,9 @@ def _trials(report: dict[str, Any]) -> str:
         )
     front = _front(list(zip(costs, scores, strict=True)))
     axes.plot(*zip(*front, strict=True), color=COLORS["trial"], linewidth=1, label="Pareto front")
-    chosen = next(t for t in report["trials"] if t["number"] == report["delivered_trial"])
-    axes.scatter([chosen["costs"][label]], [chosen["score"]], s=70, color=COLORS["delivered"], label="delivered")
-    axes.axvline(limits[label], color=COLORS["limit"], linewidth=1, label="limit")
+    chosen = next(trial for trial in report.trials if trial.number == report.delivered_trial)
+    axes.scatter([chosen.costs[label]], [chosen.score], s=70, color=COLORS["delivered"], label="delivered")
+    axes.axvline(limit, color=COLORS["limit"], linewidth=1, label="limit")
     axes.set_xlabel(f"predicted {label}")
     axes.set_ylabel("score on the selection split")
     axes.legend(frameon=False, fontsize=8)
@@ -85,12 +84,13 @@ def _dimmed(patches: dict[str, Any], kept: list[int]) -> str:
     return "".join(f"M{place % columns} {place // columns}h1v1h-1z" for place in gone)
 
 
-def _blocks(report: dict[str, Any]) -> str:
+def _blocks(report: Report) -> str:
     """Plot the kept share, 0 to 1, for each block and axis."""
     figure = Figure(figsize=(6, 1.1 * len(AXES)))
     for place, axis in enumerate(AXES):
         axes = figure.add_subplot(len(AXES), 1, place + 1)
-        shares = [block[axis][0] / max(block[axis][1], 1) for block in report["blocks"]]
+        sizes = [getattr(block, axis) for block in report.blocks]
+        shares = [kept / max(original, 1) for kept, original in sizes]
         axes.bar(range(len(shares)), [1.0] * len(shares), color="#e9ecef")
         axes.bar(range(len(shares)), shares, color=COLORS["delivered"])
         axes.set_ylim(0, 1)
@@ -101,12 +101,12 @@ def _blocks(report: dict[str, Any]) -> str:
     return _svg(figure)
 
 
-def _latency(report: dict[str, Any]) -> str:
+def _latency(report: Report) -> str:
     """Plot a histogram of all latency samples (ms) of the original and the delivered file."""
     figure = Figure(figsize=(6, 3))
     axes = figure.subplots()
-    for name in ("original", "delivered"):
-        samples = [run for process in report["samples_ms"][name] for burst in process for run in burst]
+    for name, processes in (("original", report.samples_ms.original), ("delivered", report.samples_ms.delivered)):
+        samples = [run for process in processes for burst in process for run in burst]
         axes.hist(samples, bins=60, color=COLORS[name], alpha=0.7, label=name)
     axes.set_xlabel("ms per run")
     axes.set_ylabel("runs")

@@ -1,21 +1,21 @@
 """The model card that is delivered with the ONNX file."""
 
-from typing import Any
+from vitfit.report import Report
 
-from service.reports import report_text as story
+from service.reports import report_text
 
 
-def model_card(report: dict[str, Any]) -> str:
-    """Return the model card as Markdown. report: the content of report.json."""
-    table = "\n".join(f"| {label} | {before} | {after} |" for label, before, after in story.headline(report))
-    notes = "\n".join(f"- {note}" for note in story.notes(report))
+def model_card(report: Report) -> str:
+    """Return the model card as Markdown."""
+    table = "\n".join(f"| {label} | {before} | {after} |" for label, before, after in report_text.headline(report))
+    notes = "\n".join(f"- {note}" for note in report_text.notes(report))
     blocks = "\n".join(
-        f"| {b['name']} | {_of(b['heads'])} | {_of(b['qk'])} | {_of(b['v'])} | {_of(b['neurons'])} | {_of(b['tokens'])} |"
-        for b in report["blocks"]
+        f"| {b.name} | {_of(b.heads)} | {_of(b.qk)} | {_of(b.v)} | {_of(b.neurons)} | {_of(b.tokens)} |"
+        for b in report.blocks
     )
-    return f"""# {report["model"]}, pruned by vitfit
+    return f"""# {report.model}, pruned by vitfit
 
-Physically smaller: heads, dims, neurons and tokens are gone from the file, not masked.
+This network is physically smaller: the file does not contain the removed heads, dims, neurons and tokens.
 
 | | original | pruned |
 |---|---|---|
@@ -23,7 +23,7 @@ Physically smaller: heads, dims, neurons and tokens are gone from the file, not 
 
 {notes}
 
-Measured on {report["machine"]} ({report["setting"]}), original and pruned file interleaved.
+Latency was measured on {report.machine} ({report.setting}), with the original and the pruned file in turn.
 
 ## What is kept
 
@@ -33,10 +33,10 @@ Measured on {report["machine"]} ({report["setting"]}), original and pruned file 
 
 ## Limits
 
-The scores hold for data like the test split of the job. Latency holds for the machine and setting above; another device
-needs its own budget. `manifest.json` has digests, versions, seed and preprocessing.
+The scores hold for data like the test split of the job. The latency holds for the machine and the setting above. For
+another device, run a job with a budget for that device. `manifest.json` has digests, versions, seed and preprocessing.
 """
 
 
-def _of(pair: list[int]) -> str:
+def _of(pair: tuple[int, int]) -> str:
     return f"{pair[0]} of {pair[1]}"

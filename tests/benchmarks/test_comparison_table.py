@@ -1,4 +1,7 @@
-"""The comparison's table: means over seeds, the paired lead of joint, rows apart by recovery and training."""
+"""Tests of the comparison's table.
+
+The table shows means over seeds and paired differences to joint. Recovery and training have separate rows.
+"""
 
 from typing import Any
 

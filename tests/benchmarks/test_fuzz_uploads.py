@@ -1,4 +1,7 @@
-"""Hostile uploads: a short run of benchmarks/fuzz_uploads.py, and what it would say if something were wrong."""
+"""Tests of hostile uploads.
+
+They do a short run of benchmarks/fuzz_uploads.py and check what the script reports when something is wrong.
+"""
 
 import functools
 import json
@@ -117,7 +120,7 @@ def test_checkpoints_of_junk_are_refused_or_taken_and_run_nothing(
 
 
 def _refused_or_taken(call: Callable[[], object]) -> None:
-    """Nothing but our own errors, which have a code."""
+    """Check that the call succeeds or raises an error of vitfit, which has a code."""
     try:
         call()
     except VitfitError as error:

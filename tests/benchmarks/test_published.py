@@ -1,4 +1,4 @@
-"""The command that reproduces ImageNet rows, on a tiny folder of ImageNet's layout."""
+"""Tests of the command that reproduces ImageNet rows, on a tiny folder with ImageNet's layout."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,10 @@ def test_train_and_val_become_splits_that_do_not_overlap(tmp_path: Path) -> None
 
 
 def test_labels_are_imagenets_own(tmp_path: Path) -> None:
-    """Eight of the thousand folders: their numbers come from the names, not from their order."""
+    """Use eight of the thousand class folders.
+
+    The number of a class comes from the name of its folder, not from the order of the folders.
+    """
     root = noise(tmp_path / "imagenet")
     for split in ("train", "val"):
         (root / split / class_names()[3]).rename(root / split / class_names()[700])

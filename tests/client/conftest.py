@@ -8,7 +8,7 @@ from tests.support.fake_server import FakeServer
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Back-off in milliseconds."""
+    """Shorten the pauses between retries to milliseconds."""
     monkeypatch.setattr(connection, "FIRST_PAUSE_S", 0.002)
 
 

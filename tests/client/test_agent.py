@@ -1,4 +1,7 @@
-"""`vitfit agent` as a process beside a server: it measures what is offered, survives either side's restart, and is refused."""
+"""Tests of `vitfit agent` as a process beside a server.
+
+The agent measures what the server offers. It survives a restart of either side. It stops when the server refuses it.
+"""
 
 import json
 import sys
@@ -66,7 +69,7 @@ def test_the_agent_ends_when_it_is_refused(tmp_path: Path) -> None:
 
 
 class Server:
-    """Offers one task and keeps what it hears."""
+    """A server that offers one task and keeps all messages of the agent."""
 
     def __init__(self, entry: dict[str, Any], content: bytes) -> None:
         self.task, self.content = {**REQUEST, "id": "1", "files": [entry], "images": None}, content

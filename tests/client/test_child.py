@@ -1,4 +1,7 @@
-"""Asking a process: what is killed is started again, a bounded number of times, and dies with whoever asked."""
+"""Tests of requests to a child process.
+
+A killed child is started again, a limited number of times. A child dies with the process that asked it.
+"""
 
 import signal
 import subprocess
@@ -18,7 +21,7 @@ WAITS += "pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600
 
 
 def asked(folder: Path, deaths: int) -> dict[str, int]:
-    """Of a child whose first processes kill themselves."""
+    """Ask a child whose first `deaths` processes kill themselves, and return its answer."""
     (folder / "starts").write_text("")
     return ask([sys.executable, "-c", DIES, str(folder / "starts"), str(deaths)], {})
 

@@ -1,4 +1,4 @@
-"""`make demo` fails when it should, and its server does not outlive it."""
+"""Tests of `make demo`. It fails when it should, and its server ends with it."""
 
 import io
 import signal

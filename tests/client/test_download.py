@@ -1,4 +1,7 @@
-"""Downloads: whole or not at all, resumed after a cut, never with a wrong digest."""
+"""Tests of downloads.
+
+A file arrives completely or not at all. A download resumes after a cut. A file with a wrong digest is never kept.
+"""
 
 import os
 from pathlib import Path

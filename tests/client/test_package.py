@@ -1,4 +1,4 @@
-"""What the distribution needs, and what it says when the server's packages are missing."""
+"""Tests of the client package: what it needs, and what it says when the server's packages are missing."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ FORBIDDEN = (
     "search",
 )
 
-# In a fresh interpreter whose path has the client and where the forbidden names cannot be imported at all.
+# The code runs in a fresh interpreter. Its path has the client, and it cannot import the forbidden names at all.
 BLOCKED = """
 import sys
 sys.path.insert(0, {client!r})
@@ -76,7 +76,7 @@ def test_without_any_plug_in_a_verb_says_how_to_get_it(monkeypatch: pytest.Monke
 
 
 def plug_in(app: typer.Typer) -> None:
-    """A package's `register`."""
+    """Register a verb, as a package's `register` function does."""
     app.command("hello")(lambda: typer.echo("hello"))
 
 

@@ -1,4 +1,4 @@
-"""Retries, idempotency keys, uploads, paging, watching and errors, over a real socket."""
+"""Tests of retries, idempotency keys, uploads, paging, watching and errors, over a real socket."""
 
 import socket
 from pathlib import Path
@@ -50,7 +50,8 @@ def test_only_what_was_said_is_sent(server: FakeServer, client: Client) -> None:
 
 
 def test_validate_creates_nothing(server: FakeServer, client: Client) -> None:
-    assert client.validate("mdl_1", BUDGETS) == {"params": 5}
+    found = client.validate("mdl_1", BUDGETS)
+    assert found.valid and found.description is not None and found.description.model.params == 5
     assert server.jobs == {}
 
 
@@ -150,7 +151,7 @@ def test_lists_are_read_to_their_last_page(server: FakeServer, client: Client) -
     job = client.submit("mdl_1", BUDGETS)
     trials = list(client.trials(job))
     assert [trial.number for trial in trials] == [0, 1, 2, 3, 4]
-    assert trials[0] == Trial(0, 0, costs={"cpu": 1.0})
+    assert trials[0] == Trial(number=0, score=0, costs={"cpu": 1.0})
     assert len(server.requests("GET", f"/v1/jobs/{job.id}/trials")) == 3
 
 

@@ -1,4 +1,7 @@
-"""`vitfit compress` and `vitfit measure`: what a user's mistake looks like, and a measurement of a small file."""
+"""Tests of `vitfit compress` and `vitfit measure`.
+
+They check the messages for mistakes of users, and measure a small file.
+"""
 
 import json
 from pathlib import Path
@@ -19,7 +22,7 @@ def run(*arguments: str, status: int = 0) -> Result:
 
 
 def small_file(path: Path, batch: int | str = "batch") -> Path:
-    """y = x x^T of a [batch, 64, 64] input."""
+    """Write a file that computes y = x x^T from an input of shape [batch, 64, 64]."""
     entry = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [batch, 64, 64])
     leaving = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [batch, 64, 64])
     graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "x"], ["y"])], "small", [entry], [leaving])

@@ -1,4 +1,4 @@
-"""One number says which vitfit this is."""
+"""Check that a single number gives the version of vitfit."""
 
 from importlib.metadata import version
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Client, command and server together: `vitfit serve` with the fake engine, and everything else over REST."""
+"""Tests of the client, the command and the server together.
+
+`vitfit serve` runs with the fake engine. Everything else goes over REST.
+"""
 
 import hashlib
 import json
@@ -32,7 +35,7 @@ def client(address: str) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def finished(address: str, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A job that went all the way, with an uploaded checkpoint and data."""
+    """A finished job, with an uploaded checkpoint and uploaded data."""
     folder = tmp_path_factory.mktemp("uploads")
     (folder / "weights.safetensors").write_bytes(b"not looked at")
     with zipfile.ZipFile(folder / "data.zip", "w") as archive:
@@ -40,7 +43,8 @@ def finished(address: str, tmp_path_factory: pytest.TempPathFactory) -> Job:
     with Client(address) as client:
         model = client.upload_model("fake_tiny", {"depth": 2}, folder / "weights.safetensors", classes=["a", "b"])
         data = client.upload_dataset(folder / "data.zip")
-        assert (model.description["classes"], data.description["images"]) == (10, 8)
+        assert model.description is not None and model.description.classes == 10
+        assert data.description is not None and data.description.images == 8
         assert [found.id for found in client.models()] == [model.id]
         assert [found.id for found in client.datasets()] == [data.id]
         job = client.submit(model, BUDGETS, dataset=data, trials=5, seed=1, name="whole")
@@ -124,13 +128,13 @@ def test_a_folder_on_the_server_must_be_allowed(client: Client, tmp_path: Path, 
 
 def test_validate_only(client: Client, finished: Job) -> None:
     before = len(list(client.jobs()))
-    assert client.validate(finished.request["model"], BUDGETS)["valid"] is True
+    assert client.validate(finished.request["model"], BUDGETS).valid is True
     assert len(list(client.jobs())) == before
 
 
 def test_offers_and_health(client: Client) -> None:
     assert [device.name for device in client.devices()] == ["cpu", "generic-mobile"]
-    assert client.methods()[0].criteria == ["magnitude", "hsic"]
+    assert client.methods()[0].criteria == ("magnitude", "hsic")
     assert client.health()
 
 

@@ -1,4 +1,4 @@
-"""The S3 of the service's tests."""
+"""Fixtures of the Docker tests: the S3 server of the service's tests."""
 
 from tests.service.conftest import s3
 

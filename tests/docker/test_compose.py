@@ -1,4 +1,4 @@
-"""The compose file parses and refers to what exists."""
+"""Check that the compose file parses and refers only to things that exist."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,8 @@
-"""The compose file of a team parses, names settings that exist, and makes two servers that share what they have to."""
+"""Tests of the compose file of a team.
+
+The file parses and names settings that exist. Its two servers share the database, the bucket and the other things that
+they must share.
+"""
 
 import re
 import shlex
@@ -32,7 +36,7 @@ def services() -> dict[str, Any]:
 
 
 def filled(text: str) -> str:
-    """As compose does: ${NAME:-default} and ${NAME:?why}."""
+    """Replace ${NAME:-default} and ${NAME:?why} in a text, as compose does."""
     return re.sub(r"\$\{(\w+):[-?]([^}]*)\}", lambda match: GIVEN.get(match[1], match[2]), text)
 
 

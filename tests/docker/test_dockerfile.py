@@ -1,4 +1,7 @@
-"""No engine builds the image here, so every line that it would run is run here as a process."""
+"""Tests of the Dockerfile.
+
+No container engine builds the image here. The tests run each line that an engine would run as a process.
+"""
 
 import os
 import subprocess
@@ -16,7 +19,8 @@ from tests.support.served import served
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 KNOWN = {"FROM", "ARG", "ENV", "WORKDIR", "RUN", "COPY", "USER", "VOLUME", "EXPOSE", "HEALTHCHECK", "CMD"}
-# Stands in for a program that would change the machine: writes its name and arguments down, one line per call.
+# The recorder takes the place of a program that would change the machine. It writes its name and arguments, one line
+# per call.
 RECORDER = '#!/bin/sh\necho "$(basename "$0")" "$@" >> "$CALLS"\n'
 
 
@@ -73,7 +77,7 @@ def test_every_package_of_the_server_is_copied(instructions: list[Instruction]) 
 
 
 def recorded(command: str, folder: Path, **arguments: str) -> list[str]:
-    """What a RUN line calls. `useradd`, `chown`, `mkdir` and `pip` are recorded and not done."""
+    """Return what a RUN line calls. The programs `useradd`, `chown`, `mkdir` and `pip` are recorded and not run."""
     tools = folder / "bin"
     tools.mkdir(exist_ok=True)
     for name in ("pip", "useradd", "chown", "mkdir"):
@@ -140,7 +144,7 @@ def test_the_health_check_tells_a_live_server_from_a_dead_one(instructions: list
 
 
 def test_its_command_serves_and_is_healthy(instructions: list[Instruction], tmp_path: Path) -> None:
-    """The image's own command, with a port and a folder that a test may use."""
+    """Run the image's own command, with a port and a folder that a test may use."""
     program, verb, *options = only(instructions, "CMD").exec_form
     assert (program, verb) == ("vitfit", "serve")
     assert options == ["--host", "0.0.0.0", "--port", "8000", "--data", "/data"]

@@ -1,4 +1,4 @@
-"""The Kubernetes manifest follows the schemas, and names what exists."""
+"""Check that the Kubernetes manifest follows the schemas and refers only to things that exist."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.support.dockerfile import read_dockerfile
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "docker" / "kubernetes.yaml"
 KUBERNETES = "1.30"
-"""The oldest that the manifest is for."""
+"""The oldest version of Kubernetes that the manifest supports."""
 IMAGE = "vitfit-server"
 
 
@@ -27,7 +27,7 @@ class Strict(BaseModel):
 
 
 class Group(Strict):
-    """What KubeRay's schema (ray.io/v1) allows of a group of nodes, as far as we use it."""
+    """The fields of a group of nodes in KubeRay's schema (ray.io/v1) that the manifest uses."""
 
     rayStartParams: dict[str, str]
     template: dict[str, Any]
@@ -52,7 +52,7 @@ class Cluster(Strict):
 
 @pytest.fixture
 def manifest() -> dict[str, dict[str, Any]]:
-    """By kind."""
+    """The documents of the manifest by their kind."""
     return {found["kind"]: found for found in yaml.safe_load_all(FILE.read_text())}
 
 
@@ -157,7 +157,7 @@ def test_nodes_take_jobs_and_their_probes_ask_ports_that_are_open(manifest: dict
 
 def test_only_servers_and_nodes_reach_the_cluster(manifest: dict[str, dict[str, Any]]) -> None:
     policy, pods = manifest["NetworkPolicy"]["spec"], manifest["StatefulSet"]["spec"]["template"]["metadata"]["labels"]
-    ours = {"ray.io/cluster": manifest["RayCluster"]["metadata"]["name"]}  # KubeRay gives its pods this label
+    ours = {"ray.io/cluster": manifest["RayCluster"]["metadata"]["name"]}  # KubeRay gives this label to its pods
     assert policy["podSelector"]["matchLabels"] == ours
     (rule,) = policy["ingress"]
     assert [entry["podSelector"]["matchLabels"] for entry in rule["from"]] == [ours, pods]

@@ -1,4 +1,4 @@
-"""Files that appear at once or not at all."""
+"""Tests of files that appear completely or not at all."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Errors cross process borders whole, and name what is near."""
+"""Check that errors cross process borders completely, and that they suggest similar names."""
 
 import pytest
 

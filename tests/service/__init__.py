@@ -1,1 +1,1 @@
-"""Tests of the service: REST, jobs, storage."""
+"""Tests of the service: REST, jobs and storage."""

@@ -1,4 +1,4 @@
-"""Fixtures of the service's tests. Jobs run on the public fake engine; nothing of ours is mocked."""
+"""Fixtures of the service's tests. Jobs run on the public fake engine, and the tests replace no part of vitfit."""
 
 import signal
 from collections.abc import Iterator
@@ -20,10 +20,16 @@ from tests.support.running import Server
 from tests.support.s3 import S3
 from tests.support.small_jobs import Workshop, briefly, data_folder, model_folder
 
+DESCRIPTION: dict[str, Any] = {
+    **{"name": "fake", "params": 5, "macs": 10, "image": [3, 32, 32], "classes": 5, "blocks": 1, "heads": 1},
+    **{"width": 8, "tokens": 17, "key": "0123456789abcdef"},
+}
+"""The description of a model that tests write to the database themselves."""
+
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A running PostgreSQL of this session's own."""
+    """A running PostgreSQL for this test session."""
     if Postgres.programs() is None:
         pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
     with Postgres() as postgres:
@@ -32,14 +38,14 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3]:
-    """A running S3 of this session's own."""
+    """A running S3 server for this test session."""
     with S3() as s3:
         yield s3
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Path | URL:
-    """An empty database of each kind."""
+    """An empty database, once SQLite and once PostgreSQL."""
     if request.param == "sqlite":
         return tmp_path / "vitfit.sqlite"
     postgres: Postgres = request.getfixturevalue("postgres")
@@ -48,11 +54,11 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Path | URL:
 
 @pytest.fixture
 def store(database: Path | URL) -> Iterator[Store]:
-    """An empty, migrated database that knows the model `mdl_a`."""
+    """An empty, migrated database that holds the model `mdl_a`."""
     store = Store(database)
     upgrade(store)
     with store.write() as session:
-        session.add(ModelRow(id="mdl_a", owner="", name="fake", description={}))
+        session.add(ModelRow(id="mdl_a", owner="", name="fake", description=DESCRIPTION))
     yield store
     store.close()
 
@@ -68,18 +74,18 @@ def leases(store: Store) -> Leases:
 
 
 def on(database: Path | URL) -> dict[str, Any]:
-    """Settings for a server on `database`."""
+    """Return the settings of a server that uses `database`."""
     return {"database_url": database.render_as_string(hide_password=False)} if isinstance(database, URL) else {}
 
 
 def new_job(**changes: object) -> NewJob:
-    """A job for `mdl_a`; keyword arguments go into its request."""
+    """Return a job for `mdl_a`. Keyword arguments go into its request."""
     return NewJob({"model": "mdl_a", "budgets": [{"metric": "macs_keep", "limit": 0.6}], "trials": 4, **changes})
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running server for tests that leave it as it is: quick trials, three jobs at a time."""
+    """A running server for tests that leave it unchanged. It runs quick trials, and three jobs at a time."""
     quick = {"VITFIT_FAKE_TRIAL_S": "0.02", "VITFIT_WORKERS": "3", "VITFIT_MAX_CRASHES": "2"}
     server = Server(tmp_path_factory.mktemp("shared") / "data", **quick)
     yield server.start()
@@ -88,7 +94,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def finished_job(server: Server) -> str:
-    """A job of four trials that has succeeded."""
+    """A job with four trials that has succeeded."""
     job = server.submit(server.model(), name="mine")
     server.wait(job)
     return job
@@ -96,7 +102,10 @@ def finished_job(server: Server) -> str:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[Server]:
-    """A server to be stopped, killed and started again: slow trials, one job at a time, leases that never run out."""
+    """A server that a test may stop, kill and start again.
+
+    It runs slow trials, one job at a time, with leases that do not end during a test.
+    """
     server = Server(tmp_path / "data", VITFIT_FAKE_TRIAL_S="0.15", VITFIT_LEASE_S="600")
     yield server.start()
     server.end(signal.SIGKILL)
@@ -104,7 +113,7 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def web(tmp_path: Path, database: Path | URL) -> Iterator[TestClient]:
-    """The application in this process, with a small upload limit; its runner works too."""
+    """The application in this process, with a small upload limit. Its runner is active too."""
     allowed = tmp_path / "allowed"
     allowed.mkdir()
     settings = Settings(
@@ -116,14 +125,14 @@ def web(tmp_path: Path, database: Path | URL) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def brief() -> Iterator[None]:
-    """Measuring takes a moment: what is checked is behaviour."""
+    """Make measurements short, because these tests check behaviour and not times."""
     with briefly():
         yield
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """A small network and images that it labels itself."""
+    """A small network, and images that the network itself labels."""
     root = tmp_path_factory.mktemp("workshop")
     model = model_folder(root / "model")
     return Workshop(root, model, data_folder(root / "data", model))

@@ -1,1 +1,1 @@
-"""What several tests use: small networks, running servers, examples."""
+"""Helpers that several tests use: small networks, running servers and examples."""

@@ -1,4 +1,4 @@
-"""`vitfit token create` and `vitfit agent` as processes, for tests."""
+"""Helpers that run `vitfit token create` and `vitfit agent` as processes."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def token(data: Path, *scopes: str) -> str:
-    """The secret of a new one."""
+    """Create an access token with these scopes, and return its secret."""
     options = [word for scope in scopes for word in ("--scope", scope)]
     command = [sys.executable, "-m", "vitfit.cli", "token", "create", "pi", *options, "--data", str(data), "--json"]
     return str(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["secret"])
@@ -20,7 +20,7 @@ def token(data: Path, *scopes: str) -> str:
 def agent(
     address: str, secret: str, folder: Path, *options: str, under: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Of the device agent-pi-5. under: the command that it runs under."""
+    """Run the agent of the device agent-pi-5. under: a command prefix, such as `nice`, under which the agent runs."""
     command = [*under, sys.executable, "-m", "vitfit.cli", "agent", "--name", "pi-5", "--server", address]
     with (folder / "agent.log").open("ab") as log:
         process = subprocess.Popen(

@@ -17,7 +17,7 @@ METHOD = method_named("cp-vit")
 
 
 def deit_structure(name: str = MODEL) -> Structure:
-    """Without weights."""
+    """Return the structure of the model, without creating weights."""
     with torch.device("meta"):
         module = timm.create_model(name)
     return describe(module, family_of(module), name)

@@ -1,4 +1,4 @@
-"""Holds a structure's counts to torch's own."""
+"""Comparison of a structure's counts with torch's own counts."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from models.networks.torch_network import TorchNetwork
 
 
 def differs(network: TorchNetwork, module: nn.Module) -> list[str]:
-    """Why a structure is not its module's, by torch's own counts."""
+    """Return the differences between a structure and its module, by torch's own counts."""
     image = torch.zeros(1, *network.structure.image, device=next(module.parameters()).device)
-    module.requires_grad_(False)  # the counter follows modules by their gradients where it can
+    module.requires_grad_(False)  # the counter then follows modules without their gradients
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(image)
     module.requires_grad_(True)
@@ -28,7 +28,10 @@ def differs(network: TorchNetwork, module: nn.Module) -> list[str]:
 
 
 def macs_of_parameters_alone(module: nn.Module) -> int:
-    """Of products of parameters with each other, which no file computes: ONNX Runtime does it once, at load."""
+    """Return the MACs of products of parameters with each other.
+
+    No file computes them for an image, because ONNX Runtime computes them once, at load.
+    """
     if not isinstance(module, GraphModule):
         return 0
     module.requires_grad_(False)
@@ -39,7 +42,7 @@ def macs_of_parameters_alone(module: nn.Module) -> int:
 
 
 class _Still(Interpreter):
-    """Runs what no image reaches."""
+    """An interpreter that runs only the nodes that do not depend on the image."""
 
     def run_node(self, n: Node) -> Any:
         if n.target == "size":

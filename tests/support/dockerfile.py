@@ -1,4 +1,4 @@
-"""Reads a Dockerfile into its instructions."""
+"""A reader that splits a Dockerfile into its instructions."""
 
 import json
 import re
@@ -8,21 +8,21 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction; `text` is what follows its name, continued lines joined."""
+    """One instruction. `text` is what follows its name, with continued lines joined."""
 
     name: str
     text: str
 
     @property
     def exec_form(self) -> list[str]:
-        """The command of CMD and HEALTHCHECK, which have to be JSON lists: no shell stands between."""
+        """The command of CMD or HEALTHCHECK. It must be a JSON list, because then no shell starts it."""
         command = json.loads(self.text[self.text.index("[") :])
         assert isinstance(command, list) and all(isinstance(part, str) for part in command)
         return command
 
 
 def read_dockerfile(path: Path) -> list[Instruction]:
-    """All instructions in their order."""
+    """Return all instructions in their order."""
     lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     parts = [line.strip().partition(" ") for line in joined.splitlines() if line.strip()]

@@ -1,4 +1,7 @@
-"""The examples of docs/api.md: each a call of curl with its answer, to be run one after the other and compared."""
+"""The examples of docs/api.md.
+
+Each example is a call of curl with its answer. The tests run them one after the other and compare the answers.
+"""
 
 import fnmatch
 import json
@@ -13,12 +16,15 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 PAIR = re.compile(r"```sh\n(.*?)```\s*```http\n(.*?)```", re.DOTALL)
 CALL = re.compile(r"curl\b.*?\$S(/[^\s\"?]*)", re.DOTALL)
 REST = "..."
-"""Whatever differs: in a text any characters, as the key of an object any further keys."""
+"""The mark for parts that may differ.
+
+In a text it stands for any characters, as a key of an object for any further keys.
+"""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """status; headers by their names in small letters; body as it came."""
+    """An answer: status, headers by their lower-case names, and the body as it arrived."""
 
     status: int
     headers: dict[str, str]
@@ -39,7 +45,7 @@ class Example:
 
     @property
     def path(self) -> str:
-        """As it is called: with variables of the shell in it."""
+        """The path in the command. It may contain shell variables."""
         found = CALL.search(self.command)
         assert found, f"no call of curl in: {self.command}"
         return found[1]
@@ -51,7 +57,10 @@ class Example:
         return "POST" if re.search(r" -[dF] ", self.command) else "GET"
 
     def run(self, variables: dict[str, str], folder: Path) -> Answer:
-        """The answer of the server at `$S`. Files that the command names are looked for in `folder`."""
+        """Run the command, and return the answer of the server at `$S`.
+
+        folder: where the command finds the files that it names.
+        """
         headers = folder / "headers.txt"
         silent = f'curl() {{ command curl -sS --max-time 300 -D "{headers}" "$@"; }}\n'
         done = subprocess.run(
@@ -70,7 +79,7 @@ def examples() -> list[Example]:
 
 
 def differences(said: Answer, found: Answer) -> list[str]:
-    """Where the server's answer is not as the document has it; empty when it is."""
+    """Return the differences between the document and the server's answer. The list is empty if there are none."""
     wrong = [] if said.status == found.status else [f"status {found.status}, not {said.status}: {found.body[:500]}"]
     for name, value in said.headers.items():
         if name not in found.headers or not _alike(value, found.headers[name]):
@@ -81,19 +90,22 @@ def differences(said: Answer, found: Answer) -> list[str]:
 
 
 def _alike(pattern: str, text: str) -> bool:
-    """`pattern` with REST for any characters."""
+    """Return whether the text fits the pattern, in which REST stands for any characters."""
     parts = [re.sub(r"([*?\[])", r"[\1]", part) for part in pattern.split(REST)]
     return fnmatch.fnmatchcase(text, "*".join(parts))
 
 
 def _lines(said: list[str], found: list[str]) -> list[str]:
-    """Every line of the document comes, in that order; others may stand between."""
+    """Return the missing lines.
+
+    Each line of the document must come, in the same order. Other lines may be between them.
+    """
     left = iter(found)
     return [f"no line {line!r}" for line in said if line.strip() and not any(_alike(line, other) for other in left)]
 
 
 def _shape(said: Any, found: Any, where: str) -> list[str]:
-    """Names and kinds of values, not the values. null stands for any."""
+    """Compare names and kinds of values, and not the values. null fits any value."""
     if said is None or found is None:
         return []
     if isinstance(said, dict) and isinstance(found, dict):
@@ -113,7 +125,7 @@ def _shape(said: Any, found: Any, where: str) -> list[str]:
 
 
 def _kind(value: Any) -> str:
-    """Whole numbers and others are one kind."""
+    """Return the kind of a value. Whole numbers and other numbers are one kind."""
     if isinstance(value, bool):
         return "bool"
     return "number" if isinstance(value, int | float) else type(value).__name__

@@ -1,4 +1,7 @@
-"""A vitfit server in one file: speaks the REST interface over a real socket, computes nothing, and breaks on command."""
+"""A fake vitfit server in one file.
+
+It speaks the REST interface over a real socket. It computes nothing, and it fails when a test asks for it.
+"""
 
 import base64
 import email.parser
@@ -15,6 +18,15 @@ DEVICES = [
     {"name": "cpu", "kind": "measured", "reachable": True, "threads": 2, "precision": "fp32", "description": "here"},
     {"name": "generic-mobile", "kind": "profile", "reachable": False, "threads": None, "description": "a phone"},
 ]
+MODEL = {
+    **{"name": "small", "params": 5, "macs": 10, "image": [3, 32, 32], "classes": 5, "blocks": 1, "heads": 1},
+    **{"width": 8, "tokens": 17, "key": "0123456789abcdef"},
+}
+DATA = {"images": 64, "labelled": False, "classes": None, "splits": {}, "warnings": []}
+VALIDATED = {
+    "valid": True,
+    "description": {"model": MODEL, "dataset": DATA, "criterion": "hsic", "space": "compact", "warnings": []},
+}
 METHODS = [{"name": "joint", "title": "Heads, neurons, tokens", "axes": ["heads"], "criteria": ["hsic"]}]
 
 
@@ -48,16 +60,17 @@ class Seen:
 
 @dataclass
 class FakeServer:
-    """Start it with `with FakeServer() as server:`; its fields may be changed while it runs."""
+    """A fake server. Start it with `with FakeServer() as server:`. A test may change its fields while it runs."""
 
     states: list[dict[str, Any]] = field(default_factory=lambda: [{"status": "succeeded"}])
     files: dict[str, bytes] = field(default_factory=dict)
     trials: list[dict[str, Any]] = field(default_factory=list)
     page_size: int = 2
     retry_after: str = "0"
-    # Faults, used up from the left, one per request: a status to answer with, "drop" (work, then no answer).
+    # Faults, taken from the left, one per request: a status to answer with, or "drop" (do the work, then send no
+    # answer).
     faults: list[int | str] = field(default_factory=list)
-    # Faults of artefact downloads: break off after so many bytes of the body.
+    # Faults of artifact downloads: the numbers of bytes after which the server breaks off the body.
     cuts: list[int] = field(default_factory=list)
     wrong_listing: bool = False
     wrong_header: bool = False
@@ -80,22 +93,22 @@ class FakeServer:
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """The address of the server."""
         return f"http://127.0.0.1:{self._http.server_address[1]}"
 
     def requests(self, method: str, path: str) -> list[Seen]:
-        """What arrived there."""
+        """Return the requests that arrived with this method at this path."""
         return [request for request in self.seen if (request.method, request.path) == (method, path)]
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """The job in its present state; each look moves it on by one."""
+        """Return the job in its present state. Each call moves the job to its next state."""
         job = self.jobs[job_id]
         state = self.states[min(job["polls"], len(self.states) - 1)]
         job["polls"] += 1
         return {**job, **state}
 
     def new_job(self, request: Any, **more: Any) -> dict[str, Any]:
-        """A queued job."""
+        """Create a queued job."""
         job_id = f"job_{len(self.jobs) + 1:06d}"
         self.jobs[job_id] = {"id": job_id, "status": "queued", "request": request, "polls": 0, "error": None, **more}
         return self.jobs[job_id]
@@ -105,7 +118,7 @@ class _Quiet(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up early is part of the tests."""
+        """Ignore the error, because some tests use a client that hangs up early."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -148,10 +161,10 @@ class _Handler(BaseHTTPRequestHandler):
             case "GET", ["v1", "methods"]:
                 self._answer(200, {"methods": METHODS})
             case "POST", ["v1", ("models" | "datasets") as noun]:
-                self._create(fake, seen, lambda: {"id": f"{noun[:3]}_000001", "name": "uploaded", "description": {}})
+                self._create(fake, seen, lambda: {"id": f"{noun[:3]}_000001", "name": "uploaded", "description": None})
             case "POST", ["v1", "jobs"]:
                 if seen.query.get("validate_only") == "true":
-                    return self._answer(200, {"params": 5})
+                    return self._answer(200, VALIDATED)
                 self._create(fake, seen, lambda: fake.new_job(seen.json), status=202)
             case "GET", ["v1", "jobs"]:
                 self._page("jobs", list(fake.jobs.values()), seen)
@@ -177,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(404, {"type": "/problems/not-found", "title": "Not found", "detail": "nothing here"})
 
     def _create(self, fake: FakeServer, seen: Seen, make: Any, status: int = 201) -> None:
-        """One thing per idempotency key, however often it is asked for."""
+        """Create one thing per idempotency key, also when a client asks for it several times."""
         key = seen.headers.get("idempotency-key")
         if key is None:
             return self._answer(201, make())

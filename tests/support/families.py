@@ -24,12 +24,12 @@ SMALL: dict[str, tuple[str, int, dict[str, object]]] = {
     "swin, padded windows": ("swin_tiny_patch4_window7_224", 72, SWIN | {"img_size": 72, "window_size": 7}),
     "pit, distilled": ("pit_ti_distilled_224", 96, PIT),
 }
-"""timm's name, side of the image, options."""
+"""For each variant: timm's name, the side of the image in pixels, and options."""
 STAGES = {"pvt_v2": "stages", "pit": "transformers", "swin": "layers"}
 
 
 def small_family(variant: str, seed: int = 0, **given: object) -> TorchNetwork:
-    """Weights large enough that every part matters."""
+    """Return a network with weights that are large enough to make every part matter."""
     name, side, options = SMALL[variant]
     torch.manual_seed(seed)
     module = timm.create_model(name, **{"num_classes": 7} | options | given).eval()
@@ -41,7 +41,10 @@ def small_family(variant: str, seed: int = 0, **given: object) -> TorchNetwork:
 
 
 def family_plan(structure: Structure, seed: int, keep: float | None = None, tokens: bool = True) -> Plan:
-    """Removes heads and neurons (a random number, or down to `keep`) and, where they are free, tokens and dims of heads."""
+    """Return a plan that removes heads and neurons: a random number, or down to the keep ratio `keep`.
+
+    Where tokens and dims of heads may be removed, it removes some of them too.
+    """
     draw, whole, blocks = random.Random(seed), identity(structure), []
     free = [stage.free_tokens for stage in structure.stages for _ in stage.blocks]
     patches = None
@@ -63,13 +66,13 @@ def family_plan(structure: Structure, seed: int, keep: float | None = None, toke
 
 
 def blocks_of(model: nn.Module, variant: str) -> list[nn.Module]:
-    """The original's blocks, by timm's own names."""
+    """Return the blocks of the original, by timm's own names."""
     stages = getattr(model, STAGES[variant.split(",")[0]])
     return [block for stage in stages for block in stage.blocks]
 
 
 def masked_outputs(network: TorchNetwork, variant: str, plan: Plan, images: Tensor) -> Tensor:
-    """Logits of the original, in float64, with everything silenced that the plan removes (tokens excepted)."""
+    """Return the logits of the original, in float64. All parts that the plan removes are silent, except tokens."""
     model = copy.deepcopy(network.module).double()
     blocks = blocks_of(model, variant)
     with torch.no_grad():

@@ -24,7 +24,7 @@ VARIANTS = {
 
 
 def small_network(seed: int = 0, name: str = "vit_tiny_patch16_224", **options: object) -> TorchNetwork:
-    """A few blocks with weights large enough that every part matters."""
+    """Return a network of a few blocks, with weights that are large enough to make every part matter."""
     torch.manual_seed(seed)
     given = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 7} | options
     module = timm.create_model(name, **given).eval()
@@ -39,7 +39,10 @@ def images_for(network: TorchNetwork, count: int, seed: int = 0) -> Tensor:
 
 
 def random_plan(structure: Structure, seed: int, embed: bool = False, tokens: bool = True, dims: bool = True) -> Plan:
-    """Removes something of everything. Heads keep dims of their own source head, in its order."""
+    """Return a plan that removes some members of every axis.
+
+    A head keeps dims of its own source head, in the same order.
+    """
     draw = random.Random(seed)
     whole, patches, blocks = identity(structure), structure.tokens - structure.prefix, []
     for plan, block in zip(whole.blocks, structure.blocks, strict=True):

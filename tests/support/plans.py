@@ -1,4 +1,4 @@
-"""Plans that keep the first members of everything."""
+"""Plans that keep the first members of every axis."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ from models.structure import Plan, Structure, TokenPlan, identity
 
 
 def plan_of(structure: Structure, keep: float) -> Plan:
-    """The first heads and neurons of every block."""
+    """Return a plan that keeps the first heads and neurons of every block."""
     whole = identity(structure)
     blocks = tuple(
         dataclasses.replace(block, heads=_first(block.heads, keep), neurons=_first(block.neurons, keep))
@@ -17,7 +17,7 @@ def plan_of(structure: Structure, keep: float) -> Plan:
 
 
 def with_tokens(plan: Plan, structure: Structure, keep: float) -> Plan:
-    """In the first block of every stage whose grid is free to shrink."""
+    """Add a token reduction to the first block of every stage that may lose tokens."""
     blocks = list(plan.blocks)
     for first, stage in zip(structure.first_blocks, structure.stages, strict=True):
         patches = stage.blocks[0].tokens - structure.prefix

@@ -1,4 +1,7 @@
-"""A task whose answer stands in a few tokens: all others are noise of the same strength, at places that change per image."""
+"""A task in which a few tokens show the answer.
+
+All other tokens are noise of the same strength. The positions change from image to image.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -17,7 +20,10 @@ PATCHES = (SIDE // PATCH) ** 2
 
 
 def planted_images(count: int, seed: int) -> tuple[Batch, Tensor]:
-    """Images of noise in which PLANTED of the 16 patches show the pattern of the class; and which, bool (n, 16)."""
+    """Return images of noise in which PLANTED of the 16 patches show the pattern of the class.
+
+    Return also which patches show it, bool (n, 16).
+    """
     patterns = torch.randn(CLASSES, 3, PATCH, PATCH, generator=torch.Generator().manual_seed(99))
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (count,), generator=draw)
@@ -32,7 +38,7 @@ def planted_images(count: int, seed: int) -> tuple[Batch, Tensor]:
 
 
 def planted_network(data: Batch, folder: Path) -> TorchNetwork:
-    """A small ViT that has learnt the task."""
+    """Return a small ViT that has learnt the task."""
     fresh = small_network(
         img_size=SIDE, patch_size=PATCH, embed_dim=32, depth=2, num_heads=2, num_classes=CLASSES, init_values=None
     )
@@ -41,7 +47,10 @@ def planted_network(data: Batch, folder: Path) -> TorchNetwork:
 
 
 def choosing(network: TorchNetwork, score: TokenScore, kept: tuple[int, ...], first: int = 0) -> TorchNetwork:
-    """Drops tokens before block `first` and following; at 0 nothing has been mixed into other tokens yet."""
+    """Return a network that drops tokens before block `first` and the blocks after it.
+
+    Before block 0, no token contains anything from other tokens.
+    """
     whole = identity(network.structure)
     blocks = list(whole.blocks)
     for place, count in enumerate(kept, start=first):
@@ -50,7 +59,7 @@ def choosing(network: TorchNetwork, score: TokenScore, kept: tuple[int, ...], fi
 
 
 def chosen_tokens(network: TorchNetwork, images: Tensor, stage: int = 0) -> Tensor:
-    """Which patch tokens the first reduction keeps, bool (n, 16)."""
+    """Return which patch tokens the reduction of this stage keeps, bool (n, 16)."""
     reduction = network.reductions()[stage]
     with reduction.recorded() as chosen:
         network.outputs(images, batch=len(images))

@@ -1,4 +1,7 @@
-"""A PostgreSQL of the tests' own: on a Unix socket in a temporary folder, run by an unprivileged user, gone at the end."""
+"""A PostgreSQL for the tests.
+
+It uses a Unix socket in a temporary folder and runs as an unprivileged user. It is removed at the end.
+"""
 
 import itertools
 import os
@@ -11,15 +14,15 @@ from typing import Self
 
 USER = "vitfit"
 SETTINGS = "-c fsync=off -c listen_addresses= -c max_connections=200"
-"""Durability is not under test, and takes most of a test's time."""
+"""Durability is off, because the tests do not check it and it takes most of their time."""
 
 
 class Postgres:
-    """Started on entering, ended on leaving; may be stopped and started between."""
+    """A PostgreSQL that runs inside a `with` block. A test may stop and start it there."""
 
     @staticmethod
     def programs() -> Path | None:
-        """The folder with initdb and pg_ctl; None where PostgreSQL is not installed."""
+        """Return the folder with initdb and pg_ctl, or None if PostgreSQL is not installed."""
         newest = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), key=lambda path: float(path.parts[-3]))
         found = newest[-1] if newest else shutil.which("pg_ctl")
         return Path(found).parent if found else None
@@ -27,7 +30,7 @@ class Postgres:
     def __enter__(self) -> Self:
         self._root = Path(tempfile.mkdtemp(prefix="vitfit-pg-"))
         self._numbers = itertools.count()
-        if os.getuid() == 0:  # which PostgreSQL refuses to be
+        if os.getuid() == 0:  # PostgreSQL refuses to run as root
             nobody = pwd.getpwnam("nobody")
             os.chown(self._root, nobody.pw_uid, nobody.pw_gid)
         self._run("initdb", "--username", USER, "--auth", "trust", "--encoding", "UTF8", "--no-sync")
@@ -46,7 +49,7 @@ class Postgres:
         self.runs = True
 
     def stop(self, mode: str = "fast") -> None:
-        """Breaks every connection off."""
+        """Stop the server. This breaks off every connection."""
         self._run("pg_ctl", "stop", "--wait", "--mode", mode)
         self.runs = False
 
@@ -54,21 +57,25 @@ class Postgres:
         return f"postgresql://{user}@/{database}?host={self._root}"
 
     def fresh(self) -> str:
-        """A URL with new, empty tables: a schema, which is made much faster than a database."""
+        """Return a URL with new, empty tables.
+
+        They are in a new schema, because a schema is made much faster than a database.
+        """
         name = f"vitfit{next(self._numbers)}"
         self.run_sql(f"CREATE SCHEMA {name}")
         return (
-            f"{self.url('postgres')}&options=-csearch_path%3D{name}%20-clock_timeout%3D20s"  # no test hangs on a lock
+            # The timeout makes sure that no test waits for ever for a lock.
+            f"{self.url('postgres')}&options=-csearch_path%3D{name}%20-clock_timeout%3D20s"
         )
 
     def fresh_database(self) -> str:
-        """The name of a new, empty database."""
+        """Create an empty database, and return its name."""
         name = f"vitfit{next(self._numbers)}"
         self.run_sql(f"CREATE DATABASE {name}")
         return name
 
     def run_sql(self, statement: str, database: str = "postgres") -> None:
-        """As the owner of everything."""
+        """Run a statement as the owner of everything."""
         import psycopg
 
         with psycopg.connect(self.url(database), autocommit=True) as connection:

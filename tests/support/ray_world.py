@@ -1,4 +1,7 @@
-"""What evaluates on the nodes of a test's cluster. Imports little: every process there does so too."""
+"""The evaluation that runs on the nodes of a test's cluster.
+
+This file imports little, because every process there imports it too.
+"""
 
 import dataclasses
 import os
@@ -13,12 +16,15 @@ from search.policy import Policy
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """A hill. Every evaluation leaves the numbers of its process and node in `folder`."""
+    """An evaluation with a hill of scores.
+
+    Each evaluation writes its process and node into the name of a file in `folder`.
+    """
 
     folder: Path
     seconds: float = 0.0
     stuck_on: str = ""
-    """A node on which evaluations never end; those on others then wait for the file `go`."""
+    """The id of a node on which evaluations never end. Evaluations on other nodes then wait for the file `go`."""
 
     def __call__(self, policy: Policy) -> Score:
         node_id = ray.get_runtime_context().get_node_id()
@@ -34,7 +40,7 @@ class World:
 
     @property
     def processes(self) -> list[int]:
-        """One for each evaluation that was begun."""
+        """The process of each evaluation that has begun."""
         return [int(file.name.split("-")[1]) for file in self.folder.iterdir()]
 
     @property

@@ -1,4 +1,4 @@
-"""Helpers of the tests that talk to the application in this process."""
+"""Helpers for tests that talk to the application in this process."""
 
 import io
 import zipfile
@@ -17,7 +17,7 @@ def zip_bytes() -> bytes:
 
 
 def problem(answer: Any, status: int, code: str) -> dict[str, Any]:
-    """The body of an error, after a check of its shape."""
+    """Check the shape of an error, and return its body."""
     body: dict[str, Any] = answer.json()
     assert (answer.status_code, body["type"], body["status"]) == (status, f"/problems/{code}", status), body
     assert answer.headers["content-type"] == PROBLEM

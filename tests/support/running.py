@@ -1,4 +1,4 @@
-"""A real server in a process of its own, with the fake engine, and the few calls that most tests need."""
+"""A real server in its own process, with the fake engine, and the few calls that most tests need."""
 
 import signal
 import subprocess
@@ -17,7 +17,7 @@ FINISHED = ("succeeded", "failed", "canceled")
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
-    """The first true value of `condition`. Fails after a generous time."""
+    """Return the first true value of `condition`. Fail after a generous time."""
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         if value := condition():
@@ -27,7 +27,7 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process exists and is not merely waiting to be reaped."""
+    """Return whether the process exists and still runs. A process that only waits to be reaped has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -35,7 +35,7 @@ def is_alive(pid: int) -> bool:
 
 
 class Server:
-    """`python -m service.serve --engine fake` on a data folder; may be started again on the same folder."""
+    """The process `python -m service.serve --engine fake` on a data folder. It may start again on the same folder."""
 
     def __init__(self, data: Path, **environment: str) -> None:
         self.data = data
@@ -56,7 +56,7 @@ class Server:
         return self
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Signal the server; gives its exit status."""
+        """Send a signal to the server, and return its exit status."""
         self.client.close()
         if self._process is None:
             return 0
@@ -80,12 +80,12 @@ class Server:
         return found
 
     def wait(self, job_id: str, *status: str) -> dict[str, Any]:
-        """The job when it has one of these states (when left out: when it is finished)."""
+        """Wait until the job has one of these states, and return it. Without states, wait until it is finished."""
         wait_until(lambda: self.job(job_id)["status"] in (status or FINISHED), f"{job_id} {status}")
         return self.job(job_id)
 
     def trials(self, job_id: str) -> list[int]:
-        """Numbers of the finished trials."""
+        """Return the numbers of the finished trials."""
         rows = self.client.get(f"/v1/jobs/{job_id}/trials", params={"page_size": 500}).json()["trials"]
         return [row["number"] for row in rows]
 
@@ -94,12 +94,12 @@ class Server:
         return self.trials(job_id)
 
     def evaluated(self, job_id: str) -> list[tuple[int, int]]:
-        """(trial number, process) for each evaluation that was begun."""
+        """Return (trial number, process) for each evaluation that has begun."""
         file = self.data / "jobs" / job_id / "work" / "evaluated.txt"
         lines = file.read_text().splitlines() if file.exists() else []
         return [(int(number), int(pid)) for number, pid in (line.split() for line in lines)]
 
 
 def job_body(model: str, **changes: Any) -> dict[str, Any]:
-    """A request for a job; keyword arguments change it."""
+    """Return a request for a job. Keyword arguments change it."""
     return {"model": model, "budgets": [{"metric": "macs_keep", "limit": 0.6}], "trials": 4, **changes}

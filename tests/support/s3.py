@@ -1,4 +1,4 @@
-"""An S3 of the tests' own: moto's server on loopback."""
+"""An S3 server for the tests: moto's server on the loopback address."""
 
 import itertools
 from typing import Self
@@ -11,7 +11,7 @@ REGION = "us-east-1"
 
 
 class S3:
-    """Runs from entering to leaving; may be stopped and started between, and forgets nothing then."""
+    """A server that runs inside a `with` block. A test may stop and start it there, and it forgets nothing."""
 
     def __enter__(self) -> Self:
         self._numbers, self._port = itertools.count(), 0
@@ -34,7 +34,7 @@ class S3:
         return f"http://127.0.0.1:{self._port}"
 
     def announce(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As an operator does."""
+        """Set the environment variables that an operator sets."""
         for name, value in (
             ("AWS_ENDPOINT_URL", self.url),
             ("AWS_ACCESS_KEY_ID", "key"),
@@ -44,12 +44,12 @@ class S3:
             monkeypatch.setenv(name, value)
 
     def fresh(self) -> str:
-        """The URL of a new bucket, with a prefix in it."""
+        """Create a bucket, and return its URL with a prefix in it."""
         name = f"bucket{next(self._numbers)}"
         httpx.put(f"{self.url}/{name}").raise_for_status()
         return f"s3://{name}/vitfit"
 
     def refuse(self, refuse: bool) -> None:
-        """From now on all keys are unknown; or all are good again."""
+        """Make all keys unknown from now on, or make all keys valid again."""
         after = "0" if refuse else "inf"
         httpx.post(f"{self.url}/moto-api/reset-auth", content=after).raise_for_status()

@@ -1,4 +1,7 @@
-"""For stateful Schemathesis (SCHEMATHESIS_HOOKS): what is made must be something that the fake engine knows, or nothing follows it."""
+"""Hooks for stateful Schemathesis (SCHEMATHESIS_HOOKS).
+
+They change generated bodies to things that the fake engine knows. Otherwise no call could follow a creation.
+"""
 
 import json
 import os
@@ -16,7 +19,7 @@ PHONE: dict[str, Any] = json.loads((PROFILES / "generic-mobile.json").read_text(
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    """Otherwise as it was generated."""
+    """Replace the parts that the fake engine must know. Leave the rest of the body as it was generated."""
     if not isinstance(body, dict) or context.operation.method.upper() != "POST":
         return body
     path = context.operation.path
@@ -33,5 +36,5 @@ def map_body(context: Any, body: Any) -> Any:
 
 @schemathesis.hook
 def map_query(context: Any, query: Any) -> Any:
-    """Long polls are short."""
+    """Make long polls short."""
     return {**query, "wait_s": 0} if isinstance(query, dict) and "wait_s" in query else query

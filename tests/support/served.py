@@ -1,4 +1,7 @@
-"""`vitfit serve` as a process, for tests that want the real server behind the client. Its engine is the public fake."""
+"""`vitfit serve` as a process, for tests that need a real server behind the client.
+
+Its engine is the public fake engine.
+"""
 
 import contextlib
 import os
@@ -13,7 +16,7 @@ START_S = 40.0
 
 @contextlib.contextmanager
 def served(folder: Path, *arguments: str, **environment: str) -> Iterator[str]:
-    """Its address; the server ends with the block."""
+    """Start a server, and give its address. The server ends with the block."""
     ready = folder / "ready"
     command = [sys.executable, "-m", "vitfit.cli", "serve", "--ready-file", str(ready), *arguments]
     variables = {**os.environ, "VITFIT_ENGINE": "fake", **environment}

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from vitfit.report import JobResult
 
 import service.pipeline.delivery
+import service.pipeline.job_report
 import service.pipeline.profiling
 import service.pipeline.verification
 from latency.measuring.meter import Effort
@@ -24,7 +26,7 @@ from models.networks.torch_network import TorchNetwork
 from models.structure import Plan
 from service.core.data_folder import JobFiles
 from service.jobs.job_request import JobRequest
-from service.jobs.journal import JobResult, MemoryJournal
+from service.jobs.journal import MemoryJournal
 from service.pipeline.pipeline import run
 from tests.support.networks import small_network
 
@@ -49,27 +51,30 @@ ARTIFACTS = {
 
 
 def expected_artifacts(plan: dict[str, Any]) -> set[str]:
-    """Of a job with images that delivered this plan."""
+    """Return the artifacts of a job that used images and delivered this plan."""
     return ARTIFACTS | ({"patches.json"} if any(block["tokens"] for block in plan["blocks"]) else set())
 
 
 @contextmanager
 def briefly(verify: Effort = BRIEF) -> Iterator[None]:
-    """Less time for measurements, in every file that has the constants by name; and one thread: the networks are small."""
+    """Shorten measurements in every file that has the constants by name, and use one thread.
+
+    The networks are small, so several threads would not help.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         for module in (service.pipeline.verification, service.pipeline.delivery):
             patch.setattr(module, "VERIFY", verify)
         patch.setattr(service.pipeline.profiling, "PROFILE", BRIEF)
-        patch.setattr(service.pipeline.delivery, "AXES", BRIEF)
+        patch.setattr(service.pipeline.job_report, "AXES", BRIEF)
         patch.setattr(service.pipeline.profiling, "probe_plans", functools.partial(probe_plans, count=FEW_PROBES))
         yield
     torch.set_num_threads(threads)
 
 
 def model_folder(folder: Path, change: Callable[[TorchNetwork], None] | None = None, **options: Any) -> Path:
-    """A model.json with weights; `change` may edit the network before it is stored."""
+    """Write a model.json with weights. `change` may edit the network before it is stored."""
     network = small_network(**{**OPTIONS, **options})
     if change is not None:
         with torch.no_grad():
@@ -89,7 +94,10 @@ def random_images(count: int = len(SPLITS), size: tuple[int, int, int] = (3, 32,
 
 
 def data_folder(folder: Path, model: Path | None, **arrays: Any) -> Path:
-    """An npz of noise in given splits. `model`: its answers are the labels; None: no labels."""
+    """Write an npz file of noise in given splits.
+
+    model: its answers become the labels. With None, there are no labels.
+    """
     images = random_images()
     content: dict[str, Any] = {"images": images.numpy(), "split": np.array(SPLITS)}
     if model is not None:
@@ -105,7 +113,7 @@ def store_npz(folder: Path, **arrays: Any) -> Path:
 
 
 def digits(folder: Path) -> tuple[Path, Path]:
-    """Model and data of the digits benchmark."""
+    """Return the folders of the model and of the data of the digits benchmark."""
     data = folder / "digits-data"
     data.mkdir(parents=True)
     (data / "data.npz").symlink_to(DIGITS / "digits.npz")
@@ -119,7 +127,7 @@ def budget(metric: str, limit: float, device: str = "cpu", **setting: int) -> di
 
 @dataclass
 class Ran:
-    """A job that ended well, with everything that it left."""
+    """A job that succeeded, with all the files that it left."""
 
     request: JobRequest
     files: JobFiles
@@ -140,7 +148,10 @@ class Ran:
 
 @dataclass
 class Workshop:
-    """Runs jobs on one model and one data set, each in folders of its own, with shared latency tables."""
+    """A helper that runs jobs on one model and one data set.
+
+    Each job has its own folders. All jobs share the latency tables.
+    """
 
     root: Path
     model: Path
@@ -172,5 +183,5 @@ def job_request(*budgets: dict[str, Any], dataset: bool = True, **options: Any) 
 
 
 def delivered_network(ran: Ran) -> TorchNetwork:
-    """The original, pruned by the plan that was delivered; without recovery."""
+    """Return the original, pruned by the delivered plan, without recovery."""
     return open_model(ran.files.model).pruned(Plan.from_json(ran.json("plan.json")), None)

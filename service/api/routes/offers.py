@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from vitfit.offers import Device, Method
 
 from latency.devices.devices import PROFILES
 from service.api.auth import Admin, Reader
@@ -22,16 +23,16 @@ EXAMPLES: dict[str, Any] = {
 @router.get("/v1/devices")
 def list_devices(service: ServiceOf, _caller: Reader) -> DeviceList:
     """List the devices. Latency is measured on reachable devices and predicted for devices that are profiles."""
-    return DeviceList(devices=list(service.catalog.devices()))
+    return DeviceList(devices=[Device.from_json(device) for device in service.catalog.devices()])
 
 
 @router.get("/v1/devices/{name}")
-def get_device(name: str, service: ServiceOf, _caller: Reader) -> dict[str, Any]:
+def get_device(name: str, service: ServiceOf, _caller: Reader) -> Device:
     """Return one device."""
     devices = {str(device["name"]): device for device in service.catalog.devices()}
     if name not in devices:
         raise NotFound("device", name, list(devices))
-    return devices[name]
+    return Device.from_json(devices[name])
 
 
 @router.post("/v1/devices", status_code=201)
@@ -40,13 +41,13 @@ def create_device(
     response: Response,
     service: ServiceOf,
     _caller: Admin,
-) -> dict[str, Any]:
+) -> Device:
     """Add a device.
 
     The body is a profile as described in docs/devices.md, with units, source and date. Its name begins with `user-`.
     """
-    found = service.devices.add(profile)
-    response.headers["Location"] = f"/v1/devices/{found['name']}"
+    found = Device.from_json(service.devices.add(profile))
+    response.headers["Location"] = f"/v1/devices/{found.name}"
     return found
 
 
@@ -59,7 +60,7 @@ def delete_device(name: str, service: ServiceOf, _caller: Admin) -> None:
 @router.get("/v1/methods")
 def list_methods(service: ServiceOf, _caller: Reader) -> MethodList:
     """List the compression methods, and the importance criteria that each method supports."""
-    return MethodList(methods=list(service.catalog.methods()))
+    return MethodList(methods=[Method.from_json(method) for method in service.catalog.methods()])
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

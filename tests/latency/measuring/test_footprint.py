@@ -1,4 +1,7 @@
-"""What loading, the first run and the operators of a real file cost: relations, never seconds."""
+"""Tests of the cost of loading, of the first run and of the operators of a real file.
+
+They check relations between costs, never seconds.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""Who measures is alone: other measurements wait, and so does other work of ours; nobody waits for ever."""
+"""Tests of the machine lock.
+
+While one process measures, other measurements wait, and other work of vitfit waits too. Nobody waits for ever.
+"""
 
 import multiprocessing
 import threading
@@ -39,7 +42,7 @@ def test_work_does_not_wait_for_work() -> None:
 
 
 def restless(counter: "multiprocessing.sharedctypes.Synchronized[int]") -> None:
-    """Steps of 20 ms without a pause between them."""
+    """Do steps of 20 ms without a pause between them, and count the steps."""
     while True:
         with working():
             time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Measuring real files in real processes. What is checked is behaviour, never seconds."""
+"""Tests that measure real files in real processes. They check behaviour, never seconds."""
 
 import contextlib
 import fcntl
@@ -28,7 +28,7 @@ SHORT = Effort(seconds=0.4, processes=2, rounds=15, width=10.0)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A network and one with six times its blocks, batch 1."""
+    """Export a small network and one with six times as many blocks, at batch size 1."""
     folder = tmp_path_factory.mktemp("onnx")
     for name, depth in (("small", 1), ("large", 6)):
         small_network(depth=depth, embed_dim=96).export(folder / f"{name}.onnx", 1)
@@ -80,7 +80,7 @@ def test_one_thing_measures_at_a_time(files: tuple[Path, Path]) -> None:
 
 
 class Killer:
-    """Kills this process's measuring children, so many of them."""
+    """A helper that kills measuring children of this process, at most `most` of them."""
 
     def __init__(self, most: int) -> None:
         self.killed: list[int] = []
@@ -103,7 +103,7 @@ class Killer:
 
 
 def measuring_children() -> list[int]:
-    """Of this process, also those that nobody has reaped."""
+    """Return the ids of the measuring children of this process, also of those that ended and that nobody has reaped."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -114,7 +114,7 @@ def measuring_children() -> list[int]:
 
 
 def is_free() -> bool:
-    """Whether nobody measures."""
+    """Return whether nobody measures on this machine."""
     with FLOOR.open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -151,7 +151,7 @@ def test_images_of_another_shape_are_refused(files: tuple[Path, Path], tmp_path:
 
 
 def test_inputs_and_outputs_that_stay_on_the_device_give_the_same_answer(files: tuple[Path, Path]) -> None:
-    """What a GPU is measured with, on the device that every machine has."""
+    """Check the I/O binding that measurements on a GPU use. The test runs it on the CPU, which every machine has."""
     request = {"threads": 1, "batch": 1, "provider": "CPUExecutionProvider", "seed": 0}
     session = open_session(str(files[0]), request)
     inputs = feeds(session, request)[0]

@@ -1,4 +1,4 @@
-"""Measuring through a mailbox: a device that answers, one that refuses, one that is lost."""
+"""Tests of measuring through a mailbox. One device answers, one refuses, and one does not come back."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 @contextmanager
 def answering(mailbox: Mailbox, answer: dict[str, Any], seen: list[dict[str, Any]] | None = None) -> Iterator[None]:
-    """Something that answers every task so."""
+    """Answer every task with `answer`."""
     done = threading.Event()
 
     def work() -> None:
@@ -91,7 +91,7 @@ def test_a_lost_device_is_waited_for_and_then_named(
 
 
 def measuring(files: list[Path]) -> tuple[threading.Thread, list[Any]]:
-    """Waits for the agent in a thread of its own, and what it gets."""
+    """Start a thread that waits for the agent. Return the thread and the list that will hold the measurements."""
     found: list[Any] = []
     waiting = threading.Thread(target=lambda: found.extend(RemoteMeter("agent-a", Setting()).measure(files, EFFORT)))
     waiting.start()
@@ -113,7 +113,7 @@ def test_a_device_that_comes_back_in_time_is_no_error(
 def test_a_clock_that_jumps_loses_neither_the_device_nor_the_task(
     mailbox: Mailbox, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the new time of day the agent has been silent for hours, and the task was abandoned hours ago."""
+    """By the new time of day, the agent has been silent for hours and the task was abandoned hours ago."""
     monkeypatch.setenv(PATIENCE, "30")
     waiting, found = measuring(files)
     thrown_away = wait_until(mailbox.oldest, "the task").id
@@ -128,7 +128,7 @@ def test_a_clock_that_jumps_loses_neither_the_device_nor_the_task(
 
 
 def test_what_nobody_waits_for_is_thrown_away(mailbox: Mailbox, files: list[Path]) -> None:
-    """A job that was killed leaves its task behind."""
+    """A job that was killed leaves its task behind. Check that the mailbox deletes such a task."""
     first, second = (mailbox.post({"rounds": 1}, files, None) for _ in range(2))
     (path,) = mailbox._folder.glob(f"tasks/{first}/request.json")
     old = time.time() - ABANDONED_S - 1

@@ -1,4 +1,4 @@
-"""Intervals from samples: values by hand, and what the spread between processes does to them."""
+"""Tests of intervals from samples: values computed by hand, and the effect of the spread between processes."""
 
 from typing import Any
 
@@ -64,7 +64,11 @@ def test_a_measurement_keeps_every_sample_in_json() -> None:
 
 
 def test_mean_and_p95_over_rounds() -> None:
-    """Twenty rounds of which one is dear: the 95th of a hundred images is still a cheap one, of ten it is not."""
+    """Measure with twenty rounds, one of which is slow.
+
+    The 95th percentile by nearest rank is the 19th of twenty rounds, which is fast. Of ten rounds it is the 10th, which
+    is slow.
+    """
     rounds = np.array([1.0] * 19 + [21.0])
     assert bootstrap([rounds], "mean").value == pytest.approx(2.0)
     assert bootstrap([rounds], "p95").value == 1.0
@@ -74,7 +78,7 @@ def test_mean_and_p95_over_rounds() -> None:
 
 
 def test_rounds_with_a_busy_neighbour_do_not_count_where_there_are_others() -> None:
-    """It slows the large network twofold and the small one by half."""
+    """A busy neighbour makes the large network twice as slow and the small network one and a half times as slow."""
     random = np.random.default_rng(3)
     busy = random.random((6, 40)) < 0.45
     noise = random.normal(1, 0.01, (2, 6, 40))

@@ -1,4 +1,4 @@
-"""Features are sums over operations, however many structures are counted at once."""
+"""Check that features are sums over operations, for one structure and for many structures at once."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""The probes: plans that fit their network, the same ones each time, that together touch everything a method may ask for."""
+"""Tests of the probes.
+
+The probe plans fit their network and are the same each time. Together they cover everything that a method may remove.
+"""
 
 import dataclasses
 
@@ -116,7 +119,10 @@ def test_columns_are_computed_in_whole_registers() -> None:
 
 
 def test_a_block_is_the_sum_of_its_parts() -> None:
-    """Pricing takes blocks apart to remember more of them: nothing may be lost or counted twice."""
+    """Pricing splits blocks into parts, so that it can remember more of them.
+
+    Check that it counts each operation once.
+    """
     structure = plain()
     for plan in probe_plans(structure, 12):
         shape = plan.apply_to(structure)

@@ -1,4 +1,4 @@
-"""Profiles: their formulas by hand, and what a user may rely on."""
+"""Tests of profiles: their formulas computed by hand, and the properties that a user may rely on."""
 
 import dataclasses
 import re
@@ -19,11 +19,11 @@ from tests.support.networks import random_plan, small_network
 
 PROFILES = [name for name in device_names() if name != "cpu"]
 SUMS = [name for name in PROFILES if read_device(name)["model"] != "pipeline"]
-"""Those whose operations come one after the other."""
+"""The profiles of devices that run one operation after the other."""
 
 
 def only(op: Op) -> Structure:
-    """A structure of one operation."""
+    """Return a structure with a single operation."""
     return Structure("one", (3, 8, 8), 1, 1, True, (op,), (), ())
 
 
@@ -36,7 +36,10 @@ def test_a_product_on_the_roofline_by_hand() -> None:
 
 
 def test_channels_of_a_depthwise_convolution_share_vectors() -> None:
-    """64 channels, one column each: priced as 64 columns, not as 64 vectors of which one lane works."""
+    """Check a convolution of 64 channels with one column each.
+
+    Its price is that of 64 columns, not that of 64 vectors in which only one lane works.
+    """
     p = read_device("generic-mobile")
     op = Op("conv", "dw", rows=6 * 10**5, cols=1, inner=9, count=64, weights=True)
     seconds = 6 * 10**5 * 9 * 64 / (p["peak_macs_per_s"] * 9 / (9 + p["half_inner"])) + p["overhead_s_per_operation"]
@@ -52,7 +55,7 @@ def test_a_thin_product_is_bound_by_memory() -> None:
 
 
 def test_tiles_are_whole() -> None:
-    """One row more than a tile costs a second tile of rows."""
+    """Check that one row more than a full tile costs a second tile of rows."""
     p, pricer = read_device("generic-fpga"), ProfilePricer("generic-fpga", Setting())
     op = Op("matmul", "fc", rows=160, cols=160, inner=800)
     costs = [pricer.price([only(dataclasses.replace(op, rows=rows))]).ms[0] for rows in (160, 161, 176)]
@@ -106,7 +109,10 @@ def test_what_a_profile_says_it_predicts_is_what_it_predicts(name: str) -> None:
 
 
 def test_hg_pipe_is_right_to_the_cycle() -> None:
-    """arXiv 2407.17879: intervals of DeiT-Tiny's stages on 196 tokens, as published; softmax is the slowest."""
+    """Check the published intervals of DeiT-Tiny's stages on 196 tokens (arXiv 2407.17879).
+
+    Softmax is the slowest stage.
+    """
     structure = untrained("deit_tiny_patch16_224", class_token=False, global_pool="avg").structure
     pricer, clock_khz = ProfilePricer("hg-pipe@vck190", Setting()), 425e3
     assert pricer.price([structure]).ms[0] * clock_khz == pytest.approx(57_624)
@@ -120,7 +126,10 @@ def test_hg_pipe_is_right_to_the_cycle() -> None:
 
 
 def test_a_pipeline_is_as_fast_as_its_slowest_stage() -> None:
-    """Neurons are not that stage: removing them gains nothing. Tokens are in all of them."""
+    """Check what removals gain when one stage limits the speed.
+
+    The neurons are not in the slowest stage, so their removal gains nothing. All stages process the tokens.
+    """
     structure = untrained("deit_tiny_patch16_224", class_token=False, global_pool="avg").structure
     whole = identity(structure)
     thin = [dataclasses.replace(block, neurons=block.neurons[:96]) for block in whole.blocks]
@@ -130,7 +139,7 @@ def test_a_pipeline_is_as_fast_as_its_slowest_stage() -> None:
         ProfilePricer("hg-pipe@vck190", Setting()).price([plan.apply_to(structure) for plan in plans]).ms
     )
     assert fewer_neurons == dense
-    assert fewer_tokens == dense  # the first block still sees them all
+    assert fewer_tokens == dense  # the first block still processes all tokens
     late = structure.blocks[1:]
     halves = [dataclasses.replace(block, tokens=98) for block in late]
     pricer = ProfilePricer("hg-pipe@vck190", Setting())

@@ -1,4 +1,4 @@
-"""The fitted table on a device whose true cost is known."""
+"""Tests of the fitted table on a device whose true cost is known."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ from tests.support.networks import small_network
 from tests.support.worlds import random_ranking
 
 TRUE_NS = {name: ns * factor for (name, ns), factor in zip(PRIOR_NS.items(), itertools.cycle((3.0, 1.0, 0.5, 2.0)))}
-"""Another machine than the one that a fit starts from."""
+"""The costs of a machine that differs from the one where a fit starts."""
 
 
 def true_ms(structure: Structure) -> float:
@@ -35,7 +35,7 @@ def space() -> CompactSpace:
 
 @pytest.fixture(scope="module")
 def table(space: CompactSpace) -> Table:
-    """Fitted as a job does, to the probes; the measurements are off by up to 0.5 %."""
+    """Fit a table to the probes, as a job does. The measurements have errors of up to 0.5 %."""
     random, original = np.random.default_rng(0), space.structure
     structures = [plan.apply_to(original) for plan in probe_plans(original)]
     samples = [Sample(original, Interval(1, 1, 1))]
@@ -72,7 +72,10 @@ def test_the_original_costs_exactly_what_was_measured(space: CompactSpace, table
 
 
 def test_a_measurement_overrules_the_prediction(space: CompactSpace, table: Table) -> None:
-    """A structure that runs 8 % slower than the sum says is predicted so afterwards, and so are its neighbours."""
+    """Measure a structure that runs 8 % slower than the sum predicts.
+
+    Afterwards the table predicts this structure correctly and raises the prediction of its neighbours.
+    """
     policy = space.along([0.6] * len(space.dimensions), 0.5)
     near = space.along([0.6] * len(space.dimensions), 0.52)
     structure, neighbour = space.sketch(policy), space.sketch(near)
@@ -115,7 +118,7 @@ def test_a_table_with_probes_in_int8_predicts_both_precisions_and_mixtures(space
 
 
 def test_without_probes_in_int8_fp32_networks_cost_what_they_did(space: CompactSpace, table: Table) -> None:
-    """Tables that were stored before there was int8."""
+    """Check a table that was stored before vitfit supported int8."""
     unseen, columns = (
         random_structures(space, 20),
         [name for name in FEATURES if name.startswith(("int8", "quantised", "plain"))],

@@ -1,4 +1,7 @@
-"""Archives from strangers: what is refused, and that nothing is left behind when it is."""
+"""Tests of archives from strangers.
+
+They check which archives vitfit refuses, and that a refused archive leaves no files behind.
+"""
 
 import bz2
 import gzip
@@ -76,7 +79,10 @@ def test_is_unpacked_once(tmp_path: Path) -> None:
 
 
 def test_two_processes_may_unpack_at_once(tmp_path: Path) -> None:
-    """The folder appears while this one is still at work: the other's work is taken."""
+    """Another process publishes the folder while this one still unpacks.
+
+    Check that this process takes the other's result.
+    """
     archive = zip_of(tmp_path / "data.zip", {"a.png": b"x"})
     other = tmp_path / "other"
     done = unpack(archive, other, SMALL)
@@ -151,7 +157,10 @@ def test_tar_bomb(tmp_path: Path, opener: Callable) -> None:
 
 
 def test_tar_header_that_would_fill_memory(tmp_path: Path) -> None:
-    """A pax header is read into memory at the size it claims, which no limit on members sees."""
+    """Python reads a pax header into memory, at the size that the header claims.
+
+    No limit on members covers this size.
+    """
     archive = tmp_path / "data.tar"
     info = tarfile.TarInfo("header")
     info.type, info.size = tarfile.XHDTYPE, 5 * MIB
@@ -169,7 +178,7 @@ def test_truncated(tmp_path: Path, build: Callable) -> None:
 
 def test_tar_cut_between_two_members(tmp_path: Path) -> None:
     archive = tar_of(tmp_path / "data.tar", {"a.png": b"x", "b.png": b"y"})
-    archive.write_bytes(archive.read_bytes()[:1024])  # the header and the block of a.png
+    archive.write_bytes(archive.read_bytes()[:1024])  # keeps the header and the block of a.png
     assert_refused(archive, DamagedFile, "end of the archive is missing")
 
 
@@ -188,14 +197,14 @@ def test_zip_whose_contents_were_changed(tmp_path: Path) -> None:
 def test_zip_whose_compressed_contents_were_changed(tmp_path: Path) -> None:
     archive = zip_of(tmp_path / "data.zip", {"a.png": bytes(range(256)) * 40})
     content = bytearray(archive.read_bytes())
-    start = 30 + len("a.png")  # behind the local header
+    start = 30 + len("a.png")  # the position after the local header
     content[start : start + 20] = b"\xff" * 20
     archive.write_bytes(content)
     assert_refused(archive, DamagedFile, "may be truncated")
 
 
 def test_zip_that_lies_about_its_sizes(tmp_path: Path) -> None:
-    """The table says 10 bytes where a mebibyte lies: no more than 10 are ever written."""
+    """The table claims 10 bytes, but the content is a mebibyte long. Check that no more than 10 bytes are written."""
     archive = zip_of(tmp_path / "data.zip", {"a.png": bytes(MIB)})
     archive.write_bytes(archive.read_bytes().replace(struct.pack("<L", MIB), struct.pack("<L", 10)))
     assert_refused(archive, DamagedFile, "cannot be read")

@@ -1,4 +1,4 @@
-"""npz files: what is read, and that bad ones are refused by their headers."""
+"""Tests of npz files: what vitfit reads, and how it refuses bad files by their headers."""
 
 import zipfile
 from pathlib import Path
@@ -23,7 +23,7 @@ def write(path: Path, **arrays: np.ndarray) -> Path:
 
 
 def claim(path: Path, shape: str, dtype: str = "|u1", content: bytes = b"") -> Path:
-    """An npz whose header claims what its content does not hold."""
+    """Write an npz file whose header claims more than its content holds."""
     header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     with zipfile.ZipFile(path / "data.npz", "w") as file:
         file.writestr(

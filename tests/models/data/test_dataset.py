@@ -1,4 +1,4 @@
-"""Data sets as a job sees them: splits that never mix, batches, descriptions, and what is refused."""
+"""Tests of data sets as a job sees them: separate splits, batches, descriptions and refusals."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from models.errors import BadData, DamagedFile, InvalidRequest, TooLarge, Unsafe
 
 PREPROCESSING = Preprocessing(size=(1, 16, 16), mean=(0.5,), std=(0.5,))
 NUMBERS = np.arange(120)
-IMAGES = np.broadcast_to(NUMBERS.astype(np.uint8)[:, None, None, None], (120, 8, 8, 1))  # image i is of level i
+IMAGES = np.broadcast_to(NUMBERS.astype(np.uint8)[:, None, None, None], (120, 8, 8, 1))  # image i has level i
 LABELS = NUMBERS % 4
 GIVEN = np.array(["train"] * 40 + ["selection"] * 30 + ["test"] * 50)
 
@@ -47,7 +47,7 @@ def picture(level: int) -> bytes:
 
 
 def zip_set(folder: Path, names: Sequence[str]) -> Path:
-    """A zip of pictures; the n-th is of level n."""
+    """Write a zip file of pictures. The n-th picture has level n."""
     describe(folder, "archive")
     with zipfile.ZipFile(folder / "data.zip", "w") as file:
         for level, name in enumerate(names):
@@ -56,7 +56,7 @@ def zip_set(folder: Path, names: Sequence[str]) -> Path:
 
 
 def levels(images: torch.Tensor) -> list[int]:
-    """The numbers that the images were painted with."""
+    """Return the levels with which the images were painted."""
     return ((images.mean((1, 2, 3)) * 0.5 + 0.5) * 255).round().int().tolist()
 
 
@@ -97,9 +97,9 @@ def test_without_a_split_the_images_are_dealt_out(tmp_path: Path, labelled: bool
     data = open_data(npz_set(tmp_path / "set", **arrays), PREPROCESSING, 4)
     assert [data.count(split) for split in SPLITS] == [60, 30, 30, 60]
     parts = [set(data.rows[split].tolist()) for split in ("calibration", "selection", "test")]
-    assert set.union(*parts) == set(range(120))  # with the counts: nothing is twice
+    assert set.union(*parts) == set(range(120))  # the counts add up to 120, so no row is in two splits
     assert data.rows["train"].tolist() == data.rows["calibration"].tolist()
-    assert data.rows["test"].tolist() != list(range(90, 120))  # shuffled
+    assert data.rows["test"].tolist() != list(range(90, 120))  # the rows are shuffled
     assert any("brings no split" in warning for warning in data.warnings)
 
 
@@ -185,7 +185,7 @@ def test_batches_bring_everything_once(given: Dataset) -> None:
 
 
 def test_pictures_are_decoded_batch_by_batch(tmp_path: Path) -> None:
-    """The last picture is damaged; the batches before it come out all the same."""
+    """The last picture is damaged. Check that the batches before it are still delivered."""
     folder = zip_set(tmp_path / "set", [f"test/{n:03}.png" for n in range(40)] + [f"train/{n}.png" for n in range(20)])
     with zipfile.ZipFile(folder / "data.zip", "a") as file:
         for number in range(10):
@@ -258,7 +258,7 @@ def test_a_zip_that_climbs_out_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> Path:
-    """A folder that the operator allows, with class folders of pictures."""
+    """A folder that the operator allows, with one folder of pictures for each class."""
     for level, name in enumerate(CLASSES):
         path = tmp_path / "shelf" / "animals" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -270,7 +270,7 @@ def test_a_path_under_an_allowed_folder(tmp_path: Path, shelf: Path) -> None:
     folder = describe(tmp_path / "set", "path", shelf / "animals")
     data = open_data(folder, PREPROCESSING, 2, [tmp_path / "other", shelf])
     assert levels(data.take("test", 3, 0).images) == data.take("test", 3, 0).indices.tolist()
-    assert [path.name for path in folder.iterdir()] == ["dataset.json"]  # nothing is copied
+    assert [path.name for path in folder.iterdir()] == ["dataset.json"]  # no file is copied
 
 
 def test_a_path_to_a_file(tmp_path: Path, shelf: Path) -> None:

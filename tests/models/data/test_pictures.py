@@ -1,4 +1,4 @@
-"""Folders of pictures: classes and splits from names, and pictures that are none."""
+"""Tests of folders of pictures: classes and splits from file names, and files that are not pictures."""
 
 import os
 import struct
@@ -67,7 +67,10 @@ def test_formats_that_run_other_programs_are_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("side", "limit"), [(100_000, 64_000_000), (8_001, 64_000_000), (10_000, 10**9)])
 def test_too_many_pixels(tmp_path: Path, side: int, limit: int) -> None:
-    """A file of a few bytes that would fill memory: above both limits, ours only, Pillow's warning only."""
+    """A file of a few bytes would fill the memory.
+
+    The three cases are above both limits, above vitfit's limit only, and above the limit of Pillow's warning only.
+    """
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

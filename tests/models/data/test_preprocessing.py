@@ -1,4 +1,4 @@
-"""Preprocessing is timm's evaluation transform, and says what it cannot do."""
+"""Check that preprocessing equals timm's evaluation transform, and that it refuses what it cannot do."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A data set is judged when it is uploaded, before any model is known."""
+"""Check that vitfit judges a data set at its upload, before any model is known."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Which patches are kept, told for people: the places are those of the whole grid, whatever was removed before."""
+"""Tests of the kept patches that people see.
+
+Their indices refer to the unreduced grid, also when earlier blocks removed tokens.
+"""
 
 import dataclasses
 import io
@@ -15,7 +18,7 @@ from tests.support.networks import images_for, small_network
 
 
 def reduced(*kept: int, reducer: str = "drop") -> TorchNetwork:
-    """A small network (16 patches) that keeps so many patches in its blocks from the first on."""
+    """Return a small network (16 patches) that keeps `kept` patches, one number for each of its first blocks."""
     network = small_network(img_size=32, depth=3)
     whole = identity(network.structure)
     blocks = [dataclasses.replace(b, tokens=TokenPlan(k, reducer)) for b, k in zip(whole.blocks, kept, strict=False)]  # type: ignore[arg-type]
@@ -35,7 +38,7 @@ def test_places_are_of_the_whole_grid_after_every_block(reducer: str) -> None:
 
 
 def test_they_are_those_that_the_forward_pass_gathers() -> None:
-    """Tokens that carry their place through blocks that do nothing: what is left at the end are the kept places."""
+    """The tokens carry their index through blocks that do nothing. The tokens at the end must be the kept patches."""
     network = reduced(9, 4)
     blocks = network.pruned_blocks()
     for block in blocks:

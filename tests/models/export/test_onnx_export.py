@@ -1,4 +1,7 @@
-"""The exported file gives what PyTorch gives, holds standard operators only, and carries its preprocessing."""
+"""Tests of the exported file.
+
+It gives the same outputs as PyTorch, holds standard operators only and carries its preprocessing.
+"""
 
 import subprocess
 import sys
@@ -100,7 +103,10 @@ def test_merged_tokens_keep_their_weight_in_the_form_for_the_cpu(tmp_path: Path)
 
 
 def test_exported_scales_stand_in_the_weights(tmp_path: Path) -> None:
-    """Layer scale and the attention's own cost nothing, and the network that was exported has kept them."""
+    """The exported weights contain layer scale and the attention's scale, so the scales cost no operation.
+
+    The network that was exported keeps its own scales.
+    """
     network = small_network(init_values=0.3)
     before = network.outputs(images_for(network, 2))
     for form in FORMS:

@@ -1,4 +1,4 @@
-"""ONNX files that are larger than protobuf allows, with a limit that small ones pass."""
+"""Tests of ONNX files that are larger than protobuf allows. A lower limit makes small files count as large."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def test_eight_bit_files_too(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_weights_that_are_really_so_many(tmp_path: Path) -> None:
-    """One layer of 2.2 GB: what the exporter, protobuf and the runtime do with it."""
+    """Check what the exporter, protobuf and the runtime do with one layer of 2.2 GB."""
     image, outputs = (1, 128, 128), 33_000
     layer = torch.nn.Linear(128 * 128, outputs, bias=False, device="meta").to_empty(device="cpu")
     torch.nn.init.constant_(layer.weight, 0.5)

@@ -1,4 +1,7 @@
-"""Families with stages: described exactly, pruned physically, recovered, searched, exported; the same tests for each."""
+"""Tests of the families with stages, the same tests for each family.
+
+They describe each network exactly, prune it physically, recover, search and export it.
+"""
 
 import copy
 import dataclasses
@@ -120,7 +123,7 @@ def test_every_criterion_ranks_and_a_space_plans(variant: str, criterion: str) -
 
 @pytest.mark.parametrize("variant", [v for v in SMALL if "," not in v])
 def test_the_whole_way_to_onnx(variant: str, tmp_path: Path) -> None:
-    """Ranked, cut to 0.7, recovered, trained a step, exported; ONNX Runtime agrees."""
+    """Rank, prune to 0.7, recover, train one step and export. Check that ONNX Runtime agrees."""
     network = small_family(variant)
     images = images_for(network, 24)
     statistics = network.statistics(images)
@@ -141,7 +144,7 @@ def test_the_whole_way_to_onnx(variant: str, tmp_path: Path) -> None:
 
 
 def test_a_query_dim_matters_only_with_its_key() -> None:
-    """Magnitude reads q and k of separate layers as those of a fused one: the same numbers, wherever they stand."""
+    """Check that magnitude reads separate q and k layers like one fused layer, and gives the same scores."""
     network = small_family("pvt_v2")
     block, joined = blocks_of(network.module, "pvt_v2")[2], network.weights()[2].qkv
     k, v = block.attn.kv.weight.chunk(2)
@@ -217,7 +220,7 @@ def test_real_sizes_go_the_whole_way(name: str, tmp_path: Path) -> None:
 
 
 def test_statistics_of_plain_blocks_are_refused_by_name() -> None:
-    """Gates and attention are read through one fused q/k/v layer in one row of blocks."""
+    """vitfit reads gates and attention only from one fused q/k/v layer and from a single list of blocks."""
     network = small_family("pvt_v2")
     with pytest.raises(
         InvalidRequest,
@@ -228,7 +231,7 @@ def test_statistics_of_plain_blocks_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("variant", ["pvt_v2", "pit"])
 def test_up_vit_removes_dims_neurons_and_halves_by_divergence(variant: str, tmp_path: Path) -> None:
-    """UP-ViTs on a network with stages: its embedding width stays, everything else may go."""
+    """Run UP-ViTs on a network with stages. The embedding width stays, and every other axis may become smaller."""
     network = small_family(variant)
     images = images_for(network, 12)
     statistics = network.statistics(images, CRITERIA["kl"].needs)

@@ -1,4 +1,4 @@
-"""What a trace of one image says, and what is refused when it does not explain the model."""
+"""Tests of the trace of one image: what it finds, and the refusal of models that it does not explain."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_tokens_windows_and_keys_are_read() -> None:
     assert [b.tokens for b in pvt.blocks] == [256, 64, 64, 16, 4, 4]
     assert [b.attention.keys for b in pvt.blocks] == [4, 4, 4, 4, None, None]  # type: ignore[union-attr]
     found = [(b.attention.windows, b.attention.window) for b in swin.blocks[::2]]  # type: ignore[union-attr]
-    assert found == [(9, 49), (4, 49), (1, None)]  # 18 x 18 and 9 x 9 in windows of 7 x 7, padded; 5 x 5 in one
+    assert found == [(9, 49), (4, 49), (1, None)]  # 7 x 7 windows: padded on 18 x 18 and 9 x 9, one on 5 x 5
 
 
 @pytest.mark.parametrize("variant", SMALL)
@@ -57,7 +57,7 @@ def test_structures_survive_json(variant: str) -> None:
 
 
 def test_a_plain_structure_has_the_key_that_it_had_before_there_were_stages() -> None:
-    """Trials and tables are stored under these keys."""
+    """Stored trials and tables use these keys."""
     structure = small_network().structure
     assert "fixed" not in structure.to_json()
     assert not {"layers", "window", "table", "reduction"} & set(

@@ -1,4 +1,4 @@
-"""PiT: tokens may go in the last stage, and only there; which they are is decided in its own grid."""
+"""Tests of PiT. Only the last stage may lose tokens. The choice of tokens uses the grid of that stage."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from tests.support.families import small_family
 from tests.support.networks import images_for
 
 LAST = 3
-"""First block of the last stage of the small network, which has 1, 2 and 3 blocks."""
+"""The first block of the last stage. The stages of the small network have 1, 2 and 3 blocks."""
 
 
 def with_tokens(network: TorchNetwork, tokens: dict[int, TokenPlan]) -> Plan:
@@ -27,7 +27,7 @@ def with_tokens(network: TorchNetwork, tokens: dict[int, TokenPlan]) -> Plan:
 
 
 def attend(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x + attention, and the attention after softmax, written out."""
+    """Return x + attention, and the attention after softmax, computed step by step."""
     attn, heads = block.attn, block.attn.num_heads
     q, k, v = attn.qkv(block.norm1(x)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     weights = torch.softmax(q @ k.transpose(-1, -2) * attn.scale, -1)
@@ -83,7 +83,7 @@ def test_tokens_can_go_at_the_start_of_later_blocks(score: str) -> None:
 
 
 def test_a_space_counts_the_patches_of_the_last_stage() -> None:
-    """9 patches there, 36 in the stage before, 121 in the first."""
+    """The last stage has 9 patches, the stage before it has 36 and the first stage has 121."""
     structure = small_family("pit").structure
     space = space_of(METHODS["joint"], structure, unranked(structure))
     assert [name for name in space.dimensions if name.startswith("tokens")] == ["tokens0", "tokens1"]

@@ -1,4 +1,7 @@
-"""Swin: tokens may go in the last stage when one window holds its grid; the others keep their places."""
+"""Tests of Swin.
+
+The last stage may lose tokens if one window holds its grid. The tokens that stay keep their positions.
+"""
 
 import dataclasses
 
@@ -12,7 +15,10 @@ from tests.support.families import small_family
 from tests.support.networks import images_for
 
 LAST = 4
-"""First block of the last stage of the small network, which has 2 blocks in each of 3 stages; 16 tokens there."""
+"""The first block of the last stage.
+
+The small network has 3 stages with 2 blocks each. The last stage has 16 tokens.
+"""
 
 
 def with_tokens(network: TorchNetwork, tokens: dict[int, TokenPlan]) -> Plan:
@@ -30,7 +36,7 @@ def test_tokens_are_free_only_where_one_window_holds_the_grid() -> None:
 
 @pytest.mark.parametrize("reducer", ["drop", "fuse"])
 def test_tokens_that_stay_keep_their_places(reducer: str) -> None:
-    """Against the second block written out token by token, with the bias of each pair of places."""
+    """Compare with the second block, computed token by token, with the position bias of each pair of tokens."""
     network = small_family("swin")
     model, images = network.module, images_for(network, 2)
     small = network.pruned(with_tokens(network, {LAST: TokenPlan(5, reducer)}), None)  # type: ignore[arg-type]
@@ -62,7 +68,7 @@ def test_tokens_that_stay_keep_their_places(reducer: str) -> None:
 
 
 def attend(block: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x + attention, and the attention after softmax."""
+    """Return x + attention, and the attention after softmax."""
     attn = block.attn
     q, k, v = attn.qkv(block.norm1(x)).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     weights = torch.softmax(q @ k.transpose(-1, -2) * attn.scale + bias, -1)

@@ -1,4 +1,4 @@
-"""Sizes as products of atoms."""
+"""Tests of sizes as products of atoms."""
 
 import pytest
 

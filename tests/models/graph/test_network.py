@@ -1,4 +1,4 @@
-"""Models that no family describes, cut by their graphs."""
+"""Tests of graph models: vitfit prunes them by their graphs."""
 
 import dataclasses
 import pickle
@@ -34,7 +34,10 @@ NAMES = {
 
 
 def shaken(name: str) -> GraphNetwork:
-    """With random weights everywhere: new models have zeros that hide what is missing."""
+    """Return a model with random weights everywhere.
+
+    The weights of a new model contain zeros, which would hide missing parts.
+    """
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10)
     with torch.no_grad():
@@ -57,7 +60,10 @@ def images(network: GraphNetwork, count: int = 2) -> Tensor:
     ],
 )
 def test_a_cut_network_gives_what_the_whole_gives_when_nobody_reads_the_members(name: str) -> None:
-    """What is cut is exactly these members: with zeros in the columns that read them the whole network gives the same."""
+    """Check that exactly the members in question are removed.
+
+    The original gives the same outputs when the columns that read these members are zero.
+    """
     network = shaken(name)
     plan = plan_of(network.structure, 0.7)
     cut = network.pruned(plan, None).outputs(images(network))
@@ -169,7 +175,7 @@ def test_it_travels_to_other_processes_and_is_cut_there_as_here() -> None:
 
 
 class Odd(nn.Module):
-    """Operators in ways that no rule knows, on the way into a plain block."""
+    """A model that multiplies a plain network by a factor. No rule describes the operators that compute this factor."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

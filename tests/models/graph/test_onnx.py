@@ -1,4 +1,4 @@
-"""ONNX files as models."""
+"""Tests of ONNX files as models."""
 
 import json
 import warnings
@@ -76,7 +76,10 @@ def test_our_own_files_are_taken_again_with_their_preprocessing(tmp_path: Path) 
 
 
 def test_a_file_of_one_image_that_would_mix_several_is_refused(tmp_path: Path) -> None:
-    """Of one image our own files have tokens as rows: of two, all rows would attend to each other."""
+    """In vitfit's own files for one image, the tokens are rows.
+
+    With two images, all rows would attend to each other.
+    """
     small().export(tmp_path / "model.onnx", 1)
     with pytest.raises(UnsupportedModel, match=r"mix the values of several.*model.dynamic.onnx"):
         open_onnx(tmp_path / "model.onnx", "one", None)

@@ -1,4 +1,4 @@
-"""Graphs that are plain vision transformers, read as such."""
+"""Tests of graphs that vitfit recognises as plain vision transformers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tokens that leave models which go by their graphs."""
+"""Tests of token reduction in graph models."""
 
 import dataclasses
 import pickle
@@ -35,11 +35,14 @@ SMALL = {
     "vit_base_patch16_siglip_224": {"img_size": 96, "depth": 4, "embed_dim": 96, "num_heads": 3},
     "cait_xxs24_224": {"img_size": 96, "depth": 4, "embed_dim": 96, "num_heads": 3},
 }
-"""Rotary positions, tables of relative positions, registers, attention pooling, a class token that comes late."""
+"""Models with rotary positions, tables of relative positions, registers, attention pooling and a late class token."""
 
 
 def small(name: str, **options: object) -> tuple[nn.Module, GraphNetwork]:
-    """With random weights everywhere: new models have zeros that hide what is missing."""
+    """Return a model with random weights everywhere.
+
+    The weights of a new model contain zeros, which would hide missing parts.
+    """
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10, **(SMALL[name] | options)).eval()
     with torch.no_grad():
@@ -53,7 +56,7 @@ def images(network: GraphNetwork, count: int = 3) -> Tensor:
 
 
 def without_tokens(plan: Plan, structure: Structure, reducer: Reducer = "drop", keep: float = 0.6) -> Plan:
-    """Tokens leave in the second and the fourth block."""
+    """Return the plan with token reductions in the second and the fourth block."""
     blocks, patches = list(plan.blocks), structure.tokens - structure.prefix
     for place, share in ((1, keep), (3, keep / 2)):
         blocks[place] = dataclasses.replace(blocks[place], tokens=TokenPlan(round(share * patches), reducer))
@@ -70,7 +73,7 @@ def test_the_graph_way_and_the_family_way_keep_the_same_tokens(reducer: Reducer,
     for network in (family, graph):
         plan = without_tokens(plan_of(network.structure, 0.7), network.structure, reducer)
         found.append(network.pruned(plan, None))
-    if pooling == "token":  # by which attention tokens are chosen: of the class token where it is what is read
+    if pooling == "token":  # else they choose tokens by different attentions
         assert torch.allclose(found[0].outputs(x), found[1].outputs(x), atol=1e-5)
     assert found[0].structure.macs == found[1].structure.macs
     assert [r.kept for r in found[0].reductions()] == [r.kept for r in found[1].reductions()] == [22, 11]
@@ -80,8 +83,10 @@ def test_the_graph_way_and_the_family_way_keep_the_same_tokens(reducer: Reducer,
 def test_what_stays_sees_what_it_would_see_if_the_others_were_hidden(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole model with the same tokens hidden from every later attention gives the same: positions are those that the tokens
-    had, whatever table they come from."""
+    """Compare with the original, in which no later attention sees the removed tokens.
+
+    Both give the same outputs. Every kept token keeps its position, whatever table the position comes from.
+    """
     model, network = small(name, **({} if "siglip" in name else {"global_pool": "avg"}))
     plan = without_tokens(identity(network.structure), network.structure)
     cut, x = network.pruned(plan, None), images(network)
@@ -97,7 +102,7 @@ def test_what_stays_sees_what_it_would_see_if_the_others_were_hidden(
 
     def masked(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: object) -> Tensor:
         calls.append(1)
-        stage = 0 if len(calls) <= 2 else 1 if len(calls) <= 4 else 2  # behind blocks 1 and 3
+        stage = 0 if len(calls) <= 2 else 1 if len(calls) <= 4 else 2  # reductions after blocks 1 and 3
         if stage == 0:
             return fused(q, k, v, attn_mask=attn_mask, **options)
         bias = torch.zeros(hidden[0].shape).masked_fill(~hidden[stage - 1], -torch.inf)[:, None, None]
@@ -150,7 +155,7 @@ def test_from_an_onnx_file_as_from_pytorch(name: str, dynamo: bool, tmp_path: Pa
     x = images(network, 4)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # torch's exporters fail on some of timm's fused ones
+            module.fused_attn = False  # torch's exporters fail on some of timm's fused attentions
     torch.onnx.export(
         model,
         (x,),
@@ -168,13 +173,16 @@ def test_from_an_onnx_file_as_from_pytorch(name: str, dynamo: bool, tmp_path: Pa
         cut = one.pruned(plan, None)
         assert differs(cut, cut.module) == []
         found.append(cut.outputs(x))
-        if "eva" in name:  # sines and cosines, looked up once for all blocks behind the first reduction
+        if "eva" in name:  # sines and cosines: one look-up for all blocks after the first reduction
             assert sum(isinstance(module, TokenRows) for module in cut.module.modules()) == 2
     assert (found[0] - found[1]).abs().max() < 1e-4 * found[0].abs().max()
 
 
 def test_its_package_weighs_as_much_as_it_stands_for() -> None:
-    """Where the outputs are a mean over tokens, and tokens hardly differ, a package of many changes little."""
+    """The outputs are a mean over tokens, and the tokens hardly differ.
+
+    Therefore a fused token that stands for many tokens changes the outputs only a little.
+    """
     model, network = small("vit_relpos_small_patch16_224")
     with torch.no_grad():
         for parameter in model.blocks.parameters():
@@ -193,7 +201,7 @@ def test_rows_of_a_table_are_those_of_the_tokens_and_their_mean_for_a_package() 
     found = TokenRows(4, (-2, -1), before=1, gone=2)(table, torch.tensor([[2, 0], [1, 3]]))
     assert found.shape == (2, 1, 4, 4)
     assert found[0, 0, 1].tolist() == [15, 18, 16, 18]  # token 2: row 3, columns 0, 3, 1 and the mean of 2 and 4
-    assert found[1, 0, 3].tolist() == [10, 12, 14, 12]  # the package of tokens 0 and 2: the mean of rows 1 and 3
+    assert found[1, 0, 3].tolist() == [10, 12, 14, 12]  # the fused token of tokens 0 and 2: the mean of rows 1 and 3
 
 
 def test_its_tokens_train_and_travel() -> None:

@@ -1,4 +1,7 @@
-"""Operators that say the same as usual ones: cut alike, or refused. Each model here equals the usual one before it is cut."""
+"""Tests of unusual operators that compute the same as usual ones.
+
+vitfit prunes both kinds alike, or refuses the unusual one. Before pruning, each model here equals a usual model.
+"""
 
 from collections.abc import Callable
 
@@ -141,7 +144,7 @@ class Causal(Attention):
 
 
 class Stacked(Attention):
-    """A table that is read where the first dim counts q and k."""
+    """An attention that multiplies a stack of q and k by a table. The first dim of the stack counts q and k."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Hugging Face folders, of the library's own configuration classes."""
+"""Tests of Hugging Face folders, made with the configuration classes of the library."""
 
 import json
 from pathlib import Path

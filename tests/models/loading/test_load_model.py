@@ -1,4 +1,4 @@
-"""What is taken and what is refused, with the reason."""
+"""Tests of loading: which models vitfit takes, and which ones it refuses, with the reason."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""A larger network pruned to the very shape of a smaller one, and loaded by timm under its own names."""
+"""Tests that prune a larger network to the exact shape of a smaller timm model.
+
+timm loads the result under its own names.
+"""
 
 import dataclasses
 from typing import Any
@@ -18,7 +21,10 @@ from tests.support.families import small_family
 from tests.support.networks import images_for, random_plan, small_network
 
 LARGE = {"img_size": 32, "embed_dim": 96, "depth": 3, "num_heads": 12, "num_classes": 5}
-"""As DeiT-B beside DeiT-S and DeiT-T: twice and four times the width and the heads, of the same size."""
+"""A stand-in for DeiT-B.
+
+It has two and four times the width and heads of the stand-ins for DeiT-S and DeiT-T. All heads have the same size.
+"""
 SMALL = {
     "deit_small_patch16_224": {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 6},
     "deit_tiny_patch16_224": {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3},
@@ -99,7 +105,7 @@ def test_deit_base_becomes_a_real_deit_small_and_tiny(name: str) -> None:
 
 
 def test_heads_of_another_size_keep_the_scale_of_the_original() -> None:
-    """timm divides by the root of the size of its own heads: the weights make up for it."""
+    """timm divides by the root of the size of its own heads. The converted weights correct the difference."""
     network, name = large(), "deit_tiny_patch16_224"
     options = {"patch_size": 8, "embed_dim": 36, "depth": 3, "num_heads": 3}
     small = pruned(network, target_structure(network, name, **options))
@@ -120,7 +126,7 @@ def test_layer_scale_and_recovered_weights_come_along() -> None:
 
 
 def test_neighbouring_heads_are_pooled_and_the_best_dims_kept() -> None:
-    """By hand: heads 0 and 1 give the first head, 2 and 3 the second; rows of q, k and v are the same."""
+    """Check by hand: heads 0 and 1 give the first head, heads 2 and 3 the second. q, k and v keep the same rows."""
     dims = np.array([[9.0, 1.0], [8.0, 2.0], [1.0, 2.0], [3.0, 4.0]])
     first, second = pooled_heads(dims, heads=2, dim=2)
     assert first.qk == first.v == (0, 2)
@@ -200,7 +206,7 @@ PVT = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "mlp_ratios": (
 
 
 def test_stages_lose_blocks_each_by_itself_and_timm_loads_the_result() -> None:
-    """PVTv2-B2 to B1, small: the same widths, fewer blocks in some stages."""
+    """Prune a small PVTv2-B2 to B1, which has the same widths and fewer blocks in some stages."""
     network = small_family("pvt_v2", depths=(3, 4, 2, 2))
     target = target_structure(network, "pvt_v2_b1", **PVT)
     blocks, _ = random_scores(network.structure)

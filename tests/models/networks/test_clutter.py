@@ -1,4 +1,7 @@
-"""The cluttered task that ships: scenes are what the generator says, and the checkpoint what training.json says."""
+"""Tests of the cluttered task that vitfit ships.
+
+The scenes are as the generator describes them, and the checkpoint is as training.json describes it.
+"""
 
 import json
 from pathlib import Path
@@ -64,7 +67,7 @@ def test_written_data_have_the_splits(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_reaches_its_accuracy() -> None:
-    """On the first 500 of its 5,000 test scenes, to within three standard errors."""
+    """Check the accuracy on the first 500 of the 5,000 test scenes, within three standard errors."""
     assert (FOLDER / "weights.safetensors").stat().st_size < 8_000_000
     assert TRAINING["test"]["images"] == 5000 and 0.85 <= TRAINING["test"]["correct"] / 5000 <= 0.97
     model = timm.create_model(MODEL["name"], pretrained=False, **MODEL["options"]).eval()

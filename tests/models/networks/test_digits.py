@@ -1,4 +1,4 @@
-"""The digits model that ships: its files are what training.json says that they are."""
+"""Tests of the digits model that vitfit ships. Its files are as training.json describes them."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_splits_are_disjoint_complete_and_stratified(data: dict[str, np.ndarray]
 
 
 def test_no_picture_is_in_two_splits(data: dict[str, np.ndarray]) -> None:
-    """scikit-learn's digits hold no duplicates, so neither may two splits."""
+    """scikit-learn's digits hold no duplicates, so no picture may be in two splits."""
     assert len({image.tobytes() for image in data["images"]}) == 1797
 
 

@@ -1,4 +1,7 @@
-"""The dynamic form: per image, the tokens over the threshold; the file agrees with PyTorch, and structures with what runs."""
+"""Tests of the dynamic form, which keeps the tokens above a threshold, image by image.
+
+The ONNX file agrees with PyTorch, and the structures count the operations that really run.
+"""
 
 from pathlib import Path
 
@@ -25,7 +28,10 @@ from tests.support.networks import VARIANTS, images_for, random_plan, small_netw
 
 
 def dynamic(variant: str = "class token", reducer: Reducer = "weighted", bias: float = 0.0) -> TorchNetwork:
-    """Selectors whose votes are about half for and half against, so that images differ; bias > 0 keeps more."""
+    """Return a network whose selectors vote about half for and half against, so that images differ.
+
+    bias > 0 keeps more tokens.
+    """
     network = selecting(small_network(**VARIANTS[variant]), reducer)
     for selector in selectors_of(network.module):
         seen: list[Tensor] = []
@@ -39,7 +45,7 @@ def dynamic(variant: str = "class token", reducer: Reducer = "weighted", bias: f
 
 
 def over_threshold(scores: Tensor, present: Tensor, _kept: int) -> Tensor:
-    """And the best one in any case."""
+    """Choose every token above the threshold, and the best token in any case."""
     there = scores.masked_fill(present == 0, -1.0)
     return ((there >= 0.5) | (there == there.amax(dim=1, keepdim=True))).to(scores.dtype)
 
@@ -74,7 +80,10 @@ def test_the_file_agrees_image_by_image(variant: str, reducer: Reducer, tmp_path
 
 @pytest.mark.parametrize(("bias", "expected"), [(1e4, [36, 36]), (-1e4, [1, 1])])
 def test_all_tokens_may_stay_and_one_always_does(bias: float, expected: list[int], tmp_path: Path) -> None:
-    """Where nothing is removed there is no package: the network is the original. A file traced on one image knows both."""
+    """If no token is removed, there is no fused token, and the network equals the original.
+
+    A file that was traced on one image handles both cases.
+    """
     network = dynamic(bias=bias)
     images = images_for(network, 3)
     logits, kept = run_dynamic(network, images)

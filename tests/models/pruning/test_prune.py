@@ -1,7 +1,9 @@
-"""Sliced equals masked: the physically smaller network gives what the original gives with the same parts silenced.
+"""Tests that compare slicing with masking.
 
-In float64, to 1e-9; norms are taken over the kept dims on both sides. The masked side is written here, from the original's
-own modules, and knows nothing of `models.pruning.prune`.
+The physically smaller network gives the same outputs as the original in which the same parts are silent.
+
+The tests compare in float64, to 1e-9. On both sides, norms are taken over the kept dims. This file builds the masked
+side from the modules of the original. It uses nothing from `models.pruning.prune`.
 """
 
 import copy
@@ -21,7 +23,7 @@ TOLERANCE = 1e-9
 
 
 class MaskedNorm(nn.Module):
-    """LayerNorm whose mean and variance are over the kept dims; the others leave as zeros."""
+    """LayerNorm with the mean and variance of the kept dims. Its outputs in the other dims are zero."""
 
     def __init__(self, norm: nn.LayerNorm, keep: Tensor) -> None:
         super().__init__()
@@ -37,7 +39,7 @@ class MaskedNorm(nn.Module):
 
 
 def masked_outputs(network: TorchNetwork, plan: Plan, images: Tensor) -> Tensor:
-    """Logits of the original with everything silenced that the plan removes (tokens excepted)."""
+    """Return the logits of the original in which all parts that the plan removes are silent, except tokens."""
     model = copy.deepcopy(network.module).double()
     embed = torch.tensor(plan.embed)
     for path, module in list(model.named_modules()):
@@ -104,7 +106,10 @@ def test_the_identity_plan_changes_nothing() -> None:
 
 
 def test_heads_can_be_regrouped_from_several_sources() -> None:
-    """Two heads, each of half the dims of two source heads: against attention written out with einsum."""
+    """Build two heads, each with half of the dims of two source heads.
+
+    Compare them with attention that is written out with matrix products.
+    """
     network = small_network(depth=1)
     whole, images = identity(network.structure), images_for(network, 2)
     heads = tuple(HeadPlan(tuple(range(a, a + 8)) + tuple(range(32, 40)), (*range(a, a + 8), 40, 41)) for a in (0, 16))
@@ -141,7 +146,7 @@ def test_blocks_and_halves_can_go() -> None:
 
 
 def test_inputs_can_be_gathered() -> None:
-    """VTP: q/k/v, projection and fc1 read only some of their inputs; the residual stream keeps its width."""
+    """As in VTP, q/k/v, the projection and fc1 read only some of their inputs. The residual stream keeps its width."""
     network = small_network(depth=1)
     whole, images = identity(network.structure), images_for(network, 2)
     inputs = tuple(range(0, 48, 2))
@@ -179,7 +184,7 @@ def test_tokens_cannot_be_chosen_without_attention() -> None:
 
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "pvt_v2_b0", "pit_ti_224"])
 def test_features_keep_their_grid_when_no_tokens_go(name: str) -> None:
-    """What detection and segmentation read."""
+    """Check the features that detection and segmentation read."""
     network = untrained(name)
     plan = identity(network.structure)
     fewer = tuple(dataclasses.replace(block, neurons=block.neurons[:32]) for block in plan.blocks)

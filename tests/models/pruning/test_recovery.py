@@ -1,4 +1,4 @@
-"""Closed-form recovery: against least squares written out, and on networks where the answer is known."""
+"""Tests of recovery. They compare it with explicit least squares, and use networks where the answer is known."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def test_moments_are_mean_and_covariance() -> None:
 
 
 def test_refit_is_the_least_squares_answer() -> None:
-    """Against numpy's solver on the raw rows, with a column of ones for the bias."""
+    """Compare with numpy's solver on the raw rows, with a column of ones for the bias."""
     torch.manual_seed(0)
     rows = torch.randn(2000, 8, dtype=torch.float64) @ torch.randn(8, 8, dtype=torch.float64) + 1
     weight, bias = torch.randn(3, 8, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
@@ -50,7 +50,7 @@ def test_a_constant_input_is_folded_into_the_bias() -> None:
 
 
 def test_a_duplicated_neuron_is_recovered_exactly() -> None:
-    """Its twin takes over its output weights: the logits stay those of the dense network."""
+    """The neuron's twin takes over its output weights, so the logits equal those of the original."""
     network = small_network(depth=2)
     fc1, fc2 = network.module.blocks[0].mlp.fc1, network.module.blocks[0].mlp.fc2
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_a_duplicated_neuron_is_recovered_exactly() -> None:
 
 @pytest.mark.parametrize("fc_norm", [True, False])
 def test_tokens_that_leave_a_pooled_network_do_not_hinder_recovery(fc_norm: bool) -> None:
-    """What weighs the pooled tokens takes the last norm along, or the identity in its place."""
+    """The module that weights the pooled tokens includes the last norm, or the identity in its place."""
     network = small_network(class_token=False, global_pool="avg", fc_norm=fc_norm)
     images = images_for(network, 24)
     small = network.pruned(random_plan(network.structure, 0), network.statistics(images))
@@ -106,7 +106,7 @@ def test_heads_in_another_order_are_recovered_in_that_order() -> None:
 
 
 def test_hsic_against_its_definition() -> None:
-    """trace(H Kx H H Ky H) written with explicit centring matrices."""
+    """Compute trace(H Kx H H Ky H) with explicit centring matrices."""
     torch.manual_seed(0)
     features, logits = torch.randn(3, 10, 5), torch.randn(10, 4)
     kernels = gaussian_kernels(features)
@@ -128,7 +128,10 @@ def test_kernels_average_the_five_widths() -> None:
 
 
 def test_moments_see_every_position_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """16 tokens, a sixteenth of the rows: every n-th row would be the same position of every image."""
+    """There are 16 tokens, and the moments use a sixteenth of the rows.
+
+    If they used every 16th row, they would see the same position of every image.
+    """
     network = small_network(depth=1, img_size=32, class_token=False, global_pool="avg")
     with torch.no_grad():
         network.module.pos_embed.mul_(50)
@@ -154,7 +157,7 @@ def test_a_block_of_constant_neurons_is_survived() -> None:
 
 @pytest.mark.parametrize("pruned_rows", [False, True])
 def test_gathered_inputs_are_recovered_too(pruned_rows: bool) -> None:
-    """q/k/v and fc1 that read fewer dims; alone, and while heads, dims and neurons go at the same time."""
+    """q/k/v and fc1 read fewer dims, once alone and once with fewer heads, dims and neurons at the same time."""
     network = small_network(depth=2)
     images, whole, errors = images_for(network, 96), identity(network.structure), np.zeros(2)
     statistics = network.statistics(images[:64], {"inputs"})
@@ -175,11 +178,11 @@ def test_gathered_inputs_are_recovered_too(pruned_rows: bool) -> None:
 
 @pytest.mark.parametrize("layer", ["qkv", "fc1"])
 def test_a_dim_that_repeats_another_is_taken_over_by_its_twin(layer: str) -> None:
-    """Norms that give dim 1 what dim 0 has: q/k/v and fc1 can do without it, exactly."""
+    """The norm's output dim 1 is a linear function of output dim 0. So q/k/v and fc1 need no dim 1, exactly."""
     network = small_network(depth=2)
     block = network.module.blocks[0]
     norm = block.norm1 if layer == "qkv" else block.norm2
-    with torch.no_grad():  # the residual stream has equal dims 0 and 1 in front of the norm
+    with torch.no_grad():  # the residual stream has equal dims 0 and 1 before the norm
         network.module.patch_embed.proj.weight[1] = network.module.patch_embed.proj.weight[0]
         network.module.patch_embed.proj.bias[1] = network.module.patch_embed.proj.bias[0]
         for table in (network.module.cls_token, network.module.pos_embed):

@@ -1,4 +1,8 @@
-"""Recovery in sequence: normal equations on what really reaches a layer, tokens matched with their own, refusals."""
+"""Tests of sequential recovery.
+
+It solves normal equations on the inputs that really reach a layer. It matches each token with the same token of the
+original. It refuses networks that it cannot recover.
+"""
 
 import dataclasses
 
@@ -17,7 +21,7 @@ def error(network: TorchNetwork, dense: Tensor, images: Tensor) -> float:
 
 
 def gain(network: TorchNetwork, plan: Plan) -> float:
-    """Error on other images, over that of recovery layer by layer."""
+    """Return the error after sequential recovery, divided by the error after recovery, both on other images."""
     images = images_for(network, 192)
     pruned = network.pruned(plan, network.statistics(images[:128]))
     again = pruned.recovered_in_sequence(network, images[:128])
@@ -34,7 +38,7 @@ def test_errors_of_earlier_blocks_are_made_good(options: dict[str, object]) -> N
 @pytest.mark.parametrize("reducer", ["drop", "fuse", "weighted"])
 @pytest.mark.parametrize("at", ["start", "middle"])
 def test_tokens_are_matched_with_their_own(reducer: str, at: str) -> None:
-    """Matched with any others, the fit would pull each towards a stranger."""
+    """If tokens were matched with other tokens, the fit would pull each output towards the wrong target."""
     network = small_network()
     whole = identity(network.structure)
     kept = TokenPlan(20, reducer, at, "cumulative" if at == "start" else "attention")  # type: ignore[arg-type]
@@ -54,7 +58,7 @@ def test_a_narrower_stream_and_lost_halves() -> None:
 
 
 def test_what_is_left_over_has_nothing_to_do_with_the_inputs() -> None:
-    """The normal equations of fc2 in the last block, on the pruned network's own stream."""
+    """Check the normal equations of fc2 in the last block, on the pruned network's own residual stream."""
     network = small_network(init_values=0.5)
     images = images_for(network, 64)
     plan = random_plan(network.structure, seed=3, tokens=False)

@@ -1,4 +1,4 @@
-"""Token reducers against what a reader of the papers would write for one image at a time."""
+"""Tests of the token reducers. They compare them with plain code, written after the papers, for one image at a time."""
 
 import dataclasses
 
@@ -38,7 +38,10 @@ def test_fusing_leaves_the_mean_of_the_removed() -> None:
 
 
 def test_a_second_fusion_merges_with_the_earlier_package() -> None:
-    """The package counts for all that it stands for: the end is the mean of everything ever removed."""
+    """The fused token counts for all tokens that it stands for.
+
+    At the end it is the mean of all tokens that were ever removed.
+    """
     x = torch.tensor([100.0, 1, 2, 3, 6, 12]).reshape(1, 6, 1)
     first = tokens.fuse(x, torch.tensor([[0, 1, 2]]), prefix=1, patches=5, packaged=0)
     second = tokens.fuse(first, torch.tensor([[1]]), prefix=1, patches=3, packaged=2)
@@ -47,7 +50,7 @@ def test_a_second_fusion_merges_with_the_earlier_package() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}])
 def test_the_most_attended_tokens_survive(options: dict[str, object]) -> None:
-    """The reduction inside a block keeps those that the block's own attention points to."""
+    """The reduction inside a block keeps the tokens that get the most attention of this block."""
     network = small_network(depth=2, **options)
     whole, images = identity(network.structure), images_for(network, 1)
     first = dataclasses.replace(whole.blocks[0], tokens=TokenPlan(5, "drop"))
@@ -64,13 +67,17 @@ def test_the_most_attended_tokens_survive(options: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("fc_norm", [None, False])
 def test_with_average_pooling_tokens_count_as_much_as_they_stand_for(fc_norm: bool | None) -> None:
-    """Blocks that change nothing: however many tokens are fused, the pooled mean of equal weights is that of all tokens."""
+    """The blocks change nothing.
+
+    The pooled mean therefore equals the mean of all tokens with equal weights, however many tokens are fused.
+    """
     network = small_network(depth=2, class_token=False, global_pool="avg", fc_norm=fc_norm)
     with torch.no_grad():
         for block in network.module.blocks:
             for linear in (block.attn.proj, block.mlp.fc2):
                 linear.weight.zero_(), linear.bias.zero_()
-        if fc_norm is False:  # a norm per token does not commute with the mean: take it out of the question
+        # A norm per token does not commute with the mean, so the test removes the norm.
+        if fc_norm is False:
             network.module.norm = torch.nn.Identity()
     whole, images = identity(network.structure), images_for(network, 2)
     blocks = (

@@ -1,4 +1,4 @@
-"""Token selectors: what they compute, what they cost, and that masking and slicing agree."""
+"""Tests of token selectors: what they compute, what they cost, and that masking and slicing agree."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def selecting(
     at: str = "start",
     base: Plan | None = None,
 ) -> TorchNetwork:
-    """Selectors before blocks 1 and 2, with weights large enough to tell tokens apart."""
+    """Return a network with selectors before blocks 1 and 2. Their weights are large enough to distinguish tokens."""
     plan = base or identity(network.structure)
     blocks = list(plan.blocks)
     for place, keep in enumerate(keeps, start=1):
@@ -40,7 +40,10 @@ def selecting(
 
 
 def test_the_score_of_a_token_by_hand() -> None:
-    """One image written out token by token and head by head, as in the paper: the first product over [local, global]."""
+    """Compute the score of each token of one image, head by head, as the paper does.
+
+    The first product is over [local, global].
+    """
     selector = TokenSelector(width=24, heads=3, seed=1)
     x = torch.randn(1, 5, 24)
     heads = x[0].split(8, dim=-1)
@@ -113,7 +116,10 @@ def test_the_best_tokens_by_the_selector_stay_and_the_others_leave_as_their_weig
 
 @pytest.mark.parametrize("tiny", [1e-7, 0.0])
 def test_a_package_of_tokens_with_tiny_scores_is_still_their_mean(tiny: float) -> None:
-    """Trained selectors saturate: the removed weigh next to nothing beside the kept, but something among themselves."""
+    """Trained selectors saturate: the removed tokens have tiny scores beside the kept tokens.
+
+    Among the removed tokens, the scores still differ.
+    """
     x, kept = torch.randn(1, 9, 4), torch.tensor([[0, 1, 2, 3]])
     weights = torch.tensor([[1.0, 1, 1, 1, tiny, tiny, tiny, tiny]])
     package = tokens.fuse(x, kept, prefix=1, patches=8, packaged=0, weights=weights)[:, -1]
@@ -126,7 +132,10 @@ def test_a_package_of_tokens_with_tiny_scores_is_still_their_mean(tiny: float) -
 @pytest.mark.parametrize("reducer", ["weighted", "fuse", "drop"])
 @pytest.mark.parametrize("at", ["start", "middle"])
 def test_masking_and_slicing_agree(variant: str, reducer: Reducer, at: str) -> None:
-    """What selectors are trained in, with the masks of the best tokens, is the network that is delivered. Float64."""
+    """Compare the masked network, in which selectors are trained, with the sliced network that a job delivers.
+
+    The masks keep the best tokens. The arithmetic is float64.
+    """
     network = small_network(**VARIANTS[variant])
     small, images = selecting(network, reducer, at=at), images_for(network, 3).double()
     module, kept = small.module.double(), [[float(r.kept)] * 3 for r in small.reductions()]
@@ -151,7 +160,7 @@ def test_masking_needs_selectors() -> None:
 
 
 def test_a_selector_needs_no_attention_before_it() -> None:
-    """The first block may begin with one, and nothing watches its attention."""
+    """The first block may begin with a selector, and then nothing records the attention of this block."""
     network = small_network(depth=2)
     whole = identity(network.structure)
     first = dataclasses.replace(whole.blocks[0], tokens=TokenPlan(5, "weighted", "start", "selector"))

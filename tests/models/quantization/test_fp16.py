@@ -1,4 +1,4 @@
-"""fp16 files: what is in them, and that the emulation in PyTorch gives what the file gives."""
+"""Tests of fp16 files: their content, and an emulation in PyTorch that gives the same outputs as the file."""
 
 import dataclasses
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_the_file_gives_what_the_emulation_gives(variant: str, tmp_path: Path) -
         got = run_onnx(tmp_path / "half.onnx", x, batch or 4)
     exact, emulated = small.exact().outputs(x), small.outputs(x)
     apart = compare_outputs(exact, emulated).max_relative
-    assert 1e-5 < apart < 0.02  # it rounds, and to fp16
+    assert 1e-5 < apart < 0.02  # the emulation rounds, and it rounds to fp16
     assert compare_outputs(emulated, got).max_relative < max(2 * apart, 0.01)
 
 

@@ -1,4 +1,8 @@
-"""8-bit files: what is quantised, that standard operators do it, and that the emulation in PyTorch gives what the file gives."""
+"""Tests of 8-bit files.
+
+They check what is quantised, that standard operators do it, and that the emulation in PyTorch gives the same outputs as
+the file.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -84,7 +88,7 @@ NETWORKS = {
     ("name", "weight_bits"), [*((name, 8) for name in NETWORKS), ("class token", 7), ("swin, padded windows", 7)]
 )
 def test_the_emulation_gives_what_the_file_gives(name: str, weight_bits: int, tmp_path: Path) -> None:
-    """On every processor: 7 bits as they are, 8 bits where products are exact."""
+    """The test holds on every processor: 7 bits run with the default products, 8 bits run with exact products."""
     network = NETWORKS[name]()
     structure = network.structure
     plan = random_plan(structure, 2) if name in VARIANTS else family_plan(structure, 0)
@@ -98,7 +102,7 @@ def test_the_emulation_gives_what_the_file_gives(name: str, weight_bits: int, tm
     )
     assert operators(tmp_path / "file.onnx")["MatMulInteger"] >= 4 * len(plan.blocks)
     apart, lost = (emulated - file).abs().mean(), (exact - file).abs().mean()
-    assert apart < 0.3 * lost  # a step of 256 that fell on the other side, at most
+    assert apart < 0.3 * lost  # at most, a value falls on the other side of a step of 256
     assert torch.equal(emulated.argmax(1), file.argmax(1))
 
 
@@ -140,12 +144,15 @@ def test_seven_bits_where_products_saturate(tmp_path: Path) -> None:
     images = images_for(small, 16)
     file = run_onnx(tmp_path / "seven.onnx", images, 1)
     apart, lost = ((one - file).abs().mean(1) for one in (small.outputs(images), small.exact().outputs(images)))
-    assert apart.median() < 0.01 * lost.median()  # equal, but where a rounding fell on the other side
+    assert apart.median() < 0.01 * lost.median()  # equal, except where a value rounds the other way
     assert apart.mean() < 0.3 * lost.mean()
 
 
 def product(a: np.ndarray, b: np.ndarray, exact: bool) -> np.ndarray:
-    """a (rows, inner) uint8, b (inner, columns) int8, by ONNX Runtime: with its defaults, or with exact products."""
+    """Return a (rows, inner) uint8 times b (inner, columns) int8, computed by ONNX Runtime.
+
+    exact: use exact products instead of the runtime's defaults.
+    """
     graph = helper.make_graph(
         [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
         "product",
@@ -162,7 +169,7 @@ def product(a: np.ndarray, b: np.ndarray, exact: bool) -> np.ndarray:
 
 
 def saturated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The same on a processor that adds products by pairs, in 16 bits (x86's PMADDUBSW)."""
+    """Return the same product as a processor that adds pairs of products in 16 bits (x86's PMADDUBSW)."""
     pairs = a.astype(int).reshape(len(a), -1, 2, 1) * b.astype(int).reshape(1, -1, 2, b.shape[1])
     return pairs.sum(2).clip(-(2**15), 2**15 - 1).sum(1)
 
@@ -195,12 +202,12 @@ def test_the_file_is_as_large_as_the_structure_says(tmp_path: Path) -> None:
 
 
 def test_the_order_puts_what_suffers_most_last() -> None:
-    """One layer with a weight so large that its row's other weights round to nothing."""
+    """One layer has a weight so large that the other weights of its row round to zero."""
     network = small_network(depth=3)
     with torch.no_grad():
         network.module.blocks[1].mlp.fc2.weight[:, 0] = 50.0
         network.module.blocks[1].mlp.fc1.weight[0] = 0.0
-        network.module.blocks[1].mlp.fc1.bias[0] = 0.0  # and what it weighs is always 0
+        network.module.blocks[1].mlp.fc1.bias[0] = 0.0  # the input of that weight is always 0
     order = quantisation_order(network, images_for(network, 16), lambda: None)
     assert sorted(order) == sorted((block, layer) for block in range(3) for layer in LAYERS)
     assert order[-1] == (1, "fc2")
@@ -234,7 +241,7 @@ def test_on_the_digits_the_emulation_is_within_a_third_of_a_point_of_the_file(tm
     with np.load(DIGITS / "digits.npz", allow_pickle=False) as data:
         rows = data["split"] == "test"
         images, labels = network.preprocessing.apply(data["images"][rows]), torch.from_numpy(data["labels"][rows])
-    small = network.pruned(in_int8(identity(network.structure)), None)  # made for this machine
+    small = network.pruned(in_int8(identity(network.structure)), None)  # in the form for this machine
     small.export(tmp_path / "digits.onnx", 1)
     file, emulated = run_onnx(tmp_path / "digits.onnx", images, 1), small.outputs(images)
     assert abs(correct(file, labels) - correct(emulated, labels)) <= 0.003 * len(images)
@@ -253,7 +260,7 @@ def test_the_quantised_file_is_checked_with_its_own_tokens_and_with_given_ones(
     assert found.passed and found.forced_same_answers >= 0.97 and found.flipped_sets <= 8
     monkeypatch.setattr(
         "models.quantization.fake_quantize.rounded_weight", lambda weight, _: weight.round()
-    )  # not what the quantiser does
+    )  # the quantiser does not round so
     wrong = check_quantised(small, tmp_path / "file.onnx", 2, data).quantised
     assert wrong is not None and wrong.flipped_sets is not None and wrong.flipped_sets > found.flipped_sets
     dense = network.pruned(in_int8(identity(network.structure)), None)

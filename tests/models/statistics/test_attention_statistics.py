@@ -1,4 +1,7 @@
-"""Where heads look: read beside the model's own attention, and planted on the grid."""
+"""Tests of the attention statistics.
+
+They compare them with the model's own attention, and with attention that is planted on the grid.
+"""
 
 import pytest
 import torch
@@ -11,7 +14,10 @@ from tests.support.networks import VARIANTS, images_for, small_network
 
 
 def own_attention(module: nn.Module, images: Tensor) -> list[Tensor]:
-    """What timm's unfused attention itself multiplies the values with, per block: an independent path."""
+    """Return the attention by which timm's unfused attention itself multiplies the values, for each block.
+
+    This path is independent of vitfit's statistics.
+    """
     seen = []
     for block in module.blocks:  # type: ignore[union-attr]
         block.attn.fused_attn = False
@@ -23,7 +29,7 @@ def own_attention(module: nn.Module, images: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_head_scores_are_those_of_the_models_own_attention(options: dict[str, object]) -> None:
-    """In batches, with q/k norms, several prefix tokens or none."""
+    """Check several batches, q/k norms, and several prefix tokens or none."""
     network = small_network(depth=2, **options)
     images = images_for(network, 20)
     found = network.statistics(images, {"attention"})
@@ -37,7 +43,10 @@ def test_head_scores_are_those_of_the_models_own_attention(options: dict[str, ob
 
 
 def attention_to(targets: Tensor, prefix: int = 1) -> Tensor:
-    """One head whose patch queries each look at a patch; everything looks at the prefix most. targets (M,)."""
+    """Return the attention of one head in which each patch query looks at one patch.
+
+    All queries look at the prefix most. targets (M,): the patch for each query.
+    """
     patches = len(targets)
     logits = torch.zeros(1, 1, prefix + patches, prefix + patches)
     logits[..., :prefix] = 5.0
@@ -62,7 +71,7 @@ def test_the_range_is_one_for_neighbours_and_nothing_for_far_patches() -> None:
 
 
 def test_the_ends_of_two_rows_are_far_apart() -> None:
-    """The last patch of a row and the first of the next are neighbours along the flattened grid only."""
+    """The last patch of a row and the first patch of the next row are neighbours only in the flattened grid."""
     close = near((14, 14))
     assert not close[13, 14] and close[0, 14] and close[0, 15]
     assert int(close[7 * 14 + 7].sum()) == 21

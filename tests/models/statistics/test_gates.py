@@ -1,4 +1,8 @@
-"""Learned gates: what is useless closes, what is used stays open; folded they change nothing; training resumes."""
+"""Tests of learned gates.
+
+Gates of useless inputs close, and gates of used inputs stay open. Folded gates change no output. An interrupted
+training resumes.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +23,7 @@ from tests.support.networks import images_for, small_network
 
 RECIPE = GateRecipe(epochs=4, l1=1e-3, learning_rate=1e-5, gate_learning_rate=0.03, batch=8, seed=3)
 PLANTED = {"qkv_inputs": 5, "proj_inputs": 7, "fc1_inputs": 9, "neurons": 11}
-"""In each layer of the first block one input whose column is zero."""
+"""In each layer of the first block, one input whose column is zero."""
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def network() -> TorchNetwork:
-    """A network in which nothing reads the planted inputs."""
+    """A network in which no layer reads the planted inputs."""
     network = small_network(depth=2, img_size=32)
     block = network.module.blocks[0]
     layers = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
@@ -99,7 +103,11 @@ def test_a_larger_penalty_leaves_less(
 def test_the_loss_is_the_task_and_the_sizes_of_all_gates(
     network: TorchNetwork, data: Batch, tmp_path: Path, labelled: bool
 ) -> None:
-    """Nothing moves at rate 0: cross-entropy (KL to itself: 0) plus lambda for each of the open gates."""
+    """At learning rate 0 no weight changes.
+
+    The loss is the cross-entropy plus lambda for each open gate. Without labels, the KL divergence of the network to
+    itself takes the place of the cross-entropy, and it is 0.
+    """
     data = data if labelled else dataclasses.replace(data, labels=None)
     losses: list[float] = []
     still = dataclasses.replace(RECIPE, epochs=1, learning_rate=0.0, gate_learning_rate=0.0)
@@ -135,7 +143,7 @@ def test_the_original_stays_as_it_was_and_the_trained_network_has_its_shape(
 
 
 def test_the_gates_are_in_the_trained_weights(network: TorchNetwork, trained: TorchNetwork) -> None:
-    """With hardly any learning rate of their own the weights are those of the original times the gates."""
+    """The weights learn with a very small rate. Therefore they are almost the original weights times the gates."""
     gates = gates_of(trained)[1]
     expected = network.module.blocks[1].mlp.fc2.weight * gates.neurons
     torch.testing.assert_close(trained.module.blocks[1].mlp.fc2.weight, expected, rtol=0.02, atol=2e-3)

@@ -1,4 +1,7 @@
-"""First-order scores against finite differences, and what the random signs of many classes expect."""
+"""Tests of first-order scores.
+
+They compare the scores with finite differences, and random signs with the sum over many classes.
+"""
 
 import pytest
 import torch
@@ -22,7 +25,7 @@ MEMBERS = [
     ("v", (1, 3), "attn.proj", slice(11, 12)),
     ("heads", (2,), "attn.proj", slice(16, 24)),
 ]
-"""Of a block: axis, member, and the layer and its columns that read it."""
+"""Members of a block: axis, index, the layer that reads the member, and the columns of this layer."""
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,7 +58,7 @@ def fisher(network: TorchNetwork, seed: int = 0) -> MemberScores:
 
 
 def slopes(network: TorchNetwork, weight: Tensor, columns: slice | int) -> Tensor:
-    """Change of each log p per unit, (n, C), as some columns of a layer of this network shrink a little."""
+    """Return the change of each log p, (n, C), per unit, while some columns of one layer shrink a little."""
     before = log_p(network)
     with torch.no_grad():
         kept = weight.clone()
@@ -88,7 +91,7 @@ def test_the_estimate_is_half_the_expected_square_of_the_slope(
 
 
 def test_a_query_s_dim_is_the_slope_of_shrinking_it_in_queries_alone() -> None:
-    """It meets only the same dim of the keys: to take it from both is to take it from one."""
+    """A q dim meets only the same k dim. Removing the dim from both equals removing it from one of them."""
     network, row = precise(), 9
     qkv = network.blocks()[BLOCK].attn.qkv
     before = log_p(network)
@@ -117,7 +120,10 @@ def test_halves_are_the_slope_of_a_branch_s_output() -> None:
 
 
 def test_random_signs_expect_the_sum_over_classes() -> None:
-    """With 40 classes a few draws per image stand for the sum: the mean over seeds comes near it, unlike one seed's."""
+    """With 40 classes, a few random draws per image stand for the sum over classes.
+
+    The mean over seeds is near this sum, and the scores of a single seed are not.
+    """
     network = precise(num_classes=40)
     weight, p = network.blocks()[BLOCK].mlp.fc2.weight, log_p(network).exp()
     exact = torch.stack([0.5 * (p * slopes(network, weight, k) ** 2).sum(1).mean() for k in range(48)])
@@ -136,7 +142,7 @@ def test_without_labels_the_dense_answers_stand_in() -> None:
 
 @pytest.mark.parametrize("own", [True, False])
 def test_a_norm_without_a_dim_is_exact(own: bool) -> None:
-    """Also for a dim that dwarfs the others, as the residual stream has them."""
+    """Check this also for a dim that is much larger than the others, as the residual stream has such dims."""
     torch.manual_seed(0)
     norm = nn.LayerNorm(6).double()
     with torch.no_grad():
@@ -156,7 +162,7 @@ def test_a_norm_without_a_dim_is_exact(own: bool) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_way_out_of_the_stream_is_known(variant: str) -> None:
-    """When every read of a dim gives zeros, the dim can hold anything."""
+    """If every read of a dim gives zeros, the dim may hold any value."""
     network = precise(variant)
     keep = torch.ones(24).double()
     keep[7] = 0
@@ -177,7 +183,10 @@ def test_features_have_no_divergence() -> None:
 
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_families_with_stages_are_read_in_their_own_layers(variant: str) -> None:
-    """One image: the change of the loss as a member's weights shrink, from the gradient of these weights themselves."""
+    """Compute how the loss of one image changes while a member's weights shrink.
+
+    The expected value comes from the gradient of these weights themselves.
+    """
     network = small_family(variant)
     image, label, family = images_for(network, 1), torch.tensor([2]), network.family
     blocks, stream = taylor_scores(network.module, family, network.structure, image, label)
@@ -199,7 +208,7 @@ def test_families_with_stages_are_read_in_their_own_layers(variant: str) -> None
 
 
 def by_input(layer: nn.Module) -> Tensor:
-    """Of each input: minus the sum of weight times gradient."""
+    """Return minus the sum of weight times gradient, for each input."""
     assert isinstance(layer, nn.Linear) and layer.weight.grad is not None
     return -(layer.weight * layer.weight.grad).sum(0).detach()
 

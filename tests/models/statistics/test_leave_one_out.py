@@ -1,4 +1,8 @@
-"""The exact score is what deleting one member at a time gives, and the estimate from gradients ranks members as it does."""
+"""Tests of leave-one-out scores.
+
+The exact score is the loss from the removal of one member at a time. The estimate from gradients ranks the members in
+the same order.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -42,7 +46,7 @@ def divergence(network: TorchNetwork, smaller: TorchNetwork) -> float:
 
 
 def without(network: TorchNetwork, change: Callable[[BlockPlan], BlockPlan]) -> float:
-    """The divergence after physical pruning of something in one block."""
+    """Return the divergence after physical pruning of one block. change: what is removed from this block."""
     plan = identity(network.structure)
     blocks = [change(block) if block.source == BLOCK else block for block in plan.blocks]
     return divergence(network, network.pruned(dataclasses.replace(plan, blocks=tuple(blocks)), None))
@@ -68,7 +72,7 @@ def test_a_deleted_neuron_is_a_pruned_neuron(taken: tuple[TorchNetwork, Statisti
 
 
 def test_a_deleted_embedding_dim_is_a_pruned_embedding_dim(taken: tuple[TorchNetwork, Statistics]) -> None:
-    """Everywhere at once: tables, norms over the dims that are left, every product, the classifier."""
+    """The dim is removed everywhere: in tables, in norms, in every product and in the classifier."""
     plan = identity(taken[0].structure)
     for gone in (0, 11, 23):
         smaller = Plan(tuple(i for i in range(24) if i != gone), plan.blocks)
@@ -88,7 +92,7 @@ def test_a_deleted_head_or_half_is_a_pruned_one(taken: tuple[TorchNetwork, Stati
 
 @pytest.mark.parametrize("variant", ["class token", "no biases, pre-norm"])
 def test_a_deleted_attention_dim_is_a_naive_loop(variant: str) -> None:
-    """Zeroing rows j of q, k and v (weights and biases) one by one; here without a norm of q and k."""
+    """Set row j of q, k and v (weights and biases) to zero, one j at a time. These networks have no norm of q and k."""
     network = small(variant)
     scores = network.statistics(images_for(network, IMAGES), {"deletion"}).blocks[BLOCK].deletion
     assert scores is not None
@@ -105,7 +109,7 @@ def test_a_deleted_attention_dim_is_a_naive_loop(variant: str) -> None:
 
 
 def test_normed_queries_are_normed_over_the_dims_that_stay() -> None:
-    """With one dim less in every head: the masks of several heads add up to what pruning makes of the norms."""
+    """Every head loses one dim. The masks of all heads together must then act like the pruned norms."""
     network = small_network(**{**SMALL, "num_heads": 1, **VARIANTS["q/k norm, layer scale"]})
     scores = network.statistics(images_for(network, IMAGES), {"deletion"}).blocks[BLOCK].deletion
     kept = tuple(i for i in range(24) if i != 5)
@@ -126,7 +130,7 @@ def test_the_estimate_ranks_members_as_deletion_does(taken: tuple[TorchNetwork, 
 
 
 def test_the_estimate_ranks_the_network_s_lumps_as_deletion_does(taken: tuple[TorchNetwork, Statistics]) -> None:
-    """Heads of all blocks, and the embedding dims, whose going changes every norm."""
+    """Compare the heads of all blocks, and the embedding dims, whose removal changes every norm."""
     estimate, exact = (
         torch.cat([getattr(block, kind).heads for block in taken[1].blocks]) for kind in ("fisher", "deletion")
     )
@@ -135,11 +139,11 @@ def test_the_estimate_ranks_the_network_s_lumps_as_deletion_does(taken: tuple[To
 
 
 def test_the_estimate_is_in_nats_too(taken: tuple[TorchNetwork, Statistics]) -> None:
-    """Of small changes it gives the size, not only the order."""
+    """For small changes, the estimate gives the size of the loss and not only the order."""
     for block in taken[1].blocks:
         assert block.fisher is not None and block.deletion is not None
         assert float((block.fisher.neurons / block.deletion.neurons).median()) == pytest.approx(1, rel=0.1)
-        # with norms of q and k it is half of that unless they are followed
+        # With norms of q and k, this ratio would be a half if the estimate did not follow the norms.
         assert float((block.fisher.qk / block.deletion.qk).median()) == pytest.approx(1, rel=0.3)
     ratio = stream(taken[1], "fisher").embed / stream(taken[1], "deletion").embed
     assert float(ratio.median()) == pytest.approx(1, rel=0.25)

@@ -1,4 +1,7 @@
-"""Which stages get selectors: similar neighbours become one, and nothing becomes dearer."""
+"""Tests of the choice of stages that get selectors.
+
+Similar neighbouring stages become one, and no block becomes more expensive.
+"""
 
 import dataclasses
 
@@ -36,7 +39,7 @@ def kept_by(plan: Plan) -> dict[int, int]:
         ({1: 100, 3: 60, 5: 55}, {1: 100, 3: 55}),
         ({1: 100, 3: 95, 5: 20}, {1: 95, 5: 20}),
         ({1: 100, 3: 95, 5: 92}, {1: 92}),
-        ({1: 100, 3: 95, 5: 87}, {1: 100, 3: 87}),  # from the last on: 95 joins 87, and 100 is then too far
+        ({1: 100, 3: 95, 5: 87}, {1: 100, 3: 87}),  # from the last stage on: 95 joins 87, and 100 is then too far
         ({1: 100, 3: 90}, {1: 100, 3: 90}),
         ({}, {}),
     ],
@@ -63,4 +66,4 @@ def test_another_score_keeps_the_same_counts(structure: Structure) -> None:
     assert kept_by(selecting) == kept_by(plan)
     assert {b.tokens.score for b in selecting.blocks if b.tokens} == {"selector"}
     assert with_score(selecting, "attention") == plan
-    assert selecting.apply_to(structure).macs > plan.apply_to(structure).macs  # the selectors' own cost
+    assert selecting.apply_to(structure).macs > plan.apply_to(structure).macs  # the cost of the selectors

@@ -1,4 +1,7 @@
-"""MACs and parameters are exact: against torch's own counter, and against a paper's published policies."""
+"""Check that MACs and parameters are exact.
+
+The tests compare them with torch's own counter, and with the published policies of a paper.
+"""
 
 import dataclasses
 import json
@@ -15,8 +18,9 @@ from models.families.describe import describe
 from models.structure import HeadPlan, Plan, Structure, TokenPlan, identity
 from tests.support.networks import VARIANTS, random_plan, small_network
 
-# MDC (arXiv 2201.00043), the two published searched policies after truncation:
-# tokens before and after the reduction, heads and neurons of each block; MACs of the blocks without and with the fused token.
+# The two policies that MDC (arXiv 2201.00043) found and published, after truncation.
+# For each block: tokens before and after the reduction, heads, neurons. For all blocks: MACs without and with the fused
+# token.
 MDC = {
     "deit_small_patch16_224": (
         [

@@ -1,4 +1,4 @@
-"""Fine-tuning in two processes of the CPU: the same training as in one."""
+"""Tests of fine-tuning in two processes on the CPU. It gives the same result as training in one process."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.support.networks import images_for, random_plan, small_network
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 RECIPE = Recipe(epochs=2, learning_rate=1e-3, batch=8, distill=1.0, seed=5)
 IMAGES = 37
-"""The last batch has five: one process has more of it than the other."""
+"""The last batch has five images, so one process gets more of them than the other."""
 
 
 def networks() -> tuple[TorchNetwork, TorchNetwork, Batch]:
@@ -49,7 +49,7 @@ def test_two_processes_train_as_one_does_and_go_on_after_a_stop(
         finetune(student, teacher, data, RECIPE, tmp_path / "two.pt", stop_once)
     found = finetune(student, teacher, data, RECIPE, tmp_path / "two.pt", stop_once)
     answers = [network.outputs(data.images) for network in (student, expected, found)]
-    # not the weights: Adam makes steps of what is rounding where a key's bias has no effect
+    # Compare outputs, not weights. The bias of a key has no effect, and Adam turns its rounding errors into steps.
     torch.testing.assert_close(answers[2], answers[1], rtol=0, atol=1e-4)
     assert float((answers[0] - answers[1]).abs().max()) > 0.1
     assert together == pytest.approx(alone, abs=1e-5)
@@ -59,7 +59,7 @@ def test_two_processes_train_as_one_does_and_go_on_after_a_stop(
 
 
 def train_and_store(folder: Path, _after_epoch: object, accelerator: Accelerator) -> None:
-    """What each process does; module level, because it is sent to them."""
+    """Train and store, in each process. The function is at module level because it is sent to the processes."""
     student, teacher, data = networks()
     train_to_answer(student.module, teacher.module, data, RECIPE, folder / "c.pt", lambda *_: None, accelerator)
     torch.save(weights(student), folder / f"rank{accelerator.process_index}.pt")

@@ -1,4 +1,8 @@
-"""Fine-tuning learns from the teacher, leaves the network alone, and goes on after an interruption as if there was none."""
+"""Tests of fine-tuning.
+
+The student learns from the teacher, and the given network does not change. An interrupted training resumes with the
+same result.
+"""
 
 import copy
 import dataclasses
@@ -32,7 +36,7 @@ def teacher() -> TorchNetwork:
 
 @pytest.fixture(scope="module")
 def student(teacher: TorchNetwork) -> TorchNetwork:
-    """Pruned on every axis but tokens, with nothing recovered."""
+    """A network that is pruned on every axis except tokens, without recovery."""
     return teacher.pruned(random_plan(teacher.structure, seed=2, tokens=False), None)
 
 
@@ -43,7 +47,10 @@ def data(teacher: TorchNetwork) -> Batch:
 
 
 class Diary:
-    """What training reports; `stop_after` an epoch it is interrupted, as by a cancel."""
+    """A record of what training reports.
+
+    `stop_after`: the epoch after which it interrupts the training, as a cancel does.
+    """
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.epochs: list[int] = []
@@ -121,7 +128,10 @@ def test_the_seed_decides_the_order_of_images(
 def test_on_the_cpu_the_recipe_is_this_plain_loop(
     teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
 ) -> None:
-    """No precision, process or wrapper of another library comes into it: to the last bit."""
+    """Compare with a training loop that is written out, to the last bit.
+
+    No reduced precision, process or wrapper of another library changes the result.
+    """
     module, targets = copy.deepcopy(student.module).train(), teacher.outputs(data.images)
     optimizer = create_optimizer_v2(module, opt="adamw", lr=RECIPE.learning_rate, weight_decay=0.01)
     steps, step = RECIPE.epochs * 5, 0
@@ -142,7 +152,7 @@ def test_on_the_cpu_the_recipe_is_this_plain_loop(
 
 
 def test_the_loss_by_hand() -> None:
-    """KL of (1/2, 1/2) to (1/4, 3/4) is ln 2 - ln(3)/2; cross-entropy of class 0 is ln 4."""
+    """KL of (1/2, 1/2) to (1/4, 3/4) is ln 2 - ln(3)/2. The cross-entropy of class 0 is ln 4."""
     student, teacher = torch.tensor([[1.0, 3.0]]).log(), torch.tensor([[1.0, 1.0]]).log()
     divergence = torch.tensor(2.0).log() - torch.tensor(3.0).log() / 2
     unlabelled = distillation_loss(student, teacher, None, 7.0)
@@ -165,7 +175,7 @@ MIXED = dataclasses.replace(RECIPE, cutmix=0.5, distill=0.2)
 def test_cutmix_goes_on_after_an_interruption_as_if_there_was_none(
     teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
 ) -> None:
-    """Also with an odd batch at the end."""
+    """Check this also with an odd batch at the end."""
     data = Batch(data.images[:37], data.labels[:37], data.indices[:37])
     undisturbed = finetune(student, teacher, data, MIXED, tmp_path / "whole.pt", Diary())
     with pytest.raises(InterruptedError):
@@ -177,7 +187,10 @@ def test_cutmix_goes_on_after_an_interruption_as_if_there_was_none(
 
 
 def test_labels_are_mixed_as_the_pixels_are_and_the_teacher_sees_the_mixture(teacher: TorchNetwork) -> None:
-    """Image i of constant i: what it shows of its partner is what its label says. The last of an odd number is whole."""
+    """Image i has the constant value i, so its pixels show how much of its partner it contains.
+
+    The label must give the same share. With an odd number of images, the last one is not mixed.
+    """
     images, labels = torch.arange(7.0)[:, None, None, None].expand(-1, 3, 32, 32), torch.arange(7)
     seen = []
     for draw in range(6):
@@ -200,7 +213,7 @@ def test_cutmix_without_labels_is_refused(
 
 
 def test_mixed_labels_count_by_their_share() -> None:
-    """Cross-entropy with (1/4, 3/4) on the classes of the answer (1/4, 3/4) is its entropy."""
+    """The labels (1/4, 3/4) equal the student's answer, so the cross-entropy is the entropy of the answer."""
     answer = torch.tensor([[1.0, 3.0]]).log()
     loss = distillation_loss(answer, answer, torch.tensor([[0.25, 0.75]]), 0.2)
     torch.testing.assert_close(loss, -(0.25 * torch.tensor(0.25).log() + 0.75 * torch.tensor(0.75).log()))

@@ -1,4 +1,7 @@
-"""The loop that every training shares: learning rates over the course. Resuming is tested where it is used."""
+"""Tests of the loop that all trainings share: its learning rates over the steps.
+
+The tests of each training check that it resumes.
+"""
 
 from pathlib import Path
 

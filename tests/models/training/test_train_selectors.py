@@ -1,4 +1,8 @@
-"""Trained selectors find the tokens that matter; training is resumable, and its loss is the paper's."""
+"""Tests of the training of selectors.
+
+Trained selectors find the tokens that matter. The training resumes after an interruption, and its loss is that of the
+paper.
+"""
 
 import copy
 import dataclasses
@@ -42,7 +46,10 @@ def data(teacher: TorchNetwork) -> Batch:
 
 
 def test_trained_selectors_find_the_tokens_that_carry_the_class(tmp_path: Path) -> None:
-    """At equal counts and with the same, untouched backbone: far more of the planted tokens, and far more right answers."""
+    """Compare trained and untrained selectors, with equal counts and the same unchanged backbone.
+
+    Trained selectors keep far more of the planted tokens, and the network gives far more right answers.
+    """
     seen, _ = planted_images(512, seed=1)
     held_out, planted = planted_images(300, seed=2)
     dense, kept = planted_network(seen, tmp_path), 3
@@ -61,7 +68,10 @@ def test_trained_selectors_find_the_tokens_that_carry_the_class(tmp_path: Path) 
 
 
 def test_the_share_kept_approaches_the_plan(teacher: TorchNetwork, data: Batch, tmp_path: Path) -> None:
-    """What is drawn while training, per stage: untrained selectors keep about a half each, the plan 5 and 2 of 16."""
+    """Check the share of tokens that training draws in each stage.
+
+    Untrained selectors keep about a half in each stage. The plan keeps 5 and 2 of 16 tokens.
+    """
     student = choosing(teacher, "selector", (5, 2), first=1)
     recipe = dataclasses.replace(RECIPE, epochs=15, batch=8, learning_rate=2e-2)
     trained = train_selectors(student, teacher, data, recipe, tmp_path / "c.pt", lambda *_: None)
@@ -71,7 +81,7 @@ def test_the_share_kept_approaches_the_plan(teacher: TorchNetwork, data: Batch, 
 
 
 def drawn_shares(network: TorchNetwork, images: Tensor) -> list[float]:
-    """Share of the patch tokens left after each stage when every token is drawn by its T_keep."""
+    """Return the share of patch tokens that is left after each stage, when T_keep draws every token."""
     network = network.with_module(copy.deepcopy(network.module))
     masked = mask_tokens(network, choose_by_gumbel)
     torch.manual_seed(0)
@@ -143,7 +153,10 @@ def test_the_loss_by_hand() -> None:
 
 
 def test_the_terms_on_tokens_by_hand(student: TorchNetwork) -> None:
-    """Two images of 16 patch tokens and one class token: kept shares 3/4 and 1/4 of them; features of kept tokens only."""
+    """Compute both terms for two images of 16 patch tokens and one class token.
+
+    The kept shares are 3/4 and 1/4. The term on features uses kept tokens only.
+    """
     network = student.with_module(copy.deepcopy(student.module))
     masked = mask_tokens(network, choose_best)
     first, second = torch.zeros(2, 16), torch.zeros(2, 16)
@@ -156,7 +169,7 @@ def test_the_terms_on_tokens_by_hand(student: TorchNetwork) -> None:
 
 
 def test_gradients_reach_the_selectors_through_the_masks(student: TorchNetwork, data: Batch) -> None:
-    """With the answer alone as loss, and with tokens dropped: only the masks connect the two."""
+    """The loss is the answer alone, and tokens are dropped. Only the masks then connect the loss and the selectors."""
     network = student.with_module(copy.deepcopy(student.module))
     mask_tokens(network, choose_by_gumbel)
     torch.manual_seed(0)

@@ -1,4 +1,7 @@
-"""Planted structure: a dead head, a duplicated neuron and a constant neuron rank where each criterion's definition says."""
+"""Tests of the criteria on planted structure.
+
+A dead head, a duplicated neuron and a constant neuron get the rank that the definition of each criterion demands.
+"""
 
 import dataclasses
 
@@ -17,7 +20,7 @@ from tests.support.networks import images_for, small_network
 DEAD_HEAD, DUPLICATE, TWIN, CONSTANT = 1, 5, 6, 9
 DEAD_DIM = 20
 ANSWERS = ("taylor", "kl", "kl-exact")
-"""Criteria that ask what the answers lose."""
+"""The criteria that measure what the outputs lose."""
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,7 +28,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def planted() -> tuple[TorchNetwork, Statistics]:
-    """In block 1: head 1 gives zeros, neurons 5 and 6 are the same and strong, neuron 9 is a large constant."""
+    """Plant structure in block 1.
+
+    Head 1 gives zeros. Neurons 5 and 6 are equal and strong. Neuron 9 is a large constant.
+    """
     network = small_network(depth=2, seed=3)
     block = network.module.blocks[1]
     with torch.no_grad():
@@ -38,7 +44,8 @@ def planted() -> tuple[TorchNetwork, Statistics]:
         block.mlp.fc2.weight[:, [DUPLICATE, TWIN]] = block.mlp.fc2.weight[:, [DUPLICATE]].clone()
     kinds = frozenset().union(*(criterion.needs for criterion in CRITERIA.values()))
     statistics = network.statistics(images_for(network, 64), kinds - {"deletion", "gates", "inputs"})
-    deletion = network.statistics(images_for(network, 2), {"deletion"})  # a pass per member: few images
+    # Leave-one-out scores need one pass per member, so the test uses few images.
+    deletion = network.statistics(images_for(network, 2), {"deletion"})
     pairs = zip(statistics.blocks, deletion.blocks, strict=True)
     blocks = tuple(dataclasses.replace(block, deletion=deleted.deletion) for block, deleted in pairs)
     return network, dataclasses.replace(statistics, blocks=blocks, deletion=deletion.deletion)
@@ -50,18 +57,24 @@ def ranked(planted: tuple[TorchNetwork, Statistics], criterion: str) -> Ranking:
 
 
 def place(scores: np.ndarray, member: int) -> float:
-    """0: removed first, 1: kept longest."""
+    """Return the rank of a member, as a share: 0 is removed first, 1 stays longest."""
     return float((scores < scores[member]).mean())
 
 
 BY_VALUES = [name for name in CRITERIA if name not in ("cumulative", "gates")]
-"""Criteria that see what a head puts out. Cumulative attention sees only where it looks (tests/search/criteria/test_cumulative.py);
-gates are trained (test_gates_criterion.py)."""
+"""The criteria that see the output of a head.
+
+Cumulative attention sees only where a head looks (tests/search/criteria/test_cumulative.py). Gates are trained
+(tests/search/criteria/test_gates.py).
+"""
 
 
 @pytest.mark.parametrize("criterion", BY_VALUES)
 def test_the_dead_head_goes_first(planted: tuple[TorchNetwork, Statistics], criterion: str) -> None:
-    """Its output is zero: no variance, no dependence, nothing to reconstruct, and its weights are the smallest."""
+    """The head's output is zero and its weights are the smallest.
+
+    It has no variance and no dependence, and recovery loses nothing.
+    """
     assert ranked(planted, criterion).blocks[1].heads.argmin() == DEAD_HEAD
 
 
@@ -76,13 +89,18 @@ def test_the_constant_neuron_goes_first_where_means_are_folded(
 def test_the_constant_neuron_stays_where_activation_size_counts(
     planted: tuple[TorchNetwork, Statistics], criterion: str
 ) -> None:
-    """MDC's score is nine tenths sum |activation|: a large constant looks important to it. To delete it costs its mean,
-    which only recovery folds."""
+    """Nine tenths of MDC's score are sum |activation|, so a large constant looks important.
+
+    Its removal costs its mean. Only recovery can move the mean into the bias.
+    """
     assert place(ranked(planted, criterion).blocks[1].neurons, CONSTANT) > 0.9
 
 
 def test_only_reconstruction_sees_the_duplicate(planted: tuple[TorchNetwork, Statistics]) -> None:
-    """One of the pair is free, its twin then carries both; every other criterion gives both the same high place."""
+    """Check that one neuron of the pair costs nothing, because its twin then carries both.
+
+    Every other criterion gives both neurons the same high score.
+    """
     neurons = ranked(planted, "reconstruction").blocks[1].neurons
     pair = sorted(place(neurons, member) for member in (DUPLICATE, TWIN))
     assert pair[0] < 0.1 and pair[1] > 0.9
@@ -103,7 +121,7 @@ def test_one_deletion_at_a_time_does_not_see_the_duplicate(
 def test_reconstruction_loss_is_what_refitting_leaves(
     planted: tuple[TorchNetwork, Statistics],
 ) -> None:
-    """The first neuron that goes costs what least squares on the raw activations says."""
+    """The first neuron to be removed costs as much as least squares on the raw activations says."""
     network, statistics = planted
     weights, seen = network.weights()[0], statistics.blocks[0].neurons
     scores = ranked(planted, "reconstruction").blocks[0].neurons
@@ -117,8 +135,11 @@ def test_reconstruction_loss_is_what_refitting_leaves(
 
 @pytest.fixture(scope="module")
 def severed() -> tuple[TorchNetwork, Statistics]:
-    """Block 0's MLP gives almost nothing; embedding dim 20 is never written nor read; in block 1 dims 3 of q, k and v
-    of head 2 are nearly zero."""
+    """Plant parts that the outputs do not need.
+
+    The MLP of block 0 gives almost nothing. No layer writes or reads embedding dim 20. In block 1, dim 3 of q, k and v
+    of head 2 is nearly zero.
+    """
     network = small_network(depth=2, seed=4, img_size=32, mlp_ratio=2)
     module = network.module
     with torch.no_grad():
@@ -141,7 +162,7 @@ def severed() -> tuple[TorchNetwork, Statistics]:
 
 @pytest.mark.parametrize("criterion", ANSWERS)
 def test_what_the_answers_do_not_need_goes_first(severed: tuple[TorchNetwork, Statistics], criterion: str) -> None:
-    """A half, an attention dim, and an embedding dim that is written with zeros and never read."""
+    """Check a sublayer, an attention dim, and an embedding dim that only receives zeros and that no layer reads."""
     ranking = ranked(severed, criterion)
     halves = np.stack([block.halves for block in ranking.blocks if block.halves is not None])
     assert np.unravel_index(halves.argmin(), halves.shape) == (0, 1)
@@ -152,7 +173,10 @@ def test_what_the_answers_do_not_need_goes_first(severed: tuple[TorchNetwork, St
 
 
 def test_a_ranking_says_what_it_cost(severed: tuple[TorchNetwork, Statistics]) -> None:
-    """Passes over the images, backward ones too: moments and one loss; a pass per class; one per member."""
+    """Check the number of passes over the images, backward passes included.
+
+    Moments and one loss need 3 passes. One criterion needs a pass per class, another one a pass per member.
+    """
     taylor, kl, exact = (ranked(severed, criterion) for criterion in ANSWERS)
     assert (taylor.forward_passes, kl.forward_passes) == (3, 2 + 7)
     members = 2 * (96 + 48 + 3 + 2)

@@ -1,4 +1,7 @@
-"""CP-ViT's head score on planted heads: one that looks everywhere alike, one that looks at one token."""
+"""Tests of CP-ViT's head score on planted heads.
+
+One head attends to all tokens equally, another head attends to a single token.
+"""
 
 import numpy as np
 import pytest
@@ -15,8 +18,11 @@ BLIND, PICKY, MUTE = 1, 2, 0
 
 @pytest.fixture(scope="module")
 def planted() -> tuple[TorchNetwork, Statistics]:
-    """Without prefix tokens. In every block, head 1's attention is uniform and head 2's very sharp; head 0 of block 0
-    gives zeros, which no attention shows."""
+    """Build a network without prefix tokens and with planted heads.
+
+    In every block, the attention of head 1 is uniform and the attention of head 2 is very sharp. Head 0 of block 0
+    gives zeros, which its attention does not show.
+    """
     network = small_network(depth=3, seed=5, class_token=False, global_pool="avg")
     with torch.no_grad():
         for block in network.module.blocks:
@@ -46,7 +52,7 @@ def test_scores_accumulate_over_the_layers(planted: tuple[TorchNetwork, Statisti
 
 
 def test_the_ranking_carries_the_attention_range(planted: tuple[TorchNetwork, Statistics]) -> None:
-    """A uniform head ties, and ties go to the first patch: far from most."""
+    """In a uniform head all patches tie, and the first patch wins a tie. It is far from most other patches."""
     network, statistics = planted
     ranges = rank("cumulative", network.weights(), statistics).ranges
     assert ranges is not None and ranges.shape == (3,)

@@ -1,4 +1,7 @@
-"""The criterion of learned gates: |a| as trained, a head by the sum of its gates."""
+"""Tests of the criterion of learned gates.
+
+The score of a member is |gate|, and the score of a head is the sum over its gates.
+"""
 
 import copy
 
@@ -21,7 +24,7 @@ RECIPE = GateRecipe(epochs=4, l1=1e-3, learning_rate=1e-5, gate_learning_rate=0.
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TorchNetwork:
-    """Gates of a network whose projection reads nothing of one head of block 0."""
+    """Train the gates of a network whose projection reads nothing from one head of block 0."""
     network = small_network(depth=2, img_size=32)
     with torch.no_grad():
         network.module.blocks[0].attn.proj.weight[:, 16 * DEAD_HEAD : 16 * (DEAD_HEAD + 1)] = 0
@@ -38,7 +41,7 @@ def test_the_head_that_nothing_reads_goes_first(trained: TorchNetwork) -> None:
 
 
 def test_scores_are_the_sizes_of_the_gates(trained: TorchNetwork) -> None:
-    """Also of gates that training has pushed below zero."""
+    """Check the scores, also for gates that training has pushed below zero."""
     statistics = copy.deepcopy(trained.statistics(images_for(trained, 32), {"gates"}))
     gates = statistics.blocks[1].gates
     assert gates is not None
@@ -57,7 +60,7 @@ def test_without_trained_gates_it_is_refused(trained: TorchNetwork) -> None:
 
 
 def test_what_small_gates_let_through_is_needed_less_than_what_large_ones_do(trained: TorchNetwork) -> None:
-    """A fifth of the gates goes: by the ranking, and by the ranking turned around."""
+    """Remove a fifth of the gates, once by the ranking and once by the reversed ranking."""
     images = images_for(trained, 32, seed=5)
     ranking = rank("gates", trained.weights(), trained.statistics(images, {"gates"}))
     dense, losses = trained.outputs(images), []

@@ -1,4 +1,4 @@
-"""Every proposal lies on its budgets before it costs an evaluation."""
+"""Check that every proposal lies on its budgets before the search evaluates it."""
 
 from collections.abc import Sequence
 
@@ -68,7 +68,10 @@ def test_several_budgets_all_hold_and_the_binding_one_is_named() -> None:
 
 
 def test_a_price_that_is_not_monotone_does_not_mislead() -> None:
-    """Odd head counts cost a fortune: bisection would be lost, the decoder is not."""
+    """An even number of heads in any block raises the price by 1.
+
+    Bisection would fail on such a price. The decoder does not.
+    """
     space = small_space()
 
     def price(structures: Sequence[Structure]) -> Array:

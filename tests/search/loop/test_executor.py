@@ -1,4 +1,7 @@
-"""Trials at the same time: time and place change nothing, and what is under way is not proposed again."""
+"""Tests of trials that run at the same time.
+
+The results do not depend on when and where a trial runs. The search does not propose a policy whose trial is running.
+"""
 
 import random
 import time
@@ -25,7 +28,7 @@ def score(policy: Policy) -> Score:
 
 
 class Threads:
-    """Some at a time, each as long as chance will have it."""
+    """An executor that runs several trials at the same time. Each trial takes a random time of up to 50 ms."""
 
     def __init__(self, workers: int) -> None:
         self._pool, self._draw = ThreadPoolExecutor(workers), random.Random(workers)
@@ -44,7 +47,7 @@ def search(place: Executor, parallel: int, record: Callable[[Trial], None] = lam
 
 
 def told(trials: list[Trial]) -> list[tuple[int, tuple[float, ...], Policy, float, bool]]:
-    """All of a trial but the seconds."""
+    """Return everything about the trials except their seconds."""
     return [(t.number, t.direction, t.policy, t.score, t.start) for t in trials]
 
 
@@ -58,7 +61,7 @@ def test_the_trials_do_not_depend_on_how_many_are_really_evaluated_at_a_time(par
 
 
 class Counting:
-    """How many are begun and not waited for."""
+    """An executor that counts the trials that have begun and whose result nobody has waited for."""
 
     def __init__(self) -> None:
         self.now = self.most = 0

@@ -1,4 +1,7 @@
-"""The search is a search: expected improvement beats random, resumes exactly, and never repeats a structure."""
+"""Tests of the search.
+
+Expected improvement beats random search. An interrupted search resumes exactly. The search never repeats a structure.
+"""
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ DIMENSIONS, ROUNDS, SEEDS = 5, 30, 20
 
 
 def synthetic(point: np.ndarray, seed: int) -> float:
-    """A smooth hill whose top is somewhere else for each seed."""
+    """Return the height of a smooth hill. The seed decides where its top is."""
     top = np.random.default_rng(1000 + seed).uniform(0.2, 0.8, DIMENSIONS)
     return float(-((point - top) ** 2).sum())
 
@@ -33,7 +36,10 @@ def best_found(propose: Proposal, seed: int) -> float:
 
 @pytest.mark.slow
 def test_expected_improvement_beats_random_over_twenty_seeds() -> None:
-    """With its sign flipped it looks where it expects least, and loses: then this test fails."""
+    """If the sign of expected improvement were flipped, the search would look where it expects least.
+
+    This test would then fail.
+    """
     guided = [best_found(by_expected_improvement, seed) for seed in range(SEEDS)]
     blind = [best_found(at_random, seed) for seed in range(SEEDS)]
     wins = sum(g > b for g, b in zip(guided, blind, strict=True))
@@ -42,7 +48,10 @@ def test_expected_improvement_beats_random_over_twenty_seeds() -> None:
 
 
 class World:
-    """Scores policies by closeness to a hidden one; counts evaluations and keeps the records."""
+    """A problem that scores a policy by its distance to a hidden policy.
+
+    It counts evaluations and keeps the records.
+    """
 
     def __init__(self) -> None:
         self.space = small_space()
@@ -107,7 +116,10 @@ def test_what_is_maximised(accuracy: float | None, agreement: float, value: floa
 
 
 def test_the_lowest_cost_within_a_loss() -> None:
-    """Scores fall as neurons go: what is delivered is near the edge of what may be lost, far below the budget."""
+    """The scores fall as neurons are removed.
+
+    The delivered policy is near the largest permitted loss and far below the budget.
+    """
     space = small_space()
     price = macs_keep(space)
 

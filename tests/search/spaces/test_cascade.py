@@ -1,4 +1,8 @@
-"""CP-ViT's cascade: what leaves stays away, far-looking layers remove more, and the published saving is reached."""
+"""Tests of CP-ViT's cascade.
+
+A removed token stays removed. Layers that attend far remove more tokens. The cascade reaches the saving that the paper
+reports.
+"""
 
 import dataclasses
 from itertools import pairwise
@@ -122,7 +126,7 @@ def test_along_a_direction_everything_then_less_then_the_smallest() -> None:
 
 @pytest.mark.parametrize("ranges", [None, np.linspace(0.9, 0.1, 12), np.linspace(0.6, 0.3, 12)])
 def test_half_of_the_patches_by_block_four_take_over_forty_percent_of_deit_s(ranges: Array | None) -> None:
-    """The paper's "50 % of patches, over 40 % of FLOPs", by the structure alone."""
+    """Check the paper's "50 % of patches, over 40 % of FLOPs" with the structure alone."""
     structure = deit_structure()
     assert structure.macs == pytest.approx(4.6e9, rel=0.01)
     space = cascade(structure, ranges)
@@ -160,7 +164,10 @@ def test_a_method_that_chooses_tokens_otherwise_than_a_graph_can_is_refused() ->
 
 
 def test_the_last_span_of_a_short_network_takes_all_tokens() -> None:
-    """Four blocks: a third of the depth ends before the second block, so one span is left."""
+    """In a network of four blocks, a third of the depth ends before the second block.
+
+    Therefore only one span is left.
+    """
     space = cascade(small_network(depth=4).structure)
     assert space.dimensions == ["tokens0", "heads"]
 

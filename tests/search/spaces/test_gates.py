@@ -1,5 +1,8 @@
-"""The space of learned gates: one global threshold, equal dims per head, inputs gathered from the full width; and the
-sizes that VTP published for DeiT-B."""
+"""Tests of the space of learned gates.
+
+The space has one global threshold. It keeps equal dims per head and gathers inputs from the full width. The last tests
+check the sizes that VTP published for DeiT-B.
+"""
 
 import dataclasses
 
@@ -73,7 +76,10 @@ def test_every_head_of_a_block_gives_as_many_dims_its_best(space: GateSpace) -> 
 
 
 def test_one_threshold_compares_gates_of_all_blocks_and_layers() -> None:
-    """Gates ten times as large in one layer of one block: it keeps everything while others lose half."""
+    """Make the gates of one layer in one block ten times as large.
+
+    This layer keeps everything, while the other layers lose half of their inputs.
+    """
     structure = small_network(depth=3).structure
     ranking = gate_ranking(structure)
     large = ranking.blocks[1]
@@ -109,7 +115,10 @@ def test_a_budget_is_used_and_held(space: GateSpace, keep: float) -> None:
 
 
 def test_the_plan_is_what_is_physically_left(space: GateSpace) -> None:
-    """Fewer parameters, and the same answers as the dense network with the columns that go set to zero."""
+    """The pruned network has fewer parameters.
+
+    It gives the same outputs as the original when the removed columns of the original are zero.
+    """
     network = small_network(depth=3)
     plan = space.plan(Policy(inputs=0.6))
     small = network.pruned(plan, None)
@@ -132,17 +141,20 @@ def test_a_ranking_without_input_scores_is_refused() -> None:
         GateSpace(structure, unranked(structure))
 
 
-# The published sizes
+# Published sizes
 
 
 def described(name: str) -> Structure:
-    with torch.device("meta"):  # no weights are made
+    with torch.device("meta"):  # the meta device creates no weights
         module = timm.create_model(name)
     return describe(module, family_of(module), name)
 
 
 def even_ranking(structure: Structure) -> Ranking:
-    """The same distribution of gates in every layer and head: each keeps the global share."""
+    """Return a ranking with the same distribution of gates in every layer and head.
+
+    Each layer then keeps the global share.
+    """
     blocks = []
     for block in structure.blocks:
         a, mlp = block.attention, block.mlp
@@ -155,10 +167,12 @@ def even_ranking(structure: Structure) -> Ranking:
 
 @pytest.mark.parametrize(("params", "macs", "keep"), [(67.3e6, 13.8e9, 0.822), (48.0e6, 10.0e9, 0.624)])
 def test_the_published_sizes_of_deit_b(params: float, macs: float, keep: float) -> None:
-    """Parameters and MACs fit at once, with v and the residual stream at full width.
+    """Check that parameters and MACs fit at the same time, when v and the residual stream keep their full width.
 
-    The paper calls these 20 % and 40 % of the dims pruned. With the same share in every layer the parameters are met at
-    0.822 and 0.624 kept, not at 0.8 (65.2 M, 13.35 G) and 0.6 (45.9 M, 9.55 G): its learned gates were not spread evenly.
+    The paper says that these networks lose 20 % and 40 % of the dims. When every layer keeps the same share, the
+    published parameters are reached at keep ratios of 0.822 and 0.624. Keep ratios of 0.8 and 0.6 give 65.2 M
+    parameters with 13.35 G MACs, and 45.9 M with 9.55 G. So the learned gates of the paper were not spread evenly over
+    the layers.
     """
     structure = described("deit_base_patch16_224")
     space = GateSpace(structure, even_ranking(structure))

@@ -1,4 +1,4 @@
-"""keep_spatial: features keep their grid."""
+"""Tests of keep_spatial: the features keep their grid."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""MDC's own space: 25 numbers for DeiT-S, each between a half and all."""
+"""Tests of MDC's own space: 25 numbers for DeiT-S, each of them in [0.5, 1]."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from tests.support.cascades import deit_structure
 from tests.support.networks import small_network
 from tests.support.worlds import random_ranking
 
-# The policy that the paper publishes for DeiT-S, rounded.
+# The policy that the paper publishes for DeiT-S, with rounded numbers.
 NEURON_SPARSITY = (0.1224, 0.0017, 0.0120, 0.4906, 0.1039, 0.3276, 0.0201, 0.2638, 0.0247, 0.3720, 0.3380, 0.3245)
 HEAD_SPARSITY = (0.0764, 0.0549, 0.1164, 0.2119, 0.1028, 0.0406, 0.0793, 0.0857, 0.2767, 0.1664, 0.1345, 0.1597)
 TOKEN_SPARSITY = 0.4881
@@ -43,7 +43,7 @@ def test_deit_s_has_twenty_five_numbers() -> None:
 
 
 def test_each_number_is_its_own() -> None:
-    """One dimension at a time: only its block and axis shrinks, to a half."""
+    """Change one dimension at a time. Only its own block and axis become smaller, down to a half."""
     space = paper_space()
     for i, name in enumerate(space.dimensions):
         direction = [0.0] * len(space.dimensions)
@@ -95,8 +95,10 @@ def test_a_decoded_policy_uses_the_budget_and_stays_within() -> None:
 
 
 def test_the_published_policy_of_deit_s_lies_in_this_space() -> None:
-    """Its 25 sparsities give its MACs with the fused token, when heads are cut as int() cuts them there. Rounded, as here,
-    a sparsity of a tenth costs no head of six."""
+    """The paper's 25 sparsities give the paper's MACs with the fused token, if int() truncates the number of heads.
+
+    This project rounds instead. Then a sparsity of a tenth removes none of six heads.
+    """
     structure = deit_structure()
     space = PaperSpace(structure, unranked(structure), TokenRule())
     policy = Policy(

@@ -1,4 +1,4 @@
-"""int8 as one more dimension of any space."""
+"""Tests of int8 as an additional dimension of any space."""
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def test_starts_try_int8_everywhere_and_fp32_where_it_is_allowed() -> None:
 
 
 def test_a_policy_of_int8_keeps_more_within_the_same_budget() -> None:
-    """Where an 8-bit product costs a third."""
+    """Price a MAC in int8 at a third of a MAC in fp32."""
     mine = space()
     weights = {"int8": 1 / 3, "fp32": 1.0}
 

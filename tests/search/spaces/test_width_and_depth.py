@@ -1,4 +1,7 @@
-"""Embedding width and halves of blocks as axes of the compact space, where a method names them."""
+"""Tests of two further axes of the compact space: the embedding width and the sublayers of blocks.
+
+Only methods that name these axes search them.
+"""
 
 import dataclasses
 
@@ -33,7 +36,7 @@ def full_ranking(shape: Structure, seed: int = 0) -> Ranking:
 
 
 def space_with(halves: np.ndarray, axes: tuple[str, ...] = ALL, rule: TokenRule | None = None) -> CompactSpace:
-    """halves (DEPTH, 2): their scores."""
+    """Return a space whose ranking gives these scores (DEPTH, 2) to the sublayers."""
     shape = structure()
     plain = full_ranking(shape)
     blocks = tuple(dataclasses.replace(b, halves=s) for b, s in zip(plain.blocks, halves, strict=True))
@@ -41,7 +44,7 @@ def space_with(halves: np.ndarray, axes: tuple[str, ...] = ALL, rule: TokenRule 
 
 
 def descending(*lowest: tuple[int, int]) -> np.ndarray:
-    """Scores in which these halves are the lowest, in this order."""
+    """Return scores in which these sublayers are the lowest, in this order."""
     scores = np.ones((DEPTH, 2))
     for place, half in enumerate(lowest):
         scores[half] = 0.01 * (place + 1)
@@ -59,7 +62,7 @@ def test_the_sketch_that_is_priced_is_the_plan_that_is_built(rule: TokenRule) ->
 
 
 def test_axes_that_are_not_named_stay_as_they_were() -> None:
-    """Also when the ranking has their scores."""
+    """Check this also when the ranking has scores for these axes."""
     shape = structure()
     plain, named = CompactSpace(shape, full_ranking(shape), AXES), CompactSpace(shape, full_ranking(shape), ALL)
     assert set(named.dimensions) - set(plain.dimensions) == {"embed", "halves"}
@@ -86,7 +89,7 @@ def test_the_best_embedding_dims_stay_in_multiples_of_eight() -> None:
         plan = space.plan(space.along([1.0], t))
         assert len(plan.embed) % 8 == 0 and len(plan.embed) < 48
         assert ranking.embed is not None and set(plan.embed) == set(np.argsort(-ranking.embed)[: len(plan.embed)])
-    assert len(space.plan(space.along([1.0], 2)).embed) == 16  # a quarter, up to the multiple
+    assert len(space.plan(space.along([1.0], 2)).embed) == 16  # a quarter of the width, rounded up to the multiple
 
 
 def test_the_lowest_halves_go_first_and_empty_blocks_with_them() -> None:
@@ -107,7 +110,7 @@ def test_one_attention_always_stays() -> None:
 
 
 def stages(space: CompactSpace, keep: float) -> dict[int, int]:
-    """Block -> patches kept."""
+    """Return the number of patches that stay, by block."""
     policy = dataclasses.replace(space.along([1.0] * len(space.dimensions), 0), tokens=(0.8, 0.6, 0.4), halves=keep)
     plan = space.plan(policy)
     plan.apply_to(space.structure)
@@ -115,7 +118,7 @@ def stages(space: CompactSpace, keep: float) -> dict[int, int]:
 
 
 def test_a_token_stage_moves_on_from_a_block_whose_attention_is_gone() -> None:
-    """Stages stand at blocks 2, 4, 6 of 8; two of them meet a block without attention."""
+    """The token stages are at blocks 2, 4 and 6 of 8. The ranking removes the attention of some of these blocks."""
     axes = ("tokens", "halves")
     counts = list(stages(space_with(descending(), axes), 1.0).values())
     assert list(stages(space_with(descending(), axes), 1.0)) == [2, 4, 6]
@@ -137,7 +140,7 @@ def test_halves_of_blocks_whose_scores_do_not_compare_are_left_alone() -> None:
 
 
 def test_a_network_of_every_axis_runs_and_is_the_sketch() -> None:
-    """From the estimate's own scores to physical pruning, with recovery."""
+    """Check the path from the scores of the estimate to a physically pruned network with recovery."""
     network = small_network(depth=4, img_size=32)
     images = images_for(network, 8)
     statistics = network.statistics(images, {"fisher"})
@@ -163,7 +166,7 @@ def test_reconstruction_finds_the_silent_half_and_the_dim_that_no_block_writes()
     with torch.no_grad():
         for block in network.module.blocks:
             for layer in (block.attn.proj, block.mlp.fc2):
-                layer.weight[17] = 0  # a constant, which the bias carries, is no loss
+                layer.weight[17] = 0  # a constant is no loss, because the bias carries it
         network.module.blocks[1].attn.proj.weight.zero_()
         network.module.blocks[2].mlp.fc2.weight.mul_(1e-3)
     ranking = rank("reconstruction", network.weights(), network.statistics(images_for(network, 32)))

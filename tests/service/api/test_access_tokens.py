@@ -1,4 +1,4 @@
-"""Who is let in: tokens with scopes, things that belong to their owner, and a door that is open only when asked for."""
+"""Tests of access. Tokens have scopes. Things belong to their owner. Anonymous access needs a setting."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def operations(web: TestClient) -> list[tuple[str, str]]:
 
 
 def filled(path: str) -> str:
-    """With names that nothing has."""
+    """Fill a path with names that do not exist."""
     while "{" in path:
         head, _, rest = path.partition("{")
         path = f"{head}none{rest.partition('}')[2]}"
@@ -69,7 +69,7 @@ def test_only_an_admin_changes_what_all_share(web: TestClient) -> None:
 
 
 def test_other_peoples_things_are_not_there(web: TestClient) -> None:
-    """404 and not 403: that something exists is nobody's business either."""
+    """The answer is 404 and not 403, because a stranger must not learn that something exists."""
     ann, bob, root = (
         bearer(web, name, scope) for name, scope in (("ann", "submit"), ("bob", "submit"), ("root", "admin"))
     )

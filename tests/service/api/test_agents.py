@@ -1,4 +1,4 @@
-"""Agents of remote devices over HTTP: who is let in, what is offered, which samples are taken."""
+"""Tests of agents over HTTP: who may register, what the server offers, and which samples the server takes."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""docs/api.md: every address of the interface has an example, and each does what the document says."""
+"""Tests of docs/api.md.
+
+Every address of the interface has an example, and every example does what the document says.
+"""
 
 import json
 import re
@@ -18,7 +21,7 @@ from tests.support.served import served
 
 TASK = {"threads": 1, "batch": 1, "provider": "CPUExecutionProvider", "seconds": 1.0, "rounds": 1, "seed": 0}
 NAMES = {"/v1/models": "MODEL", "/v1/datasets": "DATASET", "/v1/jobs": "JOB", "/deliver": "CHILD"}
-"""What the id in an answer to POST is called in the examples that follow."""
+"""The variable that holds the id from an answer to POST, for the examples that follow."""
 
 
 def test_every_address_has_an_example(web: TestClient) -> None:
@@ -29,7 +32,10 @@ def test_every_address_has_an_example(web: TestClient) -> None:
 
 
 def _operation(example: Example, described: set[tuple[str, str]]) -> str | None:
-    """The path of the description that this example calls; the one with the fewest parameters, where several fit."""
+    """Return the described path that this example calls.
+
+    If several paths fit, return the one with the fewest parameters.
+    """
     fits = [
         path
         for method, path in described
@@ -56,7 +62,10 @@ def test_every_example_does_what_it_says(tmp_path: Path, engine: str) -> None:
 
 
 def _ask_for_a_measurement(data: Path, folder: Path) -> None:
-    """As a job does that wants a file measured on that device; it keeps its task alive by looking for the answer."""
+    """Post a task, as a job does when it wants a measurement on that device.
+
+    The thread keeps the task alive, because it looks for the answer again and again.
+    """
     file = folder / "asked.onnx"
     file.write_bytes(b"measure me" * 100)
     mailbox = Mailbox(data / "devices" / "agent-pi-5")
@@ -70,7 +79,7 @@ def _ask_for_a_measurement(data: Path, folder: Path) -> None:
 
 
 def _named(example: Example, answer: Answer) -> dict[str, str]:
-    """Variables for the examples that follow."""
+    """Return the variables that this answer gives to the examples that follow."""
     if not answer.body.startswith("{"):
         return {}
     body = json.loads(answer.body)
@@ -84,7 +93,7 @@ def _named(example: Example, answer: Answer) -> dict[str, str]:
 
 
 def _wait_for_the_end(variables: dict[str, str], folder: Path) -> None:
-    """Of the child job: until then its model cannot be deleted."""
+    """Wait for the end of the child job. Before that, the server does not delete the job's model."""
     look = Example("curl $S/v1/jobs/$CHILD", Answer(200, {}, ""))
     wait_until(
         lambda: json.loads(look.run(variables, folder).body)["status"] in ("canceled", "succeeded"),

@@ -1,4 +1,8 @@
-"""Devices that users add: checked before they are kept, listed with ours, usable in a job, kept while a job needs them."""
+"""Tests of devices that users add.
+
+The server checks a device before it stores it, and lists it with its own devices. Jobs can use the device. The server
+keeps it while a job needs it.
+"""
 
 import json
 from pathlib import Path
@@ -25,7 +29,7 @@ def test_an_added_device_is_listed_and_described(web: TestClient) -> None:
 
 
 def test_a_device_keeps_its_meaning(web: TestClient) -> None:
-    """A second profile of the same name would change what the first one's results say."""
+    """A second profile with the same name would change the meaning of earlier results."""
     web.post("/v1/devices", json=PROFILE)
     problem(web.post("/v1/devices", json={**PROFILE, "lanes": 8}), 409, "conflict")
     assert web.delete("/v1/devices/user-phone").status_code == 204

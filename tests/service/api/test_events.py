@@ -1,4 +1,4 @@
-"""Following a job by server-sent events, with a connection that breaks."""
+"""Tests of server-sent events of a job, over a connection that breaks."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from tests.support.running import Server
 
 
 def told(server: Server, job: str, after: int | None = None, until: int | None = None) -> list[tuple[str, int, Any]]:
-    """(event, id, body) of a stream, cut off after `until` events."""
+    """Return (event, id, body) for the events of a stream, and stop after `until` events."""
     found: list[tuple[str, int, Any]] = []
     fields: dict[str, str] = {}
     headers = {} if after is None else {"Last-Event-ID": str(after)}

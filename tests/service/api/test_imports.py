@@ -1,4 +1,7 @@
-"""The web process stays light. The second test shows that the first would notice."""
+"""Check that the web process loads nothing heavy.
+
+The second test shows that the first one would notice a heavy package.
+"""
 
 import subprocess
 import sys
@@ -12,7 +15,7 @@ PROBE = "import sys\n{}\nprint(*sorted(set({}) & set(sys.modules)))"
 
 
 def loaded_after(statement: str) -> list[str]:
-    """Heavy packages that a fresh interpreter has loaded after `statement`."""
+    """Return the heavy packages that a fresh interpreter has loaded after `statement`."""
     command = [sys.executable, "-c", PROBE.format(statement, HEAVY)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout.split()
 

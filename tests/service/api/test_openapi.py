@@ -1,4 +1,4 @@
-"""The OpenAPI description: complete, with examples, and true to itself."""
+"""Tests of the OpenAPI description: it is complete, has examples and contains no contradiction."""
 
 import json
 from typing import Any

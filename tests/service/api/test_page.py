@@ -1,4 +1,8 @@
-"""The page in a real browser (Debian's Chromium): submit, watch, choose a trial, download; by keyboard, and on a phone."""
+"""Tests of the page in a real browser (Debian's Chromium).
+
+A user submits a job, watches it, chooses a trial and downloads files. The tests also use the keyboard alone, and the
+screen of a phone.
+"""
 
 import json
 import shutil
@@ -29,7 +33,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, server: Server) -> Iterator[Page]:
-    """At the server's page; no script may fail and nothing may be loaded from elsewhere."""
+    """A browser page at the server's address. No script may fail, and the page may load nothing from other servers."""
     context = browser.new_context(base_url=str(server.client.base_url))
     page = context.new_page()
     wrong: list[str] = []

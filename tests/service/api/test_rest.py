@@ -1,4 +1,4 @@
-"""Lists, names, errors and health, in this process."""
+"""Tests of lists, names, errors and health, with the application in this process."""
 
 import errno
 from pathlib import Path
@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from service.core.errors import STATUS, status_of
 from service.db.tables import ModelRow, Store, now
 from service.middleware.problems import add_handlers
-from tests.service.conftest import new_job
+from tests.service.conftest import DESCRIPTION, new_job
 from tests.support.rest import create_model, problem
 from tests.support.running import job_body
 
@@ -25,8 +25,10 @@ def store_of_web(web: TestClient) -> Store:
 
 def test_lists_come_in_pages_newest_first(web: TestClient, store_of_web: Store) -> None:
     with store_of_web.write() as session:
-        rows = [ModelRow(id=f"mdl_{n}", owner="", name="m", description={}, created_at=now()) for n in range(5)]
-        rows[1].created_at = rows[2].created_at  # equal times are told apart by the id
+        rows = [
+            ModelRow(id=f"mdl_{n}", owner="", name="m", description=DESCRIPTION, created_at=now()) for n in range(5)
+        ]
+        rows[1].created_at = rows[2].created_at  # for equal times, the order follows the id
         session.add_all(rows)
     found: list[str] = []
     sizes = []
@@ -43,7 +45,7 @@ def test_lists_come_in_pages_newest_first(web: TestClient, store_of_web: Store) 
 
 def test_a_page_token_is_taken_by_its_own_list_only(web: TestClient, store_of_web: Store) -> None:
     with store_of_web.write() as session:
-        session.add(ModelRow(id="mdl_a", owner="", name="m", description={}))
+        session.add(ModelRow(id="mdl_a", owner="", name="m", description=DESCRIPTION))
         session.flush()
         for _ in range(2):
             row = new_job().row()
@@ -112,7 +114,9 @@ def test_invalid_fields_are_named_with_value_and_bound(web: TestClient) -> None:
 
 def test_validate_only_describes_and_creates_nothing(web: TestClient) -> None:
     answer = web.post("/v1/jobs", params={"validate_only": True}, json=job_body(create_model(web), trials=7))
-    assert (answer.status_code, answer.json()) == (200, {"valid": True, "description": {"trials": 7}})
+    assert (answer.status_code, answer.json()["valid"]) == (200, True)
+    found = answer.json()["description"]
+    assert found["model"]["params"] == 1000 and found["dataset"]["images"] == 64 and found["criterion"] == "magnitude"
     assert web.get("/v1/jobs").json()["jobs"] == []
 
 

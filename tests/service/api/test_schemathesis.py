@@ -1,4 +1,4 @@
-"""Schemathesis over the whole interface: what the description allows, what it does not, and calls in sequence."""
+"""Tests of the interface with Schemathesis: valid requests, invalid requests, and sequences of calls."""
 
 import os
 import re
@@ -19,14 +19,14 @@ COMMON = [
     *(
         "--exclude-checks",
         "positive_data_acceptance",
-    ),  # a name that fits the schema may still be one that nothing has: 422
-    *("--exclude-path-regex", "/events$"),  # a stream has no end of its own
+    ),  # a name may fit the schema and still not exist: 422
+    *("--exclude-path-regex", "/events$"),  # an event stream does not end by itself
 ]
 ACCESS = re.compile(r'"(\w+) (/v1/[^ ?"]*)[^"]*" (\d+)')
 
 
 def run(tmp_path: Path, *options: str) -> str:
-    """What the server has logged. Fails with what Schemathesis says."""
+    """Run Schemathesis and return the server's log. Fail with the output of Schemathesis."""
     runner, folder = str(Path(sys.executable).with_name("st")), tmp_path / "pictures"
     folder.mkdir()
     (folder / "a.png").touch()
@@ -34,7 +34,7 @@ def run(tmp_path: Path, *options: str) -> str:
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "FOLDER": str(folder),
-        # hooks make good bodies of bad ones too
+        # The hooks would also turn bad bodies into good ones, so only stateful runs use them.
         **({"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks"} if "stateful" in options else {}),
     }
     serve = ("--data", str(tmp_path / "data"), "--port", "0")

@@ -1,4 +1,4 @@
-"""What operators see, and what strangers' browsers are told: metrics, headers, limits."""
+"""Tests of metrics for operators, of headers for the browsers of strangers, and of limits."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Trials on a Ray cluster of two nodes on this machine: the same trials, through lost nodes, cancels and wrong clusters."""
+"""Tests of trials on a Ray cluster with two nodes on this machine.
+
+The trials equal those of one process. The tests include lost nodes, cancels and wrong clusters.
+"""
 
 import dataclasses
 import os
@@ -37,7 +40,7 @@ SPACE, TRIALS = small_space(), 6
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[Any]:
-    """Each with one CPU; the second also has a `phone`."""
+    """A cluster of two nodes with one CPU each. The second node also has a `phone`."""
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1, resources={"phone": 1})
     yield cluster
@@ -59,7 +62,7 @@ def search(place: Executor) -> list[Trial]:
 
 
 def told(trials: list[Trial]) -> list[Trial]:
-    """All but the seconds."""
+    """Return the trials without their seconds."""
     return [dataclasses.replace(trial, seconds=0.0) for trial in trials]
 
 
@@ -130,7 +133,7 @@ def test_a_node_with_other_versions_is_refused_before_work(
         file.write("# another checkout")
     other = two_nodes.add_node(num_cpus=1, resources={"other": 1}, env_vars={"PYTHONPATH": str(tmp_path)})
     ray.shutdown()
-    monkeypatch.chdir(tmp_path)  # Ray looks for packages where its driver stands first
+    monkeypatch.chdir(tmp_path)  # Ray looks for packages first in the folder of its driver
     try:
         with pytest.raises(
             ClusterUnfit, match=f"vitfit-server .* instead of {node.versions()['vitfit-server']}"

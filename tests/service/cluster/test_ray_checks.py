@@ -1,4 +1,4 @@
-"""What is said of a cluster before work starts, without one."""
+"""Tests of the checks of a cluster before work starts. They need no cluster."""
 
 import os
 from pathlib import Path

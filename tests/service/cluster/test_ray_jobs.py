@@ -1,4 +1,7 @@
-"""Whole jobs on a Ray cluster of two nodes on this machine, behind one server on PostgreSQL and a bucket."""
+"""Tests of complete jobs on a Ray cluster with two nodes on this machine.
+
+One server on PostgreSQL and a bucket starts the jobs.
+"""
 
 import os
 import signal
@@ -24,7 +27,7 @@ TRIALS, TRIAL_S = 30, 0.2
 
 @pytest.fixture
 def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head that takes no jobs, and two nodes with a place and a folder each."""
+    """A cluster with a head that takes no jobs, and two nodes with one job slot and one folder each."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
@@ -56,7 +59,7 @@ def server(nodes: Any, postgres: Postgres, s3: S3, tmp_path: Path, monkeypatch: 
 
 
 def evaluated(folder: Path) -> dict[str, list[int]]:
-    """By job, the numbers of the trials that were begun on a node."""
+    """Return the numbers of the trials that began on a node, by job."""
     files = folder.glob("jobs/*/work/evaluated.txt")
     return {file.parts[-3]: [int(line.split()[0]) for line in file.read_text().splitlines()] for file in files}
 

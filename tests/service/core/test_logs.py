@@ -1,4 +1,7 @@
-"""What is logged: by the server and by a job's worker, for people and for machines, and what never is."""
+"""Tests of the logs of the server and of a job's worker.
+
+The logs have one form for people and one for machines. Secrets never appear in them.
+"""
 
 import io
 import json
@@ -24,7 +27,7 @@ ALWAYS = {"time", "level", "logger", "message"}
 
 @contextmanager
 def bare_root() -> Iterator[None]:
-    """The root logger without pytest's handlers, put back as it was afterwards."""
+    """Remove pytest's handlers from the root logger, and put the logger back afterwards."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     root.handlers.clear()

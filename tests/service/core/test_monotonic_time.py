@@ -1,4 +1,7 @@
-"""The machine's clock jumps by hours, forward and back: no job is lost or run twice, nobody is locked out."""
+"""Tests with a machine clock that jumps by hours, forward and back.
+
+No job is lost or runs twice, and nobody is locked out.
+"""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from vitfit.report import JobResult
 
 import service.db.job_states
 import service.db.tables
@@ -16,7 +20,6 @@ import service.jobs.leases
 from service.core.data_folder import DataFolder
 from service.db.tables import JobRow, Store
 from service.jobs.job_store import Jobs
-from service.jobs.journal import JobResult
 from service.jobs.leases import START_S, Lease, Leases
 from service.library.retention import Retention
 from service.middleware.rate_limit import RateLimit
@@ -28,7 +31,7 @@ HOURS = 5 * 3600.0
 
 
 class Clocks:
-    """What the machine says the time is, and what really goes by."""
+    """Two clocks: the time that the machine shows, and the time that really passes."""
 
     def __init__(self) -> None:
         self.wall, self.gone_s = datetime(2026, 3, 1, tzinfo=UTC), 1000.0
@@ -64,12 +67,12 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 
 @pytest.fixture
 def server(store: Store, clocks: Clocks) -> Leases:
-    """As a running server has it: it has watched from the start."""
+    """The leases of a running server, which has watched the jobs from the start."""
     return Leases(store, LEASE_S, clock=clocks.monotonic)
 
 
 def running(jobs: Jobs, server: Leases, **changes: Any) -> Lease:
-    """A job whose worker has been heard of."""
+    """Start a job whose worker has sent a heartbeat, and return its lease."""
     jobs.create(new_job(**changes))
     lease = server.claim("me")
     assert lease is not None and server.expire() == [] and server.fail_overdue() == []
@@ -89,7 +92,7 @@ def test_a_worker_that_is_heard_of_keeps_its_job_through_a_jump(
         assert server.expire() == [], "before its next heartbeat"
         server.heartbeat(lease)
         assert server.expire() == []
-    server.succeed(lease, JobResult("predicted", {}, 0))
+    server.succeed(lease, JobResult(guarantee="predicted", delivered_trial=0))
     assert (jobs.get(lease.job_id).status, jobs.get(lease.job_id).attempt) == ("succeeded", 1)
 
 
@@ -121,7 +124,7 @@ def test_a_worker_that_starts_has_its_longer_time_through_a_jump(
 
 
 def test_a_worker_that_was_heard_of_once_has_no_longer_time(jobs: Jobs, server: Leases, clocks: Clocks) -> None:
-    """Although its server has not looked since it gave the job away."""
+    """The server did not look at the lease between the claim and the heartbeat."""
     jobs.create(new_job())
     lease = server.claim("me")
     assert lease is not None
@@ -135,7 +138,7 @@ def test_a_worker_that_was_heard_of_once_has_no_longer_time(jobs: Jobs, server: 
 def test_a_server_that_starts_anew_gives_every_lease_its_time(
     jobs: Jobs, server: Leases, store: Store, clocks: Clocks
 ) -> None:
-    """It cannot know how long the worker has been silent: dates do not say it."""
+    """The new server cannot know how long the worker has been silent, because the dates do not say it."""
     lease = running(jobs, server)
     clocks.pass_by(HOURS)
     later = Leases(store, LEASE_S, clock=clocks.monotonic)
@@ -154,7 +157,7 @@ def test_a_time_limit_is_neither_shortened_nor_prolonged_by_a_jump(
     clocks.jump(jump_s)
     clocks.pass_by(500)
     assert server.fail_overdue() == []
-    server.give_up(lease)  # the time goes on while it waits for its next attempt
+    server.give_up(lease)  # the time limit also counts while the job waits
     clocks.pass_by(99)
     assert server.fail_overdue() == []
     again = server.claim("me")
@@ -190,7 +193,7 @@ def test_jobs_that_are_kept_for_a_month_survive_a_jump_by_years(
 
 
 def test_requests_are_counted_by_the_minute_that_really_goes_by(clocks: Clocks) -> None:
-    """Neither do they come free with a clock that is put forward, nor is anybody locked out by one that is put back."""
+    """A clock that is put forward gives no free requests. A clock that is put back locks nobody out."""
     app = Starlette(routes=[Route("/", lambda _: PlainTextResponse(""))])
     web = TestClient(RateLimit(app, 3, clock=clocks.monotonic))
 
@@ -208,10 +211,13 @@ def test_requests_are_counted_by_the_minute_that_really_goes_by(clocks: Clocks) 
 def test_the_order_of_finishing_and_starting_does_not_matter_to_a_job(
     jobs: Jobs, server: Leases, store: Store, clocks: Clocks
 ) -> None:
-    """Set back between them, the dates of a job contradict each other; it is as well as any other."""
+    """The clock is set back between the start and the end, so the job's dates contradict each other.
+
+    The job succeeds like any other.
+    """
     lease = running(jobs, server)
     clocks.jump(-HOURS)
-    server.succeed(lease, JobResult("predicted", {}, 0))
+    server.succeed(lease, JobResult(guarantee="predicted", delivered_trial=0))
     with store.read() as session:
         row = session.get(JobRow, lease.job_id)
         assert row is not None and row.finished_at is not None and row.started_at is not None

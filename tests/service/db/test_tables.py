@@ -1,4 +1,4 @@
-"""Migrations, and what survives on disk."""
+"""Tests of the migrations, and of the data that must survive on disk."""
 
 import threading
 from pathlib import Path

@@ -1,16 +1,17 @@
-"""The life of a job in the database: states, leases, fences, requeues."""
+"""Tests of a job's states in the database: leases, fences and returns to the queue."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from vitfit.report import JobResult, Side
 
 from models.errors import BadData, Canceled
 from service.core.errors import Conflict, NotFound
 from service.db.job_states import FINISHED, TRANSITIONS
 from service.jobs.job_store import Jobs, KeyTaken, NewJob
-from service.jobs.journal import Fenced, JobResult
+from service.jobs.journal import Fenced
 from service.jobs.leases import Lease, Leases
 from tests.service.conftest import new_job
 
@@ -25,7 +26,8 @@ def claim(leases: Leases) -> Lease:
     return lease
 
 
-RESULT = JobResult("predicted", {"macs_keep": 0.6, "odd": float("nan")}, 2)
+SIDE = Side(macs=10, params=20, bytes=30, accuracy=float("nan"))
+RESULT = JobResult(guarantee="predicted", delivered=SIDE, delivered_trial=2)
 
 
 def test_every_state_of_the_table_is_known_and_finished_states_lead_nowhere() -> None:
@@ -46,7 +48,8 @@ def test_a_job_runs_and_succeeds(jobs: Jobs, leases: Leases) -> None:
     leases.succeed(lease, RESULT)
     done = jobs.get(created.id)
     assert (done.status, done.guarantee, done.lease_owner) == ("succeeded", "predicted", None)
-    assert done.result == {"macs_keep": 0.6, "odd": None, "delivered_trial": 2}
+    assert done.result is not None and done.result["delivered_trial"] == 2
+    assert done.result["delivered"]["macs"] == 10 and done.result["delivered"]["accuracy"] is None
     assert done.started_at is not None and done.finished_at is not None and done.finished_at >= done.started_at
 
 
@@ -113,11 +116,11 @@ def test_a_worker_that_lost_its_job_can_write_nothing(jobs: Jobs, leases: Leases
         lambda: leases.check(zombie),
         lambda: leases.crash(zombie, "died"),
     ]
-    for attempt in attempts:  # requeued: nobody has the job
+    for attempt in attempts:  # the job is back in the queue, and nobody has it
         with pytest.raises(Fenced):
             attempt()
     successor = claim(leases)
-    for attempt in attempts:  # claimed again: another has it
+    for attempt in attempts:  # another worker has claimed the job
         with pytest.raises(Fenced):
             attempt()
     leases.record(successor, trial(0))

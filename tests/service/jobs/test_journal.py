@@ -1,4 +1,4 @@
-"""One suite for both journals, and what each adds."""
+"""Tests of both journals with one set of tests, and tests of the features that only one of them has."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who comes first, how many at a time, and for how long."""
+"""Tests of the queue: the order of the jobs, how many run at a time, and for how long."""
 
 from datetime import timedelta
 from typing import Any

@@ -1,4 +1,7 @@
-"""Old jobs go, full folders take nothing new, and what nobody knows is swept."""
+"""Tests of retention.
+
+The server deletes old jobs. A full data folder takes nothing new. The server sweeps away folders that no job owns.
+"""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -52,7 +55,7 @@ def test_finished_jobs_go_after_their_time_with_trials_and_files(
 
 
 def test_folders_that_no_job_owns_are_swept(store: Store, jobs: Jobs, folder: DataFolder) -> None:
-    """A server that died between the row and the folder."""
+    """A server died after it deleted the row of a job and before it deleted the folder."""
     mine = jobs.create(new_job()).id
     for job in (mine, "job_gone"):
         folder.job(job).create()

@@ -1,4 +1,7 @@
-"""Models and data sets: JSON, multipart, folders; what is refused leaves nothing behind."""
+"""Tests of uploads of models and data sets, as JSON, as multipart and as folders.
+
+A refused upload leaves nothing behind.
+"""
 
 import json
 from pathlib import Path

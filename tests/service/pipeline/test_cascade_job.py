@@ -1,4 +1,8 @@
-"""Whole jobs in the papers' own spaces: CP-ViT's cascade, bare and fine-tuned, and MDC's number for every block and axis."""
+"""Tests of complete jobs in the papers' own spaces.
+
+One space is CP-ViT's cascade, with and without fine-tuning. The other is MDC's space with one number for each block and
+axis.
+"""
 
 from itertools import pairwise
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`vitfit compress`: a job without a server, in the user's own folders."""
+"""Tests of `vitfit compress`: a job without a server, in the user's own folders."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from vitfit.cli import app
+from vitfit.report import JobResult
 
 from models.errors import CheckpointMismatch, InvalidRequest
 from service.jobs.journal import MemoryJournal
@@ -22,7 +23,7 @@ SHARED_MEMORY = Path("/dev/shm")
 pytestmark = pytest.mark.usefixtures("brief")
 
 
-def run(output: Path, data: Path | None = None, checkpoint: Path | None = None, **extra: Any) -> dict[str, Any]:
+def run(output: Path, data: Path | None = None, checkpoint: Path | None = None, **extra: Any) -> JobResult:
     request = job_request(budget("macs_keep", 0.6), trials=1, dataset=data is not None)
     return compress(request, MODEL, checkpoint, data, output, **extra)
 
@@ -33,9 +34,9 @@ def test_the_files_lie_in_the_output_folder_and_nothing_else_is_left(
     scratch, heard = tmp_path / "scratch", []
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    summary = run(tmp_path / "deep" / "out", on_progress=lambda journal: heard.append(journal.stages[-1]))
+    result = run(tmp_path / "deep" / "out", on_progress=lambda journal: heard.append(journal.stages[-1]))
     assert {path.name for path in (tmp_path / "deep" / "out").iterdir()} == ARTIFACTS
-    assert Path(summary["report"]).is_file() and summary["guarantee"] == "counted"
+    assert (tmp_path / "deep" / "out" / "report.html").is_file() and result.guarantee == "counted"
     assert heard[0] == "validating" and "searching" in heard and heard[-1] == "reporting"
     assert list(scratch.iterdir()) == []
 
@@ -59,7 +60,7 @@ def test_a_checkpoint_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_pictures_is_read_where_it_is(tmp_path: Path) -> None:
-    """It is the user's own machine: no operator has to allow it."""
+    """The job runs on the user's own machine, so no operator has to allow the folder."""
     random = np.random.default_rng(0)
     for name in range(5):
         (tmp_path / "pictures" / str(name)).mkdir(parents=True)
@@ -94,7 +95,7 @@ def test_the_command_prints_the_summary(tmp_path: Path) -> None:
 
 
 def test_what_is_heard_is_the_journal(tmp_path: Path) -> None:
-    """A caller may stop the job through it."""
+    """`on_progress` gets the journal, so a caller may cancel the job through it."""
     from models.errors import Canceled
 
     with pytest.raises(Canceled):

@@ -1,4 +1,7 @@
-"""The digits model is no toy that survives anything: the control row of the pipeline's accuracy."""
+"""Tests that control the accuracy of the pipeline on the digits model.
+
+The model does not survive every kind of pruning: simple pruning must lose accuracy.
+"""
 
 from pathlib import Path
 
@@ -20,8 +23,12 @@ pytestmark = pytest.mark.usefixtures("brief")
 
 
 def uniform_magnitude_correct(folder: Path) -> tuple[int, int]:
-    """Test images that the dense network gets right, and the one whose blocks all lose the same heads' and neurons' share
-    by weight norm, unrecovered. (Tokens would be spared work, not weights: with them the control loses one image.)"""
+    """Return the number of right answers of the original and of the control, on test images.
+
+    In the control, every block loses the same share of heads and neurons. The ranking is magnitude, and there is no
+    recovery. The control keeps all tokens, because removed tokens save work and no weights. With fewer tokens the
+    control would lose only one image.
+    """
     model, data = digits(folder)
     request = job_request(LIMIT, criterion="magnitude", recovery=False)
     files = JobFiles(model, data, folder, folder, folder)

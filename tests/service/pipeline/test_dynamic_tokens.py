@@ -1,4 +1,4 @@
-"""The latency of a dynamic number of tokens over images."""
+"""Tests of the latency over images when the number of tokens is dynamic."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,10 @@ def by_macs(structures: Sequence[Structure]) -> list[float]:
 
 
 def test_mean_and_p95_over_images() -> None:
-    """100 images: 90 cheap, 5 dear, 5 in between; the nearest rank of 95 % is the one in between."""
+    """Of 100 images, 90 are cheap, 5 are expensive and 5 are between them.
+
+    By nearest rank, the 95th percentile is one of the 5 between them.
+    """
     network, original = selecting(small_network()), small_network().structure
     cheap, middle, dear = (structure_of(network.plan, original, kept) for kept in ([9, 2], [20, 9], [36, 30]))
     images = [cheap] * 45 + [dear] * 5 + [middle] * 5 + [cheap] * 45

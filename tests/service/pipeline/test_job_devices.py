@@ -1,4 +1,7 @@
-"""Jobs and devices: one that a user added prices a job, and the machine is left alone while another job measures on it."""
+"""Tests of jobs and devices.
+
+A device that a user added gives the prices of a job. A job leaves the machine alone while another job measures on it.
+"""
 
 import json
 import threading
@@ -21,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("brief")
 def test_a_device_that_a_user_added_prices_a_job(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the report says of the budget is what the user's profile says of the delivered network."""
+    """The share of the budget in the report must be the price of the delivered network by the user's profile."""
     generic = read_device("generic-mobile")
     slow = {**generic["ns_per_value"], "activation": 100 * generic["ns_per_value"]["activation"]}
     (tmp_path / "user-slow.json").write_text(json.dumps({**generic, "name": "user-slow", "ns_per_value": slow}))

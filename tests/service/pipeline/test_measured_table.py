@@ -1,4 +1,7 @@
-"""A table that was measured elsewhere: written by `vitfit measure`, checked, added as a device, and used for its network only."""
+"""Tests of a table that was measured on another machine.
+
+`vitfit measure` writes the table. A server checks it and adds it as a device. Only jobs on the same network may use it.
+"""
 
 import json
 import math
@@ -35,7 +38,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def workshop_there(
     workshop: Workshop, document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Workshop:
-    """Where the device is known."""
+    """A workshop that knows the device."""
     (tmp_path / "user-pi.json").write_text(json.dumps(document))
     monkeypatch.setenv(ADDED, str(tmp_path))
     return workshop

@@ -165,7 +165,7 @@ def test_the_report_says_what_was_removed(counted: Ran) -> None:
     assert report["parity"]["passed"] and report["parity"]["images"] == 40
     assert report["request"] == counted.request.model_dump(mode="json")
     html, card = counted.path("report.html").read_text(), counted.path("model_card.md").read_text()
-    for label, before, after in counted.result.summary["rows"]:
+    for label, before, after in counted.result.rows:
         assert label in html and before in html and after in html
         assert f"| {label} | {before} | {after} |" in card
     plots = re.findall(r'<svg (?!class="patches"|width="0")', html)  # beside pictures of patches, where tokens went
@@ -261,7 +261,7 @@ def test_a_budget_above_the_original_delivers_it_unpruned_and_says_so(workshop: 
     original = open_model(workshop.model)
     assert Plan.from_json(ran.json("plan.json")) == identity(original.structure)
     assert ran.report["delivered"]["macs"] == original.structure.macs
-    assert "The original meets the budgets: it is delivered unpruned." in ran.result.summary["notes"]
+    assert "The original meets the budgets: it is delivered unpruned." in ran.result.notes
     images = random_images()[TEST_ROWS]
     torch.testing.assert_close(
         run_onnx(ran.path("model.onnx"), images, 1), original.outputs(images), rtol=1e-3, atol=1e-3
@@ -292,15 +292,15 @@ def test_without_labels_agreement_stands_in(workshop: Workshop) -> None:
     bare = Workshop(workshop.root / "bare", workshop.model, data_folder(workshop.root / "bare-data", None))
     ran = bare.run(budget("macs_keep", 0.6), trials=2)
     assert ran.report["original"]["accuracy"] is None and ran.report["delivered"]["correct"] is None
-    assert ran.result.summary["rows"][0] == ["accuracy", "not assessed", "not assessed"]
+    assert ran.result.rows[0] == ("accuracy", "not assessed", "not assessed")
     assert any("No labels" in warning for warning in ran.report["warnings"])
     assert all(row["accuracy"] is None and row["score"] == row["agreement"] < 0 for row in ran.journal.rows)
 
 
 def test_without_data_noise_stands_in_and_accuracy_is_not_assessed(workshop: Workshop) -> None:
     ran = Workshop(workshop.root / "none", workshop.model, None).run(budget("macs_keep", 0.6), trials=2)
-    assert ran.result.summary["rows"][0] == ["accuracy", "not assessed", "not assessed"]
-    assert any(warning.startswith("No data") for warning in ran.result.summary["notes"])
+    assert ran.result.rows[0] == ("accuracy", "not assessed", "not assessed")
+    assert any(warning.startswith("No data") for warning in ran.result.notes)
     assert delivered_network(ran).structure.macs <= 0.6 * ran.report["original"]["macs"]
 
 

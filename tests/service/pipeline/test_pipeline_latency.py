@@ -1,4 +1,4 @@
-"""Jobs whose budget is measured: verification believes the clock, not the table."""
+"""Tests of jobs with a measured budget. The verification trusts the measured time and not the table."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def brief() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """A network of 65 tokens, whose time is arithmetic."""
+    """A network of 65 tokens, which spends its time on arithmetic."""
     root = tmp_path_factory.mktemp("workshop")
     model = model_folder(root / "model", img_size=64, embed_dim=96)
     images = random_images(len(SPLITS), (3, 64, 64)).numpy()
@@ -55,7 +55,7 @@ def row_label(ran: Ran) -> str:
 
 
 def test_the_delivered_file_is_the_measured_file(measured: Ran) -> None:
-    """Byte for byte; of a fine-tuned network it could not be told from the timings."""
+    """Compare byte for byte, because the timings of a fine-tuned network would not show which file was measured."""
     file = measured.files.work / f"trial{measured.result.delivered_trial}-b1.onnx"
     assert measured.path("model.cpu.onnx").read_bytes() == file.read_bytes()
     assert measured.path("original.onnx").read_bytes() == (measured.files.work / "original-b1.onnx").read_bytes()
@@ -90,11 +90,11 @@ def test_cpu_and_phone_together_are_predicted_only(workshop: Workshop) -> None:
 
 
 def lying_tables(workshop: Workshop, folder: Path, lie: Callable[[float], float]) -> Workshop:
-    """The same workshop, whose stored table tells other ratios than were measured."""
+    """Return the same workshop with a stored table that has other ratios than the measured ones."""
     shutil.copytree(workshop.root / "tables", folder / "tables")
     tables = {path: json.loads(path.read_text()) for path in (folder / "tables").iterdir()}
     ((path, table),) = [item for item in tables.items() if item[1]["setting"]["batch"] == 1]
-    for sample in table["samples"][1:]:  # the first is the original itself
+    for sample in table["samples"][1:]:  # the first sample is the original
         sample["ratio"] = {name: lie(value) for name, value in sample["ratio"].items()}
     path.write_text(json.dumps(table))
     return Workshop(folder, workshop.model, workshop.dataset)
@@ -102,7 +102,10 @@ def lying_tables(workshop: Workshop, folder: Path, lie: Callable[[float], float]
 
 @pytest.mark.slow
 def test_what_is_measured_corrects_what_was_predicted(workshop: Workshop, measured: Ran, tmp_path: Path) -> None:
-    """By its table the smallest networks cost a quarter less than they do: the search's own best is too slow."""
+    """The table says that the smallest networks cost a quarter less than they really do.
+
+    The best networks of the search are therefore too slow.
+    """
     ran = lying_tables(workshop, tmp_path, lambda r: 0.75 * r).run(budget("latency_keep", LIMIT), trials=2)
     assert ran.result.guarantee == "measured"
     assert ran.report["ratio"]["high"] <= LIMIT
@@ -129,7 +132,7 @@ def test_the_prediction_beside_a_measurement_is_of_the_same_device(workshop: Wor
     plan, original = Plan.from_json(ran.json("plan.json")), open_model(workshop.model).structure
     assert plan.apply_to(original).macs < original.macs
     assert ran.report["setting"].startswith("cpu")
-    assert ran.report["ratio"]["predicted"] is None  # nothing here predicts the CPU, which is what was measured
+    assert ran.report["ratio"]["predicted"] is None  # no table predicts the CPU, which was measured
 
 
 @pytest.mark.parametrize("device", ["cpu", "generic-mobile"])

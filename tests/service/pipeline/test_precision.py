@@ -1,4 +1,4 @@
-"""Jobs that may use int8: who is refused, and what a job delivers."""
+"""Tests of jobs that may use int8: which jobs are refused, and what a job delivers."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def test_int8_is_refused_where_the_device_does_not_know_it() -> None:
         check_precisions(job_request(budget("latency_keep", 0.5, int8), precisions=["fp32", "int8"]))
     check_precisions(
         job_request(budget("latency_keep", 0.5, int8))
-    )  # as before: an fp32 file, priced as if it were int8
+    )  # still allowed: an fp32 file with the price of int8
     check_precisions(job_request(budget("latency_keep", 0.5), precisions=["fp32", "int8"]))
 
 
@@ -107,7 +107,7 @@ def test_an_fp16_job_delivers_fp16_files_and_says_so(workshop: Workshop) -> None
         assert onnx.TensorProto.FLOAT16 in kinds and onnx.TensorProto.FLOAT not in kinds
     share = ran.path("model.cpu.onnx").stat().st_size / ran.path("original.onnx").stat().st_size
     assert share <= 0.45
-    assert any("fp16 file gives the answers of its emulation" in note for note in ran.result.summary["notes"])
+    assert any("fp16 file gives the same answers as its emulation" in note for note in ran.result.notes)
 
 
 def test_probes_in_fp16_are_priced_as_such(workshop: Workshop) -> None:
@@ -172,9 +172,9 @@ def test_an_int8_job_delivers_int8_files_and_says_so(ran: Ran) -> None:
         assert {node.domain for node in model.graph.node} == {""}
         assert any(node.op_type == "MatMulInteger" for node in model.graph.node)
     assert not any(node.op_type == "MatMulInteger" for node in onnx.load(ran.path("original.onnx")).graph.node)
-    rows = {row[0]: row[1:] for row in ran.result.summary["rows"]}
+    rows = {row[0]: row[1:] for row in ran.result.rows}
     assert rows["precision"][0] == "fp32" and rows["precision"][1].startswith("int8")
-    assert any("int8 file gives the answers of its emulation" in note for note in ran.result.summary["notes"])
+    assert any("int8 file gives the same answers as its emulation" in note for note in ran.result.notes)
 
 
 def test_the_reports_accuracy_is_the_quantised_files_own(ran: Ran) -> None:
@@ -202,7 +202,7 @@ def test_parity_is_checked_exactly_before_and_by_answers_after_quantisation(ran:
 def test_an_fp32_job_says_nothing_of_int8(workshop: Workshop) -> None:
     ran = workshop.run(MACS)
     assert ran.report["parity"]["quantised"] is None and ran.report["precision"]["name"] == "fp32"
-    assert "precision" not in {row[0] for row in ran.result.summary["rows"]}
+    assert "precision" not in {row[0] for row in ran.result.rows}
     assert all("int8" not in trial["policy"] for trial in ran.report["trials"])
 
 
@@ -223,7 +223,7 @@ def test_a_file_with_other_answers_than_its_emulation_fails(ran: Ran, tmp_path: 
 def test_a_delivery_that_fails_parity_delivers_nothing(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "models.quantization.fake_quantize.rounded_inputs", lambda x, *_: x.round()
-    )  # not what the quantiser does
+    )  # the quantiser does not round so
     files = workshop.files()
     with pytest.raises(ParityFailure, match=r"of \d+ clear answers are the same"):
         workshop.run(MACS, precisions=["int8"], files=files)
@@ -246,11 +246,11 @@ def test_a_stored_table_is_kept_and_gets_probes_in_int8(workshop: Workshop) -> N
     added = [sample.structure for sample in grown.samples[len(stored.samples) :]]
     plans = probe_plans(network.structure, count=len(added), precision="int8")
     assert len(added) == FEW_PROBES and added == [plan.apply_to(network.structure) for plan in plans]
-    assert _profiled(network, tables, workshop.root / "third", ["int8"]) == grown  # nothing is measured again
+    assert _profiled(network, tables, workshop.root / "third", ["int8"]) == grown  # the job measures nothing again
 
 
 def _profiled(network: TorchNetwork, tables: Path, work: Path, precisions: list[Precision]) -> Table:
-    """The table of a new job."""
+    """Return the table of a new job."""
     work.mkdir()
     pricing = Pricing(job_request(budget("latency_keep", 0.9)), network.structure)
     profile(pricing, network, Verifier(network, pricing, work, 0), tables, work, precisions)
@@ -264,7 +264,10 @@ VERIFY = Effort(seconds=6.0, width=0.04, processes=3, rounds=10)
 
 @pytest.mark.slow
 def test_on_the_digits_int8_keeps_what_fp32_must_prune(tmp_path: Path) -> None:
-    """At 0.4 of the latency: at fp32 little more than 0.4 of the arithmetic can stay, in int8 half as much again."""
+    """The budget is 0.4 of the latency.
+
+    In fp32, little more than 0.4 of the MACs can stay. In int8, half as many again can stay.
+    """
     with briefly(VERIFY):
         model, data = digits(tmp_path)
         ran = Workshop(tmp_path, model, data).run(budget("latency_keep", 0.4), precisions=["int8"], trials=10)

@@ -1,4 +1,7 @@
-"""Budgets on the file's size and on memory: predicted by a line, measured before they are promised."""
+"""Tests of budgets on file size and on memory.
+
+A line predicts the size, and the job measures it before it gives a guarantee.
+"""
 
 from pathlib import Path
 
@@ -31,7 +34,7 @@ def test_a_file_smaller_than_any_is_refused_with_the_least_size(workshop: Worksh
 
 @pytest.mark.slow
 def test_memory_is_measured_within_its_limit(tmp_path: Path) -> None:
-    """The digits model: of the small ones nearly all memory is the runtime's."""
+    """Use the digits model, because the runtime needs nearly all the memory of a smaller model."""
     ran = Workshop(tmp_path, *digits(tmp_path)).run(budget("memory_keep", 0.75), trials=2)
     assert ran.result.guarantee == "measured"
     before, after = (footprint(ran.path(name), Setting()).peak_mib for name in ("original.onnx", "model.cpu.onnx"))

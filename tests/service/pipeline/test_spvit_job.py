@@ -1,4 +1,8 @@
-"""A whole job of method "spvit": tokens found with a stand-in score, selectors trained, one ONNX file with parity."""
+"""Tests of a complete job of method "spvit".
+
+The search finds the tokens with another score, and then the job trains selectors. It delivers one ONNX file that agrees
+with PyTorch.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -65,12 +69,12 @@ def test_the_dynamic_form_is_delivered_and_described(ran: Ran) -> None:
     assert described["parity"]["max_relative"] < 1e-3 and len(described["kept_tokens"]) == len(small.reductions())
     assert all(1 <= stage["least"] <= stage["mean"] <= stage["most"] <= 16 for stage in described["kept_tokens"])
     assert "model.dynamic-tokens.onnx" in ran.json("manifest.json")["files"]
-    assert described["predicted"] == []  # no latency was limited
+    assert described["predicted"] == []  # the job has no latency budget
 
 
 @pytest.mark.slow
 def test_a_latency_budget_gives_the_dynamic_form_a_mean_and_a_p95(workshop: Workshop) -> None:
-    """A small network gains nothing on that device, whose price of an operation is high: MACs are what is limited."""
+    """Limit the MACs, because a small network gains no latency on this device, whose operations are expensive."""
     budgets = budget("macs_keep", 0.75), budget("latency_keep", 1.5, device="generic-mobile")
     ran = workshop.run(*budgets, **SPVIT)
     (predicted,) = ran.report["dynamic_tokens"]["predicted"]
@@ -79,7 +83,10 @@ def test_a_latency_budget_gives_the_dynamic_form_a_mean_and_a_p95(workshop: Work
 
 @pytest.mark.slow
 def test_a_budget_on_the_p95_over_images_is_met_by_measurement(workshop: Workshop) -> None:
-    """The budget is far above what so small a network needs: what counts is that the dynamic form was measured for it."""
+    """The latency budget is far above the need of this small network.
+
+    The test only checks that the job measured the dynamic form for the budget.
+    """
     limit = budget("latency_keep", 3.0) | {"statistic": "p95"}
     ran = workshop.run(budget("macs_keep", 0.75), limit, **SPVIT)
     (row,) = [row for row in ran.report["budgets"] if row["statistic"] == "p95"]
@@ -91,7 +98,10 @@ def test_a_budget_on_the_p95_over_images_is_met_by_measurement(workshop: Worksho
 
 @pytest.mark.slow
 def test_trials_are_scored_by_attention_and_priced_with_selectors(ran: Ran, workshop: Workshop) -> None:
-    """Untrained selectors would choose at random; their cost counts from the first price on."""
+    """Trials use attention scores, because untrained selectors would choose at random.
+
+    The prices include the selectors from the first trial on.
+    """
     original, row = open_model(workshop.model), ran.journal.trials()[ran.result.delivered_trial or 0]
     plan = Plan.from_json(ran.json("plan.json"))
     with_selectors = plan.apply_to(original.structure)

@@ -1,4 +1,7 @@
-"""Jobs of UP-ViTs' method: every axis but tokens, and the exact shape of a smaller timm model."""
+"""Tests of jobs of UP-ViTs' method.
+
+The jobs prune every axis except tokens. Some of them prune to the exact shape of a smaller timm model.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from tests.support.small_jobs import ARTIFACTS, Workshop, budget, data_folder, j
 
 TARGET = "deit_tiny_patch16_224"
 WIDER = {"patch_size": 16, "embed_dim": 256, "depth": 12, "num_heads": 4}
-"""A third more of everything than DeiT-T, on images of four patches."""
+"""A network with a third more width and heads than DeiT-T, on images of four patches."""
 
 
 pytestmark = pytest.mark.usefixtures("brief")
@@ -31,7 +34,7 @@ def wider(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.mark.slow
 def test_width_and_depth_are_pruned_and_delivered(workshop: Workshop) -> None:
-    """At a fifth of the MACs: neurons and dims alone would reach a half."""
+    """Limit the MACs to a fifth. Without embedding width and sublayers, the job could only reach a half."""
     ran = workshop.run(budget("macs_keep", 0.2), method="up-vit", trials=4)
     assert {path.name for path in ran.files.artifacts.iterdir()} == ARTIFACTS
     assert ran.report["parity"]["passed"]
@@ -87,7 +90,7 @@ def test_cutmix_without_labels_is_refused_before_the_job(workshop: Workshop, tmp
 
 
 def test_what_cannot_be_done_is_refused_before_the_job(workshop: Workshop, wider: Workshop, tmp_path: Path) -> None:
-    """A target that is larger, a model without classes, and deletions that would take a day."""
+    """Refuse a target that is larger, a model without classes, and leave-one-out scores that would take a day."""
     assert validated(workshop.model)["criterion"] == "kl"
     with pytest.raises(InvalidRequest, match="embedding dims, the target 192"):
         validated(workshop.model, target=TARGET)

@@ -1,4 +1,4 @@
-"""`python -m service.pipeline.validate_job`: what is refused before any work, and how."""
+"""Tests of `python -m service.pipeline.validate_job`: which jobs it refuses before any work, and how."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def as_process(document: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """The same command in this process: its answer to a document."""
+    """A function that runs the command in this process and returns the answer to a document."""
 
     def answer(document: dict[str, Any]) -> dict[str, Any]:
         monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(document)))
@@ -108,7 +108,7 @@ def test_models_that_are_refused(ask: Any, tmp_path: Path, name: str, options: A
 
 
 class RunsCode:
-    """Its pickle would run a command."""
+    """An object whose pickle would run a command."""
 
     def __reduce__(self) -> Any:
         return print, ("code ran",)

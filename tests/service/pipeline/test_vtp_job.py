@@ -1,4 +1,7 @@
-"""A whole job of method vtp: gates are trained, inputs and neurons go, and the file agrees with PyTorch."""
+"""Tests of a complete job of method vtp.
+
+The job trains gates and removes inputs and neurons. The delivered file agrees with PyTorch.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -63,14 +66,17 @@ def test_the_original_stays_what_everything_is_compared_to(workshop: Workshop, r
     images, dense = random_images()[TEST_ROWS], open_model(workshop.model)
     target = dense.outputs(images)
     torch.testing.assert_close(run_onnx(ran.path("original.onnx"), images, 1), target, rtol=1e-3, atol=1e-3)
-    assert ran.report["original"]["correct"] == 40  # the labels are the original's own answers
+    assert ran.report["original"]["correct"] == 40  # the original itself gave the labels
     answers = run_onnx(ran.path("model.onnx"), images, 1)
     assert ran.report["agreement"]["score"] == pytest.approx(agreement(target, answers), rel=1e-3)
     assert ran.json("manifest.json")["original_structure"] == dense.structure.key
 
 
 def test_what_is_pruned_is_the_network_that_was_trained_with_its_gates(workshop: Workshop) -> None:
-    """Under a budget above the original nothing goes and nothing is recovered: what is left are the gates, folded in."""
+    """The budget is above the cost of the original, so the job removes and recovers nothing.
+
+    Only the folded gates differ from the original.
+    """
     files = workshop.files()
     whole = workshop.run(budget("macs_keep", 1.5), files=files, **OPTIONS)
     stored, dense = load_file(whole.path("pruned.safetensors")), open_model(workshop.model).module.state_dict()
@@ -82,7 +88,7 @@ def test_what_is_pruned_is_the_network_that_was_trained_with_its_gates(workshop:
 
 
 class StopsBetweenEpochs(MemoryJournal):
-    """Cancels once there is a checkpoint of an epoch."""
+    """A journal that cancels the job when the checkpoint of an epoch exists."""
 
     work: Path | None = None
 

@@ -1,4 +1,7 @@
-"""What a job tells of patches: as many as the plan keeps, pictures to look at, and the same in the report."""
+"""Tests of the patches that a job shows.
+
+Their number is that of the plan. The job stores pictures of them, and the report shows the same pictures.
+"""
 
 import base64
 import io

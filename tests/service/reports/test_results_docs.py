@@ -1,4 +1,4 @@
-"""docs/results.md explains every figure of a job's result and report."""
+"""Check that docs/results.md explains every figure of a job's result and report."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from tests.support.small_jobs import Workshop, budget
 
 pytestmark = pytest.mark.usefixtures("brief")
 FREE = ("request", "samples_ms", "trials.policy", "trials.costs", "parity.forced", "dynamic_tokens")
-"""Explained as a whole: their keys are the user's own, or stand elsewhere on the page."""
+"""Objects that the page explains without their keys. The user chose these keys, or the page explains them elsewhere."""
 
 
 def explained() -> set[str]:
@@ -20,7 +20,10 @@ def explained() -> set[str]:
 
 
 def keys(value: Any, path: str = "") -> Iterator[str]:
-    """Dotted; of a list the first entry's. The original's are the delivered's."""
+    """Yield the dotted path of each key.
+
+    For a list, yield the keys of its first entry. Keys of `original` count as keys of `delivered`.
+    """
     if path in FREE or not isinstance(value, dict | list):
         yield path.replace("original.", "delivered.")
     elif isinstance(value, list):
@@ -31,7 +34,10 @@ def keys(value: Any, path: str = "") -> Iterator[str]:
 
 
 def missing(document: dict[str, Any], known: set[str]) -> list[str]:
-    """Keys that are neither explained by their path, nor by their name below something that is."""
+    """Return the keys that the page does not explain.
+
+    It may explain a key by its path, or by its name below an explained path.
+    """
     found = []
     for key in keys(document):
         above, _, name = key.rpartition(".")
@@ -43,11 +49,7 @@ def missing(document: dict[str, Any], known: set[str]) -> list[str]:
 @pytest.fixture(scope="module")
 def documents(workshop: Workshop) -> dict[str, dict[str, Any]]:
     ran = workshop.run(budget("macs_keep", 0.7), method="cp-vit", trials=1)
-    summary = {
-        **ran.result.summary,
-        "delivered_trial": ran.result.delivered_trial,
-    }  # as service/jobs/leases.py stores it
-    return {"result": summary, "report": ran.report, "patches": ran.json("patches.json")}
+    return {"result": ran.result.to_json(), "report": ran.report, "patches": ran.json("patches.json")}
 
 
 @pytest.mark.parametrize("name", ["result", "report", "patches"])

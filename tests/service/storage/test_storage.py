@@ -1,4 +1,7 @@
-"""What every storage does: the data folder and the bucket. Then what only a bucket can do wrong."""
+"""Tests of storage.
+
+The first tests run on the data folder and on the bucket. The later tests are about faults that only a bucket can have.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -19,14 +22,14 @@ from tests.support.s3 import S3
 
 @pytest.fixture
 def bucket_url(s3: S3, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty bucket."""
+    """The URL of an empty bucket."""
     s3.announce(monkeypatch)
     return s3.fresh()
 
 
 @pytest.fixture(params=["folder", "bucket"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """Of each kind, checked."""
+    """A checked storage, once of each kind."""
     found: Storage
     if request.param == "folder":
         found = LocalStorage(DataFolder(tmp_path / "data"))
@@ -37,7 +40,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 
 def bundle(root: Path, **files: bytes) -> Path:
-    """A folder that may be given away."""
+    """Make a folder that may be given away."""
     root.mkdir(parents=True)
     for name, content in files.items():
         (root / name).write_bytes(content)
@@ -88,7 +91,7 @@ def test_deleting_takes_everything_below_and_nothing_beside(storage: Storage, tm
     assert contents(storage.folder("jobs/job_ab/artifacts")) == {"report": b"job_ab"}
 
 
-# ---- a bucket alone
+# Only the bucket
 
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def bucket(bucket_url: str, tmp_path: Path) -> Bucket:
 
 
 def elsewhere(bucket_url: str, tmp_path: Path, limit: int | None = None) -> Bucket:
-    """The same bucket as another machine sees it."""
+    """Return the same bucket as another machine sees it."""
     return Bucket(bucket_url, tmp_path / "elsewhere", limit)
 
 
@@ -117,7 +120,7 @@ def test_another_machine_finds_it_and_fetches_it_once(bucket: Bucket, bucket_url
 
 
 def test_half_a_bundle_is_none(bucket: Bucket, bucket_url: str, tmp_path: Path) -> None:
-    """Killed while it put files: the list, which comes last, is missing."""
+    """A process was killed while it stored the files. The list of files is missing, because it comes last."""
     bucket._s3.pipe_file(f"{bucket_url.removeprefix('s3://')}/models/mdl_a/{'0' * 64}", b"x")
     assert bucket.files("models/mdl_a") == []
     with pytest.raises(NotFound):

@@ -1,4 +1,7 @@
-"""Jobs whose budgets hold on a device with an agent: a slow one that is really measured, and the fake one with dear MLPs."""
+"""Tests of jobs whose budgets hold on a device with an agent.
+
+One agent measures a slow device. The other agent measures a fake device on which MLPs are expensive.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +17,12 @@ from tests.support.small_jobs import Ran, Workshop, briefly, budget, digits
 
 pytestmark = pytest.mark.slow
 LOW = ("nice", "-n", "10", "taskset", "-c", "0")
-"""One core at lower priority: not the device that the job runs on."""
+"""The prefix of the agent's command: one core at lower priority, so that its device differs from the job's device."""
 
 
 @contextmanager
 def device(data: Path, folder: Path, *options: str) -> Iterator[str]:
-    """A server that only passes tasks on, and the agent of a device at it."""
+    """Start a server that only passes on tasks, and the agent of a device. Give the name of the device."""
     with (
         served(folder, "--data", str(data), "--port", "0") as address,
         agent(address, token(data, "agent"), folder, *options, under=LOW),
@@ -39,7 +42,7 @@ def test_a_job_meets_its_budget_on_the_device(tmp_path: Path, monkeypatch: pytes
 
 
 def kept(ran: Ran) -> tuple[float, float]:
-    """Shares of the heads' dims and of the neurons."""
+    """Return the kept shares of the heads' dims and of the neurons."""
     blocks = ran.report["blocks"]
     dims = [[b["heads"][i] * b["v"][i] for b in blocks] for i in (0, 1)]
     neurons = [[b["neurons"][i] for b in blocks] for i in (0, 1)]

@@ -1,4 +1,7 @@
-"""Several servers on one PostgreSQL and one bucket, each with a data folder of its own, as on machines of their own."""
+"""Tests of several servers on one PostgreSQL and one bucket.
+
+Each server has its own data folder, as if it ran on its own machine.
+"""
 
 import hashlib
 import subprocess
@@ -18,7 +21,7 @@ from tests.support.s3 import S3
 
 @pytest.fixture
 def servers(postgres: Postgres, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
-    """Two. The first runs no jobs before its turn: all its workers are busy elsewhere."""
+    """Two running servers that share a database and a bucket."""
     s3.announce(monkeypatch)
     environment = {
         "VITFIT_DATABASE_URL": postgres.fresh(),
@@ -34,7 +37,7 @@ def servers(postgres: Postgres, s3: S3, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def ran(server: Server) -> set[str]:
-    """The jobs that were evaluated on this server's machine."""
+    """Return the jobs that this server's machine has evaluated."""
     return {path.parts[-3] for path in server.data.glob("jobs/*/work/evaluated.txt")}
 
 

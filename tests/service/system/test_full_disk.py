@@ -1,4 +1,7 @@
-"""The disk is full: nothing is lost, everybody is told, the server goes on answering, and with room again all goes on."""
+"""Tests with a full disk.
+
+Nothing is lost, and every user gets the reason. The server still answers. When there is room again, all jobs continue.
+"""
 
 import contextlib
 import errno
@@ -31,7 +34,7 @@ SIZE = 16 * 2**20
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of its own."""
+    """A small file system for the test."""
     place = tmp_path / "disk"
     place.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", str(place)], capture_output=True)
@@ -49,7 +52,7 @@ def server(disk: Path) -> Iterator[Server]:
 
 
 def fill(disk: Path) -> Path:
-    """A file that takes all that is left."""
+    """Fill the disk with one file, and return the file."""
     ballast = disk / "ballast"
     with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while True:
@@ -82,14 +85,14 @@ def test_an_upload_that_fills_the_disk_is_refused_leaves_nothing_and_can_be_sent
     server: Server, disk: Path
 ) -> None:
     def pieces() -> Iterator[bytes]:
-        """No length is announced, so that the server begins to take it."""
+        """Yield the body in pieces. The request announces no length, so the server begins to read it."""
         yield b'--B\r\nContent-Disposition: form-data; name="file"; filename="a.npz"\r\n\r\n'
         for _ in range(2 * SIZE // 2**16):
             yield bytes(2**16)
         yield b"\r\n--B--\r\n"
 
     url = server.client.base_url
-    client = http.client.HTTPConnection(url.host, url.port)  # it sends everything before it looks for an answer
+    client = http.client.HTTPConnection(url.host, url.port)  # this client sends everything before it reads an answer
     client.request("POST", "/v1/datasets", pieces(), {"Content-Type": "multipart/form-data; boundary=B"})
     answer = client.getresponse()
     body = json.loads(answer.read())
@@ -114,7 +117,7 @@ def test_jobs_can_be_deleted_and_read_on_a_full_disk(server: Server, disk: Path)
     assert server.client.get(f"/v1/jobs/{job}/artifacts/model.onnx").status_code == 200
     deleted = server.client.delete(f"/v1/jobs/{job}")
     assert deleted.status_code in (204, 507), deleted.text
-    if deleted.status_code == 507:  # no page was left for the database: the job is whole
+    if deleted.status_code == 507:  # the database had no free page, so the job is unchanged
         assert server.client.get(f"/v1/jobs/{job}/artifacts/model.onnx").status_code == 200
         ballast.unlink()
         assert server.client.delete(f"/v1/jobs/{job}").status_code == 204
@@ -130,7 +133,7 @@ def no_room(tmp_path: Path) -> Iterator[Server]:
 
 
 def without_room(server: Server) -> tuple[str, Path]:
-    """A job that runs, and the file that it will not be able to write."""
+    """Start a job, and return it with the file that it will not be able to write."""
     job = server.submit(server.model(), trials=3)
     server.wait_for_trials(job, 1)
     wall = server.data / "jobs" / job / "work" / "model.onnx.tmp"
@@ -170,12 +173,12 @@ def test_a_database_without_room_refuses_what_is_new_and_can_be_read(sqlite: Tes
     engine = web.app.state.service.store.engine  # type: ignore[attr-defined]
 
     def no_more_pages(connection: object, *_: object) -> None:
-        connection.execute("PRAGMA max_page_count=1")  # type: ignore[attr-defined]  # SQLite takes the present size
+        connection.execute("PRAGMA max_page_count=1")  # type: ignore[attr-defined]  # SQLite takes its present size
 
     event.listen(engine, "checkout", no_more_pages)
     bodies = (job_body(model, name="x" * 100, trials=number) for number in range(1, 100))
     answers = (web.post("/v1/jobs", json=body) for body in bodies)
-    answer = next(answer for answer in answers if answer.status_code != 202)  # a few fit into pages that have room
+    answer = next(answer for answer in answers if answer.status_code != 202)  # some jobs fit into half-empty pages
     refused = problem(answer, 507, "storage-full")
     assert "Nothing was stored or changed" in refused["detail"] and refused["free_bytes"] > 0
     assert answer.headers["X-Content-Type-Options"] == "nosniff"

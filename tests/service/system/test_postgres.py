@@ -1,4 +1,7 @@
-"""What only PostgreSQL does: many writers at once, a clock of its own, refusals, and going away."""
+"""Tests of what only PostgreSQL does.
+
+Many writers work at the same time. The database has its own clock, refuses some work and may go away.
+"""
 
 import threading
 import time
@@ -28,7 +31,7 @@ from tests.support.running import Server
 
 @pytest.fixture
 def url(postgres: Postgres) -> str:
-    """Of an empty database."""
+    """The URL of an empty database."""
     return postgres.fresh()
 
 
@@ -44,7 +47,7 @@ def test_claimers_at_once_keep_the_limit_of_a_person(store: Store, jobs: Jobs) -
 
     def run() -> None:
         leases = Leases(store, lease_s=30.0, most_running=3)
-        with store.read() as session:  # the connection is made before the start
+        with store.read() as session:  # connect before the common start
             session.execute(text("SELECT 1"))
         ready.wait()
         claimed.extend(lease for _ in range(3) if (lease := leases.claim("server")))
@@ -143,7 +146,7 @@ def test_a_url_of_something_else_is_refused_without_being_repeated(wrong: str) -
 
 @pytest.fixture
 def outage(postgres: Postgres) -> Iterator[Postgres]:
-    """A PostgreSQL that a test may stop; it runs again afterwards."""
+    """A PostgreSQL that a test may stop. It runs again afterwards."""
     yield postgres
     if not postgres.runs:
         postgres.start()
@@ -179,7 +182,7 @@ def test_while_the_database_is_away_requests_are_asked_to_come_again(
 
 @pytest.mark.slow
 def test_a_running_job_outlives_its_database_going_away(outage: Postgres, url: str, tmp_path: Path) -> None:
-    """For longer than its lease: the worker waits, and nothing is evaluated again."""
+    """The database is away for longer than the lease. The worker waits, and no trial is evaluated again."""
     environment = {"VITFIT_DATABASE_URL": url, "VITFIT_FAKE_TRIAL_S": "0.3", "VITFIT_LEASE_S": "4"}
     server = Server(tmp_path / "data", **environment).start()
     try:

@@ -1,4 +1,4 @@
-"""Server, worker, pipeline and client together, on the digits model, with a worker that is killed."""
+"""Tests of server, worker, pipeline and client together, on the digits model. One test kills a worker."""
 
 import json
 import os

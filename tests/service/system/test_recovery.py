@@ -1,4 +1,4 @@
-"""Workers and servers that die, stop or sleep: the job goes on, and no finished trial is evaluated twice."""
+"""Tests of workers and servers that die, stop or sleep. The job continues, and no finished trial is evaluated twice."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.support.running import Server, is_alive, wait_until
 
 
 def finished_once(server: Server, job_id: str, finished: list[int]) -> bool:
-    """Whether none of the trials that were `finished` at some time has been evaluated again."""
+    """Return whether each trial of `finished` has been evaluated only once."""
     begun = [number for number, _ in server.evaluated(job_id)]
     return all(begun.count(number) == 1 for number in finished)
 

@@ -1,4 +1,4 @@
-"""Jobs in real worker processes under a real server: life, cancel, errors, children."""
+"""Tests of jobs in real worker processes under a real server: their states, cancels, errors and children."""
 
 import base64
 import hashlib
@@ -119,7 +119,7 @@ def test_cancel_ends_any_running_job_and_all_its_processes(server: Server) -> No
         server.wait_for_trials(job, 1)
         processes.append(server.evaluated(job)[0][1])
     processes.append(int((server.data / "jobs" / jobs["stubborn"] / "work" / "child.txt").read_text()))
-    for job in (*jobs.values(), *jobs.values()):  # it may be repeated
+    for job in (*jobs.values(), *jobs.values()):  # a user may repeat a cancel
         assert server.client.post(f"/v1/jobs/{job}/cancel").json()["status"] in ("canceling", "canceled")
     for job in jobs.values():
         ended = server.wait(job)
@@ -133,7 +133,7 @@ def test_cancel_of_queued_and_of_finished_jobs(own_server: Server) -> None:
     model = own_server.model()
     running, queued = own_server.submit(model, trials=500), own_server.submit(model)
     own_server.wait(running, "running")
-    assert own_server.job(queued)["status"] == "queued"  # one at a time
+    assert own_server.job(queued)["status"] == "queued"  # the server runs one job at a time
     assert own_server.client.post(f"/v1/jobs/{queued}/cancel").json()["status"] == "canceled"
     own_server.client.post(f"/v1/jobs/{running}/cancel")
     assert own_server.wait(running)["status"] == "canceled"
@@ -242,6 +242,10 @@ def _write_newer_database(folder: Path) -> None:
 
 
 def test_answers_do_not_wait_for_acknowledgements(tmp_path: Path) -> None:
-    """asyncio turns Nagle's algorithm off for sockets that are named as TCP. Else each answer on a kept connection takes 40 ms."""
+    """Check that the socket names TCP as its protocol.
+
+    Only for such sockets does asyncio turn Nagle's algorithm off. Without that, each answer on a kept connection takes
+    40 ms.
+    """
     with _listen(Settings(data=tmp_path, port=0)) as listener:
         assert listener.proto == socket.IPPROTO_TCP
