@@ -25,7 +25,7 @@ from benchmarks.comparison.bench import Case
 from benchmarks.machine import machine
 from models.evaluation.metrics import correct
 from models.export.onnx_export import OnnxFile
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from models.structure import BlockPlan, Plan
 from service.jobs.job_request import JobRequest
 from service.pipeline.evaluation import Evaluation
@@ -105,7 +105,7 @@ def _row(name: str, ranked: Ranked, plan: Plan, int8: float, file: Path) -> Row:
     return Row(name, keep, int8, *_answers(evaluation, network, file))
 
 
-def _answers(evaluation: Evaluation, network: TorchNetwork, file: Path) -> tuple[int, int, int, int, int]:
+def _answers(evaluation: Evaluation, network: Network, file: Path) -> tuple[int, int, int, int, int]:
     opened, fp32, emulated, quantised, same, images = OnnxFile(file), 0, 0, 0, 0, 0
     for chunk in evaluation.data.batches("test", 500):
         assert chunk.labels is not None

@@ -30,7 +30,7 @@ from latency.measuring.meter import Effort, Meter
 from latency.measuring.sampling import Interval, ratio
 from models.export.onnx_export import INPUT, OPSET, OUTPUT, run_onnx
 from models.loading.load_model import untrained
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from models.structure import Plan, Structure, identity
 
 EFFORT = Effort(seconds=40.0, width=0.01, processes=4, rounds=8)
@@ -90,7 +90,7 @@ def smaller(structure: Structure) -> Plan:
     return Plan(whole.embed, tuple(blocks))
 
 
-def plain_exports(network: TorchNetwork, batch: int, torchscript: Path, newer: Path) -> None:
+def plain_exports(network: Network, batch: int, torchscript: Path, newer: Path) -> None:
     example = (torch.zeros(batch, *network.structure.image),)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")

@@ -35,7 +35,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import httpx
 from fastapi.testclient import TestClient
 
 from benchmarks.hostile import archives, arrays, checkpoints, documents
@@ -144,14 +143,14 @@ class Fuzzer:
         self.answers[code.removeprefix("/problems/") or str(answer.status_code)] += 1
         return wrong + [f"it left {sorted(left)[:5]}"] * bool(left)
 
-    def _post(self, upload: Upload) -> httpx.Response:
+    def _post(self, upload: Upload) -> Any:
         if upload.filename:
             part = "checkpoint" if upload.path == "/v1/models" else "file"
             return self.web.post(upload.path, data=upload.fields or {}, files={part: (upload.filename, upload.content)})
         body = upload.json if isinstance(upload.json, bytes) else json.dumps(upload.json).encode()
         return self.web.post(upload.path, content=body, headers={"Content-Type": "application/json"})
 
-    def _taken(self, upload: Upload, answer: httpx.Response, before: set[str]) -> list[str]:
+    def _taken(self, upload: Upload, answer: Any, before: set[str]) -> list[str]:
         """Read the registered upload, try it in a job, and delete it again. Return what is wrong."""
         address, wrong = answer.headers["location"], []
         for name in sorted(self._files() - before):
@@ -175,7 +174,7 @@ class Fuzzer:
         return found - {"outside/secret.png"}
 
 
-def judged(answer: httpx.Response) -> list[str]:
+def judged(answer: Any) -> list[str]:
     """Return what is wrong with an answer. It must be a success, or a problem with a type, a detail and its status."""
     if answer.status_code < 400:
         return []

@@ -14,6 +14,7 @@ from models.data.preprocessing import Preprocessing
 from models.errors import VitfitError
 from models.export.onnx_export import compare_outputs, run_onnx
 from models.loading.load_model import network_of
+from models.networks.network import Network
 from models.networks.torch_network import TorchNetwork
 from tests.support.counted import differs
 from tests.support.plans import plan_of, with_tokens
@@ -44,7 +45,8 @@ def tried(name: str, whole: bool) -> dict[str, Any]:
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
     if whole:
         torch.manual_seed(0)
-        model = timm.create_model(name, **({"depth": 2} if size > GIB else {}))
+        shorter: dict[str, Any] = {"depth": 2} if size > GIB else {}
+        model = timm.create_model(name, **shorter)
     preprocessing = Preprocessing.of_model(model)
     network = network_of(model.eval(), name, preprocessing)
     way = _way(network, model)
@@ -65,14 +67,14 @@ def tried(name: str, whole: bool) -> dict[str, Any]:
     return {**found, "reasons": reasons}
 
 
-def _way(network: TorchNetwork, model: nn.Module) -> str:
+def _way(network: Network, model: nn.Module) -> str:
     """Return how the network was read: "family", "graph", or "plain" (by its graph, as a plain vision transformer)."""
     if not isinstance(network, TorchNetwork):
         return "graph"
     return "family" if network.module is model else "plain"
 
 
-def in_use(network: TorchNetwork) -> tuple[float, list[str]]:
+def in_use(network: Network) -> tuple[float, list[str]]:
     """Run the network backward, export it, and compare ONNX Runtime with PyTorch.
 
     Return the largest relative difference, and the reasons why the network cannot be used.

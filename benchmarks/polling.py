@@ -75,7 +75,7 @@ def request(address: str, trials: int) -> dict[str, Any]:
         name: config[name] for name in ("name", "options", "preprocessing", "classes") if config.get(name) is not None
     }
     with (DIGITS / "weights.safetensors").open("rb") as weights, (DIGITS / "digits.npz").open("rb") as data:
-        files = {"config": (None, json.dumps(kept)), "checkpoint": ("weights.safetensors", weights)}
+        files: dict[str, Any] = {"config": (None, json.dumps(kept)), "checkpoint": ("weights.safetensors", weights)}
         model = httpx.post(f"{address}/v1/models", files=files, timeout=120).json()["id"]
         dataset = httpx.post(f"{address}/v1/datasets", files={"file": ("digits.npz", data)}, timeout=120).json()["id"]
     budget = {"metric": "macs_keep", "limit": 0.6}
@@ -95,7 +95,7 @@ def job_seconds(address: str, body: dict[str, Any]) -> float:
 
 def _search_s(address: str, job: str) -> float:
     found = httpx.get(f"{address}/v1/jobs/{job}/trials", params={"page_size": 500}, timeout=60).json()["trials"]
-    return sum(trial["seconds"] for trial in found)
+    return float(sum(trial["seconds"] for trial in found))
 
 
 async def polled(address: str, body: dict[str, Any], clients: int) -> tuple[float, list[float]]:

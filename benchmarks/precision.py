@@ -30,7 +30,7 @@ from latency.measuring.meter import Effort, Meter
 from latency.measuring.sampling import Interval, ratio
 from models.evaluation.metrics import correct
 from models.export.onnx_export import OnnxFile
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from models.structure import LAYERS, Precision
 from search.loop.decode import decode
 from search.spaces.compact import CompactSpace
@@ -51,7 +51,7 @@ ROWS: dict[str, tuple[Precision, ...]] = {
 class Found:
     """A network whose measured latency is within its budget, or the last network that was tried."""
 
-    network: TorchNetwork
+    network: Network
     measured: Interval
 
 
@@ -144,11 +144,11 @@ def searched(bench: Bench, name: str, stem: Path, trials: int) -> Found:
     return found
 
 
-def joint(bench: Bench, trials: int) -> TorchNetwork:
+def joint(bench: Bench, trials: int) -> Network:
     return bench.search(bench.ranked.space, True, trials)[0]
 
 
-def uniform(bench: Bench) -> TorchNetwork:
+def uniform(bench: Bench) -> Network:
     """Make a network in int8 with the same keep ratio of heads and neurons in every block."""
     found = bench.ranked.space
     assert isinstance(found, PrecisionSpace) and isinstance(found.inner, CompactSpace)

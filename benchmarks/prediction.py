@@ -26,7 +26,7 @@ from latency.prediction.pricer import Prediction
 from latency.prediction.table import Table, TablePricer
 from models.errors import InvalidRequest
 from models.loading.load_model import open_model, untrained
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from models.structure import Plan, Structure
 from search.methods import METHODS, check_suits
 from search.ranking import BlockRanking, Ranking
@@ -97,7 +97,7 @@ def _write(path: Path, fitted: Table, predicted: Prediction) -> None:
     path.write_text(json.dumps({"table": fitted.to_json(), "ms": predicted.ms.tolist()}))
 
 
-def _measured(network: TorchNetwork, plans: list[Plan], place: DeviceSetting, folder: Path) -> list[Interval]:
+def _measured(network: Network, plans: list[Plan], place: DeviceSetting, folder: Path) -> list[Interval]:
     original = folder / "original-b1.onnx"
     files = [folder / f"unseen{i}.onnx" for i in range(len(plans))]
     for plan, file in zip(plans, files, strict=True):

@@ -28,7 +28,7 @@ from latency.measuring.meter import Effort, Meter
 from latency.measuring.sampling import ratio
 from models.export.onnx_export import export_onnx, run_onnx
 from models.loading.load_model import open_model, untrained
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from models.quantization.int8 import MARKED, mark
 from models.structure import identity
 
@@ -65,7 +65,7 @@ def main() -> None:
     print("\n" + ", ".join(machine().values()))
 
 
-def rows(name: str, network: TorchNetwork, folder: Path) -> Iterator[str]:
+def rows(name: str, network: Network, folder: Path) -> Iterator[str]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(IMAGES, *network.structure.image, generator=generator)
     files = {"fp32": folder / "fp32.onnx", "dynamic": folder / "dynamic.onnx"}
@@ -83,12 +83,12 @@ def rows(name: str, network: TorchNetwork, folder: Path) -> Iterator[str]:
         yield f"| {name} | {form} | {kept.value:.3f} ({kept.low:.3f} to {kept.high:.3f}) | {100 * error:.1f} % |"
 
 
-def in_int8(network: TorchNetwork) -> TorchNetwork:
+def in_int8(network: Network) -> Network:
     return network.pruned(dataclasses.replace(identity(network.structure), precision="int8"), None)
 
 
 def static(
-    network: TorchNetwork,
+    network: Network,
     images: Tensor,
     path: Path,
     form: QuantFormat,

@@ -119,7 +119,7 @@ def main() -> None:
         print(f"| {workers} | {took:.1f} | {options.trials * options.seconds / workers / took:.3f} |", flush=True)
         empty = overhead(cluster) if workers == 1 else []
         ray.shutdown()
-        local.shutdown()
+        local.shutdown()  # type: ignore[no-untyped-call]
         if empty:
             low, middle, high = (1e3 * float(np.quantile(empty, q)) for q in (0.05, 0.5, 0.95))
             costs = f"a trial costs {middle:.1f} ms beyond its evaluation (5 to 95 %: {low:.1f} to {high:.1f})"

@@ -26,7 +26,7 @@ from benchmarks.machine import machine
 from models.data.dataset import Batch, Dataset
 from models.data.open_dataset import open_data
 from models.loading.load_model import open_model
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from models.structure import Plan, Structure, TokenPlan, TokenScore, identity
 from models.training.finetune import Recipe, finetune
 from models.training.train_selectors import train_selectors
@@ -51,7 +51,7 @@ class Task:
     """
 
     name: str
-    dense: TorchNetwork
+    dense: Network
     train: Batch
     test: Batch
     keeps: tuple[float, ...]
@@ -103,7 +103,7 @@ def open_task(model: Path, data: Path, keeps: tuple[float, ...], images: int, te
     return Task(f"{model.resolve()} {data.resolve()}", dense, train, test, keeps)
 
 
-def dataset_of(dense: TorchNetwork, data: Path, folder: Path) -> Dataset:
+def dataset_of(dense: Network, data: Path, folder: Path) -> Dataset:
     source = "path" if data.is_dir() else "npz" if data.suffix == ".npz" else "archive"
     if source != "path":
         (folder / ("data.npz" if source == "npz" else f"data{data.suffix}")).symlink_to(data)
@@ -141,7 +141,7 @@ def run(task: Task, chooser: str, recipe: Recipe, selector_rate: float, output: 
     return row
 
 
-def with_chooser(task: Task, chooser: str, recipe: Recipe, selector_rate: float) -> TorchNetwork:
+def with_chooser(task: Task, chooser: str, recipe: Recipe, selector_rate: float) -> Network:
     if chooser == "attention":
         return task.dense.pruned(task.plan("attention"), None)
     network = task.dense.pruned(task.plan("selector"), None)
@@ -159,7 +159,7 @@ def _said(chooser: str, what: str) -> Callable[[int, float], None]:
     return lambda epoch, loss: print(f"  {chooser}, {what}: epoch {epoch}, loss {loss:.4f}", flush=True)
 
 
-def accuracy(network: TorchNetwork, data: Batch) -> float:
+def accuracy(network: Network, data: Batch) -> float:
     assert data.labels is not None
     return float((network.outputs(data.images).argmax(1) == data.labels).double().mean())
 

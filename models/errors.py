@@ -52,10 +52,13 @@ class UnknownName(InvalidRequest):
         names = list(known)
         near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
         if len(names) <= 12:
-            hint = f"Known: {', '.join(sorted(names))}." if names else ""
+            hint = f"Use one of these names: {', '.join(sorted(names))}." if names else ""
+        elif near:
+            hint = f"The nearest of the {len(names)} known names are: {', '.join(near)}. Use a known name."
         else:
-            hint = f"Nearest: {', '.join(near)}." if near else f"None of the {len(names)} known names is close."
-        super().__init__(f"Unknown {noun} {name!r}. {hint}".strip(), noun=noun, name=name, nearest=near, **facts)
+            hint = f"None of the {len(names)} known names is similar. Use a known name."
+        text = f"The {noun} {name!r} does not exist. {hint}".strip()
+        super().__init__(text, noun=noun, name=name, nearest=near, **facts)
 
 
 class UnsupportedModel(VitfitError):

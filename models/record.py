@@ -78,5 +78,5 @@ def _build_record(kind: type, value: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(value) - {field.name for field in dataclasses.fields(kind)})
     if unknown:
-        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}; it has {', '.join(hints)}")
+        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}. Use these fields: {', '.join(hints)}.")
     return kind(**{name: _build(hints[name], item) for name, item in value.items()})

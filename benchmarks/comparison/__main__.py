@@ -19,7 +19,7 @@ from latency.devices.setting import Setting, runtime_version
 from latency.measuring.meter import Effort, Meter
 from latency.measuring.sampling import ratio
 from models.errors import ImpossibleBudget
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from models.structure import Plan
 from search.methods import METHODS
 
@@ -97,7 +97,7 @@ def train(name: str, case: Case, seconds: float, output: Path) -> None:
         "trained": True,
     }
 
-    def trained() -> tuple[TorchNetwork, int]:
+    def trained() -> tuple[Network, int]:
         if method is not None:
             return method(bench, seconds), 1
         return finetuned(bench, load(bench.original, untrained), seconds), 1
@@ -106,7 +106,7 @@ def train(name: str, case: Case, seconds: float, output: Path) -> None:
 
 
 def write(
-    bench: Bench, stem: str, output: Path, found: dict[str, Any], make: Callable[[], tuple[TorchNetwork, int]]
+    bench: Bench, stem: str, output: Path, found: dict[str, Any], make: Callable[[], tuple[Network, int]]
 ) -> None:
     """Make the network of a row, and write its files and its figures."""
     began = time.perf_counter()
@@ -138,13 +138,13 @@ def write(
     print(stem, found.get("correct", "unreachable"), f"{found.get('predicted_keep', 0):.3f}", flush=True)
 
 
-def save(network: TorchNetwork, path: Path) -> None:
+def save(network: Network, path: Path) -> None:
     """Save the plan and the weights. A training starts from them."""
     assert network.plan is not None
     torch.save({"plan": network.plan.to_json(), "weights": network.module.state_dict()}, path)
 
 
-def load(original: TorchNetwork, path: Path) -> TorchNetwork:
+def load(original: Network, path: Path) -> Network:
     stored = torch.load(path, weights_only=True)
     network = original.pruned(Plan.from_json(stored["plan"]), None)
     network.module.load_state_dict(stored["weights"])

@@ -13,7 +13,7 @@ from latency.measuring.sampling import Interval
 from latency.prediction.table import Sample
 from models.data.dataset import Batch
 from models.evaluation.metrics import correct
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from models.structure import Plan, Precision
 from search.budgets import Budgets
 from search.loop.executor import LocalExecutor
@@ -113,25 +113,25 @@ class Bench:
     def train(self) -> Batch:
         return self.evaluation.data.take("train", MOST, 0)
 
-    def fits(self, network: TorchNetwork) -> bool:
+    def fits(self, network: Network) -> bool:
         """Return whether the predicted latency of the network is within the budget."""
         return self.predicted_keep(network) <= self.case.keep
 
-    def predicted_keep(self, network: TorchNetwork) -> float:
+    def predicted_keep(self, network: Network) -> float:
         return float(self.pricing.price([network.structure])[0, 0])
 
     @property
     def budgets(self) -> Budgets:
         return self.pricing.aims if self._aimed else self.pricing.budgets
 
-    def learn(self, network: TorchNetwork, measured: Interval, original_ms: float) -> None:
+    def learn(self, network: Network, measured: Interval, original_ms: float) -> None:
         """Correct the latency table with a measurement. All later prices use the corrected table."""
         (place,) = self.pricing.measured_places
         self.pricing.correct(place, [Sample(network.structure, measured)], original_ms)
 
     def search(
         self, space: Space, recovery: bool, trials: int, propose: Proposal = by_expected_improvement
-    ) -> tuple[TorchNetwork, list[Trial]]:
+    ) -> tuple[Network, list[Trial]]:
         """Run `trials` trials on the selection split.
 
         Return the best network, made as a job makes it, and all trials.
@@ -147,11 +147,11 @@ class Bench:
             space, self.budgets, self.pricing.price, LocalExecutor(scorer), lambda _: None, self.case.seed, propose
         )
 
-    def finished(self, plan: Plan, recovery: bool) -> TorchNetwork:
+    def finished(self, plan: Plan, recovery: bool) -> Network:
         """Return the network of a plan, made as a job makes the network that it delivers."""
         return self.ranked.final(plan, recovery)
 
-    def test(self, network: TorchNetwork) -> tuple[int, int]:
+    def test(self, network: Network) -> tuple[int, int]:
         """Return the number of correct answers on the test split, and the number of test images."""
         right = count = 0
         for chunk in self.evaluation.data.batches("test", ASSESSED):

@@ -1,7 +1,7 @@
 """The rows of the comparison: how each vitfit method and each alternative makes its network."""
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import optuna
 from benchmarks.comparison.bench import Bench
 from benchmarks.comparison.torch_pruning import Importance, kept_by_torch_pruning
 from models.errors import ImpossibleBudget
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from models.structure import BlockPlan, Plan, identity
 from search.loop.decode import decode
 from search.loop.searcher import Canonical, at_random
@@ -18,7 +18,7 @@ from search.spaces.compact import CompactSpace
 from search.token_rule import TokenRule
 
 TRIALS, MANY_TRIALS = 40, 120
-Found = tuple[TorchNetwork, int]
+Found = tuple[Network, int]
 """The network, and the number of evaluations that were needed to choose it."""
 
 
@@ -60,7 +60,7 @@ def gp_sampler(bench: Bench, recovery: bool) -> Found:
 
 
 def _by_optuna(
-    points: list[list[float]], scores: list[float], dimensions: int, seed: int, _canonical: Canonical
+    points: Sequence[Sequence[float]], scores: Sequence[float], dimensions: int, seed: int, _canonical: Canonical
 ) -> list[list[float]]:
     names = [f"x{i}" for i in range(dimensions)]
     space = {name: optuna.distributions.FloatDistribution(0.0, 1.0) for name in names}

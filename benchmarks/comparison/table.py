@@ -55,7 +55,7 @@ def _cells(found: list[dict[str, Any]], joint: dict[int, dict[str, Any]]) -> str
 
 def points(row: dict[str, Any]) -> float:
     """Return the accuracy that this row lost, in percentage points."""
-    return 100 * (row["dense"] - row["correct"]) / float(row["images"])
+    return float(100 * (row["dense"] - row["correct"]) / row["images"])
 
 
 def _mean_loss(found: list[dict[str, Any]]) -> float:

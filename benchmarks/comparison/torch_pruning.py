@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.data.dataset import Batch
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from models.structure import BlockPlan, Plan, identity
 
 Importance = Literal["magnitude", "taylor"]
 
 
-def kept_by_torch_pruning(network: TorchNetwork, importance: Importance, keep: float, data: Batch) -> Plan:
+def kept_by_torch_pruning(network: Network, importance: Importance, keep: float, data: Batch) -> Plan:
     """Return the plan of Torch-Pruning's local pruning.
 
     keep: the share of the heads and neurons of every block that stays, in (0, 1]. data: labelled images; only
@@ -64,15 +64,16 @@ def _backward(model: nn.Module, data: Batch) -> None:
         loss.backward()
 
 
-def _plan(network: TorchNetwork, small: nn.Module) -> Plan:
+def _plan(network: Network, small: nn.Module) -> Plan:
     """Return a plan with the members that stay, as indices into the original.
 
     Torch-Pruning copies the rows that stay, so their values identify them in the original.
     """
     whole = identity(network.structure)
     blocks: list[BlockPlan] = []
-    for plan, dense, left in zip(whole.blocks, network.blocks(), list(small.blocks), strict=True):  # type: ignore[arg-type]
-        source: Any = dense
+    dense: Any = network.module
+    left_blocks: Any = small.blocks
+    for plan, source, left in zip(whole.blocks, dense.blocks, left_blocks, strict=True):
         neurons = _rows(source.mlp.fc1.weight, left.mlp.fc1.weight)
         dim = source.attn.qkv.out_features // 3 // source.attn.num_heads
         values = _rows(source.attn.qkv.weight[-source.attn.qkv.out_features // 3 :], _last_third(left.attn.qkv.weight))

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.comparison.bench import Bench
 from models.data.dataset import Batch
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from models.structure.selector_plan import merge_stages
 from models.training.finetune import Recipe, distillation_loss, finetune
 from models.training.train_gates import GateRecipe, train_gates
@@ -23,7 +23,6 @@ BATCH, LEARNING_RATE, GATE_RATE, L1 = 64, 1e-4, 1e-2, 1e-4
 """Default values of a job."""
 PROBE_STEPS = 4
 TRIALS = 40
-Network = TorchNetwork
 Train = Callable[[Bench, float], Network]
 """(bench, processor seconds) -> the trained network. Each function decides how to use the time."""
 

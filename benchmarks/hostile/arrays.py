@@ -37,7 +37,7 @@ def _odd(rng: random.Random) -> tuple[str, bytes]:
     images, labels = whole["images"], whole["labels"]
     values: list[Any] = [
         images.astype(object), images.astype(np.float64), images.astype(np.complex64), images.astype(">f4"),
-        images.astype("S3"), images.astype("U2"), np.float32(images).transpose(0, 3, 1, 2),
+        images.astype("S3"), images.astype("U2"), images.astype(np.float32).transpose(0, 3, 1, 2),
         np.full((IMAGES, 3, 8, 8), np.nan, np.float32), images[:, :, :, 0], images[:0], images[:, :0], images[..., :2],
         np.zeros(()), np.zeros((1,) * 30), np.array("x"), np.asfortranarray(images),
         np.zeros(5, dtype=[("a", "u1"), ("b", "O")]), np.zeros(IMAGES, dtype="M8[s]"), images.astype(bool),

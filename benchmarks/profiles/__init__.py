@@ -1,6 +1,6 @@
 """Claim: a roofline of six numbers, fitted to six published latencies of a phone core, predicts six others of it.
 
-    python -m benchmarks.profiles                     writes latency/profiles/*.json and prints the table
+    python -m benchmarks.profiles                     writes latency/devices/profiles/*.json and prints the table
     python -m benchmarks.profiles --only pixel-4-large-fp32 --output build/profiles
 
 published.json holds the published latencies with their sources. For each core and precision, the script fits the

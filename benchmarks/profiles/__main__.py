@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 import benchmarks.profiles as package
-from latency.devices.profile_schema import UNITS, Check, Roofline, parse_profile
+from latency.devices.profile_schema import UNITS, Check, MeasuredTable, Roofline, parse_profile
 from latency.devices.setting import Setting
 from latency.prediction.profile import ProfilePricer
 from models.loading.load_model import untrained
@@ -57,7 +57,9 @@ def main() -> None:
     print("| profile | checked models | median error | worst | of the fitted ones, worst |\n|---|---|---|---|---|")
     for core in chosen:
         document = calibrated(core, structures)
-        checks = parse_profile(document).checks
+        profile = parse_profile(document)
+        assert not isinstance(profile, MeasuredTable)
+        checks = profile.checks
         (options.output / f"{core['name']}.json").write_text(json.dumps(document, indent=1) + "\n")
         errors = {fitted: [abs(c.error) for c in checks if c.fitted is fitted] for fitted in (True, False)}
         held = errors[False]

@@ -1,6 +1,8 @@
 """`Client`, which offers the REST interface of a vitfit server as typed methods."""
 
 import json
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -93,9 +95,11 @@ class Client:
         pretrained: bool | None = None,
         classes: Sequence[str] | None = None,
     ) -> Model:
-        """Register a timm model, with the weights in `checkpoint` (safetensors or .pth) if it is given.
+        """Register a model.
 
-        Without a checkpoint, the server uses the pretrained weights, unless `pretrained` is False.
+        checkpoint: weights of a timm model (.safetensors or .pth), an ONNX file, a zip file, or a folder that Hugging
+        Face's `save_pretrained` has written. For the last three, `name` is any name. Without a checkpoint, the
+        server uses the pretrained weights, unless `pretrained` is False.
         """
         if pretrained is None:
             pretrained = checkpoint is None
@@ -108,15 +112,16 @@ class Client:
         }
         if checkpoint is None:
             return Model.from_json(self._post("/v1/models", json=config, timeout=UPLOAD_TIMEOUT_S))
-        path = _existing(checkpoint)
-        return Model.from_json(
-            self._post(
-                "/v1/models",
-                timeout=UPLOAD_TIMEOUT_S,
-                data={"config": json.dumps(config)},
-                files=lambda: {"checkpoint": (path.name, path.open("rb"), "application/octet-stream")},
+        with tempfile.TemporaryDirectory(prefix="vitfit-") as folder:
+            path = _packed(Path(checkpoint), Path(folder)) if Path(checkpoint).is_dir() else _existing(checkpoint)
+            return Model.from_json(
+                self._post(
+                    "/v1/models",
+                    timeout=UPLOAD_TIMEOUT_S,
+                    data={"config": json.dumps(config)},
+                    files=lambda: {"checkpoint": (path.name, path.open("rb"), "application/octet-stream")},
+                )
             )
-        )
 
     def upload_dataset(self, path: str | Path) -> Dataset:
         """Upload an .npz, zip or tar file.
@@ -325,6 +330,11 @@ def _job_body(
     if dataset is not None:
         body["dataset"] = _id(dataset)
     return {**body, **options}
+
+
+def _packed(model: Path, folder: Path) -> Path:
+    """Write a Hugging Face folder to a zip file in `folder`, and return the file."""
+    return Path(shutil.make_archive(str(folder / "model"), "zip", model))
 
 
 def _existing(path: str | Path) -> Path:

@@ -122,8 +122,8 @@ def _unpack_into(scratch: Path, archive: Path, limits: Limits) -> Unpacked:
         names.append(name)
     if not files:
         raise BadData(
-            f"The archive holds no pictures ({ignored} other files). It needs class folders of pictures"
-            f" ({', '.join(PICTURE_SUFFIXES)}).",
+            f"The archive holds no pictures. It holds {ignored} other files. Allowed types of pictures:"
+            f" {', '.join(PICTURE_SUFFIXES)}. Pack the pictures, with one folder for each class.",
             ignored=ignored,
         )
     return Unpacked(tuple(files), tuple(names), ignored)
@@ -144,9 +144,12 @@ def members(archive: Path, limits: Limits) -> Iterator[Member]:
     """
     packed = archive.stat().st_size
     if packed > limits.packed_bytes:
-        raise TooLarge(f"The archive has {packed} bytes; at most {limits.packed_bytes} are allowed.", bytes=packed)
+        raise TooLarge(
+            f"The archive has {packed} bytes. The limit is {limits.packed_bytes} bytes. Pack fewer or smaller files.",
+            bytes=packed,
+        )
     if packed == 0:
-        raise DamagedFile("The archive is empty (0 bytes). Upload it again.", bytes=0)
+        raise DamagedFile("The archive is empty: it has 0 bytes. It must be a zip or tar file. Upload it again.", bytes=0)
     ledger = _Ledger(limits, packed)
     with _reading():
         if zipfile.is_zipfile(archive):
@@ -161,9 +164,17 @@ def _zip_members(archive: Path, ledger: "_Ledger") -> Iterator[Member]:
             name = check_name(info.filename)
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise UnsafeFile(f"{name!r} in the archive is a link or a device. Pack plain files only.", member=name)
+                raise UnsafeFile(
+                    f"The entry {name!r} of the archive is a link or a device. An archive may hold only regular files"
+                    " and folders. Pack it without links and devices.",
+                    member=name,
+                )
             if info.flag_bits & 1:
-                raise DamagedFile(f"{name!r} in the archive is encrypted. Pack it without a password.", member=name)
+                raise DamagedFile(
+                    f"The entry {name!r} of the archive is encrypted. vitfit cannot read encrypted entries. Pack the"
+                    " archive without a password.",
+                    member=name,
+                )
             ledger.count(name, info.file_size)
             if not info.is_dir():
                 yield name, functools.partial(opened.open, info)
@@ -177,7 +188,11 @@ def _tar_members(archive: Path, ledger: "_Ledger", limits: Limits) -> Iterator[M
                 name = check_name(member.name)
                 member = _filtered(member, archive)
                 if not (member.isfile() or member.isdir()):  # the filter accepts links that stay inside the folder
-                    raise UnsafeFile(f"{name!r} in the archive is a link. Pack plain files only.", member=name)
+                    raise UnsafeFile(
+                        f"The entry {name!r} of the archive is a link. An archive may hold only regular files and"
+                        " folders. Pack it without links.",
+                        member=name,
+                    )
                 ledger.count(name, member.size)
                 if member.isfile():
                     yield name, functools.partial(_content, opened, member)
@@ -197,7 +212,11 @@ def _filtered(member: tarfile.TarInfo, archive: Path) -> tarfile.TarInfo:
     try:
         return tarfile.data_filter(member, str(archive.parent.resolve()))
     except tarfile.FilterError as error:
-        raise UnsafeFile(f"{member.name!r} in the archive is refused: {error}.", member=member.name) from error
+        raise UnsafeFile(
+            f"The entry {member.name!r} of the archive is not safe to unpack ({error}). An archive may hold only regular"
+            " files and folders with relative names. Remove this entry and pack the archive again.",
+            member=member.name,
+        ) from error
 
 
 def _decompressed(archive: Path) -> IO[bytes]:
@@ -223,7 +242,11 @@ class _BoundedReader:
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= self._limits.file_bytes:
-            raise TooLarge(f"A header in the archive claims {size} bytes.", bytes=size)
+            raise TooLarge(
+                f"A header of the archive states a length of {size} bytes. Allowed: 0 to {self._limits.file_bytes} bytes."
+                " The archive may be damaged. Pack it again.",
+                bytes=size,
+            )
         return self._file.read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -246,13 +269,24 @@ class _Ledger:
         self._members += 1
         self._bytes += size
         if self._members > limits.members:
-            raise TooLarge(f"The archive has more than {limits.members} members.", allowed=limits.members)
+            raise TooLarge(
+                f"The archive has more than {limits.members} entries. The limit is {limits.members} files and folders."
+                " Pack fewer files.",
+                allowed=limits.members,
+            )
         if size > limits.file_bytes:
             raise TooLarge(
-                f"{name!r} unpacks to {size} bytes; at most {limits.file_bytes} are allowed.", member=name, bytes=size
+                f"The entry {name!r} unpacks to {size} bytes. The limit for one entry is {limits.file_bytes} bytes. Pack"
+                " smaller files.",
+                member=name,
+                bytes=size,
             )
         if self._bytes > limits.total_bytes:
-            raise TooLarge(f"The archive unpacks to more than {limits.total_bytes} bytes.", allowed=limits.total_bytes)
+            raise TooLarge(
+                f"The archive unpacks to {self._bytes} bytes or more. The limit is {limits.total_bytes} bytes. Pack fewer"
+                " or smaller files.",
+                allowed=limits.total_bytes,
+            )
         check_expansion(self._packed_bytes, self._bytes, limits)
 
 
@@ -260,8 +294,9 @@ def check_expansion(packed_bytes: int, unpacked_bytes: int, limits: Limits) -> N
     """Check the expansion of a file. Raises: UnsafeFile if the contents are far larger than the packed file."""
     if unpacked_bytes > max(limits.expansion_from_bytes, limits.expansion * packed_bytes):
         raise UnsafeFile(
-            f"The file unpacks to at least {unpacked_bytes} bytes, more than {limits.expansion:g} times its"
-            f" {packed_bytes} bytes. That looks like a bomb and is not unpacked.",
+            f"The file has {packed_bytes} bytes and unpacks to {unpacked_bytes} bytes or more. The limit is"
+            f" {limits.expansion:g} times the size of the file, because larger contents can be an attack. Pack the contents"
+            " without compression.",
             packed_bytes=packed_bytes,
             unpacked_bytes=unpacked_bytes,
         )
@@ -277,8 +312,8 @@ def check_name(name: str) -> str:
     climbs = path.is_absolute() or ".." in path.parts or bool(PureWindowsPath(plain).drive)
     if climbs or not plain.isprintable():
         raise UnsafeFile(
-            f"{name!r} in the archive is absolute, climbs out of its folder or holds unprintable characters. Pack the"
-            " folder with relative names.",
+            f"The entry {name!r} of the archive has an unsafe name. A name must be relative, must stay inside the folder"
+            " and must hold only printable characters. Pack the folder again with such names.",
             member=name,
         )
     return plain
@@ -300,6 +335,6 @@ def _reading() -> Iterator[None]:
         yield
     except DAMAGE as error:
         raise DamagedFile(
-            f"The archive cannot be read as a zip or tar ({error}). It may be truncated: upload it again.",
+            f"vitfit cannot read the archive as zip or tar ({error}). The file may be truncated. Upload it again.",
             reason=str(error),
         ) from error

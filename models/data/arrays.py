@@ -91,8 +91,8 @@ def read_npz(path: Path, preprocessing: Preprocessing, limits: Limits, any_size:
             arrays = {name: _read(file, name) for name in headers}
     except DAMAGE as error:
         raise DamagedFile(
-            f"The file cannot be read as .npz ({error}). It may be truncated: write it with numpy.savez and upload it"
-            " again.",
+            f"vitfit cannot read the file as .npz ({error}). The file may be truncated. Write it with numpy.savez and"
+            " upload it again.",
             reason=str(error),
         ) from error
     _check_finite(arrays["images"])
@@ -119,25 +119,27 @@ def _headers(file: zipfile.ZipFile, path: Path, limits: Limits) -> dict[str, _He
             start = member.tell()
         if header.dtype.hasobject:
             raise UnsafeFile(
-                f"{name!r} holds Python objects, which need a pickle to be read. Store plain numbers"
-                " (allow_pickle=False).",
+                f"The array {name!r} holds Python objects. vitfit does not read them, because they are stored as a"
+                " pickle, and a pickle can run code. Store plain numbers or strings (allow_pickle=False).",
                 array=name,
             )
         if header.size_bytes > limits.array_bytes:
             raise TooLarge(
-                f"{name!r} has {header.size_bytes} bytes; at most {limits.array_bytes} are allowed. Hand in fewer"
-                " images, or pictures in a zip or a folder.",
+                f"The array {name!r} has {header.size_bytes} bytes. The limit is {limits.array_bytes} bytes. Give fewer"
+                " images, or give pictures in a zip or in a folder.",
                 array=name,
                 bytes=header.size_bytes,
             )
         if start + header.size_bytes != info.file_size:
-            raise EOFError(f"{name!r} says {header.size_bytes} bytes but has {info.file_size - start}")
+            raise EOFError(
+                f"the header of {name!r} states {header.size_bytes} bytes, but the array has {info.file_size - start} bytes"
+            )
         check_expansion(path.stat().st_size, info.file_size, limits)
         headers[name] = header
     if "images" not in headers:
         raise BadData(
-            f"The file has no array 'images'; it has {', '.join(sorted(members)[:8]) or 'none'}. Allowed:"
-            f" {', '.join(NAMES)}.",
+            f"The file has no array 'images'. It has: {', '.join(sorted(members)[:8]) or 'no arrays'}. Allowed arrays:"
+            f" {', '.join(NAMES)}. Store the images under the name 'images'.",
             found=sorted(members)[:8],
         )
     return headers
@@ -165,15 +167,15 @@ def _check_headers(headers: dict[str, _Header], size: tuple[int, int, int] | Non
         _check_floats(images.shape, size)
     else:
         raise BadData(
-            f"'images' is {images.dtype}; allowed: uint8 (N, height, width, channels) or float32 (N, channels, height,"
-            " width).",
+            f"The array 'images' has type {images.dtype}. Allowed: uint8 (N, height, width, channels) or float32"
+            " (N, channels, height, width). Convert the array to one of these types.",
             dtype=str(images.dtype),
         )
     for name in ("labels", "split"):
         if name in headers and headers[name].shape != images.shape[:1]:
             raise BadData(
-                f"{name!r} has shape {list(headers[name].shape)} but there are {images.shape[0]} images: one value per"
-                " image is needed.",
+                f"The array {name!r} has shape {list(headers[name].shape)}. The file has {images.shape[0]} images, so the"
+                f" shape must be [{images.shape[0]}]. Store one value for each image.",
                 array=name,
                 shape=list(headers[name].shape),
                 images=images.shape[0],
@@ -183,8 +185,8 @@ def _check_headers(headers: dict[str, _Header], size: tuple[int, int, int] | Non
 def _check_bytes(shape: tuple[int, ...]) -> None:
     if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:]:
         raise BadData(
-            f"uint8 'images' has shape {list(shape)}; (N, height, width, channels) with 1 (grey) or 3 (RGB) channels is"
-            " needed.",
+            f"The uint8 array 'images' has shape {list(shape)}. The shape must be (N, height, width, channels), with"
+            " 1 (grey) or 3 (RGB) channels and no size of 0. Convert the images to this shape.",
             shape=list(shape),
             allowed_channels=[1, 3],
         )
@@ -193,12 +195,15 @@ def _check_bytes(shape: tuple[int, ...]) -> None:
 def _check_floats(shape: tuple[int, ...], size: tuple[int, int, int] | None) -> None:
     if size is None:
         if len(shape) != 4 or 0 in shape[1:]:
-            raise BadData(f"float32 'images' has shape {list(shape)}; (N, channels, height, width) is needed.")
+            raise BadData(
+                f"The float32 array 'images' has shape {list(shape)}. The shape must be (N, channels, height, width), with"
+                " no size of 0. Convert the images to this shape."
+            )
     elif shape[1:] != size:
         raise BadData(
-            f"float32 'images' has shape {list(shape)}, but the model takes images of {list(size)} (channels, height,"
-            " width) and float images are taken as they are. Resize them, or hand in uint8 images, which are"
-            " preprocessed.",
+            f"The float32 array 'images' has shape {list(shape)}. The model takes images of {list(size)} (channels,"
+            " height, width), and vitfit does not change float32 images. Resize the images, or give uint8 images, which"
+            " vitfit preprocesses.",
             shape=list(shape),
             allowed=list(size),
         )
@@ -211,12 +216,17 @@ def _check_finite(images: npt.NDArray[Any]) -> None:
         finite = np.isfinite(images[start : start + FINITE_ROWS]).all(axis=(1, 2, 3))
         if not finite.all():
             row = start + int(np.argmin(finite))
-            raise BadData(f"Image {row} holds NaN or infinity. Only finite values are allowed.", image=row)
+            raise BadData(
+                f"Image {row} holds NaN or infinity. Every value must be finite. Correct or remove this image.", image=row
+            )
 
 
 def _whole_numbers(labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     if labels.dtype.kind not in "iu":
-        raise BadData(f"'labels' is {labels.dtype}; whole numbers are needed, one class number per image.")
+        raise BadData(
+            f"The array 'labels' has type {labels.dtype}. It must hold integers, one class number for each image. Convert"
+            " it to int64."
+        )
     return labels.astype(np.int64)
 
 

@@ -68,10 +68,12 @@ def _description(folder: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise DamagedFile(f"{str(file)!r} cannot be read ({error}). Upload the data set again.") from error
+        raise DamagedFile(f"vitfit cannot read the file {str(file)!r} ({error}). Upload the data set again.") from error
     if not isinstance(value, dict) or value.get("source") not in SOURCES:
         source = value.get("source") if isinstance(value, dict) else None
-        raise InvalidRequest(f"A data set's source is {source!r}; allowed: {', '.join(SOURCES)}.", source=source)
+        raise InvalidRequest(
+            f"The data set has the source {source!r}. Use one of these sources: {', '.join(SOURCES)}.", source=source
+        )
     return value
 
 
@@ -84,7 +86,7 @@ def _locate(folder: Path, description: Mapping[str, Any], allowed: Sequence[Path
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise DamagedFile(f"The data set has no {' or '.join(names)}. Upload it again.", folder=str(folder))
+    raise DamagedFile(f"The data set has no {' or '.join(names)}. Upload the data set again.", folder=str(folder))
 
 
 def _allowed_path(text: Any, allowed: Sequence[Path]) -> Path:
@@ -93,20 +95,34 @@ def _allowed_path(text: Any, allowed: Sequence[Path]) -> Path:
     Links are resolved first, so no link can lead out of the allowed folders.
     """
     if not isinstance(text, str) or not Path(text).is_absolute() or "\0" in text:
-        raise InvalidRequest(f"A data set's path is {text!r}; an absolute path is needed.", path=text)
+        raise InvalidRequest(
+            f"The data set has the path {text!r}. The path must be absolute and must not hold a NUL character. Give a path"
+            " that begins with '/'.",
+            path=text,
+        )
     real = below_allowed(text, allowed)
     if real is None:
         names = ", ".join(str(root) for root in allowed) or "none"
-        raise UnsafeFile(f"{text!r} is outside of the folders that the operator allows ({names}).", path=text)
+        raise UnsafeFile(
+            f"The path {text!r} is outside of the folders that the operator allows ({names}). Give a path inside one of"
+            " these folders, or ask the operator to allow this folder.",
+            path=text,
+        )
     if not real.exists():
-        raise InvalidRequest(f"{text!r} does not exist.", path=text)
+        raise InvalidRequest(
+            f"The path {text!r} does not exist on the server. Give the path of a file or folder that exists.", path=text
+        )
     return real
 
 
 def _check_size(path: Path, limits: Limits) -> None:
     size = path.stat().st_size
     if size > limits.packed_bytes:
-        raise TooLarge(f"The file has {size} bytes; at most {limits.packed_bytes} are allowed.", bytes=size)
+        raise TooLarge(
+            f"The file of the data set has {size} bytes. The limit is {limits.packed_bytes} bytes. Give fewer or smaller"
+            " images.",
+            bytes=size,
+        )
 
 
 def _list_pictures(path: Path, folder: Path, allowed: Sequence[Path], limits: Limits) -> tuple[list[PictureFile], int]:
@@ -128,16 +144,20 @@ def _picture_dataset(
     grouping = group([file.name for file in images.files])
     labels, warnings = None, []
     if grouping.classes is None:
-        warnings.append("All pictures lie in one folder, so they have no labels: agreement is reported, not accuracy.")
+        warnings.append(
+            "All pictures are in one folder, so they have no labels. The report shows the agreement with the original"
+            " instead of the accuracy."
+        )
     else:
         labels = labels_of(grouping.classes, class_names, classes)
         if labels is None:
             warnings.append(
-                f"{len(set(grouping.classes))} class folders cannot be told apart as the model's {classes} classes, so"
-                " they are not used as labels. Call the folders by class name or by class number."
+                f"The pictures are in {len(set(grouping.classes))} class folders, but the model has {classes} classes."
+                " vitfit cannot tell which class each folder holds, so the pictures have no labels. Rename each folder to"
+                " its class name or its class number."
             )
     if ignored:
-        warnings.append(f"{ignored} files are no pictures and were left out.")
+        warnings.append(f"vitfit ignored {ignored} files, because they are not pictures.")
     return _dataset(images, labels, grouping.splits, classes, warnings)
 
 
@@ -145,38 +165,51 @@ def _dataset(
     images: Images, labels: Rows | None, splits: tuple[str, ...] | None, classes: int | None, warnings: list[str]
 ) -> Dataset:
     if not len(images):
-        raise BadData(f"There are no images; {_needs()}.", images=0)
+        raise BadData(f"The data set has no images. {_needs()}", images=0)
     if labels is not None:
         _check_labels(labels, classes)
     rows = split_rows(len(images), labels) if splits is None else _given_rows(splits)
     for split in SPLITS:
         if len(rows[split]) < NEEDED[split]:
             raise BadData(
-                f"The split {split!r} has {len(rows[split])} of the {len(images)} images; {_needs()}.",
+                f"The split {split!r} has {len(rows[split])} of the {len(images)} images. {_needs()}",
                 split=split,
                 images=len(rows[split]),
                 needed=dict(NEEDED),
             )
     if splits is None:
-        warnings = [*warnings, "The data brings no split: half calibrates, a quarter selects, a quarter tests."]
+        warnings = [
+            *warnings,
+            "The data set defines no splits. vitfit uses half of the images for calibration, a quarter for selection and a"
+            " quarter for test.",
+        ]
     few = [f"{split} ({len(rows[split])})" for split in SPLITS[1:3] if len(rows[split]) < FEW]
     if few:
-        warnings = [*warnings, f"Fewer than {FEW} images: {', '.join(few)}. Accuracies on them are coarse."]
+        warnings = [
+            *warnings,
+            f"These splits have fewer than {FEW} images: {', '.join(few)}. The accuracies on them are imprecise.",
+        ]
     return Dataset(images, labels, rows, tuple(warnings))
 
 
 def _needs() -> str:
-    needs = ", ".join(f"{count} for {split}" for split, count in NEEDED.items() if split != "train")
-    return f"at least {needs} are needed (without given splits: {len(SPLIT_CYCLE) * NEEDED['test']} in all)"
+    needs = ", ".join(f"{count} images for {split}" for split, count in NEEDED.items() if split != "train")
+    total = len(SPLIT_CYCLE) * NEEDED["test"]
+    return (
+        f"A data set needs at least {needs}. A data set that defines no splits needs at least {total} images. Add images."
+    )
 
 
 def _check_labels(labels: Rows, classes: int | None) -> None:
     wrong = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
     if wrong.any():
         row = int(np.argmax(wrong))
-        top = "" if classes is None else f" to {classes - 1}, the model's last class"
+        allowed = "0 or more" if classes is None else f"0 to {classes - 1}, because the model has {classes} classes"
         raise BadData(
-            f"Image {row} has label {labels[row]}; allowed: 0{top}.", image=row, label=int(labels[row]), classes=classes
+            f"Image {row} has label {labels[row]}. Allowed labels: {allowed}. Correct the labels.",
+            image=row,
+            label=int(labels[row]),
+            classes=classes,
         )
 
 
@@ -187,7 +220,10 @@ def _given_rows(splits: Sequence[str]) -> dict[Split, Rows]:
     """
     unknown = sorted(set(splits) - set(SPLITS))
     if unknown:
-        raise BadData(f"The split {unknown[0]!r} is unknown; allowed: {', '.join(SPLITS)}.", split=unknown[0])
+        raise BadData(
+            f"The data set names the split {unknown[0]!r}, which does not exist. Use these splits: {', '.join(SPLITS)}.",
+            split=unknown[0],
+        )
     names = np.array(splits)
     rows = {split: np.flatnonzero(names == split) for split in SPLITS}
     if not len(rows["calibration"]):

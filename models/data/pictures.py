@@ -91,16 +91,21 @@ def opened(file: PictureFile, limits: Limits) -> Iterator[Image.Image]:
             yield picture
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(
-            f"{file.name!r} is too large to be decoded ({error}); at most {limits.pixels} pixels are allowed. Make it"
+            f"The picture {file.name!r} is too large ({error}). The limit is {limits.pixels} pixels. Make the picture"
             " smaller.",
             file=file.name,
             allowed=limits.pixels,
         ) from error
     except UnidentifiedImageError as error:
-        raise BadData(f"{file.name!r} is not a picture ({', '.join(FORMATS)} are read).", file=file.name) from error
+        raise BadData(
+            f"The file {file.name!r} is not a picture that vitfit can read. Allowed formats: {', '.join(FORMATS)}. Convert"
+            " or remove the file.",
+            file=file.name,
+        ) from error
     except (OSError, SyntaxError, EOFError, ValueError) as error:
         raise DamagedFile(
-            f"{file.name!r} cannot be decoded ({error}). It may be truncated: replace it.", file=file.name
+            f"vitfit cannot decode the picture {file.name!r} ({error}). The file may be truncated. Replace it.",
+            file=file.name,
         ) from error
 
 
@@ -127,9 +132,17 @@ def list_folder(folder: Path, roots: Sequence[Path], limits: Limits) -> tuple[li
             continue
         files.append(PictureFile(path, name))
         if len(files) > limits.members:
-            raise TooLarge(f"The folder holds more than {limits.members} pictures.", allowed=limits.members)
+            raise TooLarge(
+                f"The folder {str(folder)!r} holds more than {limits.members} pictures. The limit is {limits.members}"
+                " pictures. Use a folder with fewer pictures.",
+                allowed=limits.members,
+            )
     if not files:
-        raise BadData(f"{str(folder)!r} holds no pictures. It needs class folders of pictures.", ignored=ignored)
+        raise BadData(
+            f"The folder {str(folder)!r} holds no pictures. Allowed types of pictures: {', '.join(PICTURE_SUFFIXES)}. Put"
+            " the pictures into this folder, with one folder for each class.",
+            ignored=ignored,
+        )
     return sorted(files, key=lambda file: file.name), ignored
 
 
@@ -137,7 +150,10 @@ def _walk(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder, followlinks=False):
         for name in folders:
             if (Path(place) / name).is_symlink():
-                raise UnsafeFile(f"{str(Path(place) / name)!r} is a link to a folder. Use a folder without such links.")
+                raise UnsafeFile(
+                    f"{str(Path(place) / name)!r} is a link to a folder. vitfit does not follow links to folders. Replace"
+                    " the link by the folder."
+                )
         for name in names:
             yield Path(place) / name
 
@@ -150,9 +166,14 @@ def _inside(path: Path, roots: Sequence[Path]) -> Path:
     try:
         real = path.resolve()
     except (OSError, RuntimeError) as error:
-        raise UnsafeFile(f"{str(path)!r} is a link that leads nowhere.", path=str(path)) from error
+        raise UnsafeFile(
+            f"The link {str(path)!r} does not lead to a file. Replace the link by the file, or remove it.", path=str(path)
+        ) from error
     if not any(real.is_relative_to(root) for root in roots):
-        raise UnsafeFile(f"{str(path)!r} leads out of the folders that the operator allows.", path=str(path))
+        raise UnsafeFile(
+            f"The link {str(path)!r} leads out of the folders that the operator allows. Replace the link by the file.",
+            path=str(path),
+        )
     return real
 
 
@@ -174,7 +195,9 @@ def group(names: Sequence[str]) -> Grouping:
     if depths == {True, False}:
         beside = next(name for name, parts in zip(names, rest, strict=True) if not parts)
         raise BadData(
-            f"{beside!r} lies beside class folders. Either all pictures lie in class folders or none does.", file=beside
+            f"The picture {beside!r} is beside the class folders. All pictures or no pictures must be in class folders."
+            " Move this picture into a class folder, or remove it.",
+            file=beside,
         )
     return Grouping(tuple(parts[0] for parts in rest) if depths == {True} else None, splits)
 
@@ -189,8 +212,8 @@ def _refuse_unclear(tops: set[str]) -> None:
     unclear = sorted(tops & set(UNCLEAR_SPLITS))
     if unclear:
         raise BadData(
-            f"The folder {unclear[0]!r} could serve to choose or to report. Call it 'selection' (to choose) or 'test'"
-            " (to report).",
+            f"The purpose of the folder {unclear[0]!r} is unclear. Rename it to 'selection' if vitfit may choose the"
+            " network with these images. Rename it to 'test' if the images are only for the report.",
             folder=unclear[0],
             allowed=list(SPLIT_NAMES),
         )

@@ -63,15 +63,16 @@ class Preprocessing(Record):
         """
         if images.dtype != np.uint8 or images.ndim != 4:
             raise BadData(
-                f"Images are {images.dtype} with {images.ndim} dimensions; uint8 with 4 (N, height, width, channels)"
-                " is needed.",
+                f"The images have type {images.dtype} and {images.ndim} dimensions. They must have type uint8 and"
+                " 4 dimensions (N, height, width, channels). Convert them.",
                 dtype=str(images.dtype),
                 shape=list(images.shape),
             )
         if images.shape[3] not in (1, 3):
             raise BadData(
-                f"Images have {images.shape[3]} channels; 1 (grey) or 3 (RGB) can be preprocessed. Preprocess others"
-                f" yourself and hand them in as float32 (N, {self.size[0]}, height, width).",
+                f"The images have {images.shape[3]} channels. vitfit preprocesses images with 1 (grey) or 3 (RGB)"
+                f" channels. Preprocess other images yourself, and give them as float32 (N, {self.size[0]}, height,"
+                " width).",
                 channels=images.shape[3],
             )
         if not len(images):
@@ -86,15 +87,15 @@ class Preprocessing(Record):
         """
         if max(picture.size) > MAX_ASPECT * min(picture.size):
             raise BadData(
-                f"A picture of {picture.width} x {picture.height} pixels has sides that differ by more than"
-                f" {MAX_ASPECT} times. Crop it.",
+                f"A picture has {picture.width} x {picture.height} pixels. Its longer side may be at most {MAX_ASPECT}"
+                " times its shorter side. Crop the picture.",
                 width=picture.width,
                 height=picture.height,
             )
         if picture.mode not in EIGHT_BIT_MODES:
             raise BadData(
-                f"A picture has pixels of kind {picture.mode!r}; only 8 bits per channel are read. Convert it to 8-bit"
-                " grey or RGB.",
+                f"A picture has pixels of mode {picture.mode!r}. vitfit reads only pictures with 8 bits per channel."
+                " Convert the picture to 8-bit grey or RGB.",
                 mode=picture.mode,
             )
         channels, height, width = self.size
@@ -132,7 +133,11 @@ class Preprocessing(Record):
         try:
             return cls.from_json({name: json.loads(text) for name, text in found.items()})
         except (ValueError, TypeError) as error:
-            raise InvalidRequest(f"The metadata describe no preprocessing: {error}.", found=sorted(found)) from error
+            raise InvalidRequest(
+                f"The metadata of the file do not describe the preprocessing ({error}). Give the preprocessing with the"
+                " model.",
+                found=sorted(found),
+            ) from error
 
     @classmethod
     def of_model(cls, model: nn.Module) -> "Preprocessing":
@@ -159,17 +164,18 @@ def _problems(value: Preprocessing) -> list[str]:
     if len(value.size) != 3 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in value.size):
         return [f"size {list(value.size)} must be [channels, height, width], each from 1 to {MAX_SIDE}."]
     if value.size[0] not in (1, 3):
-        problems.append(f"{value.size[0]} channels; networks with 1 (grey) or 3 (RGB) are supported.")
+        problems.append(f"size has {value.size[0]} channels. It must have 1 (grey) or 3 (RGB).")
     for name, numbers in (("mean", value.mean), ("std", value.std)):
         if len(numbers) != value.size[0] or not all(map(_is_finite, numbers)):
-            problems.append(f"{name} {list(numbers)} must be {value.size[0]} finite numbers, one per channel.")
+            problems.append(f"{name} {list(numbers)} must be {value.size[0]} finite numbers, one for each channel.")
     if not all(_is_finite(number) and number > 0 for number in value.std):
-        problems.append(f"std {list(value.std)} must be above 0.")
+        problems.append(f"std {list(value.std)} must hold numbers above 0.")
     if not (_is_finite(value.crop) and 0 < value.crop <= MAX_CROP):
         problems.append(f"crop {value.crop} must be above 0 and at most {MAX_CROP:g}.")
     elif max(value.size[1:]) / value.crop > MAX_RESIZED:
         problems.append(
-            f"size {list(value.size)} with crop {value.crop} resizes to more than {MAX_RESIZED} pixels: raise crop."
+            f"size {list(value.size)} and crop {value.crop} make vitfit resize images to sides of more than {MAX_RESIZED}"
+            " pixels, which is the limit. Raise crop."
         )
     if value.interpolation not in INTERPOLATIONS:
         problems.append(f"interpolation {value.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}.")

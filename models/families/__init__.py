@@ -14,7 +14,7 @@ FAMILIES: dict[str, Family] = {}
 
 def register(family: Family) -> None:
     if family.name in FAMILIES:
-        raise ValueError(f"Family {family.name!r} is registered twice")
+        raise ValueError(f"The family {family.name!r} is registered twice")
     FAMILIES[family.name] = family
 
 
@@ -29,12 +29,15 @@ def family_of(model: nn.Module) -> Family:
             reasons = family.refusals(model)
             if reasons:
                 raise UnsupportedModel(
-                    f"This {family.title} cannot be pruned yet: {'; '.join(reasons)}.", reasons=reasons
+                    f"vitfit cannot prune this model as a {family.title}. Reasons: {'; '.join(reasons)}. Use a model"
+                    " without these parts.",
+                    reasons=reasons,
                 )
             return family
     known = ", ".join(family.title for family in FAMILIES.values())
     raise UnsupportedModel(
-        f"{type(model).__name__} is not an architecture that vitfit can prune. It can prune: {known}.",
+        f"The architecture {type(model).__name__} is not a family that vitfit knows. Known families: {known}. Use a model of"
+        " one of these families.",
         reasons=[f"architecture {type(model).__name__}"],
     )
 

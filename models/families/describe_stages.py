@@ -28,7 +28,11 @@ def describe_stages(model: nn.Module, family: Family, name: str, size: tuple[int
     lists = block_lists(model, family)
     names = [[f"{path}.{child}" for child, _ in part(model, path).named_children()] for path in lists]
     if not all(names):
-        raise UnsupportedModel(f"{name} has a stage without blocks", reasons=["a stage without blocks"])
+        raise UnsupportedModel(
+            f"The model {name} has a stage without blocks. Each stage must have at least one block. Use a model with blocks in"
+            " each stage.",
+            reasons=["a stage without blocks"],
+        )
     calls = trace(model, image, {block for stage in names for block in stage})
     sections = _sections(calls, names)
     stages = []
@@ -207,6 +211,7 @@ def _check_accounted(model: nn.Module, structure: Structure) -> None:
     own = sum(parameter.numel() for parameter in model.parameters())
     if own != structure.params:
         raise UnsupportedModel(
-            f"{structure.name} has {own} parameters, of which its description explains {structure.params}",
-            reasons=["parameters that its description does not explain"],
+            f"The model {structure.name} has {own} parameters, but its family explains {structure.params} parameters. Both"
+            " numbers must be equal. Use a model without added or missing layers.",
+            reasons=["parameters that its family does not explain"],
         )

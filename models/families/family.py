@@ -121,7 +121,9 @@ def linear_part(module: nn.Module, path: str) -> nn.Linear:
     """Return the linear layer at an attribute path. Raises: UnsupportedModel if the module is of another kind."""
     found = part(module, path)
     if not isinstance(found, nn.Linear):
-        raise UnsupportedModel(f"{path} is a {type(found).__name__}, not a linear layer")
+        raise UnsupportedModel(
+            f"The module {path} is a {type(found).__name__}. It must be a linear layer. Use a model with a linear layer there."
+        )
     return found
 
 

@@ -55,8 +55,9 @@ def trace(model: nn.Module, image: tuple[int, int, int], watched: set[str]) -> l
             torch.func.functional_call(model, meta, (torch.zeros(1, *image, device="meta"),))
     except (RuntimeError, AssertionError) as error:
         raise UnsupportedModel(
-            f"The model does not run on an image of {image}: {str(error)[:200]}",
-            reasons=[f"it does not run on an image of {image}"],
+            f"The model does not run on an image of size {image}, which is (channels, height, width)."
+            f" The error is: {str(error)[:200]}. Choose another image size.",
+            reasons=[f"it does not run on an image of size {image}"],
         ) from error
     finally:
         for handle in handles:
@@ -93,7 +94,8 @@ def op_of(call: Call, name: str) -> Op | None:
         return Op("norm", name, values // cols, cols, weights=weights, bias=bias)
     if any(True for _ in module.parameters(recurse=False)):
         raise UnsupportedModel(
-            f"{name} is a {type(module).__name__}, an operation that vitfit cannot count",
+            f"The module {name} is a {type(module).__name__}. vitfit cannot count the MACs of this operation. Use a model"
+            " without it.",
             reasons=[f"operation {type(module).__name__} at {name}"],
         )
     if isinstance(module, SILENT) or not values:
@@ -113,9 +115,9 @@ def _check_pooling(call: Call, name: str) -> None:
     found, wanted = call.inputs[-2:], call.outputs[-2:]
     if any(a % b for a, b in zip(found, wanted, strict=True)):
         raise UnsupportedModel(
-            f"{name} pools {found[0]} x {found[1]} to {wanted[0]} x {wanted[1]}, which ONNX cannot express; "
-            "choose an image size at which the first is a multiple of the second",
-            reasons=["adaptive pooling of a grid that is not a multiple"],
+            f"The module {name} pools a grid of {found[0]} x {found[1]} to {wanted[0]} x {wanted[1]}. ONNX allows this only"
+            " if the first size is a multiple of the second size. Choose another image size.",
+            reasons=["adaptive pooling of a grid whose size is not a multiple of the output size"],
         )
 
 

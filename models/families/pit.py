@@ -16,7 +16,7 @@ def _refusals(model: nn.Module) -> list[str]:
     if model.global_pool != "token":
         reasons.append(f"pooling {model.global_pool!r} (allowed: token)")
     if is_present(model.head) and not isinstance(model.head, nn.Linear):
-        reasons.append(f"classifier {type(model.head).__name__} (only a linear layer, or none)")
+        reasons.append(f"classifier {type(model.head).__name__} (allowed: a linear layer or no classifier)")
     for number, stage in enumerate(model.transformers):
         for index, block in enumerate(part(stage, "blocks").children()):
             found = block_refusals(block)

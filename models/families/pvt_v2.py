@@ -17,13 +17,13 @@ def _refusals(model: nn.Module) -> list[str]:
     if model.global_pool != "avg":
         reasons.append(f"pooling {model.global_pool!r} (allowed: avg)")
     if is_present(model.head) and not isinstance(model.head, nn.Linear):
-        reasons.append(f"classifier {type(model.head).__name__} (only a linear layer, or none)")
+        reasons.append(f"classifier {type(model.head).__name__} (allowed: a linear layer or no classifier)")
     for number, stage in enumerate(model.stages):
         for index, block in enumerate(part(stage, "blocks").children()):
             if type(block) is not Block or type(block.attn) is not Attention:
-                reasons.append(f"stage {number}, block {index}: not the plain Block and Attention of PVTv2")
+                reasons.append(f"stage {number}, block {index}: it does not use the Block and Attention of PVTv2")
             elif type(block.mlp) is not MlpWithDepthwiseConv or not isinstance(block.norm1, NORMS):
-                reasons.append(f"stage {number}, block {index}: an MLP or norm that is not PVTv2's")
+                reasons.append(f"stage {number}, block {index}: it does not use the MLP and norm of PVTv2")
             if reasons:
                 return reasons
     return reasons

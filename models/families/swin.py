@@ -17,16 +17,16 @@ def _refusals(model: nn.Module) -> list[str]:
     assert isinstance(model, SwinTransformer)
     reasons = []
     if type(model.patch_embed) is not PatchEmbed:
-        reasons.append(f"patch embedding {type(model.patch_embed).__name__} (only the plain convolution PatchEmbed)")
+        reasons.append(f"patch embedding {type(model.patch_embed).__name__} (allowed: PatchEmbed with a convolution)")
     if model.dynamic_img_size or model.patch_embed.img_size is None:
         reasons.append("dynamic image size (create it with dynamic_img_size=False)")
     if type(model.head) is not ClassifierHead or model.head.global_pool.pool_type != "avg":
         reasons.append(f"pooling {model.global_pool!r} (allowed: avg)")
     elif is_present(model.head.fc) and not isinstance(model.head.fc, nn.Linear):
-        reasons.append(f"classifier {type(model.head.fc).__name__} (only a linear layer, or none)")
+        reasons.append(f"classifier {type(model.head.fc).__name__} (allowed: a linear layer or no classifier)")
     for number, stage in enumerate(model.layers):
         if type(stage.downsample) not in (nn.Identity, PatchMerging):
-            reasons.append(f"stage {number}: merging {type(stage.downsample).__name__} (only PatchMerging)")
+            reasons.append(f"stage {number}: merging {type(stage.downsample).__name__} (allowed: PatchMerging)")
         for index, block in enumerate(part(stage, "blocks").children()):
             found = _block_refusals(block)
             if found:
@@ -36,14 +36,14 @@ def _refusals(model: nn.Module) -> list[str]:
 
 def _block_refusals(block: nn.Module) -> list[str]:
     if type(block) is not SwinTransformerBlock:
-        return [f"{type(block).__name__} (only the plain block of Swin)"]
+        return [f"{type(block).__name__} (allowed: SwinTransformerBlock)"]
     reasons = []
     if type(block.attn) is not WindowAttention:
-        reasons.append(f"attention {type(block.attn).__name__} (only WindowAttention)")
+        reasons.append(f"attention {type(block.attn).__name__} (allowed: WindowAttention)")
     if type(block.mlp) is not Mlp or is_present(block.mlp.norm) or not isinstance(block.mlp.fc1, nn.Linear):
-        reasons.append(f"MLP {type(block.mlp).__name__} (only the plain Mlp)")
+        reasons.append(f"MLP {type(block.mlp).__name__} (allowed: Mlp with linear layers and without a norm)")
     if not isinstance(block.norm1, NORMS):
-        reasons.append(f"norm {type(block.norm1).__name__} (only LayerNorm)")
+        reasons.append(f"norm {type(block.norm1).__name__} (allowed: LayerNorm)")
     return reasons
 
 

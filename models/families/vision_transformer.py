@@ -15,13 +15,13 @@ def _refusals(model: nn.Module) -> list[str]:
     assert isinstance(model, VisionTransformer)
     reasons = []
     if type(model.patch_embed) is not PatchEmbed or not isinstance(model.patch_embed.proj, nn.Conv2d):
-        reasons.append(f"patch embedding {type(model.patch_embed).__name__} (only the plain convolution PatchEmbed)")
+        reasons.append(f"patch embedding {type(model.patch_embed).__name__} (allowed: PatchEmbed with a convolution)")
     elif is_present(model.patch_embed.norm):
         reasons.append("a norm inside the patch embedding")
     elif model.patch_embed.img_size is None:
-        reasons.append("no fixed image size")
+        reasons.append("no fixed image size (create the model with img_size)")
     elif 0 in model.patch_embed.grid_size:
-        reasons.append(f"an image of {model.patch_embed.img_size}, smaller than one patch")
+        reasons.append(f"an image size of {model.patch_embed.img_size}, which is smaller than one patch")
     if not len(model.blocks):
         reasons.append("no blocks")
     if model.dynamic_img_size:
@@ -29,7 +29,7 @@ def _refusals(model: nn.Module) -> list[str]:
     if model.attn_pool is not None or model.global_pool not in POOLINGS:
         reasons.append(f"pooling {model.global_pool!r} (allowed: token, avg)")
     if is_present(model.head) and not isinstance(model.head, nn.Linear):
-        reasons.append(f"classifier {type(model.head).__name__} (only a linear layer, or none)")
+        reasons.append(f"classifier {type(model.head).__name__} (allowed: a linear layer or no classifier)")
     for index, block in enumerate(model.blocks):
         found = block_refusals(block)
         if found:
@@ -43,22 +43,22 @@ def block_refusals(block: nn.Module) -> list[str]:
     In timm all blocks of a model are of the same kind. Every block is checked anyway.
     """
     if type(block) is not Block:
-        return [f"{type(block).__name__} (only the plain Block)"]
+        return [f"{type(block).__name__} (allowed: Block)"]
     reasons = []
     if type(block.attn) is not Attention:
-        reasons.append(f"attention {type(block.attn).__name__} (only the plain Attention)")
+        reasons.append(f"attention {type(block.attn).__name__} (allowed: Attention)")
     elif is_present(block.attn.norm) or block.attn.gate is not None:
-        reasons.append("a norm or gate on the attention's output")
+        reasons.append("a norm or a gate after the attention")
     elif is_present(block.attn.q_norm) and not isinstance(block.attn.q_norm, NORMS):
-        reasons.append(f"q/k norm {type(block.attn.q_norm).__name__} (only LayerNorm)")
+        reasons.append(f"q/k norm {type(block.attn.q_norm).__name__} (allowed: LayerNorm)")
     if type(block.mlp) is not Mlp:
-        reasons.append(f"MLP {type(block.mlp).__name__} (only the plain Mlp)")
+        reasons.append(f"MLP {type(block.mlp).__name__} (allowed: Mlp)")
     elif getattr(block.mlp.fc1, "out_features", 1) == 0:
         reasons.append("an MLP without neurons")
     elif is_present(block.mlp.norm) or not isinstance(block.mlp.fc1, nn.Linear):
         reasons.append("a norm or convolution inside the MLP")
     if not isinstance(block.norm1, NORMS) or block.norm1.weight is None:
-        reasons.append(f"norm {type(block.norm1).__name__} (only LayerNorm)")
+        reasons.append(f"norm {type(block.norm1).__name__} (allowed: LayerNorm with weights)")
     return reasons
 
 

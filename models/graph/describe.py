@@ -54,7 +54,8 @@ def describe_graph(
     """
     if not blocks:
         raise UnsupportedModel(
-            f"No attention followed by an MLP was found in {name} whose heads and neurons can be cut.",
+            f"The graph of {name} has no attention and MLP whose heads and neurons vitfit can cut. Use a model with blocks of"
+            " attention and MLP.",
             reasons=["no attention and MLP whose heads and neurons can be cut"],
         )
     counted = _Counted(traced, {node: layer for block in layers for layer, nodes in block.items() for node in nodes})
@@ -159,11 +160,11 @@ def _of_one_token(op: Op, axes: Sequence[tuple[SizeName, TokenAxis]], flow: Toke
     for name, axis in axes:
         length = axis.before + flow.patches
         if sizes.get(name, getattr(op, name)) % length:
-            raise NotFree(f"{op.name}: {name} is no multiple of its tokens")
+            raise NotFree(f"{op.name}: its size {name} is not a multiple of its number of tokens")
         sizes[name] = sizes.get(name, getattr(op, name)) // length
     before = {axis.before for _, axis in axes}
     if len(before) > 1:
-        raise NotFree(f"{op.name}: two kinds of tokens")
+        raise NotFree(f"{op.name}: processes two kinds of tokens")
     return dataclasses.replace(
         op,
         tokens=tuple(name for name, _ in axes),

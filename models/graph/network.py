@@ -68,8 +68,9 @@ class GraphNetwork(Network):
             self._layers = linear_layers(self._traced, self._blocks)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise UnsupportedModel(
-                f"{name} cannot be followed: {type(error).__name__}: {str(error)[:200]}",
-                reasons=["its graph cannot be followed"],
+                f"vitfit cannot trace the graph of {name} ({type(error).__name__}: {str(error)[:200]}). Use a model of a known"
+                " family.",
+                reasons=["vitfit cannot trace its graph"],
             ) from error
         describe = partial(describe_graph, self._traced, self._blocks, name, classes, self._layers)
         self._flow = token_flow(self._traced, self._blocks)
@@ -114,7 +115,7 @@ class GraphNetwork(Network):
         return False
 
     def recovered_in_sequence(self, dense: Self, images: Tensor) -> Self:
-        raise AssertionError("a graph is not recovered in sequence: see recovers_in_sequence")
+        raise AssertionError("a graph model has no sequential recovery: see recovers_in_sequence")
 
     def weights(self) -> tuple[LayerWeights, ...]:
         return tuple(self._layer_weights(block) for block in self._blocks)
@@ -124,8 +125,8 @@ class GraphNetwork(Network):
         wanted = sorted(set(kinds) - KINDS)
         if wanted:
             raise InvalidRequest(
-                f"Statistics {', '.join(wanted)} are not taken of {self._structure.name}, "
-                f"whose attention and MLPs were found in its graph. {METHODS}",
+                f"vitfit cannot collect the statistics {', '.join(wanted)} from {self._structure.name}, because it is a graph"
+                f" model. {METHODS}",
                 kinds=wanted,
             )
 
@@ -138,7 +139,7 @@ class GraphNetwork(Network):
 
         The last dim is ordered member by member: all columns of the first member come first.
         """
-        assert sides == READERS, "the inputs of other layers are not among the kinds of a graph"
+        assert sides == READERS, "a graph model shows only the inputs of READERS"
         watched = {}
         for i, block in enumerate(self._blocks):
             for side, half in enumerate((block.heads, block.neurons)):
@@ -157,7 +158,8 @@ class GraphNetwork(Network):
         small._structure, small.plan = plan.apply_to(self._structure), plan
         if [block.source for block in plan.blocks] != list(range(len(self._blocks))):
             raise InvalidRequest(
-                "Whole blocks cannot be removed from a graph; keep at least one head and one neuron of each"
+                f"The plan keeps {len(plan.blocks)} of the {len(self._blocks)} blocks of {small._structure.name}. A plan for a"
+                " graph model must keep all blocks. Keep at least one head and one neuron of each block."
             )
         kept = {}
         for block, wanted in zip(self._blocks, plan.blocks, strict=True):

@@ -96,7 +96,7 @@ def matmul(build: Build, names: Names, attributes: Attributes) -> Node:
 @operator("Gemm")
 def gemm(build: Build, names: Names, attributes: Attributes) -> Node:
     if attributes.get("transA") or not build.is_constant(names[1]):
-        raise ValueError("a product of two activations, or of a turned one")
+        raise ValueError("it multiplies two activations, or a transposed activation")
     weight = build.constant(names[1]) * attributes.get("alpha", 1.0)
     weight = build.weight(names[1], torch.from_numpy((weight if attributes.get("transB") else weight.T).copy()))
     if len(names) < 3:
@@ -112,7 +112,7 @@ def conv(build: Build, names: Names, attributes: Attributes) -> Node:
     half = len(pads) // 2
     x = build.value(names[0])
     if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or half != 2:
-        raise ValueError("padding by rule, or a convolution that is not 2-D")
+        raise ValueError("it has automatic padding (auto_pad), or it is not a 2-D convolution")
     if pads[:half] != pads[half:]:
         x = build.call(aten.constant_pad_nd.default, x, [pads[1], pads[3], pads[0], pads[2]])
         pads = [0, 0, 0, 0]
@@ -217,7 +217,7 @@ def slice_(build: Build, names: Names, attributes: Attributes) -> Node:
     steps = list(map(int, build.constant(names[4]))) if len(names) > 4 else [1] * len(starts)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if step < 1:
-            raise ValueError(f"step {step}")
+            raise ValueError(f"its step is {step}, but it must be at least 1")
         x = build.call(aten.slice.Tensor, x, axis % rank, start, min(end, 1 << 40), step)
     return x
 
@@ -251,7 +251,7 @@ def softmax(build: Build, names: Names, attributes: Attributes) -> Node:
 def layer_norm(build: Build, names: Names, attributes: Attributes) -> Node:
     sizes = build.sizes(names[0])
     if attributes.get("axis", -1) not in (-1, len(sizes) - 1):
-        raise ValueError("a norm over several dims")
+        raise ValueError("it normalises over several dims")
     tables = [build.value(name) for name in names[1:]]
     return build.call(
         aten.layer_norm.default, build.value(names[0]), [sizes[-1]], *tables, eps=attributes.get("epsilon", 1e-5)
@@ -294,7 +294,7 @@ def global_pool(build: Build, names: Names, attributes: Attributes) -> Node:
 def pool(build: Build, names: Names, attributes: Attributes) -> Node:
     pads = list(attributes.get("pads", [0, 0, 0, 0]))
     if pads[:2] != pads[2:] or attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise ValueError("padding by rule, or of unequal sides")
+        raise ValueError("it has automatic padding (auto_pad), or opposite sides have different padding")
     sizes, strides = list(attributes["kernel_shape"]), list(attributes.get("strides", [1, 1]))
     rounds = bool(attributes.get("ceil_mode", 0))
     if "count_include_pad" in attributes:
@@ -315,7 +315,7 @@ def hard_sigmoid(build: Build, names: Names, attributes: Attributes) -> Node:
 @operator("Pad")
 def pad(build: Build, names: Names, attributes: Attributes) -> Node:
     if attributes.get("mode", b"constant") != b"constant" or (len(names) > 3 and names[3]):
-        raise ValueError("padding that is not constant, or of chosen axes")
+        raise ValueError("its padding is not constant, or it pads only chosen axes")
     pads = [int(size) for size in build.constant(names[1])]
     if not any(pads):
         return build.value(names[0])

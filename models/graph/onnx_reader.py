@@ -63,9 +63,9 @@ def read_onnx(path: Path) -> OnnxModel:
     sizes = builder.meta[builder.values[output]].shape
     if len(sizes) != 2:
         raise UnsupportedModel(
-            f"Output {output!r} has {len(sizes)} dims; "
-            "one row of logits or features for each image is needed (images, values).",
-            reasons=["an output that is not one row per image"],
+            f"The output {output!r} has {len(sizes)} dims. It must have the dims (images, values): one row of logits or"
+            " features for each image. Export the model with such an output.",
+            reasons=["an output that is not one row for each image"],
         )
     return OnnxModel(
         graph, image, batch, output, int(sizes[1]), {entry.key: entry.value for entry in model.metadata_props}
@@ -79,16 +79,16 @@ def _loaded(path: Path) -> ModelProto:
             for entry in tensor.external_data:
                 if entry.key == "location" and not _inside(path.parent, entry.value):
                     raise UnsafeFile(
-                        f"Tensor {tensor.name!r} reads {entry.value!r}, which is not in the upload. "
-                        "Put its data beside the model."
+                        f"The tensor {tensor.name!r} reads the file {entry.value!r}, which is not in the upload. Put this file"
+                        " beside the model, and upload both in one zip."
                     )
         onnx.load_external_data_for_model(model, str(path.parent))
     except UnsafeFile:
         raise
     except Exception as error:  # protobuf raises several exception types of its own
-        raise DamagedFile(f"The ONNX file cannot be read: {str(error)[:200]}") from error
+        raise DamagedFile(f"vitfit cannot read the ONNX file ({str(error)[:200]}). Export the model again.") from error
     if not model.graph.node:
-        raise DamagedFile("The ONNX file has no graph")
+        raise DamagedFile("The graph of the ONNX file has no nodes. Export the model again.")
     return model
 
 
@@ -103,20 +103,23 @@ def _check(model: ModelProto) -> None:
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     newest = max((version for domain, version in opsets.items() if domain in OURS), default=0)
     if newest > NEWEST:
-        reasons.append(f"opset {newest} (up to {NEWEST})")
+        reasons.append(f"it has opset {newest} (allowed: up to {NEWEST})")
     others = Counter(f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in OURS)
-    reasons += [f"operator {name} ({number} nodes) is not one of ONNX's own" for name, number in others.items()]
+    reasons += [f"operator {name} ({number} nodes) is not an operator of the ONNX standard" for name, number in others.items()]
     kinds = {node.op_type for node in model.graph.node}
-    reasons += [f"control flow ({kind})" for kind in sorted(kinds & {"If", "Loop", "Scan"})]
+    reasons += [f"it has control flow ({kind})" for kind in sorted(kinds & {"If", "Loop", "Scan"})]
     if any("Quantize" in kind or "Integer" in kind or kind.startswith("QLinear") for kind in kinds):
-        reasons.append("it is quantised already; upload the fp32 model, int8 is chosen at the end")
+        reasons.append("it is already quantised (upload the fp32 model and choose int8 in the job)")
     if len(_inputs(model)) != 1:
-        reasons.append(f"{len(_inputs(model))} inputs (one, the images)")
+        reasons.append(f"it has {len(_inputs(model))} inputs (allowed: one, the images)")
     half = [t.name for t in model.graph.initializer if t.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16)]
     if half:
-        reasons.append(f"weights in 16 bits ({half[0]} and {len(half) - 1} more); export it in fp32")
+        reasons.append(f"it has 16-bit weights in {half[0]} and in {len(half) - 1} more tensors (export it in fp32)")
     if reasons:
-        raise UnsupportedModel(f"This ONNX file cannot be pruned: {'; '.join(reasons)}.", reasons=reasons)
+        raise UnsupportedModel(
+            f"vitfit cannot prune this ONNX file. Reasons: {'; '.join(reasons)}. Export the model without these parts.",
+            reasons=reasons,
+        )
 
 
 def _inputs(model: ModelProto) -> list[Any]:
@@ -135,10 +138,9 @@ def _fixed_batch(model: ModelProto) -> tuple[tuple[int, int, int], int, str]:
     if len(sizes) != 4 or entry.type.tensor_type.elem_type != TensorProto.FLOAT or 0 in sizes[1:]:
         shown = [dim.dim_value or dim.dim_param or "?" for dim in dims]
         raise UnsupportedModel(
-            f"Input {entry.name!r} has dims {shown}; "
-            "images in fp32 of one size are needed: (images, channels, height, width). "
-            "Export it with a fixed height and width.",
-            reasons=["an input that is not images of one size in fp32"],
+            f"The input {entry.name!r} has the dims {shown}. It must take fp32 images of one size, with the dims (images,"
+            " channels, height, width). Export the model with a fixed height and width.",
+            reasons=["an input that does not take fp32 images of one size"],
         )
     batch = sizes[0] or BATCH
     dims[0].Clear()
@@ -167,7 +169,8 @@ def _folded(model: ModelProto) -> ModelProto:
             onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise UnsupportedModel(
-                f"ONNX Runtime does not take this file: {str(error)[:300]}", reasons=["ONNX Runtime does not take it"]
+                f"ONNX Runtime cannot load this ONNX file ({str(error)[:300]}). Export the model again.",
+                reasons=["ONNX Runtime cannot load it"],
             ) from error
         return onnx.load(target)
 
@@ -198,14 +201,16 @@ class Builder:
         for node in nodes:
             if node.op_type not in OPERATORS:
                 raise UnsupportedModel(
-                    f"Node {node.name!r} is a {node.op_type}, which is not known here.",
+                    f"The node {node.name!r} has the operator {node.op_type}, which vitfit does not know. Export the model"
+                    " without this operator.",
                     reasons=[f"operator {node.op_type} (node {node.name!r})"],
                 )
             try:
                 self._translate(node)
             except (RuntimeError, IndexError, KeyError, ValueError, TypeError) as error:
                 raise UnsupportedModel(
-                    f"Node {node.name!r} ({node.op_type}) could not be followed: {str(error)[:200]}",
+                    f"vitfit cannot translate the node {node.name!r} with the operator {node.op_type}: {str(error)[:200]}."
+                    " Export the model without this use of the operator.",
                     reasons=[f"{node.op_type} (node {node.name!r})"],
                 ) from error
         self.graph.output(self.values[output])
@@ -268,7 +273,7 @@ class Builder:
     def constant(self, name: str) -> Any:
         """Return the numbers of a constant value. Raises: ValueError when the value depends on the images."""
         if name not in self.constants:
-            raise ValueError(f"{name!r} depends on the input")
+            raise ValueError(f"its input {name!r} depends on the images, but it must be constant")
         return self.constants[name]
 
     def is_constant(self, name: str) -> bool:

@@ -47,12 +47,12 @@ def read_attention(
     found = _find(traced, half)
     heads, dim = half.atom.size, width // half.atom.size
     if dims_of(traced, found.context) != (heads, tokens, dim):
-        raise NotPlain("heads whose dims together are not the width")
+        raise NotPlain("the dims of all heads together are not the embedding width")
     parts = []
     for node, turned in ((found.q, False), (found.k, found.turned), (found.v, False)):
         wanted = (heads, dim, tokens) if turned else (heads, tokens, dim)
         if dims_of(traced, node) != wanted:
-            raise NotPlain("queries, keys and values of different shapes")
+            raise NotPlain("queries, keys and values have different shapes")
         order = (0, 3, 1, 2) if turned else (0, 2, 1, 3)
         part = Part(traced, seen, node)
         parts.append(affine(part, width, tokens, read=lambda y, order=order: y.permute(order).flatten(2)))  # type: ignore[misc]
@@ -74,21 +74,21 @@ def _find(traced: Traced, half: Half) -> _Found:
         node = half.mixtures[0]
         mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
         if node.target != aten.scaled_dot_product_attention.default or not _sees_all(traced, mask):
-            raise NotPlain("an attention with a mask")
+            raise NotPlain("an attention has a mask")
         if (len(node.args) > 5 and node.args[5]) or node.kwargs.get("is_causal"):
-            raise NotPlain("a causal attention")
+            raise NotPlain("an attention is causal")
         q, k, v = node.args[:3]
         assert isinstance(q, Node) and isinstance(k, Node) and isinstance(v, Node)
         return _Found(q, k, v, node, False, float(node.kwargs["scale"]))  # type: ignore[arg-type]
     if len(half.mixtures) != 2:
-        raise NotPlain(f"an attention of {len(half.mixtures)} products")
+        raise NotPlain(f"an attention has {len(half.mixtures)} products")
     logits, context = half.mixtures
     (q, k), (weights, v) = logits.args[:2], context.args[:2]
     assert isinstance(q, Node) and isinstance(k, Node) and isinstance(weights, Node) and isinstance(v, Node)
     node = weights
     while getattr(node.target, "overloadpacket", None) not in SOFTMAX:
         if len(node.all_input_nodes) != 1:
-            raise NotPlain("an attention whose softmax is changed")
+            raise NotPlain("an operator changes the softmax of an attention")
         (node,) = node.all_input_nodes
     scale = _factor(Part(traced, logits, node.all_input_nodes[0]), dims_of(traced, logits))
     return _Found(q, k, v, context, True, scale)
@@ -116,7 +116,7 @@ def _factor(part: Part, shape: tuple[int, ...]) -> float:
     """Return the number by which a part multiplies all its values. Raises: NotPlain when it does anything else."""
     values = part(torch.stack([torch.zeros(shape), torch.ones(shape)]))
     if bool(values[0].any()) or not _one_number(values[1]):
-        raise NotPlain("logits that are not only scaled")
+        raise NotPlain("the logits are changed by more than a scale")
     return float(values[1].flatten()[0])
 
 

@@ -89,7 +89,7 @@ def read_plain(traced: Traced, blocks: Sequence[GraphBlock]) -> Plain:
     for block in blocks:
         found, first, last = _read_block(traced, block)
         if before is not None and first is not before:
-            raise NotPlain("something stands between two blocks")
+            raise NotPlain("there is an operator between two blocks")
         before = last
         read.append(found)
         ends.append((first, last))
@@ -103,7 +103,7 @@ def _read_block(traced: Traced, block: GraphBlock) -> tuple[PlainBlock, Node, No
     entered, mlp_update, after = _added(traced, block.neurons.reader)
     shape = dims_of(traced, x)
     if entered is not middle or len(shape) != 2 or len(block.neurons.makers) != 1:
-        raise NotPlain("its halves do not follow each other, or its MLP is gated")
+        raise NotPlain("the MLP of a block does not follow its attention directly, or it is gated")
     tokens, width = shape
     seen, normed = _input(block.heads, traced), _input(block.neurons, traced)
     qkv, heads, projection = read_attention(traced, block.heads, seen, update, tokens, width)
@@ -139,21 +139,21 @@ def _added(traced: Traced, reader: Node) -> tuple[Node, Node, Node]:
             if traced.tracer.shape(other) == traced.tracer.shape(user):
                 return other, node, user
         node = user
-    raise NotPlain("what a half makes goes to several places")
+    raise NotPlain("several operators read the output of a sublayer")
 
 
 def _input(half: Half, traced: Traced) -> Node:
     """Return the node that all makers of a sublayer read."""
     seen = {_activations(maker, traced) for maker in half.makers}
     if len(seen) != 1:
-        raise NotPlain("the layers of a half see different inputs")
+        raise NotPlain("the layers of a sublayer read different inputs")
     return seen.pop()
 
 
 def _activations(product: Node, traced: Traced) -> Node:
     found = [node for node in product.all_input_nodes if node not in traced.tracer.weights]
     if len(found) != 1:
-        raise NotPlain("a product of several activations")
+        raise NotPlain("a product multiplies several activations")
     return found[0]
 
 
@@ -174,7 +174,7 @@ def _read_stem(traced: Traced, x: Node) -> Stem:
         made = functional.conv2d(images_of_noise, patch, stride=side).flatten(2).transpose(1, 2)
         if near(part(images_of_noise) - base, functional.pad(made, (0, 0, prefix, 0))):
             return Stem(patch, base, prefix, found)
-    raise NotPlain("tokens that are no grid of patches")
+    raise NotPlain("the tokens are not a grid of patches")
 
 
 def _before(node: Node, most: int = 24) -> Iterator[Node]:
@@ -319,7 +319,7 @@ def _pooled(traced: Traced, x: Node, nodes: Sequence[Node], prefix: int) -> tupl
         for pooling, value in wanted.items():
             if near(found, value):
                 return pooling, node
-    raise NotPlain("pooling that is not known")
+    raise NotPlain("the pooling is unknown")
 
 
 def agrees(traced: Traced, module: nn.Module) -> bool:

@@ -40,9 +40,9 @@ def build(plain: Plain) -> VisionTransformer:
     first, stem, tail = plain.blocks[0], plain.stem, plain.tail
     neurons = len(first.fc1.bias)
     if any((block.heads, len(block.fc1.bias)) != (first.heads, neurons) for block in plain.blocks):
-        raise NotPlain("blocks of different widths")
+        raise NotPlain("the blocks have different numbers of heads or neurons")
     if any(type(block.activation) is not type(first.activation) for block in plain.blocks):
-        raise NotPlain("blocks of different activations")
+        raise NotPlain("the blocks have different activations")
     channels, *image = plain.image
     width = stem.tokens.shape[1]
     with torch.device("meta"):

@@ -49,7 +49,7 @@ def dims_of(traced: Traced, node: Node) -> tuple[int, ...]:
     first, *rest = traced.tracer.shape(node)
     rows, left = divmod(first, traced.tracer.batch.size)
     if left or not rows:
-        raise NotPlain("a tensor whose first dim does not count images")
+        raise NotPlain("the first dim of a tensor does not count images")
     return tuple(rest) if rows == 1 else (rows, *rest)
 
 
@@ -137,7 +137,7 @@ def norm(part: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Norm:
     """
     width = shape[-1]
     if width % 2:
-        raise NotPlain("an odd width")
+        raise NotPlain("the width is odd")
     signs = torch.tensor([1.0, -1.0]).repeat(width // 2)
     small = 1e-3  # its square is close to most epsilons, so the output shows which epsilon is used
     rows = torch.stack([torch.zeros(width), 1e3 * signs, small * signs, noise(width)])
@@ -149,11 +149,11 @@ def norm(part: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Norm:
     largest = int(weight.abs().argmax())
     share = float(((found[2] - bias) * signs)[largest] / weight[largest])
     if not 0 < share < 1.01:
-        raise NotPlain("no layer norm")
+        raise NotPlain("it is not a layer norm")
     seen = small**2 * (1 / min(share, 1.0) ** 2 - 1)
     eps = min(EPSILONS, key=lambda one: abs(torch.tensor(max(seen, 1e-12) / one).log().item()))
     if not near(found, functional.layer_norm(rows, (width,), weight, bias, eps)):
-        raise NotPlain("no layer norm")
+        raise NotPlain("it is not a layer norm")
     return Norm(weight.clone(), bias.clone(), eps)
 
 
@@ -168,7 +168,7 @@ def activation(part: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> nn.M
     for make in ACTIVATIONS:
         if found.shape == values.shape and bool((make()(values) - found).abs().max() < 1e-5):
             return make()
-    raise NotPlain("an activation that is not known")
+    raise NotPlain("the activation is unknown")
 
 
 def near(one: Tensor, other: Tensor) -> bool:

@@ -34,10 +34,10 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
         if weights[key].shape != own[key].shape
     ]
     if missing or unexpected or shapes:
-        parts = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("other shape", sorted(shapes))]
+        parts = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("of another shape", sorted(shapes))]
         raise CheckpointMismatch(
-            f"The checkpoint does not fit the model: {'; '.join(p for p in parts if p)}. "
-            "Give the options (img_size, num_classes, depth, ...) that the checkpoint was trained with.",
+            f"The checkpoint does not fit the model. Its tensors differ: {'; '.join(p for p in parts if p)}. Give the model the"
+            " options (img_size, num_classes, depth, ...) with which the checkpoint was trained.",
             missing=missing,
             unexpected=unexpected,
             shapes=sorted(shapes),
@@ -45,14 +45,16 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     odd = [key for key, value in weights.items() if not _same_kind(value, own[key])]
     if odd:
         raise CheckpointMismatch(
-            f"The checkpoint's tensor {odd[0][:200]!r} is {weights[odd[0]].dtype}; "
-            f"{own[odd[0]].dtype} is needed, or another of "
-            f"{', '.join(str(kind).removeprefix('torch.') for kind in FLOATS)} for floats. Convert it before saving.",
+            f"The tensor {odd[0][:200]!r} of the checkpoint has type {weights[odd[0]].dtype}. The model needs type"
+            f" {own[odd[0]].dtype}. A float tensor may have any of these types:"
+            f" {', '.join(str(kind).removeprefix('torch.') for kind in FLOATS)}. Convert the tensor and save the checkpoint"
+            " again.",
         )
     broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise DamagedFile(
-            f"The checkpoint has NaN or infinite weights in {broken[0]} and {len(broken) - 1} more tensors"
+            f"The checkpoint has NaN or infinite weights in the tensor {broken[0]} and in {len(broken) - 1} more tensors. All"
+            " weights must be finite. Use another checkpoint."
         )
     module.load_state_dict(weights)
 
@@ -66,8 +68,8 @@ def _refuse_quantised(weights: dict[str, Tensor]) -> None:
     if integers or any("_packed_params" in key for key in weights):
         name = integers[0] if integers else next(key for key in weights if "_packed_params" in key)
         raise CheckpointMismatch(
-            f"The checkpoint is quantised already ({name}). Upload the weights as they were trained, "
-            "and ask for int8 in the job: precisions=['int8'].",
+            f"The checkpoint is already quantised (tensor {name}). vitfit needs float weights. Upload the weights before"
+            " quantisation, and ask for int8 in the job: precisions=['int8'].",
             tensor=name,
         )
 
@@ -77,18 +79,23 @@ def _read(path: Path) -> dict[str, Any]:
         try:
             return dict(load_file(path))
         except Exception as error:  # the header is untrusted JSON, so any error can occur
-            raise DamagedFile(f"The checkpoint is not a whole safetensors file: {str(error)[:200]}") from error
+            raise DamagedFile(
+                f"The checkpoint is not a complete safetensors file ({str(error)[:200]}). Upload it again."
+            ) from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnsafeFile(
-            "The checkpoint is a pickle that wants to run code; vitfit loads tensors only. "
-            "Save it as safetensors, or with torch.save(model.state_dict(), ...)."
+            "The checkpoint is a pickle that tries to run code. vitfit loads only tensors. Save the checkpoint as safetensors,"
+            " or with torch.save(model.state_dict(), ...)."
         ) from error
     except Exception as error:  # a damaged pickle can raise any exception
-        raise DamagedFile(f"The checkpoint cannot be read: {str(error)[:200]}") from error
+        raise DamagedFile(f"vitfit cannot read the checkpoint ({str(error)[:200]}). Upload it again.") from error
     if not isinstance(loaded, dict):
-        raise CheckpointMismatch(f"The checkpoint holds a {type(loaded).__name__}, not a dictionary of tensors")
+        raise CheckpointMismatch(
+            f"The checkpoint holds a {type(loaded).__name__}. It must hold a dictionary of tensors. Save it with"
+            " torch.save(model.state_dict(), ...)."
+        )
     return loaded
 
 
@@ -110,13 +117,14 @@ def _unwrapped(weights: dict[str, Any]) -> dict[str, Tensor]:
     ]
     if strange:
         raise CheckpointMismatch(
-            f"The checkpoint's entry {str(strange[0])[:200]!r} is not a tensor; upload the weights alone"
+            f"The entry {str(strange[0])[:200]!r} of the checkpoint is not a tensor with a name. A checkpoint may hold only"
+            " named tensors. Save the weights alone."
         )
     odd = next((key for key, value in weights.items() if not _is_plain(value)), None)
     if odd is not None:
         raise CheckpointMismatch(
-            f"The checkpoint's tensor {odd[:200]!r} is sparse, nested, quantised or without values; "
-            "store plain tensors."
+            f"The tensor {odd[:200]!r} of the checkpoint is sparse, nested, quantised or without values. vitfit loads only"
+            " dense tensors with values. Convert the tensor and save the checkpoint again."
         )
     return weights
 

@@ -54,12 +54,13 @@ def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | N
     config = _json(folder / "config.json")
     if "auto_map" in config:
         raise UnsafeFile(
-            f"{name}: config.json asks for code of its own (auto_map), which is never run. "
-            "Use an architecture of transformers."
+            f"The config.json of {name} asks for code of its own (auto_map). vitfit never runs such code. Use an architecture"
+            " that the package transformers contains."
         )
     if not any(folder.glob("*.safetensors")):
         raise UnsafeFile(
-            f"{name}: there are no weights as safetensors; pickles are not read. Save them with safetensors."
+            f"The folder {name} holds no .safetensors file. vitfit does not read pickles of a Hugging Face folder. Save the"
+            " weights as safetensors."
         )
     model = _model(folder, name, config)
     wanted = Preprocessing.from_json(preprocessing) if preprocessing else preprocessing_of(folder, config)
@@ -76,7 +77,8 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
         import transformers
     except ImportError as error:
         raise InvalidRequest(
-            f"{name} is a Hugging Face folder; this server lacks the extra for it. Install vitfit-server[hugging-face]."
+            f"The model {name} is a Hugging Face folder, but the server lacks the package transformers. Install it on the"
+            " server: pip install 'transformers>=5'."
         ) from error
     architecture = str((config.get("architectures") or [""])[0])
     kind = TOWERS.get(str(config.get("model_type")), "AutoModel")
@@ -92,15 +94,18 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
         )
     except (ValueError, ImportError) as error:
         raise UnsupportedModel(
-            f"transformers cannot open {name}: {str(error)[:300]}", reasons=[f"model type {config.get('model_type')}"]
+            f"The package transformers cannot open {name} ({str(error)[:300]}). Use an architecture that it contains.",
+            reasons=[f"model type {config.get('model_type')}"],
         ) from error
     except (OSError, RuntimeError) as error:
-        raise CheckpointMismatch(f"The weights of {name} do not fit its config.json: {str(error)[:300]}") from error
+        raise CheckpointMismatch(
+            f"The weights of {name} do not fit its config.json ({str(error)[:300]}). Upload both files of the same model."
+        ) from error
     wrong = [*info.get("missing_keys", ()), *(str(one) for one in info.get("mismatched_keys", ()))]
     if wrong:
         raise CheckpointMismatch(
-            f"The weights of {name} do not fit its config.json: "
-            f"{len(wrong)} are missing or of another shape ({wrong[0]}, ...).",
+            f"The weights of {name} do not fit its config.json. {len(wrong)} tensors are missing or have another shape"
+            f" ({wrong[0]}, ...). Upload both files of the same model.",
             missing=list(map(str, wrong)),
         )
     return model.eval()
@@ -138,7 +143,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise DamagedFile(f"{file.name} cannot be read: {str(error)[:200]}") from error
+        raise DamagedFile(f"vitfit cannot read {file.name} ({str(error)[:200]}). Upload the folder again.") from error
     if not isinstance(value, dict):
-        raise DamagedFile(f"{file.name} is not a JSON object")
+        raise DamagedFile(f"The file {file.name} must hold a JSON object. Use the file that transformers saved.")
     return value

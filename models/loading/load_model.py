@@ -40,13 +40,15 @@ def open_model(folder: Path) -> Network:
     preprocessing = network.preprocessing
     if network.structure.image != tuple(preprocessing.size):
         raise InvalidRequest(
-            f"Preprocessing makes images of {preprocessing.size}, the model takes {network.structure.image}; "
-            "set preprocessing.size to the model's, or img_size and in_chans to the preprocessing's",
+            f"The preprocessing makes images of size {preprocessing.size}, but the model takes {network.structure.image}. Both"
+            " are (channels, height, width) and must be equal. Change preprocessing.size, or change the options img_size and"
+            " in_chans of the model.",
         )
     classes = description.get("classes")
     if classes is not None and network.structure.classes and len(classes) != network.structure.classes:
         raise InvalidRequest(
-            f"{len(classes)} class names were given for a model of {network.structure.classes} classes"
+            f"The request gives {len(classes)} class names, but the model has {network.structure.classes} classes. Give one"
+            " name for each class."
         )
     return network.with_class_names(map(str, classes)) if classes else network
 

@@ -42,9 +42,9 @@ def _check_images_apart(network: Network) -> None:
     alone, together = network.outputs(images, 1), network.outputs(images, 2)
     if (alone - together).abs().max() > SAME * alone.abs().max():
         raise UnsupportedModel(
-            "This ONNX file works on one number of images alone: with others its operators would mix the values of "
-            "several. Export it with a free number of images (dynamic_axes); "
-            "of vitfit's own results take model.dynamic.onnx.",
+            "This ONNX file works only with one batch size. With another batch size, its operators mix the values of several"
+            " images. Export the model with a free batch size (dynamic_axes). If vitfit made the file, upload"
+            " model.dynamic.onnx instead.",
             reasons=["its operators mix images"],
         )
 

@@ -23,6 +23,9 @@ def unpack_model(archive: Path, folder: Path) -> None:
             continue
         target = folder / PurePosixPath(name).name
         if target.exists():
-            raise DamagedFile(f"The archive has two files called {target.name!r}. Pack one model.", member=name)
+            raise DamagedFile(
+                f"The archive has two files with the name {target.name!r}. It must hold one model. Pack only one model.",
+                member=name,
+            )
         with content() as source, target.open("wb") as handle:
             shutil.copyfileobj(source, handle)

@@ -64,7 +64,9 @@ def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -
         raise UnknownName("model", name, timm.list_models())
     unknown = sorted(set(options) - OPTIONS)
     if unknown:
-        raise InvalidRequest(f"Model option {unknown[0]!r} is not allowed. Allowed: {', '.join(sorted(OPTIONS))}.")
+        raise InvalidRequest(
+            f"The model option {unknown[0]!r} is not allowed. Use only these options: {', '.join(sorted(OPTIONS))}."
+        )
     check_size(name, options)
     torch.manual_seed(seed)
     try:
@@ -73,10 +75,12 @@ def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -
         Exception
     ) as error:  # timm checks few options; a wrong shape fails where it is first used, with any exception
         if not pretrained or isinstance(error, TypeError | AssertionError):
-            raise InvalidRequest(f"timm could not build {name!r} with options {options}: {error}") from error
+            raise InvalidRequest(
+                f"timm could not build the model {name!r} with the options {options} ({error}). Correct the options."
+            ) from error
         raise InvalidRequest(
-            f"The pre-trained weights of {name!r} could not be fetched ({type(error).__name__}: {str(error)[:200]}). "
-            "Upload a checkpoint, or ask for pretrained: false to use random weights."
+            f"timm could not download the pre-trained weights of {name!r} ({type(error).__name__}: {str(error)[:200]})."
+            " Upload a checkpoint, or set pretrained to false to use random weights."
         ) from error
 
 
@@ -85,7 +89,10 @@ def check_size(name: str, options: dict[str, Any]) -> None:
     for option, value in options.items():
         most = MOST_BLOCKS if option == "depth" else MOST
         if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= most):
-            raise InvalidRequest(f"Model option {option!r} is {str(value)[:50]}; numbers up to {most:,} are allowed.")
+            raise InvalidRequest(
+                f"The model option {option!r} is {str(value)[:50]}. It must be a finite number from {-most:,} to {most:,}."
+                " Choose a number in this range."
+            )
     try:
         with torch.device("meta"):
             params = sum(value.numel() for value in timm.create_model(name, pretrained=False, **options).parameters())
@@ -94,8 +101,8 @@ def check_size(name: str, options: dict[str, Any]) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * params > memory // 4:  # leaves room for the original, the pruned network and the statistics
         raise TooLarge(
-            f"This {name!r} has {params:,} parameters, {4 * params / 2**30:.0f} GiB; "
-            f"this machine, with {memory / 2**30:.0f} GiB of memory, "
-            "works on a quarter of that. Take a smaller model, or a larger machine.",
+            f"The model {name!r} has {params:,} parameters, which take {4 * params / 2**30:.0f} GiB. This machine has"
+            f" {memory / 2**30:.0f} GiB of memory, and a model may take at most a quarter of it. Use a smaller model or a machine"
+            " with more memory.",
             params=params,
         )

@@ -53,8 +53,8 @@ def check_same_design(network: Network, name: str, **options: Any) -> None:
     mine, wanted = (_details(m) for m in (network.module, target_module(network, name, **options)))
     if mine != wanted:
         raise InvalidRequest(
-            f"{network.structure.name} cannot be pruned to the shape of {name}: it computes with {mine}, "
-            f"the target with {wanted}. Choose a target of the same design.",
+            f"vitfit cannot prune {network.structure.name} to the shape of {name}, because the designs differ. The network has"
+            f" {mine}. The target has {wanted}. Choose a target of the same design.",
             target=name,
         )
 
@@ -69,7 +69,7 @@ def _details(module: nn.Module) -> str:
     norms = [part(block, family.norm1), *([part(module, family.last_norm)] if family.last_norm else [])]
     eps = ", ".join(f"{norm.eps:g}" for norm in norms if isinstance(norm, NORMS))
     return (
-        f"activation {type(part(block, family.activation)).__name__}, norms' eps {eps}, "
+        f"activation {type(part(block, family.activation)).__name__}, eps of the norms {eps}, "
         f"pooling {family.pooling(module)}"
     )
 
@@ -86,7 +86,10 @@ def to_timm(network: Network, original: Network, name: str, **options: Any) -> n
     other = sorted(key for key in own.keys() | weights.keys() if _shape(own, key) != _shape(weights, key))
     if other:
         shapes = f"{_shape(weights, other[0])}, not {_shape(own, other[0])}"
-        raise InvalidRequest(f"The network has not the shape of {name}: {other[0]} is {shapes}")
+        raise InvalidRequest(
+            f"The network does not have the shape of {name}. The weight {other[0]} has the shape {shapes}. Prune the network to"
+            " this target shape."
+        )
     module.load_state_dict(weights)
     images = torch.randn(4, *network.structure.image, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -94,9 +97,8 @@ def to_timm(network: Network, original: Network, name: str, **options: Any) -> n
     difference = float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-12))
     if not difference <= TOLERANCE:
         raise ParityFailure(
-            f"{name} with the pruned weights disagrees with the pruned network by {difference:.2e} "
-            f"(allowed: {TOLERANCE:g}). "
-            "This is a defect of vitfit: please report it."
+            f"The timm model {name} and the pruned network have the same weights but different outputs. The largest relative"
+            f" difference is {difference:.2e} (allowed: up to {TOLERANCE:g}). This is a defect of vitfit. Please report it."
         )
     return module
 
@@ -123,6 +125,13 @@ def timm_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
     return found
 
 
+def _irregular(reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"timm has no model of the shape of this network: {reason}. The network must have a regular shape. Prune it to a"
+        " target shape."
+    )
+
+
 def _sliced_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
     """Returns the weights of a network that was pruned inside timm's own blocks.
 
@@ -131,7 +140,7 @@ def _sliced_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
     found = dict(network.module.state_dict())
     for path, module in network.module.named_modules():
         if isinstance(module, MlpOnly | NoMlp):
-            raise InvalidRequest("A block without attention or MLP has no regular form")
+            raise _irregular("a block has no attention or no MLP")
         if isinstance(module, ReducedAttention):
             block = path.removesuffix(f".{family.rebuilt_attention}")
             for key in [key for key in found if key.startswith(f"{path}.")]:
@@ -146,7 +155,7 @@ def _reduced_weights(attention: ReducedAttention, family: Family) -> dict[str, T
     parts |= {path: attention.reduction.get_submodule(place) for place, path in attention.reduction.paths.items()}
     found = {f"{path}.{key}": value for path, module in parts.items() for key, value in module.state_dict().items()}
     if attention.qk_dim != attention.v_dim:
-        raise InvalidRequest("Heads with q/k dims unlike v dims have no regular form")
+        raise _irregular("its heads have different numbers of q/k dims and v dims")
     return found | _timm_s_q(found, family.layer_of("q"), attention)
 
 
@@ -167,12 +176,12 @@ def _timm_s_q(
 def _block_weights(block: PrunedBlock, family: Family) -> dict[str, Tensor]:
     attention, mlp = block.attention, block.mlp
     if attention is None or mlp is None or block.norm1 is None or block.norm2 is None:
-        raise InvalidRequest("A block without attention or MLP has no regular form")
+        raise _irregular("a block has no attention or no MLP")
     gathers = (attention.inputs, attention.outputs, mlp.inputs)
     if block.reduction is not None or not all(isinstance(gather, nn.Identity) for gather in gathers):
-        raise InvalidRequest("A network that removes tokens or gathers its inputs has no regular form")
+        raise _irregular("it removes tokens, or some of its layers read only a part of their inputs")
     if attention.qk_dim != attention.v_dim or not isinstance(attention.q_norm, nn.Identity):
-        raise InvalidRequest("Heads with q/k norms, or with q/k dims unlike v dims, have no regular form")
+        raise _irregular("its heads have q/k norms, or different numbers of q/k dims and v dims")
     parts = {
         family.norm1: block.norm1,
         family.qkv: attention.qkv,

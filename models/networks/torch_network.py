@@ -139,16 +139,15 @@ class TorchNetwork(Network):
         wanted = sorted(set(kinds) & PLAIN_KINDS)
         if wanted and (self._family.sliced or len(self._structure.stages) > 1):
             raise InvalidRequest(
-                f"Statistics {', '.join(wanted)} are taken of plain vision transformers only, "
-                f"not of {self._family.title}. "
-                "Use method 'joint', 'mdc' or 'up-vit', whose criteria work for all.",
+                f"vitfit collects the statistics {', '.join(wanted)} only from plain vision transformers. This model is a"
+                f" {self._family.title}. Use method 'joint', 'mdc' or 'up-vit', whose criteria work for all families.",
                 family=self._family.name,
                 kinds=wanted,
             )
 
     def _gates(self) -> Sequence[Gates]:
         if self.gates is None:
-            raise InvalidRequest("This network has no learned gates: train them first")
+            raise InvalidRequest("This network has no learned gates. Use method 'vtp', which trains them.")
         return self.gates
 
     def _attention(self, images: Tensor) -> list[AttentionStatistics]:
@@ -200,7 +199,7 @@ def of_known_family(network: Network, purpose: str) -> TorchNetwork:
         return network
     name = network.structure.name
     raise UnsupportedModel(
-        f"{name} was read from its graph; {purpose} needs an architecture that vitfit knows by name "
-        f"({', '.join(family.title for family in FAMILIES.values())}).",
+        f"The model {name} is a graph model, but {purpose} needs a model of a known family. Use a model of one of these"
+        f" families: {', '.join(family.title for family in FAMILIES.values())}.",
         reasons=[f"{purpose} needs a known family"],
     )

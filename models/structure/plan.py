@@ -99,14 +99,15 @@ def check(plan: Plan, structure: Structure) -> None:
     """
     check_embed(plan.embed, structure)
     if not plan.blocks:
-        raise InvalidRequest("A plan must keep at least one block; this one keeps none")
+        raise InvalidRequest("The plan keeps no blocks. It must keep at least one block. Add a block.")
     originals, patches = structure.blocks, structure.tokens - structure.prefix
     firsts, stage = structure.first_blocks, -1
     free = [stage.free_tokens for stage in structure.stages for _ in stage.blocks]
     for block in plan.blocks:
         if not 0 <= block.source < len(originals):
             raise InvalidRequest(
-                f"Block {block.source} does not exist; the network has blocks 0 to {len(originals) - 1}"
+                f"The plan names block {block.source}, which does not exist. The network has the blocks 0 to"
+                f" {len(originals) - 1}. Use one of them."
             )
         if (now := bisect.bisect(firsts, block.source)) != stage:
             stage = now
@@ -114,8 +115,9 @@ def check(plan: Plan, structure: Structure) -> None:
                 patches = originals[block.source].tokens - structure.prefix
         if block.tokens is not None and not free[block.source]:
             raise InvalidRequest(
-                f"{originals[block.source].name}: its tokens cannot be reduced, a later layer needs their grid. "
-                f"Blocks whose tokens are free: {', '.join(str(i) for i, f in enumerate(free) if f) or 'none'}"
+                f"The plan removes tokens in block {originals[block.source].name}, but a later layer needs their grid. Tokens can"
+                f" be removed in these blocks: {', '.join(str(i) for i, f in enumerate(free) if f) or 'none'}. Keep all tokens in"
+                " the other blocks."
             )
         if block.tokens is not None and structure.stages[stage - 1].in_graph:
             check_in_graph(block.tokens, originals[block.source].name)
@@ -125,7 +127,10 @@ def check(plan: Plan, structure: Structure) -> None:
     check_scores(plan.blocks, firsts)
     sources = [block.source for block in plan.blocks]
     if sources != sorted(set(sources)):
-        raise InvalidRequest(f"Blocks must keep their order and appear once; got sources {sources}")
+        raise InvalidRequest(
+            f"The plan lists the blocks {sources}. They must be in the order of the network, and each block may appear once. Sort"
+            " the blocks and remove repetitions."
+        )
 
 
 def _resize(op: Op, width: int, tokens: int) -> Op:

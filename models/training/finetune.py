@@ -106,7 +106,10 @@ def train_to_answer(
 def check_cutmix(cutmix: float, labelled: bool) -> None:
     """Raises: InvalidRequest for CutMix without labels."""
     if cutmix and not labelled:
-        raise InvalidRequest(f"CutMix (alpha {cutmix:g}) mixes labels; these data have none. Set finetune.cutmix to 0.")
+        raise InvalidRequest(
+            f"The request sets finetune.cutmix to {cutmix:g}. CutMix mixes labels, but the data set has no labels. Set"
+            " finetune.cutmix to 0."
+        )
 
 
 def mixing(teacher: nn.Module, classes: int, alpha: float) -> Mix:

@@ -91,7 +91,10 @@ class MaskedBlocks(nn.Module):
         self._places = {id(b): place for place, b in enumerate([b for b in parts if b.reduction is not None])}
         self._patches = next((b.reduction.patches for b in parts if b.reduction is not None), 0)
         if not self._places or any(b.reduction is not None and b.reduction.selector is None for b in parts):
-            raise InvalidRequest("Only token reductions with selectors can be masked; give the plan score 'selector'")
+            raise InvalidRequest(
+                "The network has no token reductions, or one of them has no token selector. The training of token selectors needs"
+                " token reductions that all have one. Give all token reductions of the plan the score 'selector'."
+            )
 
     @property
     def stages(self) -> int:
@@ -151,7 +154,10 @@ def mask_tokens(network: TorchNetwork, choose: Choose) -> MaskedBlocks:
     """
     module = network.module
     if network.pools_tokens and any(reduction.reducer not in PACKAGING for reduction in network.reductions()):
-        raise InvalidRequest("A network that pools its tokens needs a package (reducer weighted or fuse), not 'drop'")
+        raise InvalidRequest(
+            "The network pools its tokens, but one of its token reductions makes no fused token. Such a network needs a fused"
+            " token in each token reduction. Use reducer 'weighted' or 'fuse'."
+        )
     path, blocks = next((p, m) for p, m in module.named_modules() if isinstance(m, PrunedBlocks))
     masked = MaskedBlocks(blocks, choose)
     replace_part(module, path, masked)

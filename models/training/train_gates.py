@@ -46,7 +46,7 @@ def train_gates(
     after_epoch: called with (epoch, mean loss). It may raise to stop the training. The checkpoint is then kept, and the
     next call continues after the last stored epoch.
     """
-    dense = of_known_family(network, "training of gates")
+    dense = of_known_family(network, "the training of gates")
     trained = dense.with_module(copy.deepcopy(dense.module))
     optimizer = create_optimizer_v2(trained.module, opt="adamw", lr=recipe.learning_rate, weight_decay=0.01)
     gates = attach(trained.blocks(), trained.family)

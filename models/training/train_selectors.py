@@ -50,7 +50,7 @@ def train_selectors(
     The rho of a stage is the share of the original patch tokens that its plan keeps. Training resumes as in `finetune`.
     Raises: InvalidRequest if a reduction has no selector.
     """
-    known, teacher = (of_known_family(one, "training of token selectors") for one in (network, teacher))
+    known, teacher = (of_known_family(one, "the training of token selectors") for one in (network, teacher))
     student = known.with_module(copy.deepcopy(known.module))
     reductions = student.reductions()
     targets = [reduction.kept / reductions[0].patches for reduction in reductions]

@@ -1,7 +1,7 @@
-"""The engine that runs jobs: the real pipeline, or the public fake. Chosen by `Settings.engine`.
+"""Choose the engine that runs jobs: the pipeline, or the fake engine for tests. `Settings.engine` names it.
 
-`catalog` is for the web process and imports nothing heavy; `load_run` imports torch with the real engine and belongs
-into a worker.
+The web process calls `catalog`, which imports no heavy packages. A worker calls `load_run`. For the pipeline, this
+imports torch.
 """
 
 import importlib
@@ -22,10 +22,11 @@ EngineName = Literal["pipeline", "fake"]
 
 
 class Run(Protocol):
-    """`service.pipeline.pipeline.run`: a whole job.
+    """A function that runs a complete job, such as `service.pipeline.pipeline.run`.
 
-    deliver: the number of a finished trial to deliver instead of searching. allowed: folders that a data set may name by
-    path. cluster: the address of a Ray cluster for trials.
+    deliver: number of the finished trial to deliver; None: the job searches, and delivers the best trial. allowed:
+    folders below which a data set may be named by its path. cluster: address of the Ray cluster that runs the trials;
+    None: this process runs them.
     """
 
     def __call__(
@@ -42,13 +43,17 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class Catalog:
-    """What the engine offers. Both functions give JSON objects that have at least `name`."""
+    """The offer of an engine: its devices and methods. The JSON objects of both functions have at least `name`."""
 
     devices: Callable[[], Sequence[dict[str, Any]]]
     methods: Callable[[], Sequence[dict[str, Any]]]
 
     def check(self, request: JobRequest) -> None:
-        """Raises: UnknownName for a device, method, criterion or space that does not exist."""
+        """Check the names in a request.
+
+        Raises: UnknownName for a device, method, criterion or space that does not exist; InvalidRequest for a criterion
+        or space that the method does not support.
+        """
         devices = [str(device["name"]) for device in self.devices()]
         for budget in request.budgets:
             require("device", budget.device, devices)
@@ -64,7 +69,8 @@ class Catalog:
         require("criterion", criterion, sorted(everywhere))
         if criterion not in method["criteria"]:
             raise InvalidRequest(
-                f"Method {method['name']!r} does not rank by {criterion!r}. It takes: {', '.join(method['criteria'])}.",
+                f"Method {method['name']!r} does not support the criterion {criterion!r}. "
+                f"Choose one of: {', '.join(method['criteria'])}.",
                 field="criterion",
                 value=criterion,
                 allowed=list(method["criteria"]),
@@ -74,7 +80,8 @@ class Catalog:
         require("space", space, sorted({name for other in self.methods() for name in _spaces(other)}))
         if space not in _spaces(method):
             raise InvalidRequest(
-                f"Method {method['name']!r} does not search in {space!r}. It takes: {', '.join(_spaces(method))}.",
+                f"Method {method['name']!r} does not support the space {space!r}. "
+                f"Choose one of: {', '.join(_spaces(method))}.",
                 field="space",
                 value=space,
                 allowed=_spaces(method),
@@ -86,13 +93,13 @@ def _spaces(method: dict[str, Any]) -> list[str]:
 
 
 def require(noun: str, name: str, known: Sequence[str]) -> None:
-    """Raises: UnknownName, with the nearest names, unless `name` is known."""
+    """Check that `name` is known. noun: the kind of the name. Raises: UnknownName, which lists the nearest names."""
     if name not in known:
         raise UnknownName(noun, name, known)
 
 
 def catalog(engine: EngineName) -> Catalog:
-    """Devices and methods of an engine."""
+    """Return the offer of an engine."""
     if engine == "fake":
         from service.jobs import fake_engine
 
@@ -102,12 +109,12 @@ def catalog(engine: EngineName) -> Catalog:
 
 
 def load_run(engine: EngineName) -> Run:
-    """The function that runs a job. Imports the engine."""
+    """Import the engine, and return its function that runs a job."""
     module = "service.jobs.fake_engine" if engine == "fake" else "service.pipeline.pipeline"
     return cast(Run, importlib.import_module(module).run)
 
 
 def validate_command(engine: EngineName) -> tuple[str, ...]:
-    """The command that reads one JSON object and answers with one (see service/jobs/validator.py)."""
+    """Return the command of the validation, which reads and writes one JSON object (service/jobs/validator.py)."""
     module = "service.jobs.fake_engine" if engine == "fake" else "service.pipeline.validate_job"
     return (sys.executable, "-m", module)

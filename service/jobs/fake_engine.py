@@ -1,11 +1,13 @@
-"""An engine without networks, for tests of everything around it and for trying out the API.
+"""An engine without networks, for tests of the service and for trying out the API.
 
-It has the interface of the real one: `run`, the two catalogues, and `python -m service.jobs.fake_engine` validates. A job runs
-`trials` trials of `VITFIT_FAKE_TRIAL_S` seconds each, measures for `VITFIT_FAKE_MEASURE_S` seconds in a process of its own (unless that is 0),
-and writes small artefacts. Each evaluation leaves a line in
-`work/evaluated.txt`, so that a test can see what was evaluated twice.
+It has the interface of the pipeline: `run`, `describe_devices`, `describe_methods`, and a command that validates
+(`python -m service.jobs.fake_engine`). A job has `trials` trials, which take `VITFIT_FAKE_TRIAL_S` seconds each. It then
+measures for `VITFIT_FAKE_MEASURE_S` seconds in a separate process, unless this is 0. At the end it writes small
+artifacts. Each evaluation of a trial adds a line to `work/evaluated.txt`, so that a test can see whether a trial was
+evaluated twice.
 
-The request's `name` asks for trouble; `TROUBLE` lists how. A model's or data set's name does so in validation.
+Some names of a job cause trouble on purpose; `TROUBLE` lists them. The names of models and data sets can cause trouble
+in their validation (`_validation_trouble`).
 """
 
 import contextlib
@@ -40,37 +42,37 @@ from service.jobs.journal import Journal
 
 TROUBLE: Final = {
     "impossible": "ends with ImpossibleBudget",
-    "bug": "raises an exception that nobody expects",
+    "bug": "raises an unexpected exception",
     "dies": "kills its own process before the first trial of each attempt",
     "dies-once": "kills its own process in the first attempt",
-    "deaf": "never looks whether it was canceled",
-    "stubborn": "as deaf, and ignores SIGTERM, in a child process too",
+    "deaf": "never checks whether it was canceled",
+    "stubborn": "like deaf, and also ignores SIGTERM and starts a child process",
 }
 
 GREY: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
-"""A PNG of one pixel."""
+"""A PNG image of one grey pixel, in base64."""
 REAL_NAMES: Final = ("vit_tiny_patch16_224", "deit_small_patch16_224")
-"""Of the examples in the description of the interface and in docs/api.md, so that these work here too."""
+"""Names of models in the examples of the OpenAPI document and of docs/api.md. The examples must work with this engine."""
 
 
 def describe_devices() -> list[dict[str, Any]]:
-    """One device of each kind."""
+    """Describe two devices: one that is measured, and one profile."""
     common = {"precision": "fp32", "source": "service/jobs/fake_engine.py"}
     return [
-        {"name": "cpu", "kind": "measured", "reachable": True, "threads": 2, "description": "Pretended CPU.", **common},
+        {"name": "cpu", "kind": "measured", "reachable": True, "threads": 2, "description": "Fake CPU.", **common},
         {
             "name": "generic-mobile",
             "kind": "profile",
             "reachable": False,
             "threads": 1,
-            "description": "Pretended phone.",
+            "description": "Fake phone.",
             **common,
         },
     ]
 
 
 def describe_methods() -> list[dict[str, Any]]:
-    """Two methods, with different criteria."""
+    """Describe two methods with different criteria."""
     spaces: dict[str, Any] = {"space": "compact", "other_spaces": []}
     joint = {"name": "joint", "title": "All axes at once", "axes": ["heads", "neurons", "tokens"], "training": "none"}
     uniform = {"name": "uniform", "title": "The same everywhere", "axes": ["heads", "neurons"], "training": "none"}
@@ -89,14 +91,14 @@ def run(
     allowed: Sequence[Path] = (),
     cluster: str | None = None,
 ) -> JobResult:
-    """A job. Trials that the journal has already are not evaluated again."""
+    """Run a job. Trials that are already in the journal are not evaluated again."""
     journal.stage("validating")
     if files.dataset:
         _validate_dataset(files.dataset, allowed)
     if request.name == "impossible":
-        raise ImpossibleBudget("The budget is out of reach; the best is 0.31 of the MACs.", reachable=0.31)
+        raise ImpossibleBudget("The budget cannot be reached. The best value is 0.31 of the MACs.", reachable=0.31)
     if request.name == "bug":
-        raise RuntimeError("a bug, as asked for")
+        raise RuntimeError("a bug on purpose")
     journal.stage("searching")
     if deliver is None:
         _search(request, files, journal)
@@ -143,7 +145,7 @@ def _trial(number: int, sleep_s: float, request: JobRequest, files: JobFiles, jo
 
 
 def _measure(files: JobFiles, journal: Journal) -> None:
-    """As a real job does: one at a time on this machine, in a child."""
+    """Measure as a real job does: in a child process, while this process holds the machine lock."""
     seconds = float(os.environ.get("VITFIT_FAKE_MEASURE_S", "0"))
     if seconds:
         journal.stage("verifying")
@@ -162,7 +164,7 @@ def _score(number: int) -> float:
 
 
 def _sleep(seconds: float, journal: Journal | None) -> None:
-    """Sleep in small pieces, as an engine that checks often; without a journal in one."""
+    """Sleep for `seconds`. With a journal, sleep in small pieces and check the journal between them."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         if journal:
@@ -191,25 +193,25 @@ def _write_artifacts(files: JobFiles, best: dict[str, Any], trials: int) -> None
         "report.html": b"<!doctype html><title>Fake</title><p>Nothing was pruned.",
     }
     for name, content in contents.items():
-        beside = files.work / f"{name}.tmp"  # a fixed name, so that tests can make this one file find no disk space
+        beside = files.work / f"{name}.tmp"  # the name is fixed, so that a test can let exactly this file fill the disk
         beside.write_bytes(content)
         os.replace(beside, files.artifacts / name)
 
 
 def _pretended_patches() -> dict[str, Any]:
-    """As service/reports/patch_pictures.py makes them: two images of 2 x 2 patches, of which two blocks remove one each."""
+    """Return a fake patches.json: two images of 2 x 2 patches, and two blocks that remove one patch each."""
     images = [{"index": row, "png": GREY, "kept": [[0, 1, 2], kept]} for row, kept in enumerate([[0, 1], [1, 2]])]
     blocks = [{"block": "blocks.0", "kept": 3}, {"block": "blocks.1", "kept": 2}]
     return {"grid": [2, 2], "patches": 4, "blocks": blocks, "images": images}
 
 
 def validate(document: dict[str, Any]) -> dict[str, Any]:
-    """The description of a model, a data set or a job. Raises: VitfitError as the real engine would."""
+    """Return the description of a model, a data set or a job. Raises: a subclass of VitfitError."""
     allowed = tuple(Path(root) for root in document.get("allowed", ()))
     if "job" in document:
         JobRequest.model_validate(document["job"])
         _validation_trouble(document["job"].get("name"))
-        no_data = {"images": 64, "labelled": False, "classes": None, "splits": {}, "warnings": []}
+        no_data: dict[str, Any] = {"images": 64, "labelled": False, "classes": None, "splits": {}, "warnings": []}
         return {
             "model": _validate_model(Path(document["model"])),
             "dataset": _validate_dataset(Path(document["dataset"]), allowed) if document["dataset"] else no_data,
@@ -228,7 +230,7 @@ def _validate_model(folder: Path) -> dict[str, Any]:
     if not config["name"].startswith("fake") and config["name"] not in REAL_NAMES:
         raise UnknownName("model", config["name"], ["fake_tiny_patch4_32", "fake_small_patch4_32", *REAL_NAMES])
     if (folder / "weights.pth").exists():
-        raise CheckpointMismatch("The checkpoint lacks head.weight.", missing=["head.weight"])
+        raise CheckpointMismatch("The checkpoint does not contain head.weight.", missing=["head.weight"])
     size = {"params": 1000, "macs": 2000, "image": [3, 32, 32], "classes": 10, "blocks": 2, "heads": 2}
     return {"name": config["name"], **size, "width": 8, "tokens": 65, "key": "0123456789abcdef"}
 
@@ -241,15 +243,15 @@ def _validate_dataset(folder: Path, allowed: Sequence[Path]) -> dict[str, Any]:
     else:
         (data,) = folder.glob("data.*")
         if data.suffix != ".tar" and not zipfile.is_zipfile(data):
-            raise DamagedFile(f"{config['filename']} is not a zip file, or it ends too early.")
+            raise DamagedFile(f"{config['filename']} is not a zip file, or its end is missing. Upload it again.")
     return {"images": 8, "labelled": True, "classes": 2, "splits": {}, "warnings": []}
 
 
 def _validate_path(path: Path, allowed: Sequence[Path]) -> None:
     if not any(path.is_relative_to(root) for root in allowed):
-        raise UnsafeFile(f"{path} is not below an allowed folder.")
+        raise UnsafeFile(f"The folder {path} is not below an allowed folder.")
     if not any(path.iterdir()):
-        raise BadData("The folder is empty.")
+        raise BadData(f"The folder {path} is empty.")
 
 
 def _validation_trouble(name: str | None) -> None:
@@ -260,7 +262,7 @@ def _validation_trouble(name: str | None) -> None:
 
 
 def main() -> None:
-    """`python -m service.jobs.fake_engine`: one JSON object in, one out. `--measure`: the measuring child of a job."""
+    """Validate: read one JSON object from stdin, and write one to stdout. With `--measure`, measure for a job instead."""
     answer: dict[str, Any]
     if "--measure" in sys.argv:
         die_with_parent()

@@ -12,45 +12,50 @@ from search.budgets import Metric, quantity_of
 
 
 class Strict(BaseModel):
-    """Rejects unknown fields.
+    """A request that rejects unknown fields.
 
-    Otherwise a misspelt option would be ignored, and the user would only notice after the job has run for an hour.
+    Otherwise the server would ignore a misspelt option, and the user would notice this only after the job has ended.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SettingRequest(Strict):
-    """How the device runs the network. Every latency belongs to one such setting."""
+    """How the device runs the network. A latency has no meaning without its setting."""
 
-    threads: int = Field(1, ge=1, le=256, description="Intra-op threads, each pinned to a core.")
-    batch: int = Field(1, ge=1, le=1024, description="Images per run.")
+    threads: int = Field(
+        1, ge=1, le=256, description="Number of threads that compute one run. Each thread is pinned to a core."
+    )
+    batch: int = Field(1, ge=1, le=1024, description="Number of images in one run.")
 
 
 class BudgetRequest(Strict):
     """One upper limit.
 
-    `*_keep` is a fraction of the original network's value. `latency_ms` is milliseconds per run. `file_*` is the size
-    of model.cpu.onnx. `memory_*` is the peak growth in memory of a process that loads and runs that file.
+    `*_keep` is a fraction of the original's value. `latency_ms` is the latency of one run in milliseconds. `macs` is
+    the number of multiply-accumulates for one image. `file_*` is the size of model.cpu.onnx. `memory_*` is the peak
+    growth in memory of a process that loads and runs this file. `*_bytes` is a number of bytes.
     """
 
     metric: Metric
-    limit: float = Field(gt=0, allow_inf_nan=False, description="Upper limit in the metric's unit.")
+    limit: float = Field(gt=0, allow_inf_nan=False, description="Upper limit, in the unit of the metric.")
     device: str = Field(
-        "cpu", description="For latency metrics: a name from GET /v1/devices. Memory is measured on cpu."
+        "cpu",
+        description="Name of a device from GET /v1/devices. Only latency can be limited on another device than cpu.",
     )
     setting: SettingRequest = Field(default_factory=lambda: SettingRequest())
     statistic: Literal["p50", "mean", "p95"] = Field(
         "p50",
-        description="p50 of the runs of model.cpu.onnx. mean, p95: over images, of model.dynamic-tokens.onnx (method spvit).",
+        description="The value of the latency that is limited. p50: the median over all runs of model.cpu.onnx. mean, "
+        "p95: the mean and the 95th percentile over images, for model.dynamic-tokens.onnx (only method spvit).",
     )
 
     @model_validator(mode="after")
     def _over_images_one_by_one(self) -> "BudgetRequest":
         if self.over_images and (quantity_of(self.metric) != "latency" or self.setting.batch != 1):
             raise ValueError(
-                f"statistic {self.statistic!r} is of latencies over single images: give it with latency_keep or latency_ms "
-                "and setting.batch 1"
+                f"statistic {self.statistic!r} is computed over single images, so it needs metric latency_keep or "
+                f"latency_ms and setting.batch 1, not {self.metric} and {self.setting.batch}"
             )
         return self
 
@@ -60,123 +65,161 @@ class BudgetRequest(Strict):
 
 
 class FinetuneRequest(Strict):
-    epochs: int = Field(0, ge=0, le=1000)
+    """How the delivered network is fine-tuned, with the original as its teacher."""
+
+    epochs: int = Field(0, ge=0, le=1000, description="Number of epochs. 0 means no fine-tuning.")
     learning_rate: float = Field(1e-4, gt=0, le=1)
-    batch: int = Field(64, ge=1, le=4096)
-    distill: float = Field(1.0, ge=0, le=100, description="Weight of KL(teacher || student) beside cross-entropy.")
-    cutmix: float = Field(0, ge=0, le=10, description="Alpha of CutMix; 0: none. Needs labels.")
+    batch: int = Field(64, ge=1, le=4096, description="Number of images in one training step.")
+    distill: float = Field(
+        1.0, ge=0, le=100, description="Weight of KL(teacher || student), which is added to the cross-entropy."
+    )
+    cutmix: float = Field(
+        0, ge=0, le=10, description="Parameter alpha of CutMix. 0 means no CutMix. CutMix needs labels."
+    )
 
 
 class GatesRequest(Strict):
     """How the gates are trained before the ranking, for methods that rank by gates (vtp)."""
 
-    epochs: int = Field(0, ge=0, le=1000)
-    l1: float = Field(1e-4, gt=0, le=10, description="Weight of the sum of the gates' sizes beside the task's loss.")
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="Of the network's weights.")
-    gate_learning_rate: float = Field(1e-2, gt=0, le=1)
-    batch: int = Field(64, ge=1, le=4096)
+    epochs: int = Field(0, ge=0, le=1000, description="Number of epochs. Method vtp needs 1 or more.")
+    l1: float = Field(
+        1e-4, gt=0, le=10, description="Weight of the sum of the absolute gate values, which is added to the loss."
+    )
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Learning rate of the network's weights.")
+    gate_learning_rate: float = Field(1e-2, gt=0, le=1, description="Learning rate of the gates.")
+    batch: int = Field(64, ge=1, le=4096, description="Number of images in one training step.")
 
 
 class TrialResources(Strict):
     """The resources of a node that one trial occupies, if the server runs its trials on a cluster."""
 
-    cpus: float = Field(1, gt=0, le=1024, description="It computes with so many threads, rounded, at least one.")
-    gpus: float = Field(0, ge=0, le=64)
+    cpus: float = Field(
+        1,
+        gt=0,
+        le=1024,
+        description="CPU cores of one trial. The trial computes with this number of threads (rounded, at least 1).",
+    )
+    gpus: float = Field(0, ge=0, le=64, description="GPUs of one trial.")
     custom: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict,
         max_length=8,
-        description="Amounts of resources by the names that the cluster's nodes gave them, such as a measuring device.",
+        description="Other resources of one trial: the name that the nodes of the cluster use, and the amount.",
     )
 
 
 class JobRequest(Strict):
-    """One compression. Ids come from `POST /v1/models` and `POST /v1/datasets`."""
+    """The request for one compression job. The ids come from `POST /v1/models` and `POST /v1/datasets`."""
 
     model: str = Field(min_length=1, max_length=200, description="Id of an uploaded model.")
     dataset: str | None = Field(
-        None, max_length=200, description="Id of a data set; without one accuracy is not assessed."
+        None, max_length=200, description="Id of a data set. Without a data set, accuracy is not assessed."
     )
     budgets: Annotated[tuple[BudgetRequest, ...], Field(min_length=1, max_length=8)]
     objective: Literal["score", "latency"] = Field(
-        "score", description="score: the best score within the budgets. latency: the fastest within `max_loss`."
+        "score",
+        description="score: find the best score within the budgets. "
+        "latency: find the lowest latency with a loss of at most `max_loss`.",
     )
     max_loss: float | None = Field(
-        None, gt=0, lt=1, description="Largest accuracy (or agreement) given up, 0.01 = 1 point."
+        None,
+        gt=0,
+        lt=1,
+        description="Largest allowed loss of accuracy (without labels: of agreement). 0.01 is one percentage point.",
     )
-    method: str = "joint"
-    criterion: str | None = Field(None, description="Importance; the method's own when left out.")
+    method: str = Field("joint", description="Name of a method from GET /v1/methods.")
+    criterion: str | None = Field(
+        None, description="The criterion that scores members. Without it, the job uses the method's own criterion."
+    )
     space: str | None = Field(
-        None, max_length=40, description="Where to search; the method's own space when left out. mdc also takes paper."
+        None,
+        max_length=40,
+        description="The space of the search. Without it, the job uses the method's own space. "
+        "Method mdc also supports paper.",
     )
     target: str | None = Field(
         None,
         max_length=200,
-        description="Method up-vit: a smaller timm model whose exact shape is delivered, without a search.",
+        description="For method up-vit: a smaller timm model. The job delivers its exact shape, without a search.",
     )
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = Field(
         ("fp32",),
-        description="What the search may use. int8: linear layers in 8 bits, the sensitive ones left in fp32 where that pays; with "
-        "fp32 beside it the search also decides between pruning more in fp32 and less in int8. fp16: everything, alone, for GPUs and "
-        "for profiles that know it.",
+        description="The precisions that the search may use. int8: linear layers have 8 bits; the search leaves "
+        "sensitive layers in fp32 if this gives a better result. fp32 and int8: the search also chooses between more "
+        "pruning in fp32 and less pruning in int8. fp16: all layers have 16 bits; it must be the only precision, and "
+        "it is for GPUs and for profiles that describe it.",
     )
-    trials: int = Field(32, ge=1, le=2000)
+    trials: int = Field(32, ge=1, le=2000, description="Number of policies that the search tries.")
     parallel_trials: int = Field(
         1,
         ge=1,
         le=256,
-        description="Trials at a time, on a cluster. The number decides which trials there are; how many nodes there are does not.",
+        description="Number of trials that a cluster runs at the same time. This number changes which policies are "
+        "tried. The number of nodes does not.",
     )
     trial_resources: TrialResources = Field(default_factory=lambda: TrialResources())
     seed: int = Field(0, ge=0, lt=2**31)
-    recovery: bool = Field(True, description="Closed-form recovery after pruning.")
+    recovery: bool = Field(True, description="Whether pruned networks are recovered (in closed form, without training).")
     keep_spatial: bool = Field(
-        False, description="Remove no tokens, so that features keep their grid: for detection and segmentation."
+        False,
+        description="Whether all tokens are kept. The features then keep their grid, for detection and segmentation.",
     )
     finetune: FinetuneRequest = Field(default_factory=lambda: FinetuneRequest())
     gates: GatesRequest = Field(default_factory=lambda: GatesRequest())
-    name: str | None = Field(None, max_length=100)
-    priority: int = Field(0, ge=-100, le=100, description="Higher ones start first, among equals the oldest.")
+    name: str | None = Field(None, max_length=100, description="A name for the job, for people.")
+    priority: int = Field(
+        0, ge=-100, le=100, description="Jobs with a higher priority start first. With equal priority, the oldest does."
+    )
     time_limit_s: float | None = Field(
-        None, gt=0, le=30 * 86_400, description="A job that has not ended so long after its first start fails."
+        None,
+        gt=0,
+        le=30 * 86_400,
+        description="Time limit in seconds after the first start of the job. A job that has not ended by then fails.",
     )
 
     @model_validator(mode="after")
     def _objective_has_its_limit(self) -> "JobRequest":
         if (self.objective == "latency") != (self.max_loss is not None):
             raise ValueError(
-                "max_loss belongs to objective 'latency', and that objective needs it: give both or neither"
+                f"objective 'latency' and max_loss need each other, but objective is {self.objective!r} and max_loss is "
+                f"{self.max_loss}. Give both or neither"
             )
         return self
 
     @model_validator(mode="after")
     def _each_precision_once(self) -> "JobRequest":
         if len(set(self.precisions)) < len(self.precisions):
-            raise ValueError(f"precisions names one twice: {', '.join(self.precisions)}")
+            raise ValueError(
+                f"precisions contains a value twice: {', '.join(self.precisions)}. Give each precision once"
+            )
         return self
 
     @model_validator(mode="after")
     def _target_fixes_the_shape(self) -> "JobRequest":
         if self.target is not None and self.method != "up-vit":
             raise ValueError(
-                f"target belongs to method 'up-vit', not to {self.method!r}: set method, or leave target out"
+                f"target is for method 'up-vit' only, but method is {self.method!r}. "
+                "Set method to 'up-vit', or leave out target"
             )
         if self.target is not None and self.objective != "score":
-            raise ValueError("target fixes the shape: there is no cost to lower. Leave objective and max_loss out")
+            raise ValueError(
+                f"target fixes the shape, so objective {self.objective!r} cannot lower any cost. "
+                "Leave out objective and max_loss"
+            )
         return self
 
     @model_validator(mode="after")
     def _tokens_depend_on_the_image(self) -> "JobRequest":
         if self.method != "spvit" and any(budget.over_images for budget in self.budgets):
             raise ValueError(
-                f"statistic mean or p95 limits a network whose number of tokens depends on the image, which method 'spvit' makes, "
-                f"not {self.method!r}: set method, or leave statistic out"
+                "statistic mean or p95 is for method 'spvit' only, because its number of tokens depends on the image, "
+                f"but method is {self.method!r}. Set method to 'spvit', or leave out statistic"
             )
         return self
 
     @property
     def planned_trials(self) -> int:
-        """The number of trials of the search.
+        """Number of trials of the search.
 
-        It is 1 for a target with one precision, because then there is only one candidate.
+        It is 1 for a target with one precision, because there is then only one policy.
         """
         return 1 if self.target is not None and len(self.precisions) == 1 else self.trials

@@ -1,7 +1,8 @@
-"""One attempt at one job, in a process of its own: `python -m service.jobs.worker --data DIR --job ID --fence N`.
+"""Run one attempt of a job in a separate process: `python -m service.jobs.worker --data DIR --job ID --fence N`.
 
-The runner starts it (service/jobs/runner.py) as the leader of a process group. It renews its lease from a thread. It ends, with
-everything that it has started, when its server dies or when it has lost the job; both leave the job to the next attempt.
+The runner (service/jobs/runner.py) starts this worker as the leader of a process group. A thread of the worker renews
+the lease. When the server dies, or when the worker has lost the lease, the worker ends itself and every process that it
+has started. The next attempt then continues the job.
 """
 
 import argparse
@@ -37,12 +38,16 @@ RETRY_S = 1.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when the job's end is stored (however it ended), 3 when the job was another's, 4 when the disk is full."""
+    """Run the attempt, and return the exit status.
+
+    0: the end of the job is stored, whether it has succeeded or not. 3: the job belongs to another worker. 4: the disk
+    is full.
+    """
     options = _parse(arguments)
     settings = Settings(data=options.data)
     logs.set_up(settings.log_format)
     logs.bind(job_id=options.job)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` clauses run
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # sys.exit lets `finally` clauses run
     if options.parent_pipe is not None:
         threading.Thread(target=die_with_parent, args=(options.parent_pipe,), daemon=True).start()
     folder = DataFolder(settings.data)
@@ -53,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         logs.bind(request_id=job.request_id)
         heartbeat = Heartbeat(leases, lease, settings.lease_s / 4)
         heartbeat.start()
-        log.info("attempt %d at %s by process %d", job.attempt, job.id, os.getpid())
+        log.info("attempt %d of %s runs in process %d", job.attempt, job.id, os.getpid())
         outcome = _attempt(settings, folder, job, StoredJournal(leases, lease, settings.patience_s))
         heartbeat.stop()
         patiently(lambda: _store_outcome(leases, lease, outcome), settings.patience_s)
@@ -63,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if not is_full(error):
             raise
-        log.error("the disk is full: %s", error)  # nothing can be stored now: the server tries again when there is room
+        # Nothing can be stored now. The server starts the next attempt when the disk has free space again.
+        log.error("the attempt ends because the disk is full: %s", error)
         return DISK_FULL
     finally:
         store.close()
@@ -71,17 +77,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="service.jobs.worker", description="One attempt at one job.")
+    parser = argparse.ArgumentParser(prog="service.jobs.worker", description="Run one attempt of a job.")
     parser.add_argument("--data", type=Path, required=True, help="data folder of the server")
     parser.add_argument("--job", required=True, help="id of a claimed job")
-    parser.add_argument("--fence", type=int, required=True, help="fencing token of the claim")
+    parser.add_argument("--fence", type=int, required=True, help="fence of the attempt")
     parser.add_argument("--parent-pipe", type=int, help="file descriptor that closes when the server dies")
     return parser.parse_args(arguments)
 
 
 def _attempt(settings: Settings, folder: DataFolder, job: JobRow, journal: StoredJournal) -> JobResult | VitfitError:
-    """Run the engine, and keep what it made. Errors are results here; only `Fenced`, `Away`, a full disk and the wish to exit
-    pass through."""
+    """Run the engine and store the artifacts. Return the result of the job, or the error with which it ends.
+
+    Raises: Fenced or Away; SystemExit after SIGTERM; any error that a full disk has caused.
+    """
     storage = open_storage(settings)
     try:
         files = _files(settings, folder, storage, job)
@@ -93,26 +101,27 @@ def _attempt(settings: Settings, folder: DataFolder, job: JobRow, journal: Store
         journal.check()
         patiently(lambda: storage.put(artifacts_key(job.id), files.artifacts), settings.patience_s)
         return result
-    except (Fenced, Away):  # the job's next attempt goes on
+    except (Fenced, Away):  # the next attempt continues the job
         raise
     except VitfitError as error:
         if is_full(error):
             raise
-        log.info("ended by %s: %s", error.code, error)
+        log.info("the job ended with the error %s: %s", error.code, error)
         return error
     except Exception as error:
         if is_full(error):
             raise
-        log.exception("the engine failed")
+        log.exception("the engine raised an unexpected error")
         return InternalError(
-            f"The job ended on a mistake of ours ({type(error).__name__}: {error}). The log says more."
+            f"The job ended because of a defect in vitfit ({type(error).__name__}: {error}). "
+            "The log of the job has the details. Please report the defect."
         )
 
 
 def _files(settings: Settings, folder: DataFolder, storage: Storage, job: JobRow) -> JobFiles:
-    """With the model and the data set on this machine."""
+    """Return the folders of the job. Model and data set are first copied to this machine if they are in a bucket."""
     if job.model_id is None:
-        raise InternalError("The job's model was deleted.")
+        raise InternalError("The model of the job was deleted. Upload the model again, and submit a new job.")
     keys = [bundle_key(ModelRow, job.model_id), *([bundle_key(DatasetRow, job.dataset_id)] if job.dataset_id else [])]
     model, *dataset = [patiently(lambda key=key: storage.folder(key), settings.patience_s) for key in keys]  # type: ignore[misc]
     return folder.job_files(job.id, model, dataset[0] if dataset else None)
@@ -129,7 +138,7 @@ def _store_outcome(leases: Leases, lease: Lease, outcome: JobResult | VitfitErro
 
 
 class Heartbeat:
-    """Renews a lease from a thread until it is stopped; ends the process when the lease is lost."""
+    """Renews a lease from a thread until `stop` is called. It ends the process when the lease is lost."""
 
     def __init__(self, leases: Leases, lease: Lease, pause_s: float) -> None:
         self._leases, self._lease, self._pause_s = leases, lease, pause_s
@@ -139,11 +148,11 @@ class Heartbeat:
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def stop(self) -> None:
-        """From now on a lost lease is no surprise: the job's end is being stored."""
+        """Stop renewing the lease. The end of the job is stored now, so a lost lease must not end the process."""
         self._stopped.set()
 
     def _run(self) -> None:
-        wait_s = 0.0  # the claim's long lease for the start gives way to the usual one at once
+        wait_s = 0.0  # the first heartbeat comes at once: it shortens the long lease of the start to the usual one
         while not self._stopped.wait(wait_s):
             wait_s = self._pause_s
             try:
@@ -152,20 +161,23 @@ class Heartbeat:
                 if not self._stopped.is_set():
                     log.warning("%s", lost)
                     _end_group()
-            except Exception:  # a database that does not answer now may answer next time
-                log.exception("the lease could not be renewed")
+            except Exception:  # the database may answer next time
+                log.exception("the lease could not be renewed; the worker tries again")
                 wait_s = min(self._pause_s, RETRY_S)
 
 
 def die_with_parent(pipe: int) -> None:
-    """Nobody writes to the pipe: reading returns when its other end, the server, is gone."""
+    """Wait for the end of the server, and then end this process.
+
+    The server holds the other end of the pipe and never writes to it. The read therefore returns when the server ends.
+    """
     os.read(pipe, 1)
-    log.warning("the server has died")
+    log.warning("the server has ended, so this process ends too")
     _end_group()
 
 
 def _end_group() -> None:
-    """End this process and what it has started, at once."""
+    """Kill this process and every process that it has started."""
     if os.getpgrp() == os.getpid():
         signal_group(os.getpid(), signal.SIGKILL)
     os._exit(LOST_JOB)

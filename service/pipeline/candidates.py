@@ -1,4 +1,4 @@
-"""From trials to a network that was measured within the budgets."""
+"""Measure the best trials of a search, and choose the network that the job delivers."""
 
 from dataclasses import dataclass
 
@@ -15,16 +15,20 @@ from service.pipeline.trials import Trials
 from service.pipeline.verification import Verdict, Verifier
 
 FINALISTS = 4
-"""Number of top trials that are fully recovered and scored again before one is chosen."""
+"""Number of best trials that are scored again in their final form, before the first one is measured."""
 VERIFICATIONS = 6
-"""Upper limit on exported and measured candidates per job."""
+"""Upper limit on the number of candidates that one job exports and measures."""
 WELL_USED = 0.97
-"""A delivery that uses this share of its fullest budget is not corrected upwards any more."""
+"""A share of the fullest budget, in (0, 1].
+
+The fullest budget is the budget with the largest used share. If a candidate uses at least `WELL_USED` of it, the job
+does not try a larger network.
+"""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trial with its network and what measuring it said. name: of its exported files."""
+    """A trial with its network and the verdict of its measurement. name: prefix of its exported files."""
 
     name: str
     trial: Trial
@@ -33,7 +37,7 @@ class Candidate:
 
 
 class Candidates:
-    """Makes candidates out of trials, and measures them."""
+    """Makes candidates from trials, and measures them."""
 
     def __init__(
         self,
@@ -47,13 +51,15 @@ class Candidates:
         self._request, self._ranked, self._pricing = request, ranked, pricing
         self._verifier, self._trials, self._journal = verifier, trials, journal
         self._best: tuple[Policy, Network, Score] | None = None
-        """The best network in its final form so far: it is measured first, and need not be made twice."""
+        """The best final form so far. It is kept because it is measured first, so that it is not made twice."""
 
     def verify(self) -> Candidate:
-        """Measures the best trials, and returns the best one that meets the budgets.
+        """Measure the best trials, and return the best candidate that meets all budgets.
 
-        If a measurement misses its budget, the price model is corrected, the same direction is decoded again, and the new
-        network is measured. Raises: ImpossibleBudget saying how near the job came, when none meets the budgets.
+        If a measurement exceeds a limit, the price model is corrected. The same direction is then decoded again, and
+        the new network is measured.
+
+        Raises: ImpossibleBudget when no candidate meets all budgets. The error says how near the job came.
         """
         self._journal.stage("verifying")
         met: list[Candidate] = []
@@ -73,20 +79,21 @@ class Candidates:
             trial = self._trials.decoded_again(trial, measured) or (None if met else self._next_best(measured))
         if not met:
             raise ImpossibleBudget(
-                f"No candidate was measured within the budgets: the nearest took {nearest:.3f} of the fullest one after "
-                f"{len(measured)} measurements. Raise the budget by that factor, or measure on a quieter machine.",
+                f"No candidate meets all budgets. {len(measured)} candidates were measured, and the nearest one used "
+                f"{nearest:.3f} of its fullest budget; at most 1 is allowed. Raise the budget by that factor, or run "
+                "the job on a quieter machine.",
                 nearest=nearest,
             )
         return min(met, key=lambda c: best([x.trial for x in met]).index(c.trial))
 
     def candidate(self, trial: Trial) -> Candidate:
-        """The trial's network in its final form, measured."""
+        """Make the network of the trial in its final form, measure it, and return both."""
         network, score = self._final(trial.policy)
         name = f"trial{trial.number}"
         return Candidate(name, self._trials.rescored(trial, score), network, self._verifier.judge(name, network))
 
     def _finalists(self) -> list[Trial]:
-        """The best few trials, ordered by what they score in their final form."""
+        """Return the best few trials, ordered by the score of their final form."""
         if not self._request.recovery:
             return best(self._trials.rows)
         return self._trials.finalists(FINALISTS, lambda policy: self._final(policy)[1])
@@ -102,7 +109,7 @@ class Candidates:
         return network, score
 
     def _next_best(self, measured: set[int]) -> Trial | None:
-        """The best trial that was not measured, under corrected prices."""
+        """Return the best trial that was not measured yet, decoded again under the corrected prices."""
         for trial in best(self._trials.rows):
             if trial.number not in measured and trial.allowed:
                 return self._trials.decoded_again(trial, measured) or trial

@@ -1,4 +1,4 @@
-"""Everything about a job that can be refused before any work, short of measuring. Validation and the job itself ask here."""
+"""Check a job as far as this is possible without measurements. Validation and the job itself make the same checks."""
 
 from latency.devices.devices import describe_device, is_reachable
 from models.errors import DeviceUnavailable
@@ -17,9 +17,9 @@ from service.pipeline.training import check_training
 
 
 def check_job(request: JobRequest, evaluation: Evaluation) -> None:
-    """Whether the job can be done with its model and data.
+    """Check that the job is possible with its model and data.
 
-    Raises: InvalidRequest, UnknownName, UnsupportedModel, DeviceUnavailable, with what is allowed.
+    Raises: InvalidRequest, UnknownName, UnsupportedModel or DeviceUnavailable. The error names what is allowed.
     """
     structure = evaluation.network.structure
     method = method_for(request.method, request.keep_spatial)
@@ -36,7 +36,11 @@ def check_job(request: JobRequest, evaluation: Evaluation) -> None:
 
 
 def check_importance(criterion: str, structure: Structure, images: int) -> None:
-    """Raises: InvalidRequest when the criterion needs classes that are not there, or would take too long."""
+    """Check that the criterion can rank this network.
+
+    Raises: InvalidRequest when the criterion needs a classifier and the network has none, or when the scores would take
+    too long.
+    """
     needs = CRITERIA[criterion].needs
     if "deletion" in needs:
         check_cost(structure, images)
@@ -45,13 +49,18 @@ def check_importance(criterion: str, structure: Structure, images: int) -> None:
 
 
 def check_budgets(request: JobRequest, structure: Structure) -> None:
-    """Raises: UnknownName; DeviceUnavailable for more threads than there are; InvalidRequest for a budget given twice."""
+    """Check the devices and settings of all budgets.
+
+    Raises: UnknownName; DeviceUnavailable when a budget asks for more threads than its device has; InvalidRequest when
+    two budgets limit the same value.
+    """
     for budget in request.budgets:
         if quantity_of(budget.metric) in ("latency", "memory") and is_reachable(budget.device):
             threads = int(describe_device(budget.device)["threads"])
             if budget.setting.threads > threads:
                 raise DeviceUnavailable(
-                    f"{budget.setting.threads} threads were asked for on {budget.device}, which has {threads}",
+                    f"A budget asks for {budget.setting.threads} threads on {budget.device}, but this device has "
+                    f"{threads}. Set threads to {threads} or less.",
                     threads=budget.setting.threads,
                     available=threads,
                 )

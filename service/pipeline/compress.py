@@ -1,4 +1,4 @@
-"""A job without a server: `vitfit compress`."""
+"""Run a job without a server, for `vitfit compress`."""
 
 import json
 import shutil
@@ -29,7 +29,10 @@ def compress(
 ) -> JobResult:
     """Run one job, and write its artifacts to the folder `output`.
 
-    model: the content of a model.json. Raises: VitfitError subclasses.
+    model: the content of a model.json. checkpoint: file or folder with the weights; None: timm provides them. data:
+    file or folder of the data set. on_progress: called after every change of the journal.
+
+    Raises: a subclass of VitfitError.
     """
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vitfit-") as folder:
@@ -46,20 +49,29 @@ def compress(
 
 
 def model_folder(folder: Path, model: dict[str, Any], checkpoint: Path | None) -> Path:
-    """A model's folder, as an upload leaves it."""
+    """Write a model to `folder` in the form that an upload has, and return the folder.
+
+    Raises: InvalidRequest when vitfit cannot read this type of file.
+    """
     folder.mkdir()
     (folder / "model.json").write_text(json.dumps(model))
     if checkpoint is not None and checkpoint.is_dir():
         shutil.make_archive(str(folder / "model"), "zip", checkpoint)
     elif checkpoint is not None:
         if checkpoint.suffix not in FILE_NAMES:
-            raise InvalidRequest(f"A model's file ends with {', '.join(FILE_NAMES)}, not as {checkpoint.name!r} does")
+            raise InvalidRequest(
+                f"vitfit cannot read the model file {checkpoint.name!r}. "
+                f"Give a file whose name ends with one of: {', '.join(FILE_NAMES)}."
+            )
         shutil.copyfile(checkpoint, folder / FILE_NAMES[checkpoint.suffix])
     return folder
 
 
 def _data_folder(folder: Path, data: Path) -> Path:
-    """A file is copied; a folder is the user's own and is read where it is."""
+    """Describe a data set in `folder` in the form that an upload has, and return the folder.
+
+    A file is copied. A folder is not copied: the job reads the user's own folder.
+    """
     folder.mkdir()
     if data.is_dir():
         description: dict[str, str | None] = {"source": "path", "path": str(data.resolve()), "filename": data.name}

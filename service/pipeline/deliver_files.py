@@ -1,6 +1,6 @@
 """Write the artifacts of a job: the ONNX files, weights, program, plan, manifest, model card and report.
 
-Everything is written to a folder in `work` first. The finished files are then moved to `artifacts`.
+All files are first written to a folder in `work`. The finished files are then moved to `artifacts`.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from service.reports.patch_pictures import IMAGES as PICTURES
 from service.reports.patch_pictures import patches_of
 
 DYNAMIC_IMAGES = 256
-"""Number of images, one at a time, that describe a number of tokens that depends on the image."""
+"""Number of calibration images over which the numbers of tokens of the dynamic form are described."""
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "scikit-optimize", "numpy")
 
 
@@ -61,12 +61,12 @@ def deliver_files(delivery: Delivery, files: JobFiles, journal: Journal) -> JobR
     write_json(folder / "manifest.json", _manifest(delivery, folder))
     for path in sorted(folder.iterdir()):
         with replacing(files.artifacts / path.name) as beside:
-            shutil.move(path, beside)  # `work` may be on another file system
+            shutil.move(path, beside)  # not os.replace, because `work` may be on another file system
     return short_form(report)
 
 
 def _manifest(delivery: Delivery, folder: Path) -> dict[str, Any]:
-    """Return what a reader needs to trust the result and to repeat it."""
+    """Return digests, versions, seed and setting. A reader can check and repeat the result with them."""
     return {
         "files": {path.name: _digest(path) for path in sorted(folder.iterdir())},
         "seed": delivery.request.seed,

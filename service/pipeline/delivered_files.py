@@ -26,10 +26,10 @@ from service.pipeline.delivery import Delivery
 
 ORIGINAL = "original.onnx"
 MEASURED = "model.cpu.onnx"
-"""The form that ONNX Runtime's CPU runs fastest. `model.onnx` is the same network in operators of ONNX alone."""
+"""The form that runs fastest in ONNX Runtime on a CPU. `model.onnx` is the same network, with ONNX operators only."""
 PARITY_IMAGES = 64
 QUANTISED_IMAGES = 512
-"""Number of images on which the answers of an 8-bit file are compared."""
+"""Number of test images on which an 8-bit file is compared with its fake quantisation."""
 PLEASE_REPORT = "Nothing was delivered. This is a defect of vitfit or of the runtime: please report it."
 
 
@@ -39,7 +39,7 @@ def export_files(delivery: Delivery, folder: Path) -> ParityReport:
     Raises: ParityFailure when a file disagrees with PyTorch, or with the file that was measured.
     """
     network, batch = delivery.network, delivery.pricing.report_place[1].batch
-    # the very files that were measured
+    # Copies of the measured files: a new export could differ from them.
     copy_onnx(delivery.verifier.file(network, delivery.name, batch), folder / MEASURED)
     copy_onnx(delivery.verifier.file(delivery.evaluation.network, "original", batch), folder / ORIGINAL)
     for other in {place[1].batch for place in delivery.pricing.measured_places} - {batch}:
@@ -55,8 +55,9 @@ def export_files(delivery: Delivery, folder: Path) -> ParityReport:
     parity = _parity(delivery, folder, batch)
     if not parity.passed:
         raise ParityFailure(
-            f"ONNX Runtime disagrees with PyTorch by {parity.free.max_relative:.2e} (allowed: 1e-3)"
-            f"{_disagreement(parity)}. {PLEASE_REPORT}",
+            f"The parity check of {MEASURED} failed. The outputs of ONNX Runtime and PyTorch differ by "
+            f"{parity.free.max_relative:.2e} of the largest output (allowed: 1e-3)."
+            f"{_disagreement(parity)} {PLEASE_REPORT}",
             parity=parity.to_json(),
         )
     return parity
@@ -68,7 +69,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _parity(delivery: Delivery, folder: Path, batch: int) -> ParityReport:
-    """Check the measured file. The other files must agree with it. Raises: ParityFailure when they do not."""
+    """Compare the measured file with PyTorch, and the other files with the measured file.
+
+    Returns: the comparison with PyTorch, which may have failed. Raises: ParityFailure when another file disagrees with
+    the measured file.
+    """
     network, data = delivery.network, delivery.evaluation.data
     images = data.take("test", PARITY_IMAGES, 0).images
     if network.rounding is not None:
@@ -80,14 +85,14 @@ def _parity(delivery: Delivery, folder: Path, batch: int) -> ParityReport:
         others = run_onnx(folder / name, images, together)
         if not _agree(network, images, answers, others) and not parity.flipped_sets:
             raise ParityFailure(
-                f"{name} disagrees with {MEASURED} on {len(images)} images. {PLEASE_REPORT}",
+                f"{name} and {MEASURED} give different outputs for the same {len(images)} images. {PLEASE_REPORT}",
                 parity=compare_outputs(answers, others).to_json(),
             )
     return parity
 
 
 def _agree(network: Network, images: Tensor, answers: Tensor, others: Tensor) -> bool:
-    """Whether the outputs of two files of one network agree."""
+    """Return whether the outputs of two files of the same network agree."""
     if network.rounding is None:
         return compare_outputs(answers, others).passed
     fp32 = network.exact().outputs(images)
@@ -99,9 +104,8 @@ def _disagreement(parity: ParityReport) -> str:
     found = parity.quantised
     if found is None:
         return ""
-    accuracies = f"accuracy {found.accuracy_file} and {found.accuracy_emulated}"
     return (
-        f", or the quantised file with its emulation: {found.same_answers:.3f} of {found.clear} clear answers are the "
-        f"same (at least {SAME_ANSWERS}; with given tokens {found.forced_same_answers}), {accuracies} "
-        f"(at most {ACCURACY} apart)"
+        f" The quantised file and its fake quantisation: {found.same_answers:.3f} of {found.clear} clear answers are "
+        f"the same (at least {SAME_ANSWERS} is required; with given tokens it is {found.forced_same_answers}). Their "
+        f"accuracies are {found.accuracy_file} and {found.accuracy_emulated} (they may differ by at most {ACCURACY})."
     )

@@ -1,4 +1,4 @@
-"""What the earlier stages of a job have found, and what the last stage delivers."""
+"""The results of the earlier stages of a job, which the last stage needs to deliver the network."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ from service.pipeline.verification import VERIFY, Evidence, Verdict, Verifier
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """The network that a job delivers, with everything that its files and its report need.
+    """The network that a job delivers, and all results that its files and its report need.
 
-    name: names the network's files in the job's folder. trials: all trials of the job.
+    name: prefix of the network's files in the job's `work` folder. trials: all trials of the job.
     """
 
     request: JobRequest
@@ -37,13 +37,13 @@ class Delivery:
 
     @property
     def plan(self) -> Plan:
-        """The plan by which the original was pruned to the delivered network."""
+        """The plan with which the original was pruned to the delivered network."""
         assert self.network.plan is not None
         return self.network.plan
 
     @property
     def guarantee(self) -> Guarantee:
-        """What the job promises about its budgets; `vitfit.report.Guarantee` has the definitions."""
+        """What the result guarantees about the budgets. `vitfit.report.Guarantee` defines the values."""
         if not self.verdict.met:
             return "none"
         places = [place for place in self.pricing.places if place is not None]
@@ -54,7 +54,8 @@ class Delivery:
     def evidence(self) -> Evidence:
         """Return the measurement that the report shows.
 
-        It is the one of the verification. If no budget limits latency, the file is measured now.
+        This is the first measurement of the verification. If the verification has measured no latency, the file is
+        measured now.
         """
         if self.verdict.evidence:
             return self.verdict.evidence[0]

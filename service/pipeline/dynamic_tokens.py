@@ -1,7 +1,8 @@
-"""The dynamic form of a network with selectors: its file, and what its number of tokens costs over images.
+"""Deliver the dynamic form of a network with token selectors, and describe its costs over images.
 
-Selectors are trained to keep a share of the tokens on average. Where a budget limits the mean or the 95th percentile over
-images, the threshold of the dynamic form is raised until it holds: first as predicted, then as measured.
+In the dynamic form, the number of tokens depends on the image. Token selectors are trained to keep a given share of the
+tokens on average. A budget may limit the mean or the 95th percentile of the latency over images. The job then raises
+the threshold of the dynamic form until the budget holds: first by prediction, and then by measurement.
 """
 
 import math
@@ -26,20 +27,23 @@ from service.pipeline.verification import Evidence
 FILE = "model.dynamic-tokens.onnx"
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 0.995, 0.999)
-"""0.5 is what the selectors were trained with."""
+"""The thresholds that are tried, in ascending order. The selectors were trained with 0.5."""
 OVER_IMAGES: tuple[Statistic, ...] = ("mean", "p95")
 PriceMs = Callable[[Sequence[Structure]], Sequence[float]]
-"""Milliseconds of each structure, all in one batch."""
+"""A function that returns the latency of each structure in ms."""
 
 
 def dynamic_latency(structures: Sequence[Structure], price: PriceMs) -> tuple[float, float]:
-    """Mean and p95, in ms, over images of which each runs through one of `structures`.
+    """Return the mean and the 95th percentile (p95) of the latency over images, in ms.
 
-    p95 is the nearest rank: the smallest latency that at least 95 % of the images do not exceed. Equal structures are
-    priced once. Raises: InvalidRequest without images.
+    p95 is the smallest latency that at least 95 % of the images do not exceed (nearest rank).
+
+    structures: one for each image; equal structures are priced only once. price: returns the latencies of structures.
+
+    Raises: InvalidRequest when there are no images.
     """
     if not structures:
-        raise InvalidRequest("The latency over images needs at least one image; there are none")
+        raise InvalidRequest("The latency over images needs at least one image, but there are none. Add images.")
     shares = Counter(structures)
     different = list(shares)
     priced = sorted(zip((float(ms) for ms in price(different)), (shares[s] for s in different), strict=True))
@@ -49,11 +53,11 @@ def dynamic_latency(structures: Sequence[Structure], price: PriceMs) -> tuple[fl
         left -= count
         if left <= 0:
             return mean, ms
-    raise AssertionError("the shares add up to all images")
+    raise AssertionError("unreachable: the counts add up to the number of images")
 
 
 def predicted_shares(network: TorchNetwork, pricing: Pricing, images: Tensor) -> dict[str, float]:
-    """Predicted cost over the limit of each budget over images, by label."""
+    """Return the predicted cost divided by the limit, for each budget over images, by the label of the budget."""
     assert network.plan is not None
     kept = kept_distribution(network, images)
     structures = [structure_of(network.plan, pricing.original, row) for row in kept.tolist()]
@@ -71,8 +75,13 @@ def _priced(structures: Sequence[Structure], pricing: Pricing, place: DeviceSett
 
 
 def with_threshold(network: TorchNetwork, pricing: Pricing, images: Tensor, above: float = 0.0) -> TorchNetwork:
-    """The network with the lowest threshold above `above` that is predicted within the budgets over images; the highest
-    there is when none is (the network itself, when it has that). images: of the calibration split."""
+    """Return the network with the lowest threshold above `above` whose predictions meet the budgets over images.
+
+    If no threshold meets them, the result has the highest threshold. If no threshold is above `above`, the result is
+    the network itself.
+
+    images: images of the calibration split.
+    """
     found = network
     for threshold in THRESHOLDS:
         if threshold > above:
@@ -91,10 +100,11 @@ def deliver_dynamic(
     unseen: Tensor,
     evidence: Sequence[Evidence] = (),
 ) -> DynamicTokens | None:
-    """Writes the dynamic form and describes it; None for a network without selectors.
+    """Write the dynamic form to `folder`, and return its description. Return None for a network without selectors.
 
-    images: for the distribution of tokens and the predicted latencies (calibration); unseen: for parity; evidence: what its
-    latency over images was measured to be.
+    images: calibration images for the number of kept tokens and the predicted latencies. unseen: test images for the
+    parity check. evidence: the measured latencies over images.
+
     Raises: ParityFailure when ONNX Runtime disagrees with PyTorch.
     """
     if not selectors_of(network.module):
@@ -104,8 +114,9 @@ def deliver_dynamic(
     parity = check_dynamic(network, folder / FILE, unseen)
     if not parity.passed:
         raise ParityFailure(
-            f"ONNX Runtime disagrees with PyTorch about {FILE} on {len(unseen)} images: by {parity.max_relative:.2e} "
-            f"(allowed: 1e-3), with other tokens in {parity.other_counts}. Nothing was delivered; please report it.",
+            f"The parity check of {FILE} failed on {len(unseen)} images. The outputs of ONNX Runtime and PyTorch "
+            f"differ by {parity.max_relative:.2e} of the largest output (allowed: 1e-3), and {parity.other_counts} "
+            "images keep another number of tokens. Nothing was delivered. Please report this defect.",
             parity=parity.to_json(),
         )
     kept = kept_distribution(network, images)
@@ -131,7 +142,7 @@ def deliver_dynamic(
 
 
 def _measured(found: Evidence) -> MeasuredOverImages:
-    """Return mean and p95 over images, with the ratio to the original's latency on the same image."""
+    """Return the measured mean and p95 over images, with the ratios to the original's latency on the same images."""
     row: dict[str, Any] = {"device": found.place[0], "setting": str(found.place[1])}
     for statistic in OVER_IMAGES:
         row[f"{statistic}_ms"] = bootstrap(found.candidate.round_medians, statistic).to_json()

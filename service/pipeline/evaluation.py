@@ -1,7 +1,4 @@
-"""A job's network and images, and what is computed from them once: dense outputs, statistics, ranking.
-
-Evaluating a policy is a function of these and the policy alone (service/pipeline/scoring.py), so it can run in any process.
-"""
+"""Open the original network and the images of a job."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +19,20 @@ from service.pipeline.precision import quantiser_of
 from service.pipeline.scoring import difference, right_answers
 
 CALIBRATION, SELECTION = 512, 512
-"""At most so many images: more costs time and changes little. The report sees the whole test split."""
+"""Upper limits on the numbers of images in the calibration split and the selection split.
+
+More images cost more time and change the result little. The report uses all images of the test split.
+"""
 NOISE = 128
-"""Images of noise in all: half for statistics, a quarter to select, a quarter to test."""
+"""Number of noise images for a job without a data set.
+
+Half of them are for calibration, a quarter for selection, and a quarter for the test.
+"""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A job's original network and its images. Everything is compared to `network`."""
+    """The original network of a job, and its images. All other networks of the job are compared with `network`."""
 
     network: Network
     data: Dataset
@@ -39,8 +42,10 @@ class Evaluation:
 
     @classmethod
     def open(cls, request: JobRequest, files: JobFiles, allowed: Sequence[Path] = ()) -> "Evaluation":
-        """Loads model and data; refuses what cannot be handled. Raises: the errors of open_model and open_data, and of
-        check_gates."""
+        """Load the model and the data.
+
+        Raises: the errors of `open_model`, `open_data` and `check_gates`.
+        """
         network = open_model(files.model).with_quantiser(quantiser_of(request))
         if files.dataset is None:
             data = noise_data(network.preprocessing, NOISE, request.seed)
@@ -58,7 +63,7 @@ class Evaluation:
 
     @property
     def classes(self) -> int:
-        """0: the network has no classifier."""
+        """Number of classes; 0 if the network has no classifier."""
         return self.network.structure.classes
 
     def agreement(self, dense: Tensor, pruned: Tensor) -> float:
@@ -69,23 +74,29 @@ class Evaluation:
 
 
 def check_gates(request: JobRequest, data: Dataset, classes: int) -> None:
-    """Raises: InvalidRequest when gates are to be trained and cannot be, or the other way round."""
+    """Check that the request trains gates if its method needs them, and only then.
+
+    Raises: InvalidRequest when it does not, or when gates cannot be trained with this model and data.
+    """
     epochs, needed = request.gates.epochs, method_named(request.method).training == "gates"
     if epochs and not needed:
         raise InvalidRequest(
-            f"gates.epochs is {epochs}, but method {request.method!r} has no gates. Set it to 0, or use method 'vtp'."
+            f"gates.epochs is {epochs}, but method {request.method!r} has no gates. "
+            "Set gates.epochs to 0, or use method 'vtp'."
         )
     if not needed:
         return
     if not epochs:
         raise InvalidRequest(
-            f"Method {request.method!r} ranks by gates that are trained first: set gates.epochs to 1 or more (it is 0)."
+            f"Method {request.method!r} has to train gates before the ranking, but gates.epochs is 0. "
+            "Set gates.epochs to 1 or more."
         )
     if not data.assessed:
         raise InvalidRequest(
-            f"Method {request.method!r} trains gates, which needs a data set; this job has none. Add one."
+            f"Method {request.method!r} trains gates. This needs a data set, but the job has none. Add a data set."
         )
     if not classes:
         raise InvalidRequest(
-            f"Method {request.method!r} trains gates, which needs a classifier; this model has none. Set num_classes."
+            f"Method {request.method!r} trains gates. This needs a classifier, but the model has none. "
+            "Set the model option num_classes."
         )

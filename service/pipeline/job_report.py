@@ -1,4 +1,4 @@
-"""Collect the report of a job: test scores, sizes, latencies, budgets, and the share of each axis."""
+"""Build the report of a job: scores on the test split, sizes, latencies, budgets, and the effect of each axis."""
 
 import importlib.metadata
 from pathlib import Path
@@ -95,7 +95,7 @@ def build_report(
 
 
 def short_form(report: Report) -> JobResult:
-    """Return what the job's address answers: the summary table, its notes, and the most important records."""
+    """Return the result that `GET /v1/jobs/ID` shows: the summary table, its notes, and the most important records."""
     return JobResult(
         rows=tuple(report_text.headline(report)),
         notes=tuple(report_text.notes(report)),
@@ -128,7 +128,7 @@ def _test_outputs(delivery: Delivery, file: Path, journal: Journal) -> tuple[Ten
 
 
 def _footprint(file: Path, place: DeviceSetting) -> Footprint | None:
-    """Return the footprint on this machine. An agent measures latencies only."""
+    """Return the footprint on this machine's CPU; None on another device, because only latency is measured there."""
     return footprint(file, place[1]) if place[0] == CPU else None
 
 
@@ -154,7 +154,7 @@ def _share_of_macs_fall(delivery: Delivery, latency_keep: float) -> float | None
 
 
 def _first_prediction(delivery: Delivery) -> float | None:
-    """Return the latency ratio that was predicted when the trial was proposed, before it was measured."""
+    """Return the latency ratio that was predicted before the trial was measured; None if nothing was predicted."""
     pricing = delivery.pricing
     for budget, place in zip(pricing.budgets.items, pricing.places, strict=True):
         if place != pricing.report_place:
@@ -199,16 +199,20 @@ def _parity_outcome(parity: ParityReport) -> ParityOutcome:
 def _remarks(delivery: Delivery) -> list[str]:
     remarks = []
     if delivery.network.structure.macs == delivery.evaluation.network.structure.macs:
-        quantised = "Quantised, the original" if delivery.network.rounding is not None else "The original"
-        remarks.append(f"{quantised} meets the budgets: it is delivered unpruned.")
+        original = "The quantised original" if delivery.network.rounding is not None else "The original"
+        remarks.append(f"{original} meets the budgets, so it is delivered unpruned.")
         if delivery.ranked.was_trained:
-            remarks.append("Its weights are those after the training of its gates.")
+            remarks.append("It has the weights after the training of its gates.")
     if delivery.request.finetune.epochs and not delivery.name.endswith("-finetuned"):
         remarks.append(
-            "Fine-tuning made the network worse on the selection split: the network before fine-tuning is delivered."
+            "Fine-tuning made the network worse on the selection split, so the network before fine-tuning is delivered."
         )
     if not delivery.evaluation.classes:
-        remarks.append("The model has no classifier: scores are agreement of its features with the original's.")
+        remarks.append(
+            "The model has no classifier. The scores show how well its features agree with those of the original."
+        )
     elif delivery.evaluation.data.assessed and delivery.evaluation.selection.labels is None:
-        remarks.append("No labels: scores are agreement with the original; accuracy is not assessed.")
+        remarks.append(
+            "The data set has no labels. The scores show the agreement with the original; accuracy is not assessed."
+        )
     return remarks

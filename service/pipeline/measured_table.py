@@ -1,4 +1,4 @@
-"""`vitfit measure MODEL --table FILE`: a device's latencies of one network, as a document that `POST /v1/devices` takes."""
+"""Measure a latency table of one network on this machine, for `vitfit measure MODEL --table FILE`."""
 
 import datetime
 import tempfile
@@ -17,9 +17,12 @@ from service.pipeline.verification import Verifier
 def measured_table(
     model: dict[str, Any], checkpoint: Path | None, name: str, threads: int, batch: int
 ) -> dict[str, Any]:
-    """Measures two dozen smaller forms of the model on this machine. model: the content of a model.json.
+    """Measure about 24 smaller forms of the model, and return the document that `POST /v1/devices` accepts.
 
-    Raises: VitfitError subclasses.
+    model: the content of a model.json. checkpoint: file or folder with the weights; None: timm provides them. name:
+    name of the device in the document. threads, batch: the setting.
+
+    Raises: a subclass of VitfitError.
     """
     place = {"device": "cpu", "setting": {"threads": threads, "batch": batch}}
     request = JobRequest.model_validate(

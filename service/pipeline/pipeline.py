@@ -1,7 +1,7 @@
-"""The story of a job: load, describe, rank, price, search, verify, fine-tune, export, report.
+"""Run a job: the stages validating, ranking, profiling, searching, verifying, finetuning, exporting and reporting.
 
-The one file that knows all four rooms. Everything that is slow is kept: trials in the journal, statistics, exported files
-and fine-tuning epochs in the job's `work` folder, latency tables in the shared folder. So an interrupted job goes on.
+Every slow result is stored, so that an interrupted job can continue. The journal holds the trials. The job's `work`
+folder holds statistics, exported files and epochs of fine-tuning. All jobs share a folder with the latency tables.
 """
 
 import time
@@ -42,10 +42,11 @@ from service.pipeline.trials import Trials
 from service.pipeline.verification import Verifier
 
 FINETUNED_VERIFICATIONS = 3
+"""Upper limit on the number of times that the fine-tuned network is measured."""
 TIMED_IMAGES = 64
-"""Number of images over which the mean and p95 latency are taken."""
+"""Number of images for the mean and the 95th percentile of the latency over images."""
 FINETUNE_IMAGES, FINETUNE_BYTES = 50_000, 4 * 2**30
-"""Upper limits on the images of a training, and on the bytes of memory that they take."""
+"""Upper limits for a training: the number of its images, and the memory in bytes that they take."""
 
 
 def run(
@@ -57,22 +58,23 @@ def run(
     allowed: Sequence[Path] = (),
     cluster: str | None = None,
 ) -> JobResult:
-    """Takes one job from its files to its artifacts.
+    """Run one job, and write its artifacts.
 
-    deliver: the number of a finished trial to deliver instead of the best. allowed: folders that a data set may name by
-    path. cluster: the address of a Ray cluster for the trials; None: they run in this process.
+    deliver: number of the finished trial to deliver; None: the job searches, and delivers the best trial. allowed:
+    folders below which a data set may be named by its path. cluster: address of the Ray cluster that runs the trials;
+    None: this process runs them.
 
-    Raises: VitfitError subclasses; ImpossibleBudget names the best reachable value or how near the job came.
+    Raises: a subclass of VitfitError. ImpossibleBudget names the best reachable value, or says how near the job came.
     """
     for folder in (files.work, files.artifacts):
         folder.mkdir(parents=True, exist_ok=True)
-    with paced(working):  # other jobs of this machine measure undisturbed
+    with paced(working):  # waits while another process on this machine holds the machine lock to measure
         return Job(request, files, journal, time.monotonic()).run(deliver, allowed, cluster)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What each stage is given beside the results of the stages before it. started: on the monotonic clock, in seconds."""
+    """The arguments of all stages. started: start of the job on the monotonic clock, in seconds."""
 
     request: JobRequest
     files: JobFiles
@@ -80,7 +82,7 @@ class Job:
     started: float
 
     def run(self, deliver: int | None, allowed: Sequence[Path], address: str | None) -> JobResult:
-        """The stages in their order."""
+        """Run all stages in their order."""
         evaluation = self.open(allowed)
         pricing = Pricing(self.request, evaluation.network.structure)
         verifier = Verifier(evaluation.network, pricing, self.files.work, self.request.seed)
@@ -99,7 +101,7 @@ class Job:
         return self.deliver(chosen, ranked, pricing, verifier, trials.rows)
 
     def open(self, allowed: Sequence[Path]) -> Evaluation:
-        """Loads model and data, and refuses what cannot be done."""
+        """Load the model and the data, and check that the job is possible. Raises: a subclass of VitfitError."""
         self.journal.stage("validating")
         check_precisions(self.request)
         evaluation = Evaluation.open(self.request, self.files, allowed)
@@ -112,7 +114,7 @@ class Job:
         return rank_network(evaluation, self.request, self.files.work, trained, self.journal.check)
 
     def _train_gates(self, evaluation: Evaluation) -> Network:
-        """The original with the gates that VTP ranks by; it is then pruned in the original's place."""
+        """Train gates in the original, and return it. VTP ranks by these gates, and prunes this trained original."""
         wanted = self.request.gates
         recipe = GateRecipe(
             wanted.epochs, wanted.l1, wanted.learning_rate, wanted.gate_learning_rate, wanted.batch, self.request.seed
@@ -137,7 +139,7 @@ class Job:
 
     @contextmanager
     def executor(self, ranked: Ranked, cluster: Cluster | None) -> Iterator[Executor]:
-        """Where trials are evaluated: on the cluster, if there is one, or in this process."""
+        """Provide the executor of the trials. It is on the cluster if there is one, and otherwise in this process."""
         if cluster is None:
             yield LocalExecutor(ranked.scorer(self.request.recovery))
             return
@@ -146,7 +148,13 @@ class Job:
             yield executor
 
     def finetune(self, chosen: Candidate, ranked: Ranked, pricing: Pricing, verifier: Verifier) -> Candidate:
-        """Trains the chosen network and measures the result. Where training made it worse, the network stays as it was."""
+        """Fine-tune the chosen network and measure the result.
+
+        If fine-tuning makes the network worse, return the network from before it. A network with selectors is never
+        returned untrained.
+
+        Raises: ImpossibleBudget when no measurement of the fine-tuned network meets all budgets.
+        """
         wanted, evaluation = self.request.finetune, ranked.evaluation
         if not wanted.epochs:
             return chosen
@@ -160,7 +168,8 @@ class Job:
         name, images = f"{chosen.name}-finetuned", self._images_to_time(network, evaluation)
         if images is not None:
             network = with_threshold(of_known_family(network, "the dynamic form"), pricing, images)
-        for _ in range(FINETUNED_VERIFICATIONS):  # this structure has met the budgets: only noise speaks against it
+        # The same structure has already met the budgets. A measurement above a limit is therefore noise, and is repeated.
+        for _ in range(FINETUNED_VERIFICATIONS):
             verdict = verifier.judge(name, network, images)
             if verdict.met or not chosen.verdict.met:
                 return Candidate(name, chosen.trial, network, verdict)
@@ -168,13 +177,17 @@ class Job:
                 known = of_known_family(network, "the dynamic form")
                 network = with_threshold(known, pricing, images, above=known.threshold)
         raise ImpossibleBudget(
-            f"After fine-tuning the file was measured {FINETUNED_VERIFICATIONS} times, last at {verdict.fullest:.3f} of the "
-            "fullest budget. Measure on a quieter machine.",
+            f"The fine-tuned file was measured {FINETUNED_VERIFICATIONS} times, and never met all budgets. The last "
+            f"measurement used {verdict.fullest:.3f} of the fullest budget; at most 1 is allowed. Run the job on a "
+            "quieter machine.",
             nearest=verdict.fullest,
         )
 
     def _images_to_time(self, network: Network, evaluation: Evaluation) -> Tensor | None:
-        """The images on which the dynamic form is priced and measured, where there is one and a budget limits it."""
+        """Return the images on which the dynamic form is priced and measured.
+
+        Return None if the network has no dynamic form, or if no budget limits the latency over images.
+        """
         limited = selectors_of(network.module) and any(budget.over_images for budget in self.request.budgets)
         return evaluation.calibration.images[:TIMED_IMAGES] if limited else None
 

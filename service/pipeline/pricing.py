@@ -1,4 +1,4 @@
-"""A job's budgets as one pricing function: which device prices what, and what a verification teaches it."""
+"""Price structures under all budgets of a job, and correct these prices by what the verification has measured."""
 
 from collections.abc import Sequence
 
@@ -17,16 +17,23 @@ from search.ranking import Array
 from service.jobs.job_request import BudgetRequest, JobRequest
 
 SAFETY = 0.012
-"""A measured budget is aimed at this far below its limit: the upper end of the measured interval must be within."""
+"""Safety margin of a measured budget, as a share of its limit.
+
+The search decodes to the limit minus this margin, because the upper end of the measured interval must be within the
+limit.
+"""
 MOST_SAFETY = 0.1
-"""However wide the intervals: a noisier measurement calls for another one, not for a smaller network."""
+"""Upper limit on the safety margin. If the noise is larger, a new measurement helps, and a smaller network does not."""
 DeviceSetting = tuple[str, Setting]
-"""Where a latency holds: device and setting."""
+"""The device and the setting to which a latency belongs."""
 SizeKey = tuple[Quantity, Setting]
 
 
 def place_of(request: BudgetRequest) -> DeviceSetting:
-    """Raises: UnknownName; InvalidRequest for threads that a profile does not describe."""
+    """Return the device and the complete setting of a budget.
+
+    Raises: UnknownName; InvalidRequest when a profile does not describe this number of threads.
+    """
     check_device(request.device)
     if is_reachable(request.device):
         provider = CUDA_PROVIDER if request.device.startswith(CUDA) else CPU_PROVIDER
@@ -36,7 +43,8 @@ def place_of(request: BudgetRequest) -> DeviceSetting:
     described = describe_device(request.device)
     if request.setting.threads != described["threads"]:
         raise InvalidRequest(
-            f"Profile {request.device!r} is for {described['threads']} thread, not {request.setting.threads}.",
+            f"The profile {request.device!r} does not describe {request.setting.threads} threads. "
+            f"Set threads to {described['threads']}.",
             threads=request.setting.threads,
             allowed=[described["threads"]],
         )
@@ -44,11 +52,14 @@ def place_of(request: BudgetRequest) -> DeviceSetting:
 
 
 def _where(request: BudgetRequest) -> DeviceSetting | None:
-    """Raises: UnknownName; InvalidRequest for memory on another device than this machine's CPU."""
+    """Return the device and setting of a latency or memory budget; None for other budgets.
+
+    Raises: UnknownName; InvalidRequest when a memory budget names another device than this machine's CPU.
+    """
     quantity = quantity_of(request.metric)
     if quantity == "memory" and request.device != CPU:
         raise InvalidRequest(
-            f"Memory is measured on {CPU} only, not on {request.device}: leave device out.",
+            f"Memory can be measured on {CPU} only, not on {request.device}. Leave out device.",
             device=request.device,
             allowed=[CPU],
         )
@@ -56,7 +67,10 @@ def _where(request: BudgetRequest) -> DeviceSetting | None:
 
 
 class Pricing:
-    """Prices structures under all budgets of a job. Grows by corrections, which replace the pricer of a place."""
+    """Prices structures under all budgets of a job.
+
+    A correction replaces the pricer of one place. A place is a device with a setting.
+    """
 
     def __init__(self, request: JobRequest, original: Structure) -> None:
         self.original = original
@@ -66,7 +80,7 @@ class Pricing:
         quantities = [budget.quantity for budget in self.budgets.items]
         self.places = [where if q == "latency" else None for where, q in zip(wheres, quantities, strict=True)]
         self.measured_places = list(dict.fromkeys(p for p in self.places if p is not None and is_reachable(p[0])))
-        """Where files can be measured; the first is where the report measures too."""
+        """The places where files can be measured. The report measures at the first of them."""
         self._size_keys = [self._size_key(q, where) for q, where in zip(quantities, wheres, strict=True)]
         self._lines: dict[SizeKey, SizeLine] = {}
         self._pricers: dict[DeviceSetting, Pricer] = {}
@@ -77,12 +91,12 @@ class Pricing:
 
     @property
     def report_place(self) -> DeviceSetting:
-        """Where the report's latencies are taken, also when no budget asks for any."""
+        """The place where the report's latencies are measured, even if no budget limits the latency."""
         return (*self.measured_places, (CPU, Setting(runtime=runtime_version())))[0]
 
     @property
     def size_keys(self) -> list[SizeKey]:
-        """What has to be weighed, in which setting."""
+        """The sizes that budgets limit: file size or memory, each with its setting."""
         return list(dict.fromkeys(key for key in self._size_keys if key is not None))
 
     def set_line(self, key: SizeKey, line: SizeLine) -> None:
@@ -104,8 +118,10 @@ class Pricing:
         return pricer.table if isinstance(pricer, TablePricer) else None
 
     def correct(self, place: DeviceSetting, samples: Sequence[Sample], original_ms: float) -> None:
-        """What was measured overrules what was predicted, from the next price on; on a noisy machine, where intervals
-        are wide, the aim moves down."""
+        """Correct the predictions by measured latencies. Later prices use the corrected predictions.
+
+        On a noisy machine, where the intervals are wide, the safety margin grows.
+        """
         for sample in samples:
             noise = sample.ratio.high / sample.ratio.value - 1
             self.safety = max(self.safety, min(MOST_SAFETY, 1.1 * noise + 0.002))
@@ -114,17 +130,23 @@ class Pricing:
             self.set_table(place, table.corrected(samples, original_ms))
 
     def aim_lower(self) -> None:
-        """After a candidate that was measured above a limit."""
+        """Increase the safety margin. Called after a candidate was measured above a limit."""
         self.safety += SAFETY / 3
 
     def impossible(self, costs: Sequence[float]) -> ImpossibleBudget:
-        """The error for the lowest predicted costs, safety margin included."""
+        """Return the error for a job that cannot meet its budgets.
+
+        costs: the lowest predicted costs. The values in the error include the safety margin.
+        """
         aims = zip(costs, self.aims.items, self.budgets.items, strict=True)
         return self.budgets.impossible([cost * budget.limit / aim.limit for cost, aim, budget in aims])
 
     @property
     def aims(self) -> Budgets:
-        """The budgets that the search decodes onto: a little below those that measurement must confirm."""
+        """The targets of the budgets, to which the search decodes.
+
+        The target of a measured budget is its limit minus the safety margin. Every other target is the limit itself.
+        """
         aims = []
         for budget, place in zip(self.budgets.items, self.places, strict=True):
             measured = budget.quantity in QUANTITIES or place in self.measured_places
@@ -133,7 +155,10 @@ class Pricing:
         return Budgets(tuple(aims))
 
     def price(self, structures: Sequence[Structure]) -> Array:
-        """Costs (S, B) in the budgets' units. A profile counts with the upper end of its interval."""
+        """Return the costs (S, B) of S structures under B budgets, in the units of the budgets.
+
+        For a profile, the cost is the upper end of the predicted interval.
+        """
         return np.stack([self._column(i, structures) for i in range(len(self.requests))], axis=1)
 
     def _column(self, number: int, structures: Sequence[Structure]) -> Array:
@@ -148,12 +173,12 @@ class Pricing:
         return costs / whole if budget.is_keep else costs
 
     def upper_ms(self, place: DeviceSetting, structures: Sequence[Structure]) -> Array:
-        """Predicted ms; for a device that cannot be measured, the upper end."""
+        """Return the predicted latencies in ms; for a device that cannot be measured, the upper ends of the intervals."""
         prediction = self._pricers[place].price(structures)
         return prediction.ms if place in self.measured_places else prediction.ms + prediction.half_width_ms
 
     def predicted_keep(self, place: DeviceSetting, structure: Structure) -> float | None:
-        """Predicted latency over the original's; None where nothing prices."""
+        """Return the predicted latency divided by the original's; None if the place has no pricer."""
         if place not in self._pricers:
             return None
         ms = self._pricers[place].price([structure, self.original]).ms

@@ -1,4 +1,4 @@
-"""Fits the latency table of a job's network: two dozen random plans of it, exported and measured in one interleaved run."""
+"""Fit the latency table of a job's network: export about 24 random plans, and measure them interleaved in one run."""
 
 import json
 from collections.abc import Sequence
@@ -24,9 +24,10 @@ def profile(
     work: Path,
     precisions: Sequence[Precision] = ("fp32",),
 ) -> None:
-    """Every measured place gets its table: the job's own from an earlier attempt, the stored one, or one fitted now.
+    """Set the latency table of every measured place, and the size line of every limited size.
 
-    Probes are measured once in fp32, which the original has, and once in each other precision of the job.
+    A table comes from an earlier attempt of the job, or else from the shared folder. If neither has it, it is fitted
+    now. The probes are measured in fp32, like the original, and then in each other precision of the job.
     """
     tables.mkdir(parents=True, exist_ok=True)
     for place in pricing.measured_places:
@@ -42,12 +43,15 @@ def profile(
         pricing.set_table(place, table)
     for size_key in pricing.size_keys:
         pricing.set_line(size_key, weigh(size_key, network, verifier, work))
-    for file in work.glob("probe*.onnx*"):  # places of one batch size share them
+    for file in work.glob("probe*.onnx*"):  # deleted only now, because places with the same batch size share them
         file.unlink()
 
 
 def weigh(key: SizeKey, network: Network, verifier: Verifier, work: Path) -> SizeLine:
-    """The original and one small probe; an earlier attempt's, where there was one."""
+    """Return the size line through the original and one small probe.
+
+    The line of an earlier attempt is reused if there is one.
+    """
     quantity, setting = key
     stored = work / f"{quantity}-{setting.key}.json"
     if stored.exists():
@@ -64,7 +68,7 @@ def weigh(key: SizeKey, network: Network, verifier: Verifier, work: Path) -> Siz
 
 
 def fit(place: DeviceSetting, network: Network, verifier: Verifier) -> Table:
-    """Measures the probes in fp32."""
+    """Measure the probes in fp32, and return the fitted latency table."""
     samples, original_ms = measure_probes(place, network, verifier, "fp32")
     samples = [Sample(network.structure, Interval(1.0, 1.0, 1.0)), *samples]
     return Table(place[0], machine_of(place[0]), place[1], network.structure, original_ms, tuple(samples))
@@ -73,10 +77,13 @@ def fit(place: DeviceSetting, network: Network, verifier: Verifier) -> Table:
 def measure_probes(
     place: DeviceSetting, network: Network, verifier: Verifier, precision: Precision
 ) -> tuple[list[Sample], float]:
-    """And the original's ms beside them. The weights do not matter for time, so nothing is ranked or recovered."""
+    """Measure the probes, and return their samples and the original's latency in ms.
+
+    The weights do not change the latency, so nothing is ranked or recovered.
+    """
     probes = []
     for number, plan in enumerate(probe_plans(network.structure, precision=precision)):
-        pruned = network.pruned(plan, None)  # one at a time in memory
+        pruned = network.pruned(plan, None)  # the next turn replaces it, so memory holds only one pruned network
         name = f"probe{number}" if precision == "fp32" else f"probe{number}-{precision}"
         probes.append((pruned.structure, verifier.file(pruned, name, place[1].batch)))
     evidence = verifier.measure_files([file for _, file in probes], place, PROFILE)

@@ -1,4 +1,4 @@
-"""What a job computes once before it searches: statistics, the ranking's policy space, and the original's outputs."""
+"""Compute what a job needs once before its search: statistics, ranking, space, and the outputs of the original."""
 
 import json
 from collections.abc import Callable
@@ -33,10 +33,10 @@ from service.pipeline.scoring import Answers, Scorer
 
 @dataclass(frozen=True)
 class Ranked:
-    """A job's network with the statistics and the policy space that were found on its calibration split.
+    """The network of a job, with the statistics and the space that were computed on the calibration split.
 
-    source: what is pruned, the original or, where the method trains it first (VTP's gates), the trained original.
-    dense: outputs of the original on the selection split, (n, C).
+    source: the network that is pruned. This is the original. If the method trains it first (the gates of VTP), it is
+    the trained original. dense: outputs of the original on the selection split, (n, C).
     """
 
     evaluation: Evaluation
@@ -47,12 +47,12 @@ class Ranked:
 
     @property
     def was_trained(self) -> bool:
-        """Whether the original was trained before it is pruned."""
+        """Whether the original was trained before the pruning."""
         return self.source is not self.evaluation.network
 
     @property
     def answers(self) -> Answers:
-        """The selection split, and what the original says to it."""
+        """The selection split, and the outputs of the original for its images."""
         selection = self.evaluation.selection
         return Answers(selection.images, selection.labels, self.dense, self.evaluation.classes)
 
@@ -60,7 +60,11 @@ class Ranked:
         return self.source.pruned(plan, self.statistics if recovery else None)
 
     def final(self, plan: Plan, recovery: bool) -> Network:
-        """The network in its final form: pruned, recovered and, if the selection score improves, recovered in sequence."""
+        """Prune the network to its final form, and return it.
+
+        The network is recovered if `recovery` is set. Sequential recovery follows if it improves the score on the
+        selection split.
+        """
         network = self.prune(plan, recovery)
         if not recovery or not network.recovers_in_sequence:
             return network
@@ -68,7 +72,10 @@ class Ranked:
         return again if better(self.score_of(again), self.score_of(network)) else network
 
     def scorer(self, recovery: bool, device: str = "cpu") -> Scorer:
-        """Scores policies, in this process or in another. device: where torch runs the selection images."""
+        """Return a scorer of policies, which can run in this process or in another one.
+
+        device: the torch device that runs the selection images.
+        """
         return Scorer(self.source, self.statistics if recovery else None, self.space, self.answers, device)
 
     def score_of(self, network: Network) -> Score:
@@ -82,9 +89,12 @@ def rank_network(
     trained: Network | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Ranked:
-    """Takes statistics and ranks. Slow parts are kept in `work` for a resumed job.
+    """Compute statistics and ranking, and return them with the space and the outputs of the original.
 
-    trained: the original trained on, to be pruned in its place. check may raise to stop.
+    Slow results are stored in `work`, so that a resumed job can reuse them.
+
+    trained: the trained original, which is pruned instead of the original; None if the method trains nothing before the
+    ranking. check: called often; it raises when the job has to stop.
     """
     source = evaluation.network if trained is None else trained
     method = method_for(request.method, request.keep_spatial)
@@ -126,7 +136,10 @@ def _quantisation_order(
 
 
 def reachable_target(network: Network, target: str) -> Structure:
-    """The shape of a job's target. Raises: InvalidRequest with each reason why it cannot be reached by pruning."""
+    """Return the structure of a job's target.
+
+    Raises: InvalidRequest, which lists each reason why pruning cannot reach the target.
+    """
     shape = target_structure(network, target)
     check_reachable(network.structure, shape)
     check_same_design(network, target)
@@ -134,11 +147,11 @@ def reachable_target(network: Network, target: str) -> Structure:
 
 
 def target_space(network: Network, ranking: Ranking, target: str) -> TargetSpace:
-    """The space of a job with a target shape. Raises: InvalidRequest when it cannot be reached."""
+    """Return the space of a job with a target. Raises: InvalidRequest when pruning cannot reach the target."""
     shape = reachable_target(network, target)
     return TargetSpace(network.structure, regular_plan(network.structure, ranking.blocks, ranking.embed, shape))
 
 
 def better(one: Score, other: Score) -> bool:
-    """True if `one` agrees more with the dense network than `other`, and is at least as accurate."""
+    """Return True if `one` agrees better with the original than `other` does, and is at least as accurate."""
     return one.agreement > other.agreement and (one.accuracy or 0.0) >= (other.accuracy or 0.0)

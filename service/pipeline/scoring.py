@@ -1,4 +1,7 @@
-"""How a policy gets its score. What that needs of a job, and nothing else, so that it can be sent to another process."""
+"""Score policies on the selection split.
+
+A score depends only on a `Scorer` and on the policy. A `Scorer` can therefore be sent to another process.
+"""
 
 from dataclasses import dataclass
 
@@ -17,13 +20,16 @@ from search.spaces.space import Space
 
 @dataclass(frozen=True)
 class Answers:
-    """The images of the selection split, their labels (None: without), and what the original says to them."""
+    """The images of the selection split, their labels (None if there are none), and the outputs of the original.
+
+    dense: the outputs of the original, (n, C).
+    """
 
     images: Tensor
     labels: Tensor | None
     dense: Tensor
     classes: int
-    """0: the network has no classifier."""
+    """Number of classes; 0 if the network has no classifier."""
 
     def score(self, network: Network) -> Score:
         outputs = network.outputs(self.images)
@@ -33,7 +39,7 @@ class Answers:
         return Score(distance, None if right is None else right / len(outputs), same)
 
     def dense_score(self) -> Score:
-        """What the original gets."""
+        """Return the score of the original."""
         right = self.correct(self.dense)
         return Score(0.0, None if right is None else right / len(self.dense))
 
@@ -43,17 +49,17 @@ class Answers:
 
 @dataclass(frozen=True)
 class Scorer:
-    """statistics: for recovery; None: without."""
+    """A function from policy to score. statistics: for recovery; None: the networks are not recovered."""
 
     source: Network
     statistics: Statistics | None
     space: Space
     answers: Answers
     device: str = "cpu"
-    """Of torch, where the selection images run."""
+    """The torch device that runs the selection images."""
 
     def __call__(self, policy: Policy) -> Score:
-        """Prunes physically, recovers, and runs the selection images."""
+        """Prune the network physically, recover it, run the selection images, and return the score."""
         with pace.step():
             network = self.prune(without_selectors(self.space.plan(policy)))
             network.module.to(self.device)
@@ -64,10 +70,14 @@ class Scorer:
 
 
 def difference(dense: Tensor, pruned: Tensor, classes: int) -> float:
-    """0 is perfect, the others are less. By KL of the classes, or by distance of the features."""
+    """Return how well the outputs of two networks agree. 0 is perfect, and all other values are below 0.
+
+    With a classifier, this is minus the KL divergence of the class probabilities. Without one, it is minus the relative
+    squared distance of the features.
+    """
     return agreement(dense, pruned) if classes else feature_agreement(dense, pruned)
 
 
 def right_answers(outputs: Tensor, labels: Tensor | None, classes: int) -> int | None:
-    """Images that get their label; None without labels or without classes."""
+    """Return the number of correctly classified images; None if there are no labels or no classes."""
     return None if labels is None or not classes else correct(outputs, labels)

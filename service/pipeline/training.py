@@ -1,4 +1,4 @@
-"""How the network that a search chose is trained: plain fine-tuning, or what its method brings before it."""
+"""Train the network that the search has chosen: fine-tune it, and first train the selectors if its method has them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,30 +15,48 @@ from service.pipeline.evaluation import Evaluation
 from service.pipeline.ranked import Ranked
 
 SELECTOR_RATE = 60.0
-"""Learning rate of selectors, which are new, over the request's; the backbone then learns at a little more than half of the request's."""
+"""Learning rate of the token selectors, divided by the requested learning rate.
+
+Selectors are new, so they need a high rate. Meanwhile the other layers learn with a little more than half of the
+requested rate.
+"""
 
 AfterEpoch = Callable[[int, float], None]
+"""A function that is called with the epoch and its loss after each epoch. It raises when the job has to stop."""
 
 
 def check_training(request: JobRequest, evaluation: Evaluation) -> None:
-    """Raises: InvalidRequest when the job's training cannot be done, or when the method needs one that is not asked for."""
+    """Check the requested training.
+
+    Raises: InvalidRequest when it is not possible with this model and data, or when the method needs a training that
+    the request does not ask for.
+    """
     method, epochs = method_named(request.method), request.finetune.epochs
     selectors = method.training == "selectors"
     if selectors and not evaluation.data.assessed:
-        raise InvalidRequest(f"Method {method.name!r} trains token selectors on images: give the job a data set.")
+        raise InvalidRequest(
+            f"Method {method.name!r} trains token selectors. This needs a data set, but the job has none. "
+            "Add a data set."
+        )
     if selectors and not evaluation.classes:
-        raise InvalidRequest(f"Method {method.name!r} needs a classifier; this model has none. Set num_classes.")
+        raise InvalidRequest(
+            f"Method {method.name!r} needs a classifier, but the model has none. Set the model option num_classes."
+        )
     if selectors and not epochs:
         raise InvalidRequest(
-            f"Method {method.name!r} trains its token selectors: set finetune.epochs to at least 1, not 0.",
+            f"Method {method.name!r} trains token selectors, but finetune.epochs is 0. "
+            "Set finetune.epochs to 1 or more.",
             field="finetune.epochs",
             value=0,
         )
     if epochs and not evaluation.data.assessed:
-        raise InvalidRequest("Fine-tuning needs a data set; this job has none. Add one, or set finetune.epochs to 0.")
+        raise InvalidRequest(
+            "Fine-tuning needs a data set, but the job has none. Add a data set, or set finetune.epochs to 0."
+        )
     if epochs and not evaluation.classes:
         raise InvalidRequest(
-            "Fine-tuning needs a classifier; this model has none. Set num_classes, or finetune.epochs to 0."
+            "Fine-tuning needs a classifier, but the model has none. "
+            "Set the model option num_classes, or set finetune.epochs to 0."
         )
     if epochs:
         check_cutmix(request.finetune.cutmix, labelled=evaluation.calibration.labels is not None)
@@ -52,7 +70,10 @@ def train(
     checkpoint: Path,
     after_epoch: AfterEpoch,
 ) -> Network:
-    """The trained network. Finished epochs are kept in, and beside, `checkpoint`; after_epoch may raise to stop."""
+    """Train the network, and return it.
+
+    Finished epochs are stored in `checkpoint` and in a file beside it, so that a resumed job can continue.
+    """
     wanted = request.finetune
     if method_named(request.method).training != "selectors":
         recipe = _recipe(wanted, wanted.epochs, wanted.learning_rate, request.seed)
@@ -68,14 +89,17 @@ def _with_selectors(
     checkpoint: Path,
     after_epoch: AfterEpoch,
 ) -> Network:
-    """Similar stages are merged, selectors are trained for the first half of the epochs (the longer one), and the network
-    as it will be delivered, with the best tokens of each image, for the rest."""
+    """Merge similar stages, train the selectors, fine-tune the network, and return it.
+
+    The selectors are trained for half of the epochs, rounded up. In the other epochs, the network is fine-tuned in the
+    form that is delivered, which keeps the best tokens of each image.
+    """
     wanted, teacher = request.finetune, ranked.evaluation.network
     assert network.plan is not None
     merged = merge_stages(network.plan)
     if merged != network.plan:
         network = ranked.prune(merged, request.recovery)
-    if not network.reductions():  # the budget was met without removing any token
+    if not network.reductions():  # the plan meets the budgets without token reduction, so there are no selectors
         recipe = _recipe(wanted, wanted.epochs, wanted.learning_rate, request.seed)
         return finetune(network, teacher, data, recipe, checkpoint, after_epoch)
     rest = wanted.epochs // 2

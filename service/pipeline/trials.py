@@ -1,4 +1,4 @@
-"""The trials of a job: the search over its policy space, recorded in the journal as it goes."""
+"""The trials of a job. The search tries policies of its space, and records each trial in the journal at once."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from service.pipeline.ranked import Ranked
 
 
 class Trials:
-    """`rows` are the trials so far, those of earlier attempts included. executor: where new ones are evaluated."""
+    """The trials of a job. `rows` holds all finished trials, including those of earlier attempts."""
 
     def __init__(
         self,
@@ -27,13 +27,20 @@ class Trials:
         journal: Journal,
         started: float,
     ) -> None:
-        """started: when the job began, on the monotonic clock, in seconds."""
+        """Read the finished trials from the journal.
+
+        executor: evaluates new trials. started: start of the job on the monotonic clock, in seconds.
+        """
         self._request, self._ranked, self._pricing = request, ranked, pricing
         self._executor, self._journal, self._started = executor, journal, started
         self.rows = [Trial.from_json(row) for row in journal.trials()]
 
     def search(self) -> None:
-        """Evaluates trials on the predicted budgets. Raises: ImpossibleBudget before any is evaluated."""
+        """Search for the best policies within the predicted budgets.
+
+        Raises: ImpossibleBudget before the first trial when no policy meets the budgets, or after the last trial when
+        every trial lost more than the request allows.
+        """
         self._journal.stage("searching")
         costs = self._least_costs()
         if not self._pricing.aims.met(costs):
@@ -42,29 +49,31 @@ class Trials:
         self._check_loss(best(self.rows)[0])
 
     def numbered(self, number: int) -> Trial:
-        """Raises: InvalidRequest when there is no such trial."""
+        """Return the trial with this number. Raises: InvalidRequest when it does not exist."""
         for trial in self.rows:
             if trial.number == number:
                 return trial
-        raise InvalidRequest(f"There is no trial {number}; trials are 0 to {len(self.rows) - 1}.")
+        raise InvalidRequest(f"The job has no trial {number}. Choose a number from 0 to {len(self.rows) - 1}.")
 
     def finalists(self, count: int, final_score: Callable[[Policy], Score]) -> list[Trial]:
-        """The `count` best trials, ordered by what they score in their final form."""
+        """Return the `count` best trials, ordered by the score of their final form."""
         return self._search().finalists(self.rows, count, final_score)
 
     def rescored(self, trial: Trial, score: Score) -> Trial:
-        """The same trial with the score of its final form."""
+        """Return the same trial with the score of its final form."""
         return self._search().rescored(trial, score)
 
     def decoded_again(self, trial: Trial, measured: set[int]) -> Trial | None:
-        """The trial's direction under corrected prices; None when that gives nothing new.
+        """Decode the trial's direction again under the corrected prices, and return the trial with the new policy.
+
+        Return None if this gives only a structure that was measured already.
 
         measured: numbers of the trials that were measured.
         """
         search, space = self._search(), self._ranked.space
         try:
             policy = search.decoded(trial.direction)
-        except ImpossibleBudget:  # the target has moved below what can be reached
+        except ImpossibleBudget:  # no policy on this direction reaches the corrected targets
             return None
         key = space.sketch(policy).key
         known = next((t for t in self.rows if t.structure_key == key), None)
@@ -90,16 +99,16 @@ class Trials:
         return LowestCost(self._ranked.answers.dense_score(), self._request.max_loss, tuple(self._least_costs()))
 
     def _least_costs(self) -> list[float]:
-        """The costs of the smallest network, one for each budget."""
+        """Return the costs of the smallest network, one for each budget."""
         space = self._ranked.space
         smallest = space.along([1.0] * len(space.dimensions), 2)
         return [float(cost) for cost in self._pricing.price([space.sketch(smallest)])[0]]
 
     def _check_loss(self, trial: Trial) -> None:
-        """Raises: ImpossibleBudget when every trial gave up more than the request allows."""
+        """Check that the best trial is allowed. Raises: ImpossibleBudget when every trial lost more than max_loss."""
         if not trial.allowed:
             raise ImpossibleBudget(
-                f"None of {len(self.rows)} trials lost at most {self._request.max_loss:g}. "
+                f"All {len(self.rows)} trials lost more than max_loss, which is {self._request.max_loss:g}. "
                 "Allow a larger max_loss, more trials, or a larger budget.",
                 max_loss=self._request.max_loss,
             )

@@ -1,8 +1,11 @@
-"""Validation that needs torch: `python -m service.pipeline.validate_job`. One JSON object on stdin, one on stdout, exit status 0.
+"""Validate a model, a data set or a job: `python -m service.pipeline.validate_job`.
 
-{"model": DIR}                                        -> what the model is, or why it is refused
-{"dataset": DIR, "allowed": [ROOT...]}                -> what the data are, as far as that needs no model
-{"job": {...}, "model": DIR, "dataset": DIR or null, "allowed": [...]} -> both, together with the request
+Validation needs torch, so it runs in a separate process. The process reads one JSON object from stdin, writes one JSON
+object to stdout, and ends with exit status 0. The answer is a description, or the reason why the input is rejected.
+
+{"model": DIR}                                        -> the description of the model
+{"dataset": DIR, "allowed": [ROOT...]}                -> the description of the data, as far as it needs no model
+{"job": {...}, "model": DIR, "dataset": DIR or null, "allowed": [...]} -> both descriptions, after a check of the job
 """
 
 import contextlib
@@ -31,7 +34,8 @@ from service.pipeline.precision import check_precisions
 
 def main() -> None:
     request = json.load(sys.stdin)
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # libraries may print; stdout is the answer
+    # stdout must hold nothing but the answer, and libraries may print.
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             answer = {"ok": True, "description": describe(request)}
@@ -43,14 +47,14 @@ def main() -> None:
 
 
 def _refused(request: dict[str, Any], error: Exception, said: VitfitError) -> dict[str, Any]:
-    """said: unless a full disk is behind the error."""
+    """Return the answer for a rejected request. said: the error to report, unless a full disk caused `error`."""
     if is_full(error):
-        said = storage_full(Path(request.get("dataset") or request["model"]), "It could not be checked.")
+        said = storage_full(Path(request.get("dataset") or request["model"]), "The request could not be checked.")
     return {"ok": False, "error": said.to_json()}
 
 
 def describe(request: dict[str, Any]) -> dict[str, Any]:
-    """Raises: the VitfitError that explains a refusal."""
+    """Return the description that the request asks for. Raises: the VitfitError that says why it is rejected."""
     allowed = [Path(root) for root in request.get("allowed", ())]
     if "job" in request:
         dataset = request.get("dataset")
@@ -78,12 +82,15 @@ def describe_model(network: Network) -> dict[str, Any]:
 
 
 def describe_dataset(folder: Path, allowed: list[Path]) -> dict[str, Any]:
-    """Without a model, sizes and classes are not judged: float images are taken to have the right size."""
+    """Describe a data set without a model.
+
+    The sizes of images and the number of classes are not checked. Float images are assumed to have the right size.
+    """
     return open_data(folder, None, None, allowed).describe()
 
 
 def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed: list[Path]) -> dict[str, Any]:
-    """Refuses everything that can be refused before work starts, short of measuring, and describes the rest."""
+    """Check a job as far as this is possible without measurements, and describe it. Raises: a subclass of VitfitError."""
     request = JobRequest.model_validate(job)
     check_precisions(request)
     check_resources(request, Settings().ray)

@@ -1,4 +1,4 @@
-"""Exports candidates for the CPU and measures them beside the original, which has had the same export."""
+"""Export candidates for the CPU, and measure them beside the original, which is exported in the same way."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,16 +22,17 @@ from search.budgets import Budget
 from service.pipeline.pricing import DeviceSetting, Pricing, SizeKey
 
 FOOTPRINTS = 3
+"""Number of processes in which the memory of a file is measured. The largest result counts."""
 VERIFY = Effort(seconds=10.0, width=0.02, processes=4, rounds=10)
 PROFILE = Effort(seconds=16.0, width=0.04, processes=4, rounds=4)
-"""Of two dozen files at once: what one of them is off by, the others' fit evens out."""
+"""Effort for about 24 files at once. It may be lower for each file, because the fit averages their errors."""
 AXES = Effort(seconds=6.0, width=0.02, processes=2, rounds=4)
-"""Of a few files that a report compares."""
+"""Effort for the few files that a report compares."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One file beside the original at one place."""
+    """The measurements of one file and of the original, at one place (a device with a setting)."""
 
     place: DeviceSetting
     original: Measurement
@@ -42,7 +43,7 @@ class Evidence:
         return ratio(self.candidate, self.original)
 
     def upper(self, budget: Budget) -> float:
-        """The upper end of what a latency budget limits."""
+        """Return the upper end of the interval of the value that a latency budget limits."""
         if budget.metric == "latency_keep":
             return ratio(self.candidate, self.original, budget.statistic).high
         return bootstrap(self.candidate.round_medians, budget.statistic).high
@@ -50,8 +51,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`shares`: upper end of the measured interval over the limit, per budget; all at most 1: the budgets are met.
-    over_images: evidence of the dynamic form."""
+    """Whether a network meets the budgets.
+
+    shares: for each label of a budget, the upper end of the measured or predicted interval divided by the limit. The
+    budgets are met if every share is at most 1. over_images: measurements of the dynamic form.
+    """
 
     evidence: tuple[Evidence, ...]
     shares: dict[str, float]
@@ -67,7 +71,7 @@ class Verdict:
 
 
 class Verifier:
-    """Keeps exported files in `work`: a structure of one trial is exported once per batch size."""
+    """Exports and measures networks. It keeps the files in `work`, so it exports a network once for each batch size."""
 
     def __init__(self, original: Network, pricing: Pricing, work: Path, seed: int) -> None:
         self._original, self._pricing, self._work, self._seed = original, pricing, work, seed
@@ -79,22 +83,25 @@ class Verifier:
         return path
 
     def measure(self, networks: Sequence[tuple[str, Network]], place: DeviceSetting, effort: Effort) -> list[Evidence]:
-        """One piece of evidence per (name, network), all interleaved with the original in the same processes."""
+        """Measure networks interleaved with the original, in the same processes. Return one `Evidence` for each.
+
+        networks: pairs of name and network.
+        """
         return self.measure_files(
             [self.file(network, name, place[1].batch) for name, network in networks], place, effort
         )
 
     def measure_files(self, files: Sequence[Path], place: DeviceSetting, effort: Effort) -> list[Evidence]:
-        """The same of files that `file` has written."""
+        """Measure files that `file` has written, in the same way as `measure`."""
         original = self.file(self._original, "original", place[1].batch)
         found = meter_of(*place).measure([original, *files], effort, self._seed)
         return [Evidence(place, found[0], candidate) for candidate in found[1:]]
 
     def judge(self, name: str, network: Network, images: Tensor | None = None) -> Verdict:
-        """Measures wherever that is possible and compares with every budget; corrects the prices by what it saw.
+        """Measure a network wherever this is possible, correct the prices, and compare the network with every budget.
 
-        images (n, C, H, W): also measure the dynamic form of the network over them. Without, budgets over images are
-        compared with what is predicted of the static form.
+        images (n, C, H, W): images over which the dynamic form of the network is measured too. Without them, the
+        prediction for the static form is compared with the budgets over images.
         """
         evidence = []
         for place in self._pricing.measured_places:
@@ -109,7 +116,7 @@ class Verifier:
         return Verdict(tuple(evidence), self._shares(network.structure, evidence, over_images), over_images)
 
     def _over_images(self, name: str, network: Network, images: Tensor) -> Iterator[Evidence]:
-        """The dynamic form beside the original, both on the same image in turn."""
+        """Measure the dynamic form beside the original. Both run the same image, one after the other."""
         network = of_known_family(network, "the dynamic form")
         file, inputs = self._work / f"{name}-{network.threshold:g}-dynamic.onnx", self._work / "images.npy"
         if not file.exists():
@@ -123,7 +130,7 @@ class Verifier:
                 yield Evidence(place, original, candidate)
 
     def weigh(self, key: SizeKey, name: str, network: Network) -> float:
-        """Bytes of the exported file, or of memory: the most of a few processes."""
+        """Return the size of the exported file, or the peak growth in memory, in bytes."""
         quantity, setting = key
         file = self.file(network, name, setting.batch)
         if quantity == "file":
@@ -136,7 +143,7 @@ class Verifier:
         return line
 
     def _keep_table(self, place: DeviceSetting) -> None:
-        """A resumed job goes on with what this one has learnt."""
+        """Store the corrected latency table, so that a resumed job can continue with it."""
         table = self._pricing.table(place)
         if table is not None:
             table.save(self._work)
@@ -145,7 +152,7 @@ class Verifier:
         self, structure: Structure, evidence: Sequence[Evidence], over_images: Sequence[Evidence]
     ) -> dict[str, float]:
         static, dynamic = ({found.place: found for found in some} for some in (evidence, over_images))
-        predicted = self._pricing.price([structure])[0]  # after what was measured
+        predicted = self._pricing.price([structure])[0]  # the measurements have already corrected these prices
         shares = {}
         for i, (budget, place) in enumerate(zip(self._pricing.budgets.items, self._pricing.places, strict=True)):
             cost = float(predicted[i])

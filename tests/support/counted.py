@@ -7,10 +7,10 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 
 
-def differs(network: TorchNetwork, module: nn.Module) -> list[str]:
+def differs(network: Network, module: nn.Module) -> list[str]:
     """Return the differences between a structure and its module, by torch's own counts."""
     image = torch.zeros(1, *network.structure.image, device=next(module.parameters()).device)
     module.requires_grad_(False)  # the counter then follows modules without their gradients

@@ -22,7 +22,7 @@ MODEL = {
     **{"name": "small", "params": 5, "macs": 10, "image": [3, 32, 32], "classes": 5, "blocks": 1, "heads": 1},
     **{"width": 8, "tokens": 17, "key": "0123456789abcdef"},
 }
-DATA = {"images": 64, "labelled": False, "classes": None, "splits": {}, "warnings": []}
+DATA: dict[str, Any] = {"images": 64, "labelled": False, "classes": None, "splits": {}, "warnings": []}
 VALIDATED = {
     "valid": True,
     "description": {"model": MODEL, "dataset": DATA, "criterion": "hsic", "space": "compact", "warnings": []},

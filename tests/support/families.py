@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import random
+from typing import Any
 
 import timm
 import torch
@@ -10,12 +11,24 @@ from torch import Tensor, nn
 
 from models.data.preprocessing import Preprocessing
 from models.networks.torch_network import TorchNetwork
-from models.structure import HeadPlan, Plan, Structure, TokenPlan, identity
+from models.structure import BlockPlan, HeadPlan, Plan, Structure, TokenPlan, identity
 
-PVT = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "depths": (1, 2, 1, 2), "mlp_ratios": (4, 4, 2, 2)}
-PIT = {"img_size": 96, "base_dims": (8, 8, 8), "heads": (2, 4, 8), "depth": (1, 2, 3), "mlp_ratio": 2}
-SWIN = {"img_size": 64, "window_size": 4, "embed_dim": 16, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "mlp_ratio": 2}
-SMALL: dict[str, tuple[str, int, dict[str, object]]] = {
+PVT: dict[str, Any] = {
+    "embed_dims": (8, 16, 24, 32),
+    "num_heads": (1, 2, 3, 4),
+    "depths": (1, 2, 1, 2),
+    "mlp_ratios": (4, 4, 2, 2),
+}
+PIT: dict[str, Any] = {"img_size": 96, "base_dims": (8, 8, 8), "heads": (2, 4, 8), "depth": (1, 2, 3), "mlp_ratio": 2}
+SWIN: dict[str, Any] = {
+    "img_size": 64,
+    "window_size": 4,
+    "embed_dim": 16,
+    "depths": (2, 2, 2),
+    "num_heads": (2, 4, 8),
+    "mlp_ratio": 2,
+}
+SMALL: dict[str, tuple[str, int, dict[str, Any]]] = {
     "pvt_v2": ("pvt_v2_b0", 64, PVT),
     "pvt_v2, oblong image": ("pvt_v2_b0", 96, PVT | {"qkv_bias": False}),
     "pvt_v2, linear": ("pvt_v2_b2_li", 224, PVT | {"depths": (1, 1, 1, 1)}),
@@ -28,11 +41,11 @@ SMALL: dict[str, tuple[str, int, dict[str, object]]] = {
 STAGES = {"pvt_v2": "stages", "pit": "transformers", "swin": "layers"}
 
 
-def small_family(variant: str, seed: int = 0, **given: object) -> TorchNetwork:
+def small_family(variant: str, seed: int = 0, **given: Any) -> TorchNetwork:
     """Return a network with weights that are large enough to make every part matter."""
     name, side, options = SMALL[variant]
     torch.manual_seed(seed)
-    module = timm.create_model(name, **{"num_classes": 7} | options | given).eval()
+    module = timm.create_model(name, **({"num_classes": 7} | options | given)).eval()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -65,7 +78,7 @@ def family_plan(structure: Structure, seed: int, keep: float | None = None, toke
     return Plan(whole.embed, tuple(blocks))
 
 
-def blocks_of(model: nn.Module, variant: str) -> list[nn.Module]:
+def blocks_of(model: nn.Module, variant: str) -> list[Any]:
     """Return the blocks of the original, by timm's own names."""
     stages = getattr(model, STAGES[variant.split(",")[0]])
     return [block for stage in stages for block in stage.blocks]
@@ -78,10 +91,11 @@ def masked_outputs(network: TorchNetwork, variant: str, plan: Plan, images: Tens
     with torch.no_grad():
         for wanted in plan.blocks:
             _silence(blocks[wanted.source], wanted)
-        return model(images.double())
+        found: Tensor = model(images.double())
+    return found
 
 
-def _silence(block: nn.Module, plan: object) -> None:
+def _silence(block: Any, plan: BlockPlan) -> None:
     maker = block.attn.q if hasattr(block.attn, "q") else block.attn.qkv
     width = block.attn.proj.in_features
     gone = [i for i in range(width) if i not in {i for head in plan.heads for i in head.qk}]

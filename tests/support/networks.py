@@ -3,16 +3,18 @@
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
 from torch import Tensor
 
 from models.data.preprocessing import Preprocessing
+from models.networks.network import Network
 from models.networks.torch_network import TorchNetwork
 from models.structure import HeadPlan, Layer, Plan, Structure, TokenPlan, identity
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "class token": {},
     "q/k norm, layer scale": {"qk_norm": True, "init_values": 0.3},
     "registers": {"reg_tokens": 2, "no_embed_class": True},
@@ -23,18 +25,25 @@ VARIANTS = {
 }
 
 
-def small_network(seed: int = 0, name: str = "vit_tiny_patch16_224", **options: object) -> TorchNetwork:
+def small_network(seed: int = 0, name: str = "vit_tiny_patch16_224", **options: Any) -> TorchNetwork:
     """Return a network of a few blocks, with weights that are large enough to make every part matter."""
     torch.manual_seed(seed)
-    given = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 7} | options
-    module = timm.create_model(name, **given).eval()
+    given: dict[str, Any] = {
+        "img_size": 48,
+        "patch_size": 8,
+        "embed_dim": 48,
+        "depth": 4,
+        "num_heads": 3,
+        "num_classes": 7,
+    }
+    module = timm.create_model(name, **(given | options)).eval()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return TorchNetwork(module, name, Preprocessing.of_model(module))
 
 
-def images_for(network: TorchNetwork, count: int, seed: int = 0) -> Tensor:
+def images_for(network: Network, count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, *network.structure.image, generator=torch.Generator().manual_seed(seed))
 
 

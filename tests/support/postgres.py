@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 USER = "vitfit"
 SETTINGS = "-c fsync=off -c listen_addresses= -c max_connections=200"
@@ -85,7 +85,9 @@ class Postgres:
         programs = self.programs()
         assert programs is not None
         command = [str(programs / program), "--pgdata", str(self._root / "data"), *arguments]
-        as_nobody = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.getuid() == 0 else {}
+        as_nobody: dict[str, Any] = (
+            {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.getuid() == 0 else {}
+        )
         done = subprocess.run(
             command,
             cwd="/",

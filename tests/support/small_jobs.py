@@ -184,4 +184,6 @@ def job_request(*budgets: dict[str, Any], dataset: bool = True, **options: Any) 
 
 def delivered_network(ran: Ran) -> TorchNetwork:
     """Return the original, pruned by the delivered plan, without recovery."""
-    return open_model(ran.files.model).pruned(Plan.from_json(ran.json("plan.json")), None)
+    network = open_model(ran.files.model)
+    assert isinstance(network, TorchNetwork)
+    return network.pruned(Plan.from_json(ran.json("plan.json")), None)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.structure import Structure
+from search.loop.decode import Price
 from search.ranking import Array, BlockRanking, Ranking
 from search.spaces.compact import CompactSpace
 from tests.support.networks import small_network
@@ -33,7 +34,7 @@ def small_space(axes: Sequence[str] = AXES) -> CompactSpace:
     return CompactSpace(structure, random_ranking(structure), axes)
 
 
-def macs_keep(space: CompactSpace):
+def macs_keep(space: CompactSpace) -> Price:
     def price(structures: Sequence[Structure]) -> Array:
         return np.asarray([[s.macs / space.structure.macs] for s in structures])
 

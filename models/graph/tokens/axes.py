@@ -123,7 +123,7 @@ class TokenAxes:
             if not known:
                 continue
             if len(known) > 1:
-                raise NotFree(f"{node.name}: joins tokens of different places")
+                raise NotFree(f"{node.name}: combines tokens of different positions")
             (axis,) = known
             found[rank + place] = axis
             for source in sources:
@@ -131,11 +131,11 @@ class TokenAxes:
                 if self.at(source, place) or -place > len(shape) or shape[place] == 1:
                     continue
                 if not self.still(source) or axis.of_all:
-                    raise NotFree(f"{node.name}: joins tokens with {source.name}, which is not known to be of tokens")
+                    raise NotFree(f"{node.name}: combines tokens with {source.name}, which may not hold tokens")
                 tables.setdefault(source, []).append((place, axis))
         for source, places in tables.items():
             if len({axis for _, axis in places}) > 1:
-                raise NotFree(f"{node.name}: a table of two kinds of tokens")
+                raise NotFree(f"{node.name}: reads a table with two kinds of tokens")
             self.read(Table(node, source, tuple(place for place, _ in places), places[0][1]))
         return found
 

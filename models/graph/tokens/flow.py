@@ -49,7 +49,7 @@ def token_flow(traced: Traced, blocks: Sequence[GraphBlock]) -> TokenFlow:
     moving = _moving(traced)
     rows = _rows(traced, moving)
     streams = _streams(traced, blocks, rows)
-    reason = "" if streams else "no tensor between attention and MLP holds all that later layers read"
+    reason = "" if streams else "no tensor between attention and MLP holds all values that later layers read"
     for first in streams:
         try:
             return _flow_from(first, traced, blocks, streams, rows, moving)

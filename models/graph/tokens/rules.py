@@ -49,7 +49,7 @@ def _addmm(known: TokenAxes, node: Node) -> Axes:
     """The arguments of `addmm` are bias, inputs and weight, in this order."""
     axes = known.of(node.args[1])
     if any(known.of(one) for one in (node.args[0], node.args[2])) or 1 in axes:
-        raise NotFree(f"{node.name}: has weights for single tokens, or mixes them")
+        raise NotFree(f"{node.name}: has weights for single tokens, or mixes tokens")
     return dict(axes)
 
 
@@ -75,7 +75,7 @@ def _untouched(known: TokenAxes, node: Node, places: Sequence[int]) -> Axes:
     """
     axes, rank = known.of(node.args[0]), len(known.shape(node.args[0]))  # type: ignore[arg-type]
     if any(place % rank in axes for place in places):
-        raise NotFree(f"{node.name}: has weights for single tokens, or mixes them")
+        raise NotFree(f"{node.name}: has weights for single tokens, or mixes tokens")
     return dict(axes)
 
 
@@ -88,7 +88,7 @@ def _matmul(known: TokenAxes, node: Node) -> Axes:
         raise NotFree(f"{node.name}: sums over tokens with weights for single ones")
     found: Axes = {}
     if any(known.at(source, place) for source in (a, b) for place in range(-rank, -2)):
-        raise NotFree(f"{node.name}: a product for each token")  # windows, or separate tokens for each token
+        raise NotFree(f"{node.name}: computes a separate product for each token")  # windows, or separate tokens for each token
     for source, place in ((a, -2), (b, -1)):
         if axis := known.at(source, place):
             found[rank + place] = axis
@@ -101,7 +101,7 @@ def _attention(known: TokenAxes, node: Node) -> Axes:
     assert isinstance(q, Node) and isinstance(k, Node) and isinstance(v, Node)
     queries, keys = known.at(q, -2), known.at(k, -2)
     if keys != known.at(v, -2) or any(known.at(one, place) for one in (q, k, v) for place in (-1, -3, -4)):
-        raise NotFree(f"{node.name}: keys and values are of different tokens")
+        raise NotFree(f"{node.name}: keys and values belong to different tokens")
     if argument(node, 5, "is_causal"):
         raise NotFree(f"{node.name}: tokens have an order")
     mask = argument(node, 3, "attn_mask")
@@ -119,12 +119,12 @@ def _mask(known: TokenAxes, node: Node, mask: Node, wanted: dict[int, TokenAxis 
     for place, axis in wanted.items():
         if known.at(mask, place) != axis and shape[place] != 1:
             if known.at(mask, place) or not known.still(mask):
-                raise NotFree(f"{node.name}: its mask is of other tokens")
+                raise NotFree(f"{node.name}: its mask belongs to other tokens")
             places.append(place)
     if places:
         axes = {axis for place in places if (axis := wanted[place])}
         if len(axes) != 1:
-            raise NotFree(f"{node.name}: its mask is of other tokens")
+            raise NotFree(f"{node.name}: its mask belongs to other tokens")
         known.read(Table(node, mask, tuple(places), axes.pop()))
 
 
@@ -283,11 +283,11 @@ def _cat(known: TokenAxes, node: Node) -> Axes:
     joined = [known.of(one).get(place) for one in sources]
     others = [{p: axis for p, axis in known.of(one).items() if p != place} for one in sources]
     if any(other != others[0] for other in others):
-        raise NotFree(f"{node.name}: joins tokens with what is not known to be of tokens")
+        raise NotFree(f"{node.name}: combines tokens with values that may not belong to tokens")
     found = dict(others[0])
     if any(joined):
         if sum(map(bool, joined)) > 1 or not joined[-1] or joined[-1].of_all:
-            raise NotFree(f"{node.name}: puts something behind the tokens")
+            raise NotFree(f"{node.name}: adds entries after the tokens")
         ahead = sum(known.shape(one)[place] for one in sources[:-1])  # type: ignore[arg-type]
         found[place] = TokenAxis(joined[-1].before + ahead, joined[-1].block)
     return found
@@ -298,7 +298,7 @@ def _stack(known: TokenAxes, node: Node) -> Axes:
     sources = list(node.args[0])  # type: ignore[arg-type]
     axes = known.of(sources[0])
     if any(known.of(one) != axes for one in sources):
-        raise NotFree(f"{node.name}: joins tokens with what is not known to be of tokens")
+        raise NotFree(f"{node.name}: combines tokens with values that may not belong to tokens")
     place = argument(node, 1, "dim", 0) % len(known.shape(node))
     return {old + (old >= place): axis for old, axis in axes.items()}
 
@@ -314,7 +314,7 @@ def _reduce(known: TokenAxes, node: Node) -> Axes:
     for place in gone:
         if place in axes:
             if packet not in (aten.mean, aten.amax, aten.amin) or axes[place].of_all:
-                raise NotFree(f"{node.name}: a sum or a norm over tokens, which their number changes")
+                raise NotFree(f"{node.name}: a sum or a norm over tokens, which depends on their number")
             if packet is aten.mean:
                 known.pools.append(Pool(node, place, axes[place]))
     left = {place: axis for place, axis in axes.items() if place not in gone}

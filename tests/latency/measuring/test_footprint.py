@@ -7,9 +7,10 @@ from pathlib import Path
 
 import onnx
 import pytest
+from vitfit.report import Footprint
 
 from latency.devices.setting import Setting
-from latency.measuring.footprint import Footprint, footprint
+from latency.measuring.footprint import footprint
 from models.errors import DeviceUnavailable
 from tests.support.networks import small_network
 

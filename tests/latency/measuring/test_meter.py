@@ -71,7 +71,12 @@ def test_a_broken_file_is_an_error_not_a_hang(tmp_path: Path) -> None:
 
 def test_one_thing_measures_at_a_time(files: tuple[Path, Path]) -> None:
     done = threading.Event()
-    thread = threading.Thread(target=lambda: (Meter(Setting()).measure([files[0]], SHORT), done.set()))
+
+    def measure() -> None:
+        Meter(Setting()).measure([files[0]], SHORT)
+        done.set()
+
+    thread = threading.Thread(target=measure)
     with measuring_lease():
         thread.start()
         assert not done.wait(1.5), "somebody else holds the lease"

@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,11 +46,12 @@ def assert_refused(archive: Path, error: type[Exception], words: str, limits: Li
     assert list(archive.parent.iterdir()) == [archive]
 
 
+Build = Callable[[Path, dict[str, bytes]], Path]
 BUILDERS = [zip_of, tar_of]
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_pictures_come_out_under_our_names(tmp_path: Path, build: Callable) -> None:
+def test_pictures_come_out_under_our_names(tmp_path: Path, build: Build) -> None:
     members = {
         "cat/a.PNG": b"first",
         "cat/readme.txt": b"-",
@@ -94,7 +96,7 @@ def test_two_processes_may_unpack_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\evil.png", "a/\x07.png", "../"]
 )
-def test_names_that_climb_out(tmp_path: Path, build: Callable, name: str) -> None:
+def test_names_that_climb_out(tmp_path: Path, build: Build, name: str) -> None:
     assert_refused(build(tmp_path / "data", {"good.png": b"x", name: b"x"}), UnsafeFile, "climbs out")
 
 
@@ -128,12 +130,12 @@ def test_zip_links_and_devices(tmp_path: Path, kind: int) -> None:
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_too_many_members(tmp_path: Path, build: Callable) -> None:
+def test_too_many_members(tmp_path: Path, build: Build) -> None:
     assert_refused(build(tmp_path / "data", {f"{n}.png": b"" for n in range(21)}), TooLarge, "more than 20 members")
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_a_member_that_is_too_large(tmp_path: Path, build: Callable) -> None:
+def test_a_member_that_is_too_large(tmp_path: Path, build: Build) -> None:
     assert_refused(build(tmp_path / "data", {"a.png": bytes(MIB + 1)}), TooLarge, "'a.png' unpacks to")
 
 
@@ -148,7 +150,7 @@ def test_zip_bomb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opener", [gzip.open, bz2.open, lzma.open])
-def test_tar_bomb(tmp_path: Path, opener: Callable) -> None:
+def test_tar_bomb(tmp_path: Path, opener: Callable[[Path, str], Any]) -> None:
     plain = tar_of(tmp_path / "plain", {f"{n}.png": bytes(MIB) for n in range(4)})
     with opener(tmp_path / "data.tar", "wb") as file:
         file.write(plain.read_bytes())
@@ -170,7 +172,7 @@ def test_tar_header_that_would_fill_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_truncated(tmp_path: Path, build: Callable) -> None:
+def test_truncated(tmp_path: Path, build: Build) -> None:
     archive = build(tmp_path / "data", {f"{n}.png": bytes(range(256)) * 40 for n in range(4)})
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
     assert_refused(archive, DamagedFile, "may be truncated")
@@ -232,7 +234,7 @@ def test_empty_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize("members", [{}, {"readme.txt": b"hello"}])
-def test_archive_without_pictures(tmp_path: Path, build: Callable, members: dict[str, bytes]) -> None:
+def test_archive_without_pictures(tmp_path: Path, build: Build, members: dict[str, bytes]) -> None:
     assert_refused(build(tmp_path / "data", members), BadData, "no pictures")
 
 

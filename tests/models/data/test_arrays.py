@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ BYTES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
 FLOATS = np.random.default_rng(0).standard_normal((40, 1, 16, 16)).astype(np.float32)
 
 
-def write(path: Path, **arrays: np.ndarray) -> Path:
+def write(path: Path, **arrays: Any) -> Path:
     np.savez(path / "data.npz", **arrays)
     return path / "data.npz"
 
@@ -47,7 +48,7 @@ def test_bytes_are_preprocessed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_floats_are_taken_as_they_are(tmp_path: Path, order: str) -> None:
+def test_floats_are_taken_as_they_are(tmp_path: Path, order: Literal["C", "F"]) -> None:
     path = write(tmp_path, images=np.array(FLOATS, order=order))
     loaded = read_npz(path, PREPROCESSING, Limits()).images.load(np.array([3]))
     assert torch.equal(loaded, torch.from_numpy(FLOATS[3:4]))
@@ -66,7 +67,7 @@ def test_compressed_npz_is_read(tmp_path: Path) -> None:
 
 
 class Exploding:
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (exec, ("raise SystemExit('code of the pickle has run')",))
 
 

@@ -6,6 +6,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ LABELS = NUMBERS % 4
 GIVEN = np.array(["train"] * 40 + ["selection"] * 30 + ["test"] * 50)
 
 
-def npz_set(folder: Path, **arrays: np.ndarray) -> Path:
+def npz_set(folder: Path, **arrays: Any) -> Path:
     folder.mkdir(exist_ok=True)
     np.savez(folder / "data.npz", **arrays)
     describe(folder, "npz")

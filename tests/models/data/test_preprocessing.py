@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def pixels(height: int, width: int, channels: int) -> np.ndarray:
         {"size": (3, 48, 32), "crop": 0.875},
     ],
 )
-def test_equals_timms_evaluation_transform(shape: tuple[int, int], changes: dict) -> None:
+def test_equals_timms_evaluation_transform(shape: tuple[int, int], changes: dict[str, Any]) -> None:
     preprocessing = dataclasses.replace(RGB, **changes)
     transform = create_transform(
         preprocessing.size,
@@ -96,7 +97,7 @@ def test_of_model_follows_the_model_not_only_its_configuration() -> None:
     deit = timm.create_model("deit_tiny_patch16_224", depth=1)
     found = Preprocessing.of_model(deit)
     assert (found.size, found.mean) == ((3, 224, 224), (0.485, 0.456, 0.406))
-    clip = timm.create_model("vit_base_patch16_siglip_224", depth=1, embed_dim=48, num_heads=4)
+    clip: Any = timm.create_model("vit_base_patch16_siglip_224", depth=1, embed_dim=48, num_heads=4)
     assert Preprocessing.of_model(clip).crop_mode == clip.pretrained_cfg["crop_mode"]
 
 
@@ -137,6 +138,6 @@ def test_json_without_a_crop_mode_is_read() -> None:
         ({"crop_mode": "border"}, "crop_mode"),
     ],
 )
-def test_impossible_values_are_refused(changes: dict, words: str) -> None:
+def test_impossible_values_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         dataclasses.replace(GREY, **changes)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from models.data.open_dataset import open_data
 from models.errors import BadData
 
 
-def data_folder(folder: Path, **arrays: np.ndarray) -> Path:
+def data_folder(folder: Path, **arrays: Any) -> Path:
     np.savez(folder / "data.npz", **arrays)
     (folder / "dataset.json").write_text(json.dumps({"source": "npz", "path": None, "filename": "data.npz"}))
     return folder

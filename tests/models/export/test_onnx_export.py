@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models.data.preprocessing import Preprocessing
-from models.evaluation.parity import check_parity
+from models.evaluation.parity import ParityReport, check_parity
 from models.export.inference_blocks import FORMS
 from models.export.onnx_export import compare_outputs, run_onnx
 from models.export.torch_program import save_program
@@ -142,7 +142,7 @@ def test_parity_report_counts_flipped_sets_and_forces_tokens(tmp_path: Path) -> 
     assert dense.forced is None and dense.flipped_sets is None
 
 
-def check_parity_of_dense(folder: Path):
+def check_parity_of_dense(folder: Path) -> ParityReport:
     network = small_network()
     network.export(folder / "dense.onnx", 1)
     return check_parity(network, folder / "dense.onnx", 1, images_for(network, 4))

@@ -6,6 +6,7 @@ They describe each network exactly, prune it physically, recover, search and exp
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -43,7 +44,7 @@ def counted_macs(module: torch.nn.Module, structure: Structure) -> int:
     device = next(module.parameters()).device
     with FlopCounterMode(display=False) as counter:
         module(torch.zeros(1, *structure.image, device=device))
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def check_counts(module: torch.nn.Module, structure: Structure) -> None:
@@ -112,6 +113,7 @@ def test_every_criterion_ranks_and_a_space_plans(variant: str, criterion: str) -
     ranking = rank(criterion, network.weights(), statistics)
     for scores, block in zip(ranking.blocks, network.structure.blocks, strict=True):
         shape = block.attention
+        assert shape is not None and block.mlp is not None
         assert scores.heads.shape == (shape.heads,) and scores.neurons.shape == (block.mlp.neurons,)
         assert scores.qk.shape == (shape.heads, shape.qk_dim) and scores.v.shape == (shape.heads, shape.v_dim)
     space = space_of(METHODS["joint"], network.structure, ranking)
@@ -132,6 +134,7 @@ def test_the_whole_way_to_onnx(variant: str, tmp_path: Path) -> None:
     dense = network.outputs(images)
     assert (recovered.outputs(images) - dense).norm() < 0.8 * (bare.outputs(images) - dense).norm()
     for before, after in zip(bare.readers(), recovered.readers(), strict=True):
+        assert before.fc2 is not None and after.fc2 is not None
         assert not torch.equal(before.fc2.weight, after.fc2.weight)  # every block lost neurons
     pairs = [(b.projection, a.projection) for b, a in zip(bare.readers(), recovered.readers(), strict=True)]
     assert any(b is not None and a is not None and not torch.equal(b.weight, a.weight) for b, a in pairs)
@@ -199,7 +202,7 @@ def test_an_image_that_linear_attention_cannot_pool_for_onnx_is_refused() -> Non
         ("swinv2_tiny_window8_256", {}, "not an architecture"),
     ],
 )
-def test_what_cannot_be_handled_is_refused(name: str, options: dict[str, object], words: str) -> None:
+def test_what_cannot_be_handled_is_refused(name: str, options: dict[str, Any], words: str) -> None:
     with torch.device("meta"):
         module = timm.create_model(name, **options).eval()
     with pytest.raises(UnsupportedModel, match=words):

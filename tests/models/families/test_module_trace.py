@@ -1,6 +1,7 @@
 """Tests of the trace of one image: what it finds, and the refusal of models that it does not explain."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -16,21 +17,23 @@ from tests.support.networks import small_network
 
 def test_weights_that_no_operation_explains_are_refused() -> None:
     network = small_family("pit")
-    network.module.transformers[0].blocks[0].attn.register_parameter("gain", nn.Parameter(torch.ones(3)))
+    attention = network.module.get_submodule("transformers.0.blocks.0.attn")
+    attention.register_parameter("gain", nn.Parameter(torch.ones(3)))
     with pytest.raises(UnsupportedModel, match="explains"):
         TorchNetwork(network.module, "pit", network.preprocessing)
 
 
 def test_an_operation_with_weights_that_cannot_be_counted_is_refused() -> None:
     network = small_family("swin")
-    network.module.layers[1].downsample.norm = nn.PReLU()
+    network.module.get_submodule("layers.1.downsample").norm = nn.PReLU()
     with pytest.raises(UnsupportedModel, match=r"PReLU.*cannot count"):
         TorchNetwork(network.module, "swin", network.preprocessing)
 
 
 def test_an_image_that_the_model_cannot_take_is_refused() -> None:
     network = small_family("pit")
-    network.module.patch_embed.img_size = (8, 8)
+    embedding: Any = network.module.get_submodule("patch_embed")
+    embedding.img_size = (8, 8)
     with pytest.raises(UnsupportedModel, match="does not run"):
         TorchNetwork(network.module, "pit", network.preprocessing)
 

@@ -1,14 +1,15 @@
 """Tests of PiT. Only the last stage may lose tokens. The choice of tokens uses the grid of that stage."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.errors import InvalidRequest
 from models.networks.torch_network import TorchNetwork
-from models.structure import Plan, TokenPlan, identity
+from models.structure import Plan, TokenPlan, TokenScore, identity
 from search.methods import METHODS
 from search.policy import Policy
 from search.ranking import unranked
@@ -26,7 +27,7 @@ def with_tokens(network: TorchNetwork, tokens: dict[int, TokenPlan]) -> Plan:
     return Plan(whole.embed, tuple(dataclasses.replace(b, tokens=tokens.get(b.source)) for b in whole.blocks))
 
 
-def attend(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def attend(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return x + attention, and the attention after softmax, computed step by step."""
     attn, heads = block.attn, block.attn.num_heads
     q, k, v = attn.qkv(block.norm1(x)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
@@ -37,7 +38,8 @@ def attend(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("variant", ["pit", "pit, distilled"])
 def test_the_tokens_that_go_are_those_that_the_class_token_sees_least(variant: str) -> None:
     network = small_family(variant)
-    model, images = network.module, images_for(network, 3)
+    model: Any = network.module
+    images = images_for(network, 3)
     small = network.pruned(with_tokens(network, {LAST: TokenPlan(4, "drop")}), None)
     prefix = network.structure.prefix
     with torch.no_grad():
@@ -74,7 +76,7 @@ def test_attention_of_an_earlier_stage_does_not_rank_the_last() -> None:
 
 
 @pytest.mark.parametrize("score", ["cumulative", "attention"])
-def test_tokens_can_go_at_the_start_of_later_blocks(score: str) -> None:
+def test_tokens_can_go_at_the_start_of_later_blocks(score: TokenScore) -> None:
     network = small_family("pit")
     plans = {i: TokenPlan(kept, "weighted", "start", score) for i, kept in ((LAST + 1, 5), (LAST + 2, 2))}
     small = network.pruned(with_tokens(network, plans), None)

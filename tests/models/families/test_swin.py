@@ -4,13 +4,14 @@ The last stage may lose tokens if one window holds its grid. The tokens that sta
 """
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
 from models.errors import InvalidRequest
 from models.networks.torch_network import TorchNetwork
-from models.structure import Plan, TokenPlan, identity
+from models.structure import Plan, Reducer, TokenPlan, identity
 from tests.support.families import small_family
 from tests.support.networks import images_for
 
@@ -35,11 +36,12 @@ def test_tokens_are_free_only_where_one_window_holds_the_grid() -> None:
 
 
 @pytest.mark.parametrize("reducer", ["drop", "fuse"])
-def test_tokens_that_stay_keep_their_places(reducer: str) -> None:
+def test_tokens_that_stay_keep_their_places(reducer: Reducer) -> None:
     """Compare with the second block, computed token by token, with the position bias of each pair of tokens."""
     network = small_family("swin")
-    model, images = network.module, images_for(network, 2)
-    small = network.pruned(with_tokens(network, {LAST: TokenPlan(5, reducer)}), None)  # type: ignore[arg-type]
+    model: Any = network.module
+    images = images_for(network, 2)
+    small = network.pruned(with_tokens(network, {LAST: TokenPlan(5, reducer)}), None)
     with torch.no_grad():
         x = model.layers[2].downsample(model.layers[1](model.layers[0](model.patch_embed(images)))).flatten(1, 2)
         first, second = model.layers[2].blocks
@@ -67,7 +69,7 @@ def test_tokens_that_stay_keep_their_places(reducer: str) -> None:
     assert [op.rows for op in small.structure.tail if op.kind == "norm"] == [x.shape[1]]
 
 
-def attend(block: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def attend(block: Any, x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x + attention, and the attention after softmax."""
     attn = block.attn
     q, k, v = attn.qkv(block.norm1(x)).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)

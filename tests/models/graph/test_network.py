@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -126,7 +127,7 @@ def test_the_graph_way_and_the_family_way_leave_the_same_network() -> None:
 
 def test_re_fitting_undoes_the_loss_of_a_head_that_has_a_twin() -> None:
     network = untrained("deit_tiny_patch16_224", depth=1, img_size=64)
-    block = network.blocks()[0]
+    block: Any = network.module.get_submodule("blocks.0")
     with torch.no_grad():
         for rows in block.attn.qkv.weight.view(3, 3, 64, -1), block.attn.qkv.bias.view(3, 3, 64):
             rows[:, 2] = rows[:, 0]

@@ -5,6 +5,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -14,25 +15,33 @@ from onnx import TensorProto, helper
 from models.errors import DamagedFile, InvalidRequest, UnsafeFile, UnsupportedModel, VitfitError
 from models.loading.load_model import open_model, untrained
 from models.loading.load_onnx import open_onnx
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from tests.support.plans import plan_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def exported(path: Path, network: TorchNetwork, batch: int | None = 1, opset: int = 17, dynamo: bool = False) -> Path:
-    names = {"input_names": ["images"], "output_names": ["logits"]}
-    axes = {} if batch else {"dynamic_axes": {"images": {0: "n"}, "logits": {0: "n"}}}
+def exported(path: Path, network: Network, batch: int | None = 1, opset: int = 17, dynamo: bool = False) -> Path:
+    axes: dict[str, Any] = {} if batch else {"dynamic_axes": {"images": {0: "n"}, "logits": {0: "n"}}}
     if dynamo and not batch:
         axes = {"dynamic_shapes": ({0: torch.export.Dim("n")},)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         x = torch.zeros(batch or 2, *network.structure.image)
-        torch.onnx.export(network.module, (x,), str(path), opset_version=opset, dynamo=dynamo, **names, **axes)
+        torch.onnx.export(
+            network.module,
+            (x,),
+            str(path),
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=opset,
+            dynamo=dynamo,
+            **axes,
+        )
     return path
 
 
-def small(name: str = "deit_tiny_patch16_224") -> TorchNetwork:
+def small(name: str = "deit_tiny_patch16_224") -> Network:
     return untrained(name, depth=2, img_size=64, num_classes=7)
 
 
@@ -44,7 +53,7 @@ def test_pruned_from_the_file_as_from_pytorch(tmp_path: Path, batch: int | None)
     assert torch.allclose(read.outputs(x), network.outputs(x), atol=1e-5)
     assert read.structure.macs == network.structure.macs and read.structure.classes == 7
     results = [one.pruned(plan_of(one.structure, 0.6), one.statistics(x)).outputs(x[:3]) for one in (network, read)]
-    assert torch.allclose(*results, atol=1e-4)
+    assert torch.allclose(results[0], results[1], atol=1e-4)
 
 
 @pytest.mark.slow

@@ -4,12 +4,13 @@ import dataclasses
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from models.data.dataset import Batch
@@ -27,7 +28,7 @@ from tests.support.plans import plan_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "eva02_tiny_patch14_224": {"img_size": 84, "depth": 4},
     "beit_base_patch16_224": {"img_size": 96, "depth": 4, "embed_dim": 96, "num_heads": 3},
     "vit_relpos_small_patch16_224": {"img_size": 96, "depth": 4, "embed_dim": 96, "num_heads": 3},
@@ -38,7 +39,7 @@ SMALL = {
 """Models with rotary positions, tables of relative positions, registers, attention pooling and a late class token."""
 
 
-def small(name: str, **options: object) -> tuple[nn.Module, GraphNetwork]:
+def small(name: str, **options: Any) -> tuple[Any, GraphNetwork]:
     """Return a model with random weights everywhere.
 
     The weights of a new model contain zeros, which would hide missing parts.
@@ -100,7 +101,7 @@ def test_what_stays_sees_what_it_would_see_if_the_others_were_hidden(
     calls: list[int] = []
     fused = functional.scaled_dot_product_attention
 
-    def masked(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: object) -> Tensor:
+    def masked(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
         calls.append(1)
         stage = 0 if len(calls) <= 2 else 1 if len(calls) <= 4 else 2  # reductions after blocks 1 and 3
         if stage == 0:
@@ -116,8 +117,8 @@ def test_what_stays_sees_what_it_would_see_if_the_others_were_hidden(
             expected = model(x)
         else:
             model.forward_features(x)
-            left = [model.norm(seen[0][i, hidden[-1][i]][None]) for i in range(len(x))]
-            expected = torch.cat([model.forward_head(tokens) for tokens in left])
+            stayed = [model.norm(seen[0][i, hidden[-1][i]][None]) for i in range(len(x))]
+            expected = torch.cat([model.forward_head(tokens) for tokens in stayed])
     handle.remove()
     monkeypatch.undo()
     assert len(calls) >= 4

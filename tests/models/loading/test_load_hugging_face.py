@@ -16,12 +16,25 @@ from tests.support.plans import plan_of, with_tokens
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
-PLAIN = {**SIZES, "image_size": 32, "patch_size": 8}
-SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 24, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4}
-PVT = {"image_size": 64, "hidden_sizes": [16, 32, 40, 64], "depths": [1, 1, 1, 1]}
-BEIT = {**PLAIN, "use_relative_position_bias": True, "use_absolute_position_embeddings": False}
-DINO = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
+SIZES: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
+PLAIN: dict[str, Any] = {**SIZES, "image_size": 32, "patch_size": 8}
+SWIN: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 2,
+    "embed_dim": 24,
+    "depths": [1, 1],
+    "num_heads": [2, 4],
+    "window_size": 4,
+}
+PVT: dict[str, Any] = {"image_size": 64, "hidden_sizes": [16, 32, 40, 64], "depths": [1, 1, 1, 1]}
+BEIT: dict[str, Any] = {**PLAIN, "use_relative_position_bias": True, "use_absolute_position_embeddings": False}
+DINO: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 32,
+    "patch_size": 8,
+}
 
 
 def model_of(name: str) -> Any:

@@ -21,7 +21,7 @@ from models.errors import (
 from models.families import family_of
 from models.loading.load_model import open_model
 
-TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
+TINY: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
 
 
 def model_folder(folder: Path, name: str = "vit_tiny_patch16_224", **more: Any) -> Path:

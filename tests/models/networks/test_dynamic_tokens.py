@@ -59,6 +59,7 @@ def test_it_gives_what_masking_by_the_threshold_gives(variant: str, reducer: Red
     logits, kept = run_dynamic(network, images)
     masked = mask_tokens(network, over_threshold)
     torch.testing.assert_close(logits, network.outputs(images), rtol=1e-3, atol=1e-4)
+    assert masked.masks is not None
     assert kept.T.tolist() == [stage.sum(1).tolist() for stage in masked.masks.stages]
     assert len({tuple(row.tolist()) for row in kept}) > 1, "images should differ"
 
@@ -97,6 +98,7 @@ def test_all_tokens_may_stay_and_one_always_does(bias: float, expected: list[int
 @pytest.mark.parametrize("reducer", ["weighted", "drop"])
 def test_the_structure_of_an_image_counts_what_it_costs(reducer: Reducer) -> None:
     network, original = dynamic(reducer=reducer), small_network().structure
+    assert network.plan is not None
     images, module = images_for(network, 4), DynamicNetwork(network)
     for image, kept in zip(images, kept_distribution(network, images), strict=True):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -106,6 +108,7 @@ def test_the_structure_of_an_image_counts_what_it_costs(reducer: Reducer) -> Non
 
 def test_an_image_that_keeps_everything_pays_for_its_selectors_and_no_package() -> None:
     network, original = dynamic(), small_network().structure
+    assert network.plan is not None
     structure = structure_of(network.plan, original, [36, 36])
     assert [block.tokens_out for block in structure.blocks] == [37] * 4
     assert structure.macs > original.macs

@@ -8,6 +8,7 @@ side from the modules of the original. It uses nothing from `models.pruning.prun
 
 import copy
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from models.errors import InvalidRequest
 from models.loading.load_model import untrained
 from models.networks.torch_network import TorchNetwork
-from models.structure import HeadPlan, Plan, TokenPlan, identity
+from models.structure import BlockPlan, HeadPlan, Plan, TokenPlan, identity
 from tests.support.networks import VARIANTS, images_for, random_plan, small_network
 
 TOLERANCE = 1e-9
@@ -40,7 +41,7 @@ class MaskedNorm(nn.Module):
 
 def masked_outputs(network: TorchNetwork, plan: Plan, images: Tensor) -> Tensor:
     """Return the logits of the original in which all parts that the plan removes are silent, except tokens."""
-    model = copy.deepcopy(network.module).double()
+    model: Any = copy.deepcopy(network.module).double()
     embed = torch.tensor(plan.embed)
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.LayerNorm) and "q_norm" not in path and "k_norm" not in path:
@@ -49,10 +50,11 @@ def masked_outputs(network: TorchNetwork, plan: Plan, images: Tensor) -> Tensor:
     with torch.no_grad():
         for wanted in plan.blocks:
             _silence(model.blocks[wanted.source], wanted)
-        return model(images.double())
+        found: Tensor = model(images.double())
+    return found
 
 
-def _silence(block: nn.Module, plan: object) -> None:
+def _silence(block: Any, plan: BlockPlan) -> None:
     width = block.attn.qkv.out_features // 3
     qk = torch.tensor([i for head in plan.heads for i in head.qk])
     v = torch.tensor([i for head in plan.heads for i in head.v])
@@ -91,9 +93,11 @@ def test_sliced_equals_masked_with_layer_scale_and_whole_heads_under_qk_norm() -
 def test_qk_norm_is_taken_over_the_kept_dims() -> None:
     network = small_network(qk_norm=True)
     small = network.pruned(random_plan(network.structure, 5, tokens=False), None)
-    q = torch.randn(2, 1, 5, small.pruned_blocks()[0].attention.qk_dim)
-    q = q.expand(-1, small.pruned_blocks()[0].attention.heads, -1, -1)
-    normed = small.pruned_blocks()[0].attention.q_norm
+    attention = small.pruned_blocks()[0].attention
+    assert attention is not None
+    q = torch.randn(2, 1, 5, attention.qk_dim)
+    q = q.expand(-1, attention.heads, -1, -1)
+    normed: Any = attention.q_norm
     plain = (q - q.mean(-1, keepdim=True)) / torch.sqrt(q.var(-1, keepdim=True, unbiased=False) + normed.eps)
     assert torch.allclose(normed(q), plain * normed.weight + normed.bias, atol=1e-5)
 
@@ -114,14 +118,15 @@ def test_heads_can_be_regrouped_from_several_sources() -> None:
     whole, images = identity(network.structure), images_for(network, 2)
     heads = tuple(HeadPlan(tuple(range(a, a + 8)) + tuple(range(32, 40)), (*range(a, a + 8), 40, 41)) for a in (0, 16))
     small = network.pruned(Plan(whole.embed, (dataclasses.replace(whole.blocks[0], heads=heads),)), None)
-    block = network.module.blocks[0]
+    block: Any = network.blocks()[0]
     x = torch.randn(2, 5, 48)
     q, k, v = block.attn.qkv(x).split(48, -1)
     expected = block.attn.proj.bias.expand(2, 5, -1).clone()
     for head in heads:
         weights = torch.softmax(q[..., head.qk] @ k[..., head.qk].transpose(1, 2) * block.attn.scale, -1)
         expected = expected + (weights @ v[..., head.v]) @ block.attn.proj.weight[:, head.v].T
-    assert torch.allclose(small.pruned_blocks()[0].attention(x), expected, atol=1e-5)
+    attention = small.pruned_blocks()[0].attention
+    assert attention is not None and torch.allclose(attention(x), expected, atol=1e-5)
     assert small.outputs(images).isfinite().all()
 
 
@@ -133,7 +138,7 @@ def test_blocks_and_halves_can_go() -> None:
         dataclasses.replace(whole.blocks[2], neurons=()),
     )
     small = network.pruned(Plan(whole.embed, blocks), None)
-    model = copy.deepcopy(network.module)
+    model: Any = copy.deepcopy(network.module)
     with torch.no_grad():
         for index in (1, 3):
             for linear in (model.blocks[index].attn.proj, model.blocks[index].mlp.fc2):
@@ -152,7 +157,7 @@ def test_inputs_can_be_gathered() -> None:
     inputs = tuple(range(0, 48, 2))
     block = dataclasses.replace(whole.blocks[0], qkv_inputs=inputs, proj_inputs=inputs, fc1_inputs=inputs[:10])
     small = network.pruned(Plan(whole.embed, (block,)), None)
-    model = copy.deepcopy(network.module)
+    model: Any = copy.deepcopy(network.module)
     with torch.no_grad():
         for linear, kept in (
             (model.blocks[0].attn.qkv, inputs),
@@ -189,9 +194,11 @@ def test_features_keep_their_grid_when_no_tokens_go(name: str) -> None:
     plan = identity(network.structure)
     fewer = tuple(dataclasses.replace(block, neurons=block.neurons[:32]) for block in plan.blocks)
     small = network.pruned(dataclasses.replace(plan, blocks=fewer), None)
+    original: Any = network.module
+    pruned: Any = small.module
     x = torch.randn(1, *network.structure.image)
     with torch.inference_mode():
-        dense, found = (one.module.forward_intermediates(x, intermediates_only=True) for one in (network, small))
-        whole = small.module.forward_features(x)
+        dense, found = (one.forward_intermediates(x, intermediates_only=True) for one in (original, pruned))
+        whole = pruned.forward_features(x)
     assert [features.shape for features in found] == [features.shape for features in dense]
-    assert whole.shape == network.module.forward_features(x).shape
+    assert whole.shape == original.forward_features(x).shape

@@ -1,6 +1,7 @@
 """Tests of recovery. They compare it with explicit least squares, and use networks where the answer is known."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,8 @@ def test_a_constant_input_is_folded_into_the_bias() -> None:
 def test_a_duplicated_neuron_is_recovered_exactly() -> None:
     """The neuron's twin takes over its output weights, so the logits equal those of the original."""
     network = small_network(depth=2)
-    fc1, fc2 = network.module.blocks[0].mlp.fc1, network.module.blocks[0].mlp.fc2
+    module: Any = network.module
+    fc1, fc2 = module.blocks[0].mlp.fc1, module.blocks[0].mlp.fc2
     with torch.no_grad():
         fc1.weight[1], fc1.bias[1] = fc1.weight[0], fc1.bias[0]
         fc2.weight[:, :2] *= 5
@@ -133,8 +135,9 @@ def test_moments_see_every_position_of_the_tokens(monkeypatch: pytest.MonkeyPatc
     If they used every 16th row, they would see the same position of every image.
     """
     network = small_network(depth=1, img_size=32, class_token=False, global_pool="avg")
+    module: Any = network.module
     with torch.no_grad():
-        network.module.pos_embed.mul_(50)
+        module.pos_embed.mul_(50)
     images = images_for(network, 256)
     whole = network.statistics(images).blocks[0].neurons
     monkeypatch.setattr("models.statistics.collect.MOMENT_ROWS", 256)
@@ -145,9 +148,10 @@ def test_moments_see_every_position_of_the_tokens(monkeypatch: pytest.MonkeyPatc
 
 def test_a_block_of_constant_neurons_is_survived() -> None:
     network = small_network(depth=2)
+    module: Any = network.module
     with torch.no_grad():
-        network.module.blocks[0].mlp.fc1.weight.zero_()
-        network.module.blocks[0].mlp.fc1.bias.fill_(3.0)
+        module.blocks[0].mlp.fc1.weight.zero_()
+        module.blocks[0].mlp.fc1.bias.fill_(3.0)
     images, whole = images_for(network, 32), identity(network.structure)
     statistics = network.statistics(images)
     first = dataclasses.replace(whole.blocks[0], neurons=(0, 1))
@@ -180,19 +184,20 @@ def test_gathered_inputs_are_recovered_too(pruned_rows: bool) -> None:
 def test_a_dim_that_repeats_another_is_taken_over_by_its_twin(layer: str) -> None:
     """The norm's output dim 1 is a linear function of output dim 0. So q/k/v and fc1 need no dim 1, exactly."""
     network = small_network(depth=2)
-    block = network.module.blocks[0]
+    module: Any = network.module
+    block = module.blocks[0]
     norm = block.norm1 if layer == "qkv" else block.norm2
     with torch.no_grad():  # the residual stream has equal dims 0 and 1 before the norm
-        network.module.patch_embed.proj.weight[1] = network.module.patch_embed.proj.weight[0]
-        network.module.patch_embed.proj.bias[1] = network.module.patch_embed.proj.bias[0]
-        for table in (network.module.cls_token, network.module.pos_embed):
+        module.patch_embed.proj.weight[1] = module.patch_embed.proj.weight[0]
+        module.patch_embed.proj.bias[1] = module.patch_embed.proj.bias[0]
+        for table in (module.cls_token, module.pos_embed):
             table[..., 1] = table[..., 0]
         block.attn.proj.weight[1], block.attn.proj.bias[1] = block.attn.proj.weight[0], block.attn.proj.bias[0]
         norm.weight[1], norm.bias[1] = -2 * norm.weight[0], norm.bias[0] + 1
     images, whole = images_for(network, 64), identity(network.structure)
     statistics = network.statistics(images, {"inputs"})
     inputs = tuple(i for i in range(48) if i != 1)
-    gathered = {"qkv_inputs": inputs} if layer == "qkv" else {"fc1_inputs": inputs}
+    gathered: dict[str, Any] = {"qkv_inputs": inputs} if layer == "qkv" else {"fc1_inputs": inputs}
     plan = Plan(whole.embed, (dataclasses.replace(whole.blocks[0], **gathered), whole.blocks[1]))
     dense = network.outputs(images)
     bare = (network.pruned(plan, None).outputs(images) - dense).abs().max()
@@ -202,9 +207,10 @@ def test_a_dim_that_repeats_another_is_taken_over_by_its_twin(layer: str) -> Non
 
 def test_input_moments_are_those_of_what_the_layers_read() -> None:
     network = small_network(depth=2)
+    module: Any = network.module
     images, seen = images_for(network, 32), []
     found = network.statistics(images, {"inputs"}).blocks[1].inputs
-    handle = network.module.blocks[1].mlp.fc1.register_forward_pre_hook(lambda _m, x: seen.append(x[0]))
+    handle = module.blocks[1].mlp.fc1.register_forward_pre_hook(lambda _m, x: seen.append(x[0]))
     network.outputs(images)
     handle.remove()
     assert found is not None

@@ -5,6 +5,7 @@ original. It refuses networks that it cannot recover.
 """
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def gain(network: TorchNetwork, plan: Plan) -> float:
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=list(VARIANTS))
-def test_errors_of_earlier_blocks_are_made_good(options: dict[str, object]) -> None:
+def test_errors_of_earlier_blocks_are_made_good(options: dict[str, Any]) -> None:
     network = small_network(**options)
     assert gain(network, random_plan(network.structure, seed=4, tokens=False)) < 0.97
 

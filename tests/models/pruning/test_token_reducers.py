@@ -1,6 +1,7 @@
 """Tests of the token reducers. They compare them with plain code, written after the papers, for one image at a time."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -49,16 +50,17 @@ def test_a_second_fusion_merges_with_the_earlier_package() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}])
-def test_the_most_attended_tokens_survive(options: dict[str, object]) -> None:
+def test_the_most_attended_tokens_survive(options: dict[str, Any]) -> None:
     """The reduction inside a block keeps the tokens that get the most attention of this block."""
     network = small_network(depth=2, **options)
     whole, images = identity(network.structure), images_for(network, 1)
     first = dataclasses.replace(whole.blocks[0], tokens=TokenPlan(5, "drop"))
     small = network.pruned(Plan(whole.embed, (first, whole.blocks[1])), None)
-    block = network.module.blocks[0]
+    module: Any = network.module
+    block = module.blocks[0]
     with torch.no_grad(), small.reductions()[0].recorded() as chosen:
         small.module(images)
-        x = network.module._pos_embed(network.module.patch_embed(images))
+        x = module._pos_embed(module.patch_embed(images))
         q, k, _ = block.attn.qkv(block.norm1(x)).reshape(1, -1, 3, 3, 16).permute(2, 0, 3, 1, 4)
         attention = torch.softmax(q @ k.transpose(-2, -1) * block.attn.scale, -1)
         scores = attention[0, :, 0, 1:].mean(0) if network.structure.prefix else attention[0].mean((0, 1))
@@ -72,13 +74,14 @@ def test_with_average_pooling_tokens_count_as_much_as_they_stand_for(fc_norm: bo
     The pooled mean therefore equals the mean of all tokens with equal weights, however many tokens are fused.
     """
     network = small_network(depth=2, class_token=False, global_pool="avg", fc_norm=fc_norm)
+    module: Any = network.module
     with torch.no_grad():
-        for block in network.module.blocks:
+        for block in module.blocks:
             for linear in (block.attn.proj, block.mlp.fc2):
                 linear.weight.zero_(), linear.bias.zero_()
         # A norm per token does not commute with the mean, so the test removes the norm.
         if fc_norm is False:
-            network.module.norm = torch.nn.Identity()
+            module.norm = torch.nn.Identity()
     whole, images = identity(network.structure), images_for(network, 2)
     blocks = (
         dataclasses.replace(whole.blocks[0], tokens=TokenPlan(20, "fuse")),

@@ -1,9 +1,11 @@
 """Tests of token selectors: what they compute, what they cost, and that masking and slicing agree."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from models.errors import InvalidRequest
@@ -12,7 +14,7 @@ from models.export.onnx_export import run_onnx
 from models.networks.torch_network import TorchNetwork
 from models.pruning import token_reducers as tokens
 from models.pruning.token_selector import TokenSelector
-from models.structure import Plan, Reducer, TokenPlan, identity
+from models.structure import Plan, Reducer, ReductionPoint, TokenPlan, identity
 from models.training.masked_blocks import choose_best, mask_tokens, unmask_tokens
 from tests.models.structure.test_structure import counted_macs, counted_params
 from tests.support.networks import VARIANTS, images_for, random_plan, small_network
@@ -22,7 +24,7 @@ def selecting(
     network: TorchNetwork,
     reducer: Reducer = "weighted",
     keeps: tuple[float, ...] = (0.6, 0.25),
-    at: str = "start",
+    at: ReductionPoint = "start",
     base: Plan | None = None,
 ) -> TorchNetwork:
     """Return a network with selectors before blocks 1 and 2. Their weights are large enough to distinguish tokens."""
@@ -34,6 +36,7 @@ def selecting(
     small = network.pruned(dataclasses.replace(plan, blocks=tuple(blocks)), None)
     with torch.no_grad():
         for reduction in small.reductions():
+            assert reduction.selector is not None
             for parameter in reduction.selector.parameters():
                 parameter.mul_(2)
     return small
@@ -92,18 +95,21 @@ def test_a_width_that_the_heads_do_not_divide_gets_fewer_heads() -> None:
     network = small_network()
     whole = identity(network.structure)
     small = selecting(network, base=dataclasses.replace(whole, embed=tuple(range(44))))
-    assert small.reductions()[0].selector.heads == 2
+    selector = small.reductions()[0].selector
+    assert selector is not None and selector.heads == 2
     assert small.structure.macs == counted_macs(small.module, small.structure)
 
 
 def test_the_best_tokens_by_the_selector_stay_and_the_others_leave_as_their_weighted_mean() -> None:
     network = small_network(depth=2)
     small, images = selecting(network, keeps=(6 / 36,)), images_for(network, 2)
-    reduction, seen = small.reductions()[0], {}
+    reduction = small.reductions()[0]
+    seen: dict[str, Tensor] = {}
     reduction.register_forward_hook(lambda _m, inputs, output: seen.update(x=inputs[0], out=output))
     with reduction.recorded() as chosen:
         small.outputs(images)
     with torch.inference_mode():
+        assert reduction.selector is not None
         scores = reduction.selector(seen["x"][:, 1:])
     for image in range(2):
         order = scores[image].argsort(descending=True)
@@ -131,7 +137,7 @@ def test_a_package_of_tokens_with_tiny_scores_is_still_their_mean(tiny: float) -
 )
 @pytest.mark.parametrize("reducer", ["weighted", "fuse", "drop"])
 @pytest.mark.parametrize("at", ["start", "middle"])
-def test_masking_and_slicing_agree(variant: str, reducer: Reducer, at: str) -> None:
+def test_masking_and_slicing_agree(variant: str, reducer: Reducer, at: ReductionPoint) -> None:
     """Compare the masked network, in which selectors are trained, with the sliced network that a job delivers.
 
     The masks keep the best tokens. The arithmetic is float64.
@@ -147,6 +153,7 @@ def test_masking_and_slicing_agree(variant: str, reducer: Reducer, at: str) -> N
             return
         masked = mask_tokens(small, choose_best)
         assert (module(images) - sliced).abs().max() < 1e-9
+        assert masked.masks is not None
         assert [stage.sum(1).tolist() for stage in masked.masks.stages] == kept
         unmask_tokens(small)
         assert (module(images) - sliced).abs().max() == 0
@@ -174,11 +181,13 @@ def test_a_selector_needs_no_attention_before_it() -> None:
 
 @pytest.mark.parametrize("variant", ["class token", "average pooling"])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_the_exported_file_agrees_with_selectors(variant: str, batch: int, tmp_path) -> None:
+def test_the_exported_file_agrees_with_selectors(variant: str, batch: int, tmp_path: Path) -> None:
     network = small_network(**VARIANTS[variant])
     small, images = selecting(network), images_for(network, 8)
     small.export(tmp_path / "m.onnx", batch)
     report = check_parity(small, tmp_path / "m.onnx", batch, images)
-    assert report.passed and report.forced.max_relative < 1e-4 and report.flipped_sets == 0
+    assert (
+        report.passed and report.forced is not None and report.forced.max_relative < 1e-4 and report.flipped_sets == 0
+    )
     small.export(tmp_path / "free.onnx", None)
     torch.testing.assert_close(run_onnx(tmp_path / "free.onnx", images, 5), small.outputs(images), rtol=1e-3, atol=1e-3)

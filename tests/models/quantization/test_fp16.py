@@ -13,7 +13,7 @@ from models.evaluation.parity import check_quantised
 from models.export.onnx_export import compare_outputs, run_onnx
 from models.graph.network import GraphNetwork
 from models.loading.load_model import open_model
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from models.structure import identity
 from tests.support.families import family_plan, small_family
 from tests.support.networks import images_for, random_plan, small_network
@@ -23,7 +23,7 @@ DIGITS = Path(__file__).parents[3] / "benchmarks" / "digits"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def in_half(network: TorchNetwork, seed: int = 1) -> TorchNetwork:
+def in_half(network: Network, seed: int = 1) -> Network:
     return network.pruned(dataclasses.replace(random_plan(network.structure, seed), precision="fp16"), None)
 
 
@@ -47,6 +47,7 @@ def test_the_file_is_fp16_but_for_images_and_answers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", ["plain", "swin", "pvt_v2", "graph"])
 def test_the_file_gives_what_the_emulation_gives(variant: str, tmp_path: Path) -> None:
+    network: Network
     if variant in ("swin", "pvt_v2"):
         network = small_family(variant)
         plan = family_plan(network.structure, 1)
@@ -79,19 +80,19 @@ def test_both_are_checked_with_the_same_tokens(tmp_path: Path) -> None:
 def test_parameters_that_do_not_fit_are_the_largest_that_does_in_both(tmp_path: Path) -> None:
     network = small_network()
     with torch.no_grad():
-        network.module.head.weight[0, 0] = 1e5  # type: ignore[union-attr, index]
+        network.module.get_parameter("head.weight")[0, 0] = 1e5
     plan = dataclasses.replace(identity(network.structure), precision="fp16")
     small, x = network.pruned(plan, None), images_for(network, 4)
     small.export(tmp_path / "half.onnx", 1)
     emulated = small.outputs(x)
     assert compare_outputs(emulated, run_onnx(tmp_path / "half.onnx", x, 1)).max_relative < 0.01
     assert compare_outputs(emulated, small.exact().outputs(x)).max_relative > 0.1
-    assert float(small.module.head.weight[0, 0]) == 1e5  # type: ignore[union-attr, index, arg-type]
+    assert float(small.module.get_parameter("head.weight")[0, 0]) == 1e5
 
 
 def test_activations_that_do_not_fit_are_seen_in_trials() -> None:
     network = small_network()
     with torch.no_grad():
-        network.blocks()[0].mlp.fc2.bias.fill_(1e5)  # type: ignore[union-attr]
+        network.blocks()[0].get_parameter("mlp.fc2.bias").fill_(1e5)
     x = images_for(network, 2)
     assert network.outputs(x).isfinite().all() and not in_half(network).outputs(x).isfinite().all()

@@ -4,8 +4,11 @@ They check what is quantised, that standard operators do it, and that the emulat
 the file.
 """
 
+import functools
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +25,7 @@ from models.evaluation.kept_patches import kept_patches
 from models.evaluation.metrics import correct
 from models.evaluation.parity import check_quantised
 from models.evaluation.sensitivity import quantisation_order
+from models.export.inference_blocks import Form
 from models.export.onnx_export import EXACT_PRODUCTS, run_onnx
 from models.loading.load_model import open_model
 from models.networks.torch_network import TorchNetwork
@@ -57,7 +61,7 @@ def bits(network: TorchNetwork, weight_bits: int, together: int = 1) -> TorchNet
 
 @pytest.mark.parametrize("form", ["standard", "cpu"])
 def test_a_file_has_every_linear_layer_of_the_blocks_in_8_bits_by_standard_operators(
-    small: TorchNetwork, tmp_path: Path, form: str
+    small: TorchNetwork, tmp_path: Path, form: Form
 ) -> None:
     small.export(tmp_path / "small.onnx", 1, form)
     model = onnx.load(tmp_path / "small.onnx")
@@ -78,9 +82,9 @@ def test_layers_that_stay_exact_stay_in_fp32(tmp_path: Path) -> None:
     assert counted == {"int8": 3 * 4, "fp32": 4 + 1}  # qkv, proj and fc2 of four blocks; fc1s and the classifier
 
 
-NETWORKS = {
-    **{name: lambda name=name: small_network(**VARIANTS[name]) for name in VARIANTS},
-    **{name: lambda name=name: small_family(name) for name in ("pvt_v2", "pit", "swin, padded windows")},
+NETWORKS: dict[str, Callable[[], TorchNetwork]] = {
+    **{name: functools.partial(small_network, **VARIANTS[name]) for name in VARIANTS},
+    **{name: functools.partial(small_family, name) for name in ("pvt_v2", "pit", "swin, padded windows")},
 }
 
 
@@ -165,13 +169,15 @@ def product(a: np.ndarray, b: np.ndarray, exact: bool) -> np.ndarray:
     if exact:
         options.add_session_config_entry(EXACT_PRODUCTS, "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"a": a})[0]
+    found: np.ndarray = session.run(None, {"a": a})[0]
+    return found
 
 
 def saturated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the same product as a processor that adds pairs of products in 16 bits (x86's PMADDUBSW)."""
     pairs = a.astype(int).reshape(len(a), -1, 2, 1) * b.astype(int).reshape(1, -1, 2, b.shape[1])
-    return pairs.sum(2).clip(-(2**15), 2**15 - 1).sum(1)
+    found: np.ndarray = pairs.sum(2).clip(-(2**15), 2**15 - 1).sum(1)
+    return found
 
 
 @pytest.mark.parametrize("most", [64, 127])
@@ -204,10 +210,11 @@ def test_the_file_is_as_large_as_the_structure_says(tmp_path: Path) -> None:
 def test_the_order_puts_what_suffers_most_last() -> None:
     """One layer has a weight so large that the other weights of its row round to zero."""
     network = small_network(depth=3)
+    mlp: Any = network.blocks()[1].get_submodule("mlp")
     with torch.no_grad():
-        network.module.blocks[1].mlp.fc2.weight[:, 0] = 50.0
-        network.module.blocks[1].mlp.fc1.weight[0] = 0.0
-        network.module.blocks[1].mlp.fc1.bias[0] = 0.0  # the input of that weight is always 0
+        mlp.fc2.weight[:, 0] = 50.0
+        mlp.fc1.weight[0] = 0.0
+        mlp.fc1.bias[0] = 0.0  # the input of that weight is always 0
     order = quantisation_order(network, images_for(network, 16), lambda: None)
     assert sorted(order) == sorted((block, layer) for block in range(3) for layer in LAYERS)
     assert order[-1] == (1, "fc2")

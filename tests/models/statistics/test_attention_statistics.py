@@ -3,9 +3,11 @@
 They compare them with the model's own attention, and with attention that is planted on the grid.
 """
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.pruning.token_reducers import strongest_attention
 from models.statistics.attention_statistics import AttentionSums, near
@@ -13,13 +15,13 @@ from models.statistics.statistics import from_tensors, to_tensors
 from tests.support.networks import VARIANTS, images_for, small_network
 
 
-def own_attention(module: nn.Module, images: Tensor) -> list[Tensor]:
+def own_attention(module: Any, images: Tensor) -> list[Tensor]:
     """Return the attention by which timm's unfused attention itself multiplies the values, for each block.
 
     This path is independent of vitfit's statistics.
     """
     seen = []
-    for block in module.blocks:  # type: ignore[union-attr]
+    for block in module.blocks:
         block.attn.fused_attn = False
         block.attn.attn_drop.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
     with torch.inference_mode():
@@ -28,7 +30,7 @@ def own_attention(module: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-def test_head_scores_are_those_of_the_models_own_attention(options: dict[str, object]) -> None:
+def test_head_scores_are_those_of_the_models_own_attention(options: dict[str, Any]) -> None:
     """Check several batches, q/k norms, and several prefix tokens or none."""
     network = small_network(depth=2, **options)
     images = images_for(network, 20)

@@ -6,6 +6,7 @@ training resumes.
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def network() -> TorchNetwork:
     """A network in which no layer reads the planted inputs."""
     network = small_network(depth=2, img_size=32)
-    block = network.module.blocks[0]
+    block: Any = network.blocks()[0]
     layers = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
     with torch.no_grad():
         for layer, member in zip(layers, PLANTED.values(), strict=True):
@@ -135,9 +136,8 @@ def test_the_original_stays_as_it_was_and_the_trained_network_has_its_shape(
     network: TorchNetwork, trained: TorchNetwork
 ) -> None:
     before = small_network(depth=2, img_size=32)
-    assert network.gates is None and network.module.blocks[1].mlp.fc1.weight.equal(
-        before.module.blocks[1].mlp.fc1.weight
-    )
+    fc1, fc1_before = (one.blocks()[1].get_parameter("mlp.fc1.weight") for one in (network, before))
+    assert network.gates is None and fc1.equal(fc1_before)
     assert weights(trained).keys() == weights(network).keys()
     assert trained.structure == network.structure and not trained.module.training
 
@@ -145,8 +145,9 @@ def test_the_original_stays_as_it_was_and_the_trained_network_has_its_shape(
 def test_the_gates_are_in_the_trained_weights(network: TorchNetwork, trained: TorchNetwork) -> None:
     """The weights learn with a very small rate. Therefore they are almost the original weights times the gates."""
     gates = gates_of(trained)[1]
-    expected = network.module.blocks[1].mlp.fc2.weight * gates.neurons
-    torch.testing.assert_close(trained.module.blocks[1].mlp.fc2.weight, expected, rtol=0.02, atol=2e-3)
+    fc2, fc2_trained = (one.blocks()[1].get_parameter("mlp.fc2.weight") for one in (network, trained))
+    expected = fc2 * gates.neurons
+    torch.testing.assert_close(fc2_trained, expected, rtol=0.02, atol=2e-3)
 
 
 def test_an_interrupted_training_ends_with_the_same_gates(

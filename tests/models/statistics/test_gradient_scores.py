@@ -3,6 +3,9 @@
 They compare the scores with finite differences, and random signs with the sum over many classes.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +21,7 @@ from tests.support.families import SMALL as FAMILIES
 from tests.support.families import small_family
 from tests.support.networks import VARIANTS, images_for, small_network
 
-SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3, "mlp_ratio": 2, "img_size": 32}
+SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 24, "num_heads": 3, "mlp_ratio": 2, "img_size": 32}
 COUNT, BLOCK, STEP = 6, 1, 1e-3
 MEMBERS = [
     ("neurons", (5,), "mlp.fc2", slice(5, 6)),
@@ -31,7 +34,7 @@ MEMBERS = [
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def precise(variant: str = "class token", **options: object) -> TorchNetwork:
+def precise(variant: str = "class token", **options: Any) -> TorchNetwork:
     network = small_network(**{**SMALL, **VARIANTS[variant], **options})
     network.module.double()
     return network
@@ -57,8 +60,9 @@ def fisher(network: TorchNetwork, seed: int = 0) -> MemberScores:
     return fisher_scores(network.module, network._family, network.structure, images(network), seed)[0][BLOCK]
 
 
-def slopes(network: TorchNetwork, weight: Tensor, columns: slice | int) -> Tensor:
+def slopes(network: TorchNetwork, path: str, columns: slice | int) -> Tensor:
     """Return the change of each log p, (n, C), per unit, while some columns of one layer shrink a little."""
+    weight = network.blocks()[BLOCK].get_parameter(f"{path}.weight")
     before = log_p(network)
     with torch.no_grad():
         kept = weight.clone()
@@ -74,7 +78,7 @@ def test_taylor_is_the_slope_of_the_loss(
     variant: str, axis: str, member: tuple[int, ...], path: str, columns: slice
 ) -> None:
     network = precise(variant)
-    changes = slopes(network, network.blocks()[BLOCK].get_submodule(path).weight, columns)
+    changes = slopes(network, path, columns)
     expected = changes[range(COUNT), labels(network)].abs().mean()
     found = getattr(taylor(network, labels(network)), axis)[member]
     assert float(found) == pytest.approx(float(expected), rel=0.02)
@@ -85,7 +89,7 @@ def test_the_estimate_is_half_the_expected_square_of_the_slope(
     axis: str, member: tuple[int, ...], path: str, columns: slice
 ) -> None:
     network = precise()
-    changes = slopes(network, network.blocks()[BLOCK].get_submodule(path).weight, columns)
+    changes = slopes(network, path, columns)
     expected = 0.5 * (log_p(network).exp() * changes**2).sum(1).mean()
     assert float(getattr(fisher(network), axis)[member]) == pytest.approx(float(expected), rel=0.02)
 
@@ -93,7 +97,7 @@ def test_the_estimate_is_half_the_expected_square_of_the_slope(
 def test_a_query_s_dim_is_the_slope_of_shrinking_it_in_queries_alone() -> None:
     """A q dim meets only the same k dim. Removing the dim from both equals removing it from one of them."""
     network, row = precise(), 9
-    qkv = network.blocks()[BLOCK].attn.qkv
+    qkv: Any = network.blocks()[BLOCK].get_submodule("attn.qkv")
     before = log_p(network)
     with torch.no_grad():
         qkv.weight[row] *= 1 - STEP
@@ -110,11 +114,11 @@ def test_halves_are_the_slope_of_a_branch_s_output() -> None:
         assert isinstance(layer, nn.Linear)
         before = log_p(network)
         with torch.no_grad():
-            layer.weight *= 1 - STEP
-            layer.bias *= 1 - STEP
+            layer.weight.mul_(1 - STEP)
+            layer.bias.mul_(1 - STEP)
             changes = (log_p(network) - before) / STEP
-            layer.weight /= 1 - STEP
-            layer.bias /= 1 - STEP
+            layer.weight.div_(1 - STEP)
+            layer.bias.div_(1 - STEP)
         expected = 0.5 * (before.exp() * changes**2).sum(1).mean()
         assert float(fisher(network).halves[half]) == pytest.approx(float(expected), rel=0.02)
 
@@ -125,8 +129,8 @@ def test_random_signs_expect_the_sum_over_classes() -> None:
     The mean over seeds is near this sum, and the scores of a single seed are not.
     """
     network = precise(num_classes=40)
-    weight, p = network.blocks()[BLOCK].mlp.fc2.weight, log_p(network).exp()
-    exact = torch.stack([0.5 * (p * slopes(network, weight, k) ** 2).sum(1).mean() for k in range(48)])
+    p = log_p(network).exp()
+    exact = torch.stack([0.5 * (p * slopes(network, "mlp.fc2", k) ** 2).sum(1).mean() for k in range(48)])
     drawn = torch.stack([fisher(network, seed).neurons for seed in range(12)])
     assert float((drawn.mean(0) / exact).mean()) == pytest.approx(1, rel=0.1)
     assert not drawn[0].equal(drawn[1]) and fisher(network, 1).neurons.equal(drawn[1])
@@ -170,13 +174,14 @@ def test_every_way_out_of_the_stream_is_known(variant: str) -> None:
         read.module.register_forward_hook(lambda norm, inputs, _out: norm_without(norm, inputs[0], keep))
     before = network.outputs(images(network))
     with torch.no_grad():
-        network.blocks()[0].mlp.fc2.bias[7] += 100
+        network.blocks()[0].get_parameter("mlp.fc2.bias")[7] += 100
     torch.testing.assert_close(network.outputs(images(network)), before)
 
 
 def test_features_have_no_divergence() -> None:
     network = precise(num_classes=0)
-    for take in (lambda: taylor(network, None), lambda: fisher(network)):
+    takes: tuple[Callable[[], MemberScores], ...] = (lambda: taylor(network, None), lambda: fisher(network))
+    for take in takes:
         with pytest.raises(InvalidRequest, match="no classifier"):
             take()
 

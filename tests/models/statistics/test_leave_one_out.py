@@ -5,7 +5,9 @@ the same order.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import scipy.stats
@@ -21,7 +23,7 @@ from models.statistics.statistics import Statistics, from_tensors, to_tensors
 from models.structure import BlockPlan, HeadPlan, Plan, identity
 from tests.support.networks import VARIANTS, images_for, small_network
 
-SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3, "mlp_ratio": 2, "img_size": 32}
+SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 24, "num_heads": 3, "mlp_ratio": 2, "img_size": 32}
 IMAGES = 12
 BLOCK = 1
 
@@ -67,7 +69,7 @@ def stream(statistics: Statistics, kind: str) -> StreamScores:
 def test_a_deleted_neuron_is_a_pruned_neuron(taken: tuple[TorchNetwork, Statistics]) -> None:
     for gone in (0, 17, 47):
         kept = tuple(i for i in range(48) if i != gone)
-        expected = without(taken[0], lambda block, kept=kept: dataclasses.replace(block, neurons=kept))
+        expected = without(taken[0], functools.partial(dataclasses.replace, neurons=kept))
         assert float(exact(taken).neurons[gone]) == pytest.approx(expected, rel=1e-3)
 
 
@@ -84,9 +86,10 @@ def test_a_deleted_head_or_half_is_a_pruned_one(taken: tuple[TorchNetwork, Stati
     scores = exact(taken)
     one_less = without(taken[0], lambda block: dataclasses.replace(block, heads=(block.heads[0], block.heads[2])))
     assert float(scores.heads[1]) == pytest.approx(one_less, rel=1e-3)
-    for half, gone in enumerate(({"heads": ()}, {"neurons": ()})):
+    halves: tuple[dict[str, Any], ...] = ({"heads": ()}, {"neurons": ()})
+    for half, gone in enumerate(halves):
         network = taken[0]
-        expected = without(network, lambda block, gone=gone: dataclasses.replace(block, **gone))
+        expected = without(network, functools.partial(dataclasses.replace, **gone))
         assert float(scores.halves[half]) == pytest.approx(expected, rel=1e-3)
 
 
@@ -99,7 +102,7 @@ def test_a_deleted_attention_dim_is_a_naive_loop(variant: str) -> None:
     for row in (0, 9, 23):
         for sides, found in (((0, 1), scores.qk), ((2,), scores.v), ((0, 1, 2), scores.dims)):
             zeroed = small(variant)
-            qkv = zeroed.blocks()[BLOCK].attn.qkv
+            qkv: Any = zeroed.blocks()[BLOCK].get_submodule("attn.qkv")
             with torch.no_grad():
                 for side in sides:
                     qkv.weight[24 * side + row] = 0

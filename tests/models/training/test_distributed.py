@@ -9,6 +9,7 @@ from torch import Tensor
 
 import models.training.finetune
 from models.data.dataset import Batch
+from models.networks.network import Network
 from models.networks.torch_network import TorchNetwork
 from models.training.distributed import Processes, in_processes
 from models.training.finetune import Recipe, finetune, train_to_answer
@@ -27,7 +28,7 @@ def networks() -> tuple[TorchNetwork, TorchNetwork, Batch]:
     return student, teacher, Batch(images, teacher.outputs(images).argmax(1).clone(), torch.arange(IMAGES))
 
 
-def weights(network: TorchNetwork) -> dict[str, Tensor]:
+def weights(network: Network) -> dict[str, Tensor]:
     return network.module.state_dict()
 
 

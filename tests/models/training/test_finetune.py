@@ -19,6 +19,7 @@ from torch.nn import functional
 from models.data.dataset import Batch
 from models.errors import InvalidRequest
 from models.evaluation.metrics import agreement
+from models.networks.network import Network
 from models.networks.torch_network import TorchNetwork
 from models.training.finetune import Recipe, distillation_loss, finetune, mixing
 from tests.support.networks import images_for, random_plan, small_network
@@ -64,7 +65,7 @@ class Diary:
             raise InterruptedError
 
 
-def weights(network: TorchNetwork) -> dict[str, Tensor]:
+def weights(network: Network) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in network.module.state_dict().items()}
 
 
@@ -132,6 +133,7 @@ def test_on_the_cpu_the_recipe_is_this_plain_loop(
 
     No reduced precision, process or wrapper of another library changes the result.
     """
+    assert data.labels is not None
     module, targets = copy.deepcopy(student.module).train(), teacher.outputs(data.images)
     optimizer = create_optimizer_v2(module, opt="adamw", lr=RECIPE.learning_rate, weight_decay=0.01)
     steps, step = RECIPE.epochs * 5, 0
@@ -164,7 +166,9 @@ def test_the_loss_by_hand() -> None:
 def test_the_loss_is_a_mean_over_images() -> None:
     outputs, targets, labels = torch.randn(6, 5), torch.randn(6, 5), torch.arange(6) % 5
     twice = [torch.cat([tensor, tensor]) for tensor in (outputs, targets, labels)]
-    torch.testing.assert_close(distillation_loss(*twice, 1.0), distillation_loss(outputs, targets, labels, 1.0))
+    torch.testing.assert_close(
+        distillation_loss(twice[0], twice[1], twice[2], 1.0), distillation_loss(outputs, targets, labels, 1.0)
+    )
     same = distillation_loss(targets, targets, labels, 1.0)
     torch.testing.assert_close(same, functional.cross_entropy(targets, labels))
 
@@ -176,6 +180,7 @@ def test_cutmix_goes_on_after_an_interruption_as_if_there_was_none(
     teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
 ) -> None:
     """Check this also with an odd batch at the end."""
+    assert data.labels is not None
     data = Batch(data.images[:37], data.labels[:37], data.indices[:37])
     undisturbed = finetune(student, teacher, data, MIXED, tmp_path / "whole.pt", Diary())
     with pytest.raises(InterruptedError):

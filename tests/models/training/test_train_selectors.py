@@ -52,13 +52,15 @@ def test_trained_selectors_find_the_tokens_that_carry_the_class(tmp_path: Path) 
     """
     seen, _ = planted_images(512, seed=1)
     held_out, planted = planted_images(300, seed=2)
+    labels = held_out.labels
+    assert labels is not None
     dense, kept = planted_network(seen, tmp_path), 3
     untrained = choosing(dense, "selector", (kept,))
     recipe = Recipe(epochs=5, learning_rate=1e-2, batch=32, distill=1.0, seed=0)
     trained = train_selectors(untrained, dense, seen, recipe, tmp_path / "c.pt", lambda *_: None, frozen=1.0)
 
     def right(network: TorchNetwork) -> float:
-        return float((network.outputs(held_out.images, 300).argmax(1) == held_out.labels).float().mean())
+        return float((network.outputs(held_out.images, 300).argmax(1) == labels).float().mean())
 
     by_chance = torch.rand(300, PATCHES, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :kept]
     found = float((chosen_tokens(trained, held_out.images) & planted).sum()) / (PLANTED * 300)
@@ -86,6 +88,7 @@ def drawn_shares(network: TorchNetwork, images: Tensor) -> list[float]:
     masked = mask_tokens(network, choose_by_gumbel)
     torch.manual_seed(0)
     network.outputs(images)
+    assert masked.masks is not None
     return [float(stage.mean()) for stage in masked.masks.stages]
 
 
@@ -140,6 +143,7 @@ def test_a_stage_that_is_not_in_use_removes_nothing(student: TorchNetwork, data:
     masked = mask_tokens(network, choose_best)
     masked.first = 1
     network.outputs(data.images[:3])
+    assert masked.masks is not None
     assert [stage.sum(1).tolist() for stage in masked.masks.stages] == [[5.0] * 3]
 
 
@@ -161,10 +165,11 @@ def test_the_terms_on_tokens_by_hand(student: TorchNetwork) -> None:
     masked = mask_tokens(network, choose_best)
     first, second = torch.zeros(2, 16), torch.zeros(2, 16)
     first[:, :12], second[0, :8] = 1, 1
-    masked.masks = Masks(second, stages=[first, second], tokens=torch.randn(2, 17, 48))
+    tokens = torch.randn(2, 17, 48)
+    masked.masks = Masks(second, stages=[first, second], tokens=tokens)
     torch.testing.assert_close(keep_loss(masked, [0.5, 0.5]), torch.tensor(2 * 0.25**2))
     features = torch.randn(2, 17, 48)
-    mine, theirs = (functional.layer_norm(x[0, 1:9], (48,)) for x in (masked.masks.tokens, features))
+    mine, theirs = (functional.layer_norm(x[0, 1:9], (48,)) for x in (tokens, features))
     torch.testing.assert_close(feature_loss(masked, features), ((mine - theirs) ** 2).mean())
 
 
@@ -173,6 +178,7 @@ def test_gradients_reach_the_selectors_through_the_masks(student: TorchNetwork, 
     network = student.with_module(copy.deepcopy(student.module))
     mask_tokens(network, choose_by_gumbel)
     torch.manual_seed(0)
+    assert data.labels is not None
     functional.cross_entropy(network.module(data.images[:4]), data.labels[:4]).backward()
     for name, parameter in network.module.named_parameters():
         if "selector" in name:
@@ -189,6 +195,7 @@ def test_a_narrower_network_is_compared_in_the_dims_that_it_keeps(
     teacher: TorchNetwork, data: Batch, tmp_path: Path
 ) -> None:
     dense = choosing(teacher, "selector", (10,), first=1).plan
+    assert dense is not None
     small = teacher.pruned(dataclasses.replace(dense, embed=tuple(range(0, 42))), None)
     diary = Diary()
     train_selectors(small, teacher, data, dataclasses.replace(RECIPE, epochs=1), tmp_path / "c.pt", diary)

@@ -4,6 +4,7 @@ A dead head, a duplicated neuron and a constant neuron get the rank that the def
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def planted() -> tuple[TorchNetwork, Statistics]:
     Head 1 gives zeros. Neurons 5 and 6 are equal and strong. Neuron 9 is a large constant.
     """
     network = small_network(depth=2, seed=3)
-    block = network.module.blocks[1]
+    block: Any = network.blocks()[1]
     with torch.no_grad():
         rows = slice(2 * 48 + 16 * DEAD_HEAD, 2 * 48 + 16 * (DEAD_HEAD + 1))
         block.attn.qkv.weight[rows], block.attn.qkv.bias[rows] = 0, 0
@@ -141,7 +142,7 @@ def severed() -> tuple[TorchNetwork, Statistics]:
     of head 2 is nearly zero.
     """
     network = small_network(depth=2, seed=4, img_size=32, mlp_ratio=2)
-    module = network.module
+    module: Any = network.module
     with torch.no_grad():
         for block in module.blocks:
             for norm in (block.norm1, block.norm2):
@@ -165,10 +166,10 @@ def test_what_the_answers_do_not_need_goes_first(severed: tuple[TorchNetwork, St
     """Check a sublayer, an attention dim, and an embedding dim that only receives zeros and that no layer reads."""
     ranking = ranked(severed, criterion)
     halves = np.stack([block.halves for block in ranking.blocks if block.halves is not None])
-    assert np.unravel_index(halves.argmin(), halves.shape) == (0, 1)
+    assert halves.argmin() == np.ravel_multi_index((0, 1), halves.shape)
     assert ranking.embed is not None and ranking.embed.argmin() == DEAD_DIM
     dims = ranking.blocks[1].dims
-    assert dims is not None and np.unravel_index(dims.argmin(), dims.shape) == (2, 3)
+    assert dims is not None and dims.argmin() == np.ravel_multi_index((2, 3), dims.shape)
     assert ranking.across_blocks
 
 

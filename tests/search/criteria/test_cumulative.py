@@ -3,6 +3,8 @@
 One head attends to all tokens equally, another head attends to a single token.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -24,12 +26,13 @@ def planted() -> tuple[TorchNetwork, Statistics]:
     gives zeros, which its attention does not show.
     """
     network = small_network(depth=3, seed=5, class_token=False, global_pool="avg")
+    blocks: list[Any] = [*network.blocks()]
     with torch.no_grad():
-        for block in network.module.blocks:
+        for block in blocks:
             qkv = block.attn.qkv
             qkv.weight[16 * BLIND : 16 * (BLIND + 1)], qkv.bias[16 * BLIND : 16 * (BLIND + 1)] = 0, 0
             qkv.weight[16 * PICKY : 16 * (PICKY + 1)] *= 30
-        values = network.module.blocks[0].attn.qkv
+        values = blocks[0].attn.qkv
         values.weight[96 + 16 * MUTE : 96 + 16 * (MUTE + 1)], values.bias[96 + 16 * MUTE : 96 + 16 * (MUTE + 1)] = 0, 0
     return network, network.statistics(images_for(network, 32), {"attention"})
 

@@ -27,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TorchNetwork:
     """Train the gates of a network whose projection reads nothing from one head of block 0."""
     network = small_network(depth=2, img_size=32)
     with torch.no_grad():
-        network.module.blocks[0].attn.proj.weight[:, 16 * DEAD_HEAD : 16 * (DEAD_HEAD + 1)] = 0
+        network.blocks()[0].get_parameter("attn.proj.weight")[:, 16 * DEAD_HEAD : 16 * (DEAD_HEAD + 1)] = 0
     images = images_for(network, 64)
     data = Batch(images, network.outputs(images).argmax(1), torch.arange(64))
     return train_gates(network, data, RECIPE, tmp_path_factory.mktemp("gates") / "c.pt", lambda *_: None)

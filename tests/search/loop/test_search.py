@@ -11,7 +11,7 @@ from search.budgets import Budget, Budgets
 from search.loop.executor import LocalExecutor
 from search.loop.objective import LowestCost
 from search.loop.search import Search, best
-from search.loop.searcher import Proposal, at_random, by_expected_improvement, standardised
+from search.loop.searcher import Proposal, as_it_is, at_random, by_expected_improvement, standardised
 from search.loop.trial import Score, Trial
 from search.policy import Policy
 from tests.support.worlds import macs_keep, small_space
@@ -29,7 +29,7 @@ def best_found(propose: Proposal, seed: int) -> float:
     points = [list(p) for p in np.random.default_rng(seed).random((6, DIMENSIONS))]
     scores = [synthetic(np.asarray(p), seed) for p in points]
     for step in range(ROUNDS - len(points)):
-        points.append(propose(points, scores, DIMENSIONS, 97 * seed + step)[0])
+        points.append(propose(points, scores, DIMENSIONS, 97 * seed + step, as_it_is)[0])
         scores.append(synthetic(np.asarray(points[-1]), seed))
     return max(scores)
 

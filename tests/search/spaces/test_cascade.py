@@ -6,6 +6,7 @@ reports.
 
 import dataclasses
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def cascade(
     return space_with(structure, dataclasses.replace(random_ranking(structure, seed=1), ranges=ranges), depths)
 
 
-def small_cascade(**options: object) -> CascadeSpace:
+def small_cascade(**options: Any) -> CascadeSpace:
     return cascade(small_network(depth=6, **options).structure, np.linspace(0.9, 0.1, 6))
 
 
@@ -51,7 +52,7 @@ def test_the_method_searches_in_it() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"num_heads": 6}, {"class_token": False, "global_pool": "avg"}])
-def test_the_sketch_that_is_priced_is_the_plan_that_is_built(options: dict[str, object]) -> None:
+def test_the_sketch_that_is_priced_is_the_plan_that_is_built(options: dict[str, Any]) -> None:
     space = small_cascade(**options)
     for policy in random_policies(space, 12):
         assert space.plan(policy).apply_to(space.structure) == space.sketch(policy)

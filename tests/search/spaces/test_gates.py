@@ -5,6 +5,8 @@ check the sizes that VTP published for DeiT-B.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,7 +109,7 @@ def test_the_share_that_is_kept_is_the_share_that_was_asked_for(space: GateSpace
 
 @pytest.mark.parametrize("keep", [0.9, 0.7, 0.5])
 def test_a_budget_is_used_and_held(space: GateSpace, keep: float) -> None:
-    def price(structures: list[Structure]) -> Array:
+    def price(structures: Sequence[Structure]) -> Array:
         return np.asarray([[s.macs / space.structure.macs] for s in structures])
 
     policy = decode(space, [1.0], Budgets((Budget("macs_keep", keep),)), price)
@@ -123,7 +125,8 @@ def test_the_plan_is_what_is_physically_left(space: GateSpace) -> None:
     plan = space.plan(Policy(inputs=0.6))
     small = network.pruned(plan, None)
     assert sum(p.numel() for p in small.module.parameters()) == space.sketch(Policy(inputs=0.6)).params
-    for block, wanted in zip(network.module.blocks, plan.blocks, strict=True):
+    blocks: list[Any] = [*network.blocks()]
+    for block, wanted in zip(blocks, plan.blocks, strict=True):
         layers = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
         members = (wanted.qkv_inputs, wanted.proj_inputs, wanted.fc1_inputs, wanted.neurons)
         for layer, inputs in zip(layers, members, strict=True):
@@ -159,8 +162,10 @@ def even_ranking(structure: Structure) -> Ranking:
     for block in structure.blocks:
         a, mlp = block.attention, block.mlp
         assert a is not None and mlp is not None
-        head, width, neurons = (np.arange(n) * 0.6180339887 % 1 for n in (a.v_dim, a.inputs, mlp.neurons))
-        v = np.tile(head, (a.heads, 1))
+        head, width, neurons = (
+            np.arange(n, dtype=np.float64) * 0.6180339887 % 1 for n in (a.v_dim, a.inputs, mlp.neurons)
+        )
+        v: Array = np.tile(head, (a.heads, 1))
         blocks.append(BlockRanking(v.sum(1), v, v, neurons, inputs=(width, v.ravel(), width)))
     return Ranking("gates", tuple(blocks), across_blocks=True, forward_passes=0)
 

@@ -1,16 +1,18 @@
 """Tests of MDC's own space: 25 numbers for DeiT-S, each of them in [0.5, 1]."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from models.errors import InvalidRequest, UnknownName
+from models.structure import Structure
 from search.budgets import Budget, Budgets
 from search.loop.decode import decode
 from search.methods import METHODS, space_for
 from search.policy import Policy
-from search.ranking import unranked
+from search.ranking import Array, unranked
 from search.spaces import SPACES, space_of
 from search.spaces.compact import CompactSpace
 from search.spaces.paper import PaperSpace
@@ -86,7 +88,7 @@ def test_the_best_members_of_each_block_stay() -> None:
 def test_a_decoded_policy_uses_the_budget_and_stays_within() -> None:
     space, random = paper_space(), np.random.default_rng(4)
 
-    def price(structures):
+    def price(structures: Sequence[Structure]) -> Array:
         return np.asarray([[s.macs / space.structure.macs] for s in structures])
 
     for direction in [*space.starts(), list(random.random(9))]:

@@ -1,13 +1,15 @@
 """Tests of int8 as an additional dimension of any space."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from models.structure import LAYERS, Precision
+from models.structure import LAYERS, Precision, Structure
 from search.budgets import Budget, Budgets
 from search.loop.decode import decode
 from search.methods import METHODS
-from search.ranking import unranked
+from search.ranking import Array, unranked
 from search.spaces import space_of
 from search.spaces.precision import LEFT_OUT, Member, PrecisionSpace
 from tests.support.networks import small_network
@@ -18,7 +20,7 @@ BOTH: tuple[Precision, ...] = ("fp32", "int8")
 
 def order_of(blocks: int, seed: int = 0) -> list[Member]:
     members = [(place, layer) for place in range(blocks) for layer in LAYERS]
-    np.random.default_rng(seed).shuffle(members)  # type: ignore[arg-type]
+    np.random.default_rng(seed).shuffle(members)
     return members
 
 
@@ -96,7 +98,7 @@ def test_a_policy_of_int8_keeps_more_within_the_same_budget() -> None:
     mine = space()
     weights = {"int8": 1 / 3, "fp32": 1.0}
 
-    def price(structures):  # type: ignore[no-untyped-def]
+    def price(structures: Sequence[Structure]) -> Array:
         costs = [[sum(op.macs * weights[op.precision] for op in s.ops()) / mine.structure.macs] for s in structures]
         return np.asarray(costs)
 

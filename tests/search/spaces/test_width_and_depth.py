@@ -4,6 +4,7 @@ Only methods that name these axes search them.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,12 +164,13 @@ def test_a_moved_stage_is_a_stage_like_any_other() -> None:
 
 def test_reconstruction_finds_the_silent_half_and_the_dim_that_no_block_writes() -> None:
     network = small_network(depth=3)
+    blocks: list[Any] = [*network.blocks()]
     with torch.no_grad():
-        for block in network.module.blocks:
+        for block in blocks:
             for layer in (block.attn.proj, block.mlp.fc2):
                 layer.weight[17] = 0  # a constant is no loss, because the bias carries it
-        network.module.blocks[1].attn.proj.weight.zero_()
-        network.module.blocks[2].mlp.fc2.weight.mul_(1e-3)
+        blocks[1].attn.proj.weight.zero_()
+        blocks[2].mlp.fc2.weight.mul_(1e-3)
     ranking = rank("reconstruction", network.weights(), network.statistics(images_for(network, 32)))
     assert ranking.embed is not None and int(ranking.embed.argmin()) == 17 and ranking.embed[17] == 0
     halves = np.stack([block.halves for block in ranking.blocks if block.halves is not None])

@@ -147,7 +147,7 @@ def test_a_node_with_other_versions_is_refused_before_work(
 
 @pytest.mark.usefixtures("brief")
 def test_a_whole_job_has_the_trials_that_it_has_without_a_cluster(two_nodes: Any, workshop: Workshop) -> None:
-    options = {"trials": TRIALS, "parallel_trials": 2}
+    options: dict[str, Any] = {"trials": TRIALS, "parallel_trials": 2}
     here = workshop.run(budget("macs_keep", 0.6), **options)
     there = workshop.run(budget("macs_keep", 0.6), cluster=two_nodes.address, **options)
     one, other = here.journal.trials(), there.journal.trials()

@@ -28,6 +28,7 @@ def test_mean_and_p95_over_images() -> None:
     By nearest rank, the 95th percentile is one of the 5 between them.
     """
     network, original = selecting(small_network()), small_network().structure
+    assert network.plan is not None
     cheap, middle, dear = (structure_of(network.plan, original, kept) for kept in ([9, 2], [20, 9], [36, 30]))
     images = [cheap] * 45 + [dear] * 5 + [middle] * 5 + [cheap] * 45
     mean, p95 = dynamic_latency(images, by_macs)
@@ -41,6 +42,7 @@ def test_mean_and_p95_over_images() -> None:
 def test_from_a_network_and_images_to_latencies() -> None:
     network, original = dynamic(), small_network().structure
     kept = kept_distribution(network, images_for(network, 6))
+    assert network.plan is not None
     structures = [structure_of(network.plan, original, row) for row in kept.tolist()]
     mean, p95 = dynamic_latency(structures, by_macs)
     costs = [structure.macs / 1e6 for structure in structures]

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -389,7 +390,7 @@ class StopsBetweenEpochs(MemoryJournal):
 def test_an_interrupted_training_goes_on_to_the_same_weights(workshop: Workshop, trained: Ran) -> None:
     files, stopped = workshop.files(), StopsBetweenEpochs()
     stopped.work = files.work
-    options = {"trials": 2, "recovery": False, "finetune": TRAINING}
+    options: dict[str, Any] = {"trials": 2, "recovery": False, "finetune": TRAINING}
     with pytest.raises(Canceled):
         workshop.run(budget("macs_keep", 0.5), journal=stopped, files=files, **options)
     (checkpoint,) = files.work.glob("finetune-*.pt")
@@ -405,9 +406,9 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(workshop: Workshop,
 
 def cancel_digits(network: TorchNetwork) -> None:
     """Logits become small differences of sums of millions: rounding, which no two runtimes do alike, decides."""
-    norm, head = network.module.norm, network.module.head
-    norm.bias.fill_(1e6)
-    head.weight[:, ::2], head.weight[:, 1::2] = 1.0, -1.0
+    module: Any = network.module
+    module.norm.bias.fill_(1e6)
+    module.head.weight[:, ::2], module.head.weight[:, 1::2] = 1.0, -1.0
 
 
 def test_nothing_is_delivered_when_the_runtimes_disagree(workshop: Workshop) -> None:

@@ -18,7 +18,7 @@ from models.errors import InvalidRequest, ParityFailure
 from models.evaluation.parity import check_quantised
 from models.export.onnx_export import run_onnx
 from models.loading.load_model import open_model
-from models.networks.torch_network import TorchNetwork
+from models.networks.network import Network
 from models.quantization.int8 import saturates
 from models.structure import Op, Plan, Precision
 from service.pipeline.evaluation import Evaluation
@@ -249,7 +249,7 @@ def test_a_stored_table_is_kept_and_gets_probes_in_int8(workshop: Workshop) -> N
     assert _profiled(network, tables, workshop.root / "third", ["int8"]) == grown  # the job measures nothing again
 
 
-def _profiled(network: TorchNetwork, tables: Path, work: Path, precisions: list[Precision]) -> Table:
+def _profiled(network: Network, tables: Path, work: Path, precisions: list[Precision]) -> Table:
     """Return the table of a new job."""
     work.mkdir()
     pricing = Pricing(job_request(budget("latency_keep", 0.9)), network.structure)

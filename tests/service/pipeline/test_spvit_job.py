@@ -18,7 +18,7 @@ from models.networks.dynamic_tokens import check_dynamic
 from models.structure import Plan
 from service.jobs.journal import MemoryJournal
 from service.pipeline.validate_job import describe_job
-from tests.support.small_jobs import Ran, Workshop, budget, data_folder, job_request, model_folder
+from tests.support.small_jobs import Ran, Workshop, budget, data_folder, delivered_network, job_request, model_folder
 
 SPVIT: dict[str, Any] = {
     "method": "spvit",
@@ -61,7 +61,7 @@ def test_the_file_agrees_with_pytorch(ran: Ran) -> None:
 
 @pytest.mark.slow
 def test_the_dynamic_form_is_delivered_and_described(ran: Ran) -> None:
-    small = open_model(ran.files.model).pruned(Plan.from_json(ran.json("plan.json")), None)
+    small = delivered_network(ran)
     small.module.load_state_dict(load_file(ran.path("pruned.safetensors")))
     images = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     assert check_dynamic(small, ran.path("model.dynamic-tokens.onnx"), images).passed

@@ -19,7 +19,7 @@ from service.pipeline.validate_job import describe
 from tests.support.small_jobs import ARTIFACTS, Workshop, budget, data_folder, job_request, model_folder, random_images
 
 TARGET = "deit_tiny_patch16_224"
-WIDER = {"patch_size": 16, "embed_dim": 256, "depth": 12, "num_heads": 4}
+WIDER: dict[str, Any] = {"patch_size": 16, "embed_dim": 256, "depth": 12, "num_heads": 4}
 """A network with a third more width and heads than DeiT-T, on images of four patches."""
 
 

@@ -28,7 +28,7 @@ from service.reports import report_text
 from service.reports.model_card import model_card
 from tests.support.networks import small_network
 
-SHAPE = {"img_size": 32, "depth": 3}
+SHAPE: dict[str, Any] = {"img_size": 32, "depth": 3}
 
 
 @pytest.fixture(scope="module")

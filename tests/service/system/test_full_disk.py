@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_an_upload_that_fills_the_disk_is_refused_leaves_nothing_and_can_be_sent
 
 
 def test_an_upload_that_cannot_fit_is_refused_before_it_is_sent(server: Server) -> None:
-    body = {"content": b"x" * SIZE, "headers": {"Content-Type": "multipart/form-data; boundary=B"}}
+    body: dict[str, Any] = {"content": b"x" * SIZE, "headers": {"Content-Type": "multipart/form-data; boundary=B"}}
     answer = server.client.post("/v1/datasets", **body)
     assert (answer.status_code, answer.json()["needed_bytes"]) == (507, SIZE)
 
