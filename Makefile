@@ -1,7 +1,7 @@
 # Two commands for a stranger: make demo, make test. `make help` lists all. PYTHON: 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
-OURS := models search latency service client benchmarks tests
+OURS := models search latency service client benchmarks tests examples
 
 .PHONY: help install demo check format test test-slow coverage docs
 

@@ -175,7 +175,10 @@ class Fuzzer:
 
 
 def judged(answer: Any) -> list[str]:
-    """Return what is wrong with an answer. It must be a success, or a problem with a type, a detail and its status."""
+    """Return what is wrong with an answer. It must be a success, or a problem with a type, a detail and its status.
+
+    answer: the response of a test client, from httpx or from httpx2.
+    """
     if answer.status_code < 400:
         return []
     if answer.status_code >= 500:

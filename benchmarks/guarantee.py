@@ -16,8 +16,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from vitfit.report import JobResult
-
 from benchmarks.machine import machine
 from latency.devices.setting import Setting, runtime_version
 from latency.measuring.meter import Effort, Meter
@@ -62,8 +60,7 @@ def job(name: str, number: int, limit: float, trials: int, scenes: Path, output:
     row: dict[str, Any] = {"model": name, "job": number, "limit": limit}
     try:
         result = _compress(name, body, scenes, folder)
-        assert result.ratio is not None
-        row |= {"promised": result.guarantee, "in_job": result.ratio.measured, **_again(folder, number)}
+        row |= {"promised": result["guarantee"], "in_job": result["ratio"]["measured"], **_again(folder, number)}
         row["met"] = row["again"] <= limit
     except ImpossibleBudget as error:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +69,7 @@ def job(name: str, number: int, limit: float, trials: int, scenes: Path, output:
     return row
 
 
-def _compress(name: str, body: dict[str, Any], scenes: Path, folder: Path) -> JobResult:
+def _compress(name: str, body: dict[str, Any], scenes: Path, folder: Path) -> dict[str, Any]:
     if name == UNTRAINED:
         model = {"name": name, "options": {}, "pretrained": False}
         return compress(JobRequest.model_validate(body | {"dataset": None}), model, None, None, folder)

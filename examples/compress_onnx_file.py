@@ -3,7 +3,8 @@
     .venv/bin/vitfit serve --data vitfit-data --anonymous &
     .venv/bin/python examples/compress_onnx_file.py model.onnx --keep 0.8 0.6
 
-No data are needed. With pictures (`--pictures pictures.zip`, labels optional) the result is better, and vitfit scores it.
+vitfit needs no data. With pictures (`--pictures pictures.zip`, labels optional) the result is better, and vitfit scores
+it.
 """
 
 import argparse

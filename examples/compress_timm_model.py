@@ -32,8 +32,9 @@ with Client(arguments.server) as client, tempfile.TemporaryDirectory() as folder
     data = client.upload_dataset(archive)
     budget = Budget("latency_keep", arguments.keep, device="cpu", threads=1)
     job = client.submit(model, [budget], dataset=data, trials=arguments.trials)
-    for job in client.watch(job):
-        print(job.status, job.stage, f"{job.progress.trials_done} of {job.progress.trials_total} trials")
+    for state in client.watch(job):
+        print(state.status, state.stage, f"{state.progress.trials_done} of {state.progress.trials_total} trials")
+    job = client.get(job)
     if job.result is None:
         raise SystemExit(job.error.detail if job.error else job.status)
     for label, before, after in job.result.rows:

@@ -27,7 +27,7 @@ UNITS = {
     "params": "parameters",
     "params_keep": "of the original's parameters",
     "file_bytes": "bytes of the file",
-    "file_keep": "of the original's file",
+    "file_keep": "of the original's file size",
     "memory_bytes": "bytes of memory",
     "memory_keep": "of the original's memory",
 }
@@ -80,7 +80,11 @@ class Budgets(Record):
         labels = [budget.label for budget in self.items]
         for label in labels:
             if labels.count(label) > 1:
-                raise InvalidRequest(f"Two budgets limit {label}; give the smaller one only", label=label)
+                raise InvalidRequest(
+                    f"Two budgets limit {label}. A job may have only one budget for each quantity. Give only the"
+                    " smaller one.",
+                    label=label,
+                )
 
     def met(self, costs: Sequence[float]) -> bool:
         """True if no cost exceeds its budget. costs: one value per budget, in the budget's unit."""
@@ -96,8 +100,9 @@ class Budgets(Record):
         budget = self.binding(best)
         reached = best[self.items.index(budget)]
         return ImpossibleBudget(
-            f"No policy meets {budget.describe(budget.limit)}: the smallest network that vitfit would build takes "
-            f"{budget.describe(reached)}. Raise this budget to at least that, or start from a smaller model.",
+            f"No policy meets the budget of {budget.describe(budget.limit)}. The smallest network that vitfit can"
+            f" build needs {budget.describe(reached)}. Raise the budget to at least this value, or start from a"
+            " smaller model.",
             metric=budget.metric,
             limit=budget.limit,
             best_reachable=reached,

@@ -10,15 +10,15 @@ from models.structure import Structure
 from search.token_rule import TokenRule
 
 CRITERION_TITLES = {
-    "reconstruction": "output lost after closed-form re-fitting (optimal brain surgeon over columns)",
-    "variance": "variance of activations",
-    "hsic": "dependence on the dense outputs (HSIC, MDC)",
-    "cumulative": "attention gathered over the layers so far (CP-ViT); heads only, the rest by variance",
-    "magnitude": "norm of the weights; needs no images",
-    "taylor": "change of the task's loss, to first order (Taylor)",
-    "kl": "divergence of the answers without a member, estimated from gradients (UP-ViTs)",
-    "kl-exact": "divergence of the answers without a member, by deleting each (UP-ViTs); small models only",
-    "gates": "learned gates: what training with an L1 penalty left of each input (VTP)",
+    "reconstruction": "output error that remains after recovery (optimal brain surgeon on the columns of the weights)",
+    "variance": "variance of a member's activations",
+    "hsic": "how much the outputs of the original network depend on a member (HSIC, as in MDC)",
+    "cumulative": "attention summed over the layers up to this one for heads (CP-ViT); variance for other members",
+    "magnitude": "norm of a member's weights; needs no images",
+    "taylor": "first-order estimate of how much the task loss changes without a member (Taylor)",
+    "kl": "KL divergence of the outputs when a member is removed, estimated from gradients (UP-ViTs)",
+    "kl-exact": "KL divergence of the outputs when a member is removed, by leave-one-out (UP-ViTs); small models only",
+    "gates": "values of learned gates after training with an L1 penalty (VTP)",
 }
 
 
@@ -48,7 +48,7 @@ METHODS = {
     for method in (
         Method(
             "joint",
-            "heads, dims, neurons, embedding width, tokens and halves of blocks together",
+            "joint pruning: removes heads, dims, neurons, embedding width, tokens and sublayers together",
             ("heads", "qk", "v", "neurons", "tokens", "embed", "halves"),
             ("reconstruction", "variance", "hsic", "magnitude"),
             "none",
@@ -56,7 +56,7 @@ METHODS = {
         ),
         Method(
             "mdc",
-            "multi-dimensional compression: heads, neurons and tokens by HSIC",
+            "multi-dimensional compression: removes heads, neurons and tokens, ranked by HSIC",
             ("heads", "neurons", "tokens"),
             ("hsic",),
             "none",
@@ -65,7 +65,7 @@ METHODS = {
         ),
         Method(
             "cp-vit",
-            "cascade of tokens and heads by attention accumulated over the layers",
+            "cascade pruning: removes tokens and heads, ranked by the attention summed over the layers",
             ("heads", "tokens"),
             ("cumulative",),
             "none",
@@ -75,7 +75,7 @@ METHODS = {
         ),
         Method(
             "up-vit",
-            "unified pruning: embedding, attention and MLP dims, and halves of blocks, by divergence",
+            "unified pruning: removes embedding width, attention dims, neurons and sublayers, ranked by KL divergence",
             ("embed", "qk", "v", "neurons", "halves"),
             ("kl", "kl-exact", "taylor"),
             "distillation",
@@ -83,7 +83,8 @@ METHODS = {
         ),
         Method(
             "vtp",
-            "vision transformer pruning: each layer's inputs and neurons by gates learned with an L1 penalty",
+            "vision transformer pruning: removes inputs of layers and neurons, ranked by gates learned with an L1"
+            " penalty",
             ("inputs", "neurons"),
             ("gates",),
             "gates",
@@ -92,7 +93,8 @@ METHODS = {
         ),
         Method(
             "spvit",
-            "learned token selectors with a package token; keep rates from the device's latencies",
+            "token pruning: learned token selectors remove tokens and keep a fused token; device latencies set the"
+            " keep ratios",
             ("tokens",),
             ("magnitude",),
             "selectors",
@@ -120,8 +122,8 @@ def method_for(name: str, keep_spatial: bool) -> Method:
         return method
     if method.space == "cascade" or method.axes == ("tokens",):
         raise InvalidRequest(
-            f"keep_spatial keeps all tokens, which method {name!r} is there to remove. "
-            "Leave it out, or take method 'joint'."
+            f"The request sets keep_spatial, which keeps all tokens, but method {name!r} removes tokens. Leave"
+            " keep_spatial out, or use method 'joint'."
         )
     axes = tuple(axis for axis in method.axes if axis != "tokens")
     return dataclasses.replace(method, axes=axes, other_spaces=())
@@ -142,7 +144,10 @@ def criterion_of(method: Method, wanted: str | None) -> str:
         return method.criteria[0]
     check_criterion(wanted)
     if wanted not in method.criteria:
-        raise InvalidRequest(f"Method {method.name!r} allows criteria {', '.join(method.criteria)}, not {wanted!r}")
+        raise InvalidRequest(
+            f"Method {method.name!r} does not allow criterion {wanted!r}. Use one of these criteria:"
+            f" {', '.join(method.criteria)}."
+        )
     return wanted
 
 
@@ -157,7 +162,10 @@ def space_for(method: Method, wanted: str | None) -> str:
     if wanted not in known:
         raise UnknownName("space", wanted, known)
     if wanted not in method.spaces:
-        raise InvalidRequest(f"Method {method.name!r} searches in {', '.join(method.spaces)}, not in {wanted!r}")
+        raise InvalidRequest(
+            f"Method {method.name!r} does not search in space {wanted!r}. Use one of these spaces:"
+            f" {', '.join(method.spaces)}."
+        )
     return wanted
 
 
@@ -170,9 +178,9 @@ def check_suits(method: Method, structure: Structure) -> None:
     needs_tokens = method.space == "cascade" or method.axes == ("tokens",)
     if needs_tokens and not any(s.free_tokens and len(s.blocks) > 1 for s in structure.stages):
         raise InvalidRequest(
-            f"Method {method.name!r} removes tokens from the second block of a stage on, "
-            f"but {structure.name} has no stage of two blocks "
-            "whose token grid may shrink. Take method 'joint', which removes heads, dims and neurons too."
+            f"Method {method.name!r} removes tokens from the second block of a stage on. {structure.name} has no stage"
+            " of at least two blocks whose token grid may shrink. Use method 'joint', which also removes heads, dims"
+            " and neurons."
         )
     rule = method.tokens
     if (
@@ -181,9 +189,9 @@ def check_suits(method: Method, structure: Structure) -> None:
         and (rule.at != "middle" or rule.score != "attention")
     ):
         raise InvalidRequest(
-            f"Method {method.name!r} removes tokens at the {rule.at} of blocks by {rule.score}; "
-            f"those of {structure.name}, whose attention and MLPs were found in its graph, "
-            "leave in the middle of a block by its attention. Take method 'joint' or 'mdc'."
+            f"Method {method.name!r} removes tokens at the {rule.at} of blocks with score {rule.score!r}."
+            f" {structure.name} is a graph model. A graph model allows token reduction only in the middle of a block"
+            " with score 'attention'. Use method 'joint' or 'mdc'."
         )
 
 

@@ -36,18 +36,28 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    data: Annotated[Path | None, typer.Option(help="Folder for everything that the server keeps.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder in which the server stores all of its files.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. (default: 127.0.0.1)")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free port. (default: 8000)")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port to listen on. 0 chooses a free port. (default: 8000)"),
+    ] = None,
     allow: Annotated[
-        list[Path] | None, typer.Option(help="A folder below which users may name data sets; may be repeated.")
+        list[Path] | None,
+        typer.Option(help="Folder below which users may name data sets by their path. Can be repeated."),
     ] = None,
     anonymous: Annotated[
-        bool, typer.Option("--anonymous", help="Ask nobody on this machine for a token. Loopback only.")
+        bool,
+        typer.Option(
+            "--anonymous",
+            help="Require no access token (except from agents). The server then listens on loopback only.",
+        ),
     ] = False,
-    ready_file: Annotated[Path | None, typer.Option(help="Receives the server's address when it answers.")] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="File to which the server writes its address when it is ready.")
+    ] = None,
 ) -> None:
-    """Run the server. More settings are read from the environment variables VITFIT_...; see docs/."""
+    """Run the server. Environment variables VITFIT_... set further options; docs/operations.md lists them."""
     from service.core.settings import Settings
     from service.serve import serve as run
 
@@ -62,36 +72,40 @@ def compress(
     model: Annotated[
         str,
         typer.Argument(
-            help="timm name, ONNX file, Hugging Face folder, or a folder with model.json.", show_default=False
+            help="The model: a timm name, an ONNX file, a Hugging Face folder, or a folder with model.json.",
+            show_default=False,
         ),
     ],
     budgets: BudgetOptions,
     search: SearchOptions,
     output: Annotated[
-        Path, typer.Option(help="Folder for the files of the result.", metavar="DIR", show_default=False)
+        Path, typer.Option(help="Folder for the artifacts of the job.", metavar="DIR", show_default=False)
     ],
     checkpoint: Checkpoint = None,
     options: Options = None,
     preprocessing: Preprocessing = None,
     no_pretrained: NoPretrained = False,
     data: Annotated[
-        Path | None, typer.Option(help=".npz, zip, tar or a folder of class folders.", metavar="FILE_OR_FOLDER")
+        Path | None,
+        typer.Option(
+            help="The data set: an .npz, zip or tar file, or a folder with one folder for each class.",
+            metavar="FILE_OR_FOLDER",
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a complete job on this machine, without a server."""
     source = model_source(model, options, checkpoint, False if no_pretrained else None, preprocessing)
     if data is not None and not data.exists():
-        raise ClientError.local("no-such-file", f"--data {data}: there is no such file or folder.")
+        raise ClientError.local("no-such-file", f"--data {data}: this does not exist. Give a file or a folder.")
     body = _request_body(source, budgets, search, data)
     with our_errors():
         result = _compress(body, source, data, output, quiet=as_json)
-    report = str(output / "report.html")
     if as_json:
-        print_json({**result.to_json(), "report": report})
+        print_json(result)
     else:
-        show_result(result)
-        console.print(f"Report: {report}", markup=False, highlight=False, soft_wrap=True)
+        show_result(JobResult.from_json(result))
+        console.print(f"Report: {result['report']}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _request_body(
@@ -103,7 +117,9 @@ def _request_body(
     return {"model": LOCAL, "dataset": dataset, "name": source.name[:100], "budgets": limits, **search.options()}
 
 
-def _compress(body: dict[str, Any], source: ModelSource, data: Path | None, output: Path, quiet: bool) -> JobResult:
+def _compress(
+    body: dict[str, Any], source: ModelSource, data: Path | None, output: Path, quiet: bool
+) -> dict[str, Any]:
     from service.jobs.job_request import JobRequest
 
     with _readable_fields():
@@ -136,20 +152,28 @@ def _readable_fields() -> Iterator[None]:
 
 def measure(
     file: Annotated[
-        Path, typer.Argument(help="The ONNX file; with --table a model.", metavar="FILE.onnx|MODEL", show_default=False)
+        Path,
+        typer.Argument(
+            help="The ONNX file to measure. With --table: the model.", metavar="FILE.onnx|MODEL", show_default=False
+        ),
     ],
     against: Annotated[
-        Path | None, typer.Option(help="Compare with this one, interleaved.", metavar="ORIGINAL.onnx")
+        Path | None,
+        typer.Option(help="A second ONNX file, which is measured in turn with the first.", metavar="ORIGINAL.onnx"),
     ] = None,
-    device: Annotated[str, typer.Option(help="A device that can be measured from here.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="Threads, each pinned to a core.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Images per run.")] = 1,
-    seconds: Annotated[float, typer.Option(min=1, help="Time that may be spent.")] = 20.0,
+    device: Annotated[str, typer.Option(help="Name of a device on which this machine can measure.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Number of threads. Each thread is pinned to a core.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Number of images in one run.")] = 1,
+    seconds: Annotated[float, typer.Option(min=1, help="Upper limit on the time in seconds.")] = 20.0,
     table: Annotated[
-        Path | None, typer.Option(help="Measure smaller forms of MODEL, for `vitfit add-device`.", metavar="FILE.json")
+        Path | None,
+        typer.Option(
+            help="Measure smaller forms of MODEL, and write a latency table to this file, for `vitfit add-device`.",
+            metavar="FILE.json",
+        ),
     ] = None,
-    name: Annotated[str, typer.Option(help="Of the device in the table.")] = "user-device",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    name: Annotated[str, typer.Option(help="Name of the device in the latency table.")] = "user-device",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure the latency of ONNX files in new processes, with its spread.
 
@@ -162,7 +186,7 @@ def measure(
     files = [file] if against is None else [against, file]
     for path in files:
         if not path.is_file():
-            raise ClientError.local("no-such-file", f"There is no file {str(path)!r} to measure.")
+            raise ClientError.local("no-such-file", f"There is no file {str(path)!r}. Give the path of an ONNX file.")
     with our_errors():
         found = _measure(files, device, threads, batch, seconds)
     if as_json:
@@ -176,7 +200,8 @@ def _write_table(source: ModelSource, table: Path, name: str, threads: int, batc
 
     document = measured_table(source.to_json(), source.checkpoint, name, threads, batch)
     table.write_text(json.dumps(document, indent=1))
-    text = f"{table}: {len(document['samples'])} structures of {document['original']['name']}. Next: vitfit add-device {table}"
+    count, model = len(document["samples"]), document["original"]["name"]
+    text = f"{table} has the latencies of {count} structures of {model}. Next: vitfit add-device {table}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -186,7 +211,9 @@ def _measure(files: list[Path], device: str, threads: int, batch: int, seconds: 
 
     check_device(device)
     if not is_reachable(device):
-        raise DeviceUnavailable(f"{device!r} is a profile: its latency is predicted, not measured. Measure on cpu.")
+        raise DeviceUnavailable(
+            f"The device {device!r} is a profile, so its latency can be predicted but not measured. Measure on cpu."
+        )
     from latency.devices.setting import Setting, runtime_version
     from latency.measuring.meter import Effort, Meter
     from latency.measuring.sampling import ratio

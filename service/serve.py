@@ -67,7 +67,7 @@ def _listen(settings: Settings) -> socket.socket:
 def _why_not_listening(settings: Settings, error: OSError) -> str:
     where = f"{settings.host}:{settings.port}"
     if error.errno == errno.EADDRINUSE:
-        return f"Port {where} is in use. Stop what listens there, or choose another port (0 picks a free one)."
+        return f"Port {where} is in use. Stop the program that uses it, or choose another port (0 chooses a free one)."
     return f"Cannot listen on {where}: {error.strerror or error}. Choose another host or port."
 
 
@@ -79,7 +79,7 @@ def _serve_on(listener: socket.socket, settings: Settings, ready_file: Path | No
     except OSError as error:
         raise StartError(
             f"The data folder {settings.data} cannot be written: {error.strerror or error}. "
-            "Choose another (VITFIT_DATA) or change its permissions."
+            "Choose another folder (VITFIT_DATA), or change the permissions of this folder."
         ) from error
     config = uvicorn.Config(
         app, log_config=None, timeout_graceful_shutdown=GOODBYE_S, timeout_keep_alive=KEEP_ALIVE_S, server_header=False
@@ -91,8 +91,8 @@ def _check_door(settings: Settings) -> None:
     """Raises: StartError if the server would accept callers without a token from other machines."""
     if settings.anonymous and settings.host not in LOOPBACK:
         raise StartError(
-            f"Without tokens the server listens on {', '.join(LOOPBACK)} only, not on {settings.host}. "
-            "Leave --anonymous out, and give everybody a token: vitfit token create NAME --scope submit."
+            f"With --anonymous, the server can listen on {', '.join(LOOPBACK)} only, not on {settings.host}. "
+            "Leave out --anonymous, and give each person an access token: vitfit token create NAME --scope submit."
         )
 
 
@@ -117,14 +117,18 @@ class _Server(uvicorn.Server):
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. An omitted option takes its value from the VITFIT_* variable, then from the default."""
     parser = argparse.ArgumentParser(prog="service.serve", description="The vitfit server.")
-    parser.add_argument("--data", type=Path, help="data folder")
+    parser.add_argument("--data", type=Path, help="folder in which the server stores all of its files")
     parser.add_argument("--host", help="address to listen on")
-    parser.add_argument("--port", type=int, help="0 picks a free port")
-    parser.add_argument("--engine", choices=["pipeline", "fake"], help="fake is for tests")
+    parser.add_argument("--port", type=int, help="port to listen on; 0 chooses a free port")
+    parser.add_argument("--engine", choices=["pipeline", "fake"], help="engine that runs the jobs; fake is for tests")
     parser.add_argument(
-        "--allow", dest="allowed_roots", action="append", type=Path, help="folder with users' data sets"
+        "--allow",
+        dest="allowed_roots",
+        action="append",
+        type=Path,
+        help="folder below which users may name data sets by their path; can be repeated",
     )
-    parser.add_argument("--ready-file", type=Path, help="gets the server's address when it is ready")
+    parser.add_argument("--ready-file", type=Path, help="file to which the server writes its address when it is ready")
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     ready_file = options.pop("ready_file")
     try:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def token_verbs() -> typer.Typer:
-    tokens = typer.Typer(help="Tokens of a server, on its own machine.", no_args_is_help=True)
+    tokens = typer.Typer(
+        help="Manage the access tokens of a server, on the machine of the server.", no_args_is_help=True
+    )
     verb(tokens, "create")(create_token)
     verb(tokens, "list")(list_tokens)
     verb(tokens, "revoke")(revoke_token)
@@ -39,7 +41,9 @@ def our_errors() -> Iterator[None]:
         raise ClientError(Problem(f"/problems/{error.code}", title, None, error.detail, error.facts)) from error
 
 
-DataOption = Annotated[Path | None, typer.Option(help="The server's folder. (default: VITFIT_DATA or vitfit-data)")]
+DataOption = Annotated[
+    Path | None, typer.Option(help="Data folder of the server. (default: VITFIT_DATA or vitfit-data)")
+]
 
 
 @contextlib.contextmanager
@@ -59,12 +63,13 @@ def _tokens(data: Path | None) -> "Iterator[Tokens]":
 
 
 def create_token(
-    name: Annotated[str, typer.Argument(help="Whose it is.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name of the person who owns the token.", show_default=False)],
     scope: Annotated[
-        list[str], typer.Option(help="read, submit, agent or admin; may be repeated.", show_default=False)
+        list[str],
+        typer.Option(help="Scope: read, submit, agent or admin. Can be repeated.", show_default=False),
     ],
     data: DataOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Create an access token. Its secret is shown only now."""
     with _tokens(data) as tokens:
@@ -75,7 +80,8 @@ def create_token(
 
 
 def list_tokens(
-    data: DataOption = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+    data: DataOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, one token per line.")] = False,
 ) -> None:
     """List all access tokens, without their secrets."""
     with _tokens(data) as tokens:
@@ -92,7 +98,8 @@ def list_tokens(
 
 
 def revoke_token(
-    token: Annotated[str, typer.Argument(help="Id of a token.", show_default=False)], data: DataOption = None
+    token: Annotated[str, typer.Argument(help="Id of the token, from `vitfit token list`.", show_default=False)],
+    data: DataOption = None,
 ) -> None:
     """Revoke an access token. It is rejected from the next request on."""
     with _tokens(data) as tokens:

@@ -54,7 +54,7 @@ class Agent:
             agent has registered under its name.
         """
         self._patiently(self._register)
-        self._say(f"{self._device} is at {self._connection.server}")
+        self._say(f"registered as {self._device} at {self._connection.server}")
         done = 0
         while tasks is None or done < tasks:
             task = self._patiently(self._next)
@@ -103,7 +103,7 @@ class Agent:
             if error.status not in (404, 422):
                 raise
             # Nothing more to do: the job no longer waits, or the server has told the job the reason.
-            self._say(f"not taken: {error.detail}")
+            self._say(f"the server did not accept the answer: {error.detail}")
 
     def _file(self, task: dict[str, Any], entry: dict[str, Any]) -> Path:
         """Return the path of a file in the cache, and fetch the file if it is missing.
@@ -115,7 +115,11 @@ class Agent:
             path = f"/v1/agents/{self._device}/tasks/{task['id']}/files/{entry['sha256']}"
             content = self._connection.request("GET", path, headers=self._headers).content
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                raise VitfitError.local("damaged-file", f"File {entry['sha256'][:12]} arrived damaged: other SHA-256.")
+                raise VitfitError.local(
+                    "damaged-file",
+                    f"The downloaded file {entry['sha256'][:12]} is damaged: "
+                    "it has another SHA-256 than the server gave.",
+                )
             beside = target.with_suffix(f".{os.getpid()}.part")
             beside.write_bytes(content)
             os.replace(beside, target)
@@ -189,6 +193,7 @@ def _runtime() -> tuple[str, list[str]]:
     except ImportError as error:
         raise VitfitError.local(
             "no-runtime",
-            f"The agent measures with ONNX Runtime, which cannot be loaded ({error}). Install vitfit[agent].",
+            f"The agent measures with ONNX Runtime, which cannot be loaded ({error}). "
+            "Install it, for example in a checkout of vitfit: .venv/bin/pip install onnxruntime numpy.",
         ) from error
     return f"onnxruntime {onnxruntime.__version__}", list(onnxruntime.get_available_providers())

@@ -8,7 +8,7 @@ import typer
 from vitfit.client import JobOptions
 from vitfit.results import Budget
 
-BUDGET_PANEL = "Budgets: upper limits, all of them hold"
+BUDGET_PANEL = "Budgets (upper limits; the result must meet all of them)"
 SEARCH_PANEL = "Search"
 METRICS = (
     "latency_keep",
@@ -39,34 +39,50 @@ class BudgetOptions:
 
     latency_keep: Annotated[
         Limits,
-        _limit_option("--budget-latency-keep", "Fraction of the original's latency, 0.6 or 60%.", "LIMIT[@DEVICE]"),
+        _limit_option("--budget-latency-keep", "Fraction of the original's latency: 0.6 or 60%.", "LIMIT[@DEVICE]"),
     ] = None
     latency_ms: Annotated[
-        Limits, _limit_option("--budget-latency-ms", "Milliseconds per run (of --batch images).", "LIMIT[@DEVICE]")
+        Limits,
+        _limit_option(
+            "--budget-latency-ms", "Latency in milliseconds of one run (with --batch images).", "LIMIT[@DEVICE]"
+        ),
     ] = None
-    macs: Annotated[Limits, _limit_option("--budget-macs", "Multiply-accumulates per image, for example 2.5G.")] = None
+    macs: Annotated[
+        Limits, _limit_option("--budget-macs", "Number of multiply-accumulates for one image, for example 2.5G.")
+    ] = None
     macs_keep: Annotated[Limits, _limit_option("--budget-macs-keep", "Fraction of the original's MACs.")] = None
-    params: Annotated[Limits, _limit_option("--budget-params", "Parameters, for example 12M.")] = None
+    params: Annotated[Limits, _limit_option("--budget-params", "Number of parameters, for example 12M.")] = None
     params_keep: Annotated[Limits, _limit_option("--budget-params-keep", "Fraction of the original's parameters.")] = (
         None
     )
-    file_bytes: Annotated[Limits, _limit_option("--budget-file-bytes", "Size of the ONNX file, for example 10M.")] = (
-        None
-    )
-    file_keep: Annotated[Limits, _limit_option("--budget-file-keep", "Fraction of the original's file.")] = None
+    file_bytes: Annotated[
+        Limits, _limit_option("--budget-file-bytes", "Size of the ONNX file in bytes, for example 10M.")
+    ] = None
+    file_keep: Annotated[
+        Limits, _limit_option("--budget-file-keep", "Fraction of the size of the original's file.")
+    ] = None
     memory_bytes: Annotated[
-        Limits, _limit_option("--budget-memory-bytes", "What a process grows by, at its peak, for example 200M.")
+        Limits,
+        _limit_option(
+            "--budget-memory-bytes", "Peak growth in memory, in bytes, of a process that runs the file, such as 200M."
+        ),
     ] = None
     memory_keep: Annotated[Limits, _limit_option("--budget-memory-keep", "Fraction of the original's memory.")] = None
     device: Annotated[
-        str, typer.Option(help="Device of the latency budgets: see `vitfit devices`.", rich_help_panel=BUDGET_PANEL)
+        str,
+        typer.Option(
+            help="Device of the latency budgets. `vitfit devices` lists all devices.", rich_help_panel=BUDGET_PANEL
+        ),
     ] = "cpu"
-    threads: Annotated[int, typer.Option(min=1, help="Threads on the device.", rich_help_panel=BUDGET_PANEL)] = 1
-    batch: Annotated[int, typer.Option(min=1, help="Images per run.", rich_help_panel=BUDGET_PANEL)] = 1
+    threads: Annotated[
+        int, typer.Option(min=1, help="Number of threads on the device.", rich_help_panel=BUDGET_PANEL)
+    ] = 1
+    batch: Annotated[int, typer.Option(min=1, help="Number of images in one run.", rich_help_panel=BUDGET_PANEL)] = 1
     statistic: Annotated[
         Literal["p50", "mean", "p95"],
         typer.Option(
-            help="Of the latency budgets. mean, p95: over images, with --method spvit.", rich_help_panel=BUDGET_PANEL
+            help="Value that the latency budgets limit. p50: the median. mean, p95: over images (--method spvit only).",
+            rich_help_panel=BUDGET_PANEL,
         ),
     ] = "p50"
 
@@ -78,7 +94,7 @@ class BudgetOptions:
         found = [self._budget(metric, text) for metric in METRICS for text in getattr(self, metric) or ()]
         if not found:
             raise typer.BadParameter(
-                "Say what must be reached: give at least one budget, for example --budget-latency-keep 0.6, "
+                "There is no budget. Give at least one budget, for example --budget-latency-keep 0.6, "
                 "--budget-latency-ms 20 or --budget-macs-keep 0.6."
             )
         return tuple(found)
@@ -87,9 +103,9 @@ class BudgetOptions:
         flag = f"--budget-{metric.replace('_', '-')}"
         number, at, device = text.partition("@")
         if at and not metric.startswith("latency"):
-            raise typer.BadParameter(f"{flag} {text}: only a latency has a device; write {flag} {number}.")
+            raise typer.BadParameter(f"{flag} {text}: only a latency budget can name a device. Write {flag} {number}.")
         if at and not device:
-            raise typer.BadParameter(f"{flag} {text}: the name of the device is missing after '@'.")
+            raise typer.BadParameter(f"{flag} {text}: the name of the device is missing after '@'. Add the name.")
         limit = parse_limit(number, flag)
         where = self.device if metric.startswith("latency") else "cpu"
         return Budget(metric, limit, device or where, self.threads, self.batch, self.statistic)
@@ -113,7 +129,9 @@ def parse_limit(text: str, flag: str) -> float:
     except ValueError:
         limit = float("nan")
     if not 0 < limit < float("inf"):
-        raise typer.BadParameter(f"{flag} {text}: a limit is a number above 0, for example {flag} {_example(flag)}.")
+        raise typer.BadParameter(
+            f"{flag} {text}: the limit must be a number above 0, for example {flag} {_example(flag)}."
+        )
     return limit
 
 
@@ -129,72 +147,106 @@ class SearchOptions:
     """
 
     method: Annotated[
-        str | None, typer.Option(help="See `vitfit methods`. (default: joint)", rich_help_panel=SEARCH_PANEL)
+        str | None,
+        typer.Option(
+            help="Method of the search. `vitfit methods` lists all methods. (default: joint)",
+            rich_help_panel=SEARCH_PANEL,
+        ),
     ] = None
     criterion: Annotated[
-        str | None, typer.Option(help="Importance. (default: the method's own)", rich_help_panel=SEARCH_PANEL)
+        str | None,
+        typer.Option(
+            help="Criterion that scores the members. (default: the method's own)", rich_help_panel=SEARCH_PANEL
+        ),
     ] = None
     space: Annotated[
         str | None,
         typer.Option(
-            help="Where to search: mdc also takes paper. (default: the method's own)", rich_help_panel=SEARCH_PANEL
+            help="Space of the search. Method mdc also supports paper. (default: the method's own)",
+            rich_help_panel=SEARCH_PANEL,
         ),
     ] = None
     target_shape: Annotated[
         str | None,
         typer.Option(
-            help="With --method up-vit: a smaller timm model whose exact shape is delivered.",
+            help="With --method up-vit: a smaller timm model. The job delivers its exact shape.",
             rich_help_panel=SEARCH_PANEL,
         ),
     ] = None
     parallel_trials: Annotated[
         int | None,
-        typer.Option(help="Trials at a time, on the server's cluster. (default: 1)", rich_help_panel=SEARCH_PANEL),
+        typer.Option(
+            help="Number of trials that the server's cluster runs at the same time. (default: 1)",
+            rich_help_panel=SEARCH_PANEL,
+        ),
     ] = None
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Policies to try. (default: 32)", rich_help_panel=SEARCH_PANEL)
+        int | None,
+        typer.Option(
+            min=1, help="Number of policies that the search tries. (default: 32)", rich_help_panel=SEARCH_PANEL
+        ),
     ] = None
-    seed: Annotated[int | None, typer.Option(min=0, help="(default: 0)", rich_help_panel=SEARCH_PANEL)] = None
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the random numbers. (default: 0)", rich_help_panel=SEARCH_PANEL)
+    ] = None
     precision: Annotated[
         list[str] | None,
         typer.Option(
-            help="fp32, int8, or both (repeated, or fp32,int8): the search decides; or fp16, for GPUs. (default: fp32)",
+            help="Precisions that the search may use: fp32, int8, or both (fp32,int8). "
+            "fp16 is for GPUs and must be the only precision. Can be repeated. (default: fp32)",
             rich_help_panel=SEARCH_PANEL,
         ),
     ] = None
     no_recovery: Annotated[
-        bool, typer.Option("--no-recovery", help="Leave out closed-form recovery.", rich_help_panel=SEARCH_PANEL)
+        bool, typer.Option("--no-recovery", help="Do not recover pruned networks.", rich_help_panel=SEARCH_PANEL)
     ] = False
     keep_spatial: Annotated[
         bool,
         typer.Option(
-            "--keep-spatial", help="Remove no tokens: for detection and segmentation.", rich_help_panel=SEARCH_PANEL
+            "--keep-spatial", help="Keep all tokens, for detection and segmentation.", rich_help_panel=SEARCH_PANEL
         ),
     ] = False
     finetune_epochs: Annotated[
-        int | None, typer.Option(min=0, help="Epochs of distillation. (default: 0)", rich_help_panel=SEARCH_PANEL)
+        int | None,
+        typer.Option(min=0, help="Number of epochs of fine-tuning. (default: 0)", rich_help_panel=SEARCH_PANEL),
     ] = None
     gate_epochs: Annotated[
         int | None,
-        typer.Option(min=0, help="Epochs of gates, which method vtp needs. (default: 0)", rich_help_panel=SEARCH_PANEL),
+        typer.Option(
+            min=0,
+            help="Number of epochs in which gates are trained. Method vtp needs 1 or more. (default: 0)",
+            rich_help_panel=SEARCH_PANEL,
+        ),
     ] = None
     objective: Annotated[
         str | None,
         typer.Option(
             metavar="score|latency",
-            help="Best score within the budgets, or the fastest within --max-loss. (default: score)",
+            help="score: find the best score within the budgets. "
+            "latency: find the lowest latency with a loss of at most --max-loss. (default: score)",
             rich_help_panel=SEARCH_PANEL,
         ),
     ] = None
     max_loss: Annotated[
-        float | None, typer.Option(help="Accuracy that may be lost, 0.01 = 1 point.", rich_help_panel=SEARCH_PANEL)
+        float | None,
+        typer.Option(
+            help="Largest allowed loss of accuracy. 0.01 is one percentage point.", rich_help_panel=SEARCH_PANEL
+        ),
     ] = None
 
     priority: Annotated[
-        int | None, typer.Option(help="Higher ones start first. (default: 0)", rich_help_panel=SEARCH_PANEL)
+        int | None,
+        typer.Option(
+            help="From -100 to 100. Jobs with a higher priority start first. (default: 0)", rich_help_panel=SEARCH_PANEL
+        ),
     ] = None
     time_limit_s: Annotated[
-        float | None, typer.Option("--time-limit-s", help="Fail when it takes longer.", rich_help_panel=SEARCH_PANEL)
+        float | None,
+        typer.Option(
+            "--time-limit-s",
+            help="Time limit in seconds. A job that takes longer fails. (default: none)",
+            rich_help_panel=SEARCH_PANEL,
+        ),
     ] = None
 
     def options(self) -> JobOptions:
@@ -203,7 +255,7 @@ class SearchOptions:
         Raises: typer.BadParameter if only one of --max-loss and --objective latency is given.
         """
         if (self.objective == "latency") != (self.max_loss is not None):
-            raise typer.BadParameter("--max-loss and --objective latency belong together: give both or neither.")
+            raise typer.BadParameter("--max-loss and --objective latency belong together. Give both or neither.")
         given: JobOptions = {}
         for name in (
             "method",

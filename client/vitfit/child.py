@@ -51,18 +51,18 @@ def ask(command: Sequence[str], request: Mapping[str, Any], timeout_s: float = L
         if done.returncode >= 0:
             return _answer(done)
     raise ChildFailed(
-        f"it was killed by {signal.Signals(-done.returncode).name}, {STARTS} times in a row. Often the machine's memory is too "
-        "small: try a smaller model or batch, or stop what else runs there"
+        f"it was killed by {signal.Signals(-done.returncode).name}, {STARTS} times in a row. A common reason is that "
+        "the machine has too little memory. Try a smaller model or batch, or stop other programs on this machine"
     )
 
 
 def _answer(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
     if done.returncode != 0:
-        raise ChildFailed((done.stderr.strip().splitlines() or ["it said nothing"])[-1])
+        raise ChildFailed((done.stderr.strip().splitlines() or ["it wrote no message"])[-1])
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        raise ChildFailed(f"its answer is no JSON: {done.stdout[-200:]!r}") from None
+        raise ChildFailed(f"its answer is not JSON: {done.stdout[-200:]!r}") from None
     return answer
 
 

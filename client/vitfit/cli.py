@@ -24,7 +24,7 @@ from vitfit.verbs import INTERRUPTED, ServerOptions, fail, load_verbs, print_jso
 
 app = typer.Typer(
     name="vitfit",
-    help="A vision transformer and a budget go in, a smaller ONNX file that meets it comes out.",
+    help="Make a vision transformer smaller, so that it meets a budget. The result is an ONNX file.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     add_completion=False,
@@ -43,7 +43,7 @@ def options(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """A vision transformer and a budget go in, a smaller ONNX file that meets it comes out."""
+    """Make a vision transformer smaller, so that it meets a budget. The result is an ONNX file."""
 
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.", show_default=False)]
@@ -57,7 +57,8 @@ def submit(
     model: Annotated[
         str,
         typer.Option(
-            help="timm name, id of an uploaded model, ONNX file, Hugging Face folder, or a folder with model.json.",
+            help="The model: a timm name, the id of an uploaded model, an ONNX file, a Hugging Face folder, or a "
+            "folder with model.json.",
             show_default=False,
         ),
     ],
@@ -69,13 +70,19 @@ def submit(
     preprocessing: Preprocessing = None,
     no_pretrained: NoPretrained = False,
     data: Annotated[
-        str | None, typer.Option(help=".npz, zip or tar to upload, a folder on the server, or an id.", metavar="FILE")
+        str | None,
+        typer.Option(
+            help="The data set: an .npz, zip or tar file to upload, a folder on the server, or the id of a data set.",
+            metavar="FILE",
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="A name for the job.")] = None,
-    validate_only: Annotated[bool, typer.Option("--validate-only", help="Check the request, start nothing.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the job.")] = None,
+    validate_only: Annotated[
+        bool, typer.Option("--validate-only", help="Check the request, and start no job.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job until it ends.")] = False,
 ) -> None:
-    """Upload model and data where needed, and queue a compression job."""
+    """Upload the model and the data if necessary, and queue a compression job."""
     limits, chosen = budgets.budgets(), search.options()
     if name is not None:
         chosen["name"] = name
@@ -84,7 +91,8 @@ def submit(
         source = model_source(model, options, checkpoint, False if no_pretrained else None, preprocessing)
     elif checkpoint or options or no_pretrained or preprocessing:
         raise typer.BadParameter(
-            f"--model {model} is uploaded already: leave out --checkpoint, --options, --no-pretrained, --preprocessing."
+            f"--model {model} is already uploaded, so its options cannot change. "
+            "Leave out --checkpoint, --options, --no-pretrained and --preprocessing."
         )
     with target.client() as client:
         dataset = _dataset_id(client, data)
@@ -114,7 +122,8 @@ def _dataset_id(client: Client, data: str | None) -> str | None:
     if path.is_absolute():
         return client.register_dataset(data).id
     raise VitfitError.local(
-        "no-such-file", f"--data {data}: there is no such file here. Give an .npz, a zip or tar, or a data set's id."
+        "no-such-file",
+        f"--data {data}: this file does not exist. Give an .npz, zip or tar file, or the id of a data set.",
     )
 
 
@@ -144,7 +153,11 @@ def _follow(client: Client, job_id: str, target: ServerOptions) -> None:
             if target.as_json:
                 print_json(job.to_json())
     except KeyboardInterrupt:
-        fail(f"No longer watching; the job goes on. `vitfit watch {job_id}` or `vitfit cancel {job_id}`.", INTERRUPTED)
+        fail(
+            "The command no longer follows the job, but the job continues. "
+            f"Follow it again with `vitfit watch {job_id}`, or cancel it with `vitfit cancel {job_id}`.",
+            INTERRUPTED,
+        )
     assert last is not None  # watch yields at least the finished job
     if not target.as_json:
         render.show_job(last)
@@ -156,7 +169,10 @@ def _follow(client: Client, job_id: str, target: ServerOptions) -> None:
 def status(
     target: ServerOptions,
     job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="All jobs when left out.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[JOB]", help="Id of a job. Without it, the command lists all jobs.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Show one job, or all jobs."""
@@ -193,7 +209,7 @@ def deliver(
     job: JobId,
     trial: Annotated[int, typer.Argument(min=0, help="Number of the trial.", show_default=False)],
     target: ServerOptions,
-    watch: Annotated[bool, typer.Option("--watch", help="Follow the new job to its end.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the new job until it ends.")] = False,
 ) -> None:
     """Export another trial of a finished search. This starts a child job."""
     with target.client() as client:
@@ -204,7 +220,10 @@ def deliver(
 def download(
     job: JobId,
     target: ServerOptions,
-    names: Annotated[list[str] | None, typer.Argument(help="All files when left out.", show_default=False)] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names of files. Without them, the command downloads all files.", show_default=False),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the files.", metavar="DIR")] = Path("."),
 ) -> None:
     """Download the files of a job. An interrupted download is resumed, and every SHA-256 is checked."""
@@ -214,7 +233,7 @@ def download(
         if not chosen:
             state = client.get(job).status
             raise VitfitError.local(
-                "no-files", f"{job} is {state} and has no files. Wait for it: `vitfit watch {job}`."
+                "no-files", f"{job} is {state} and has no files. Wait until it has succeeded: `vitfit watch {job}`."
             )
         output.mkdir(parents=True, exist_ok=True)
         _download_all(client, job, chosen, output, target)
@@ -225,7 +244,7 @@ def _named(listed: list[Artifact], name: str, job: str) -> Artifact:
         if artifact.name == name:
             return artifact
     known = ", ".join(artifact.name for artifact in listed) or "none yet"
-    raise VitfitError.local("unknown-name", f"{job} has no file {name!r}. It has: {known}.", name=name)
+    raise VitfitError.local("unknown-name", f"{job} has no file {name!r}. Its files are: {known}.", name=name)
 
 
 def _download_all(client: Client, job: str, artifacts: list[Artifact], output: Path, target: ServerOptions) -> None:
@@ -240,7 +259,7 @@ def _download_all(client: Client, job: str, artifacts: list[Artifact], output: P
                     {"name": artifact.name, "path": str(path), "bytes": artifact.bytes, "sha256": artifact.sha256}
                 )
     if not target.as_json:
-        text = f"{len(artifacts)} files in {output.resolve()}, every SHA-256 as the server listed it."
+        text = f"{len(artifacts)} files are in {output.resolve()}. Every SHA-256 is the one that the server listed."
         render.console.print(text, highlight=False, soft_wrap=True)
 
 
@@ -269,14 +288,22 @@ def devices(target: ServerOptions) -> None:
 
 @verb(app, "add-device")
 def add_device(
-    profile: Annotated[Path, typer.Argument(metavar="FILE", help="JSON, see docs/devices.md.", show_default=False)],
+    profile: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSON file with the profile, as docs/devices.md describes it.", show_default=False
+        ),
+    ],
     target: ServerOptions,
 ) -> None:
     """Add a device from its profile. The name of the device must begin with user-."""
     try:
         document = json.loads(profile.read_text())
     except (OSError, ValueError) as error:
-        raise VitfitError.local("unreadable-file", f"{profile} cannot be read as JSON: {error}") from error
+        raise VitfitError.local(
+            "unreadable-file",
+            f"The file {profile} cannot be read as JSON: {error}. Give a profile as docs/devices.md describes it.",
+        ) from error
     with target.client() as client:
         device = client.add_device(document)
         if target.as_json:
@@ -287,7 +314,8 @@ def add_device(
 
 @verb(app, "delete-device")
 def delete_device(
-    name: Annotated[str, typer.Argument(help="A device that was added.", show_default=False)], target: ServerOptions
+    name: Annotated[str, typer.Argument(help="Name of a device that was added.", show_default=False)],
+    target: ServerOptions,
 ) -> None:
     """Delete a device that was added."""
     with target.client() as client:
@@ -296,18 +324,22 @@ def delete_device(
 
 @verb(app)
 def agent(
-    name: Annotated[str, typer.Option(help="The device becomes agent-NAME.", show_default=False)],
+    name: Annotated[str, typer.Option(help="Name of this device. The server calls it agent-NAME.", show_default=False)],
     token: Annotated[
         str,
-        typer.Option(envvar="VITFIT_TOKEN", help="With the scope agent: `vitfit token create`.", show_default=False),
+        typer.Option(
+            envvar="VITFIT_TOKEN",
+            help="Access token with the scope agent, from `vitfit token create`.",
+            show_default=False,
+        ),
     ],
     server: Annotated[str, typer.Option(envvar="VITFIT_SERVER", help="Address of the vitfit server.")] = DEFAULT_SERVER,
-    cache: Annotated[Path, typer.Option(help="Folder for fetched files.", metavar="DIR")] = CACHE,
+    cache: Annotated[Path, typer.Option(help="Folder for downloaded files.", metavar="DIR")] = CACHE,
     measuring: Annotated[
-        str, typer.Option(help="Python module that measures, by the protocol of vitfit.measuring.")
+        str, typer.Option(help="Python module that measures. It must follow the protocol of vitfit.measuring.")
     ] = "vitfit.measuring",
 ) -> None:
-    """Measure on this device for the jobs of a server until stopped. Needs ONNX Runtime (vitfit[agent])."""
+    """Measure on this device for the jobs of a server, until you stop the command. It needs onnxruntime and numpy."""
     connection = Connection(server, retries=0, timeout_s=60.0, token=token)
     command = (sys.executable, "-m", measuring)
     Agent(connection, name, cache, command, lambda text: typer.echo(text, err=True)).run()

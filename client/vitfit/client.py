@@ -213,7 +213,7 @@ class Client:
                     return
             if timeout_s is not None and time.monotonic() - started + pause > timeout_s:
                 raise VitfitError.local(
-                    "timeout", f"{_id(job)} was not finished after {timeout_s:g} s. It goes on: watch it again later."
+                    "timeout", f"{_id(job)} was not finished after {timeout_s:g} s. It continues. Watch it again later."
                 )
             time.sleep(pause)
 
@@ -254,14 +254,20 @@ class Client:
         if target.is_dir():
             target = target / _plain_name(artifact.name)
         if not artifact.href:
-            raise VitfitError.local("no-address", f"The server lists {artifact.name} without an address (href).")
+            raise VitfitError.local(
+                "no-address",
+                f"The server lists {artifact.name} without an address (href). "
+                "Install the same version of vitfit on client and server.",
+            )
         return download(self._connection, artifact, target, on_bytes)
 
     def _artifact(self, job: Job | str, name: str) -> Artifact:
         listed = {artifact.name: artifact for artifact in self.artifacts(job)}
         if name not in listed:
             known = ", ".join(sorted(listed)) or "none yet"
-            raise VitfitError.local("unknown-name", f"{_id(job)} has no artefact {name!r}. It has: {known}.", name=name)
+            raise VitfitError.local(
+                "unknown-name", f"{_id(job)} has no artifact {name!r}. Its artifacts are: {known}.", name=name
+            )
         return listed[name]
 
     # The server
@@ -304,7 +310,8 @@ class Client:
             if not isinstance(body, dict) or noun not in body:
                 raise VitfitError.local(
                     "unexpected-answer",
-                    f"{self.server}{path} does not answer with a list of {noun}. Is it a vitfit server?",
+                    f"{self.server}{path} did not answer with a list of {noun}. "
+                    f"Check that {self.server} is the address of a vitfit server.",
                 )
             yield from (kind.from_json(row) for row in body[noun])
             if not body.get("next_page_token"):
@@ -340,7 +347,9 @@ def _packed(model: Path, folder: Path) -> Path:
 def _existing(path: str | Path) -> Path:
     file = Path(path)
     if not file.is_file():
-        raise VitfitError.local("no-such-file", f"There is no file {str(path)!r} to upload.", path=str(path))
+        raise VitfitError.local(
+            "no-such-file", f"There is no file {str(path)!r} to upload. Give the path of a file.", path=str(path)
+        )
     return file
 
 
@@ -351,6 +360,8 @@ def _plain_name(name: str) -> str:
     """
     if name in ("", ".", "..") or "/" in name or "\\" in name or name.endswith(".part"):
         raise VitfitError.local(
-            "unsafe-name", f"The server names an artefact {name!r}, which is not a plain file name."
+            "unsafe-name",
+            f"The server lists an artifact with the name {name!r}, which is not a plain file name. "
+            "It is not downloaded. Check the server.",
         )
     return name

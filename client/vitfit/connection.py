@@ -78,7 +78,8 @@ class Connection:
         except ValueError as error:
             raise VitfitError.local(
                 "not-a-vitfit-server",
-                f"{response.request.url} did not answer with JSON. Is {self.server} the address of a vitfit server?",
+                f"{response.request.url} did not answer with JSON. "
+                f"Check that {self.server} is the address of a vitfit server.",
             ) from error
 
     @contextlib.contextmanager
@@ -101,11 +102,11 @@ class Connection:
         elif isinstance(error, httpx.ConnectError):
             reason = "cannot be reached"
         else:
-            reason = f"broke off the connection ({type(error).__name__})"
+            reason = f"closed the connection too early ({type(error).__name__})"
         return VitfitError.local(
             "unreachable",
-            f"The vitfit server at {self.server} {reason}: start it with `vitfit serve`, "
-            "or name another one with --server or VITFIT_SERVER.",
+            f"The vitfit server at {self.server} {reason}. Start it with `vitfit serve`, "
+            "or name another server with --server or VITFIT_SERVER.",
             server=self.server,
         )
 

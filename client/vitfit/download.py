@@ -43,8 +43,9 @@ def download(connection: Connection, artifact: Artifact, destination: Path, on_b
         part.unlink()
         raise VitfitError.local(
             "wrong-digest",
-            f"{artifact.name} arrived damaged: its SHA-256 is {found}, the server lists {artifact.sha256}. "
-            "Nothing was kept; download it again, and look at proxies on the way if this repeats.",
+            f"The downloaded file {artifact.name} is damaged: its SHA-256 is {found}, but the server lists "
+            f"{artifact.sha256}. The file was deleted. Download it again. If this repeats, check the proxies between "
+            "client and server.",
             expected=artifact.sha256,
             found=found,
         )
@@ -125,8 +126,8 @@ def _compare_digest_header(response: httpx.Response, artifact: Artifact) -> None
         if found != artifact.sha256:
             raise VitfitError.local(
                 "wrong-digest",
-                f"The server lists {artifact.name} with SHA-256 {artifact.sha256} but sends {found}: "
-                "the file changed since it was listed. List the artefacts again, then download.",
+                f"The server lists {artifact.name} with SHA-256 {artifact.sha256}, but sends {found}. "
+                "The file has changed since it was listed. List the artifacts again, and then download the file.",
                 expected=artifact.sha256,
                 found=found,
             )
@@ -139,8 +140,8 @@ def _starts_at(response: httpx.Response, offset: int) -> bool:
 def _cut_short(artifact: Artifact, have: int) -> VitfitError:
     return VitfitError.local(
         "cut-short",
-        f"{artifact.name} broke off at {have} of {artifact.bytes} bytes again and again. "
-        "What arrived lies beside it as .part; run the same download again to go on from there.",
+        f"The download of {artifact.name} has stopped repeatedly, the last time at {have} of {artifact.bytes} bytes. "
+        "The received bytes are in the file with the ending .part. Run the same download again to continue.",
         have=have,
         bytes=artifact.bytes,
     )

@@ -90,7 +90,7 @@ def error_from_response(response: httpx.Response) -> VitfitError:
         problem = Problem.from_json({"status": response.status_code, **body})
         return VitfitError(problem)
     detail = (
-        f"{response.request.method} {response.request.url} was answered with {response.status_code} "
-        f"{response.reason_phrase} and no explanation. Is there a vitfit server at this address?"
+        f"The answer to {response.request.method} {response.request.url} was {response.status_code} "
+        f"{response.reason_phrase}, without an explanation. Check that a vitfit server is at this address."
     )
     return VitfitError(Problem("about:blank", response.reason_phrase, response.status_code, detail))

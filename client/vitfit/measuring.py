@@ -89,7 +89,7 @@ def pin(threads: int) -> None:
     """Pin this process to the last `threads` cores, because the first cores serve most interrupts. Raises: Refused."""
     cores = sorted(os.sched_getaffinity(0))
     if threads > len(cores):
-        raise Refused(f"{threads} threads were asked for, this process may use {len(cores)} cores")
+        raise Refused(f"the request needs {threads} threads, but this process may use only {len(cores)} cores")
     os.sched_setaffinity(0, cores[-threads:])
 
 
@@ -109,12 +109,15 @@ def open_session(file: str, request: dict[str, Any], profile: str | None = None)
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     if request["provider"] not in onnxruntime.get_available_providers():
-        raise Refused(f"ONNX Runtime here has no {request['provider']}; it has {onnxruntime.get_available_providers()}")
+        raise Refused(
+            f"ONNX Runtime on this machine does not have {request['provider']}; "
+            f"it has {onnxruntime.get_available_providers()}"
+        )
     gpu = request.get("gpu")
     wanted = [request["provider"] if gpu is None else (request["provider"], {"device_id": gpu})]
     session = onnxruntime.InferenceSession(file, options, providers=wanted)
     if session.get_providers()[0] != request["provider"]:
-        raise Refused(f"ONNX Runtime fell back from {request['provider']} to {session.get_providers()}")
+        raise Refused(f"ONNX Runtime could not use {request['provider']} and uses {session.get_providers()} instead")
     return session
 
 
@@ -129,14 +132,14 @@ def feeds(session: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
     batch = request["batch"]
     shape = [batch if not isinstance(size, int) else size for size in entry.shape]
     if shape[0] != batch:
-        raise Refused(f"The file has a fixed batch of {shape[0]}, {batch} was asked for")
+        raise Refused(f"the file has a fixed batch of {shape[0]}, but the request has a batch of {batch}")
     if request.get("images") is None:
         return [{entry.name: np.random.default_rng(request["seed"]).standard_normal(shape, dtype=np.float32)}]
     if batch != 1:
-        raise Refused(f"images are measured one by one, a batch of {batch} was asked for")
+        raise Refused(f"images are measured one by one, but the request has a batch of {batch}")
     images = np.load(request["images"], allow_pickle=False)
     if list(images.shape[1:]) != shape[1:]:
-        raise Refused(f"the images have shape {list(images.shape[1:])}, the file takes {shape[1:]}")
+        raise Refused(f"the images have the shape {list(images.shape[1:])}, but the file needs {shape[1:]}")
     return [{entry.name: image[None]} for image in images]
 
 

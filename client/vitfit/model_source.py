@@ -67,14 +67,18 @@ def model_source(
     if pretrained is not None:
         source = replace(source, pretrained=pretrained)
     if source.checkpoint is not None and not source.checkpoint.exists():
-        raise VitfitError.local("no-such-file", f"There is no checkpoint {str(source.checkpoint)!r}.")
+        raise VitfitError.local(
+            "no-such-file", f"There is no checkpoint {str(source.checkpoint)!r}. Give the path of a file with weights."
+        )
     return source
 
 
 def _from_package(path: Path) -> ModelSource:
     """Return the source for an ONNX file, a zip file, or a Hugging Face folder. The model is named after the file."""
     if not path.exists():
-        raise VitfitError.local("no-such-file", f"There is no {str(path)!r}.")
+        raise VitfitError.local(
+            "no-such-file", f"There is no file {str(path)!r}. Give the path of an ONNX file, a zip file or a folder."
+        )
     name = (
         re.sub(r"[^A-Za-z0-9_.\-]+", "-", path.resolve().name.removesuffix(path.suffix) or "model").strip("-.")
         or "model"
@@ -93,12 +97,20 @@ def _is_file_or_folder(name: str) -> bool:
 def _from_folder(path: Path) -> ModelSource:
     file = path / "model.json" if path.is_dir() else path
     if not file.is_file():
-        raise VitfitError.local("no-such-file", f"There is no {str(file)!r}. --model takes a timm name or a folder.")
+        raise VitfitError.local(
+            "no-such-file",
+            f"There is no file {str(file)!r}. Give the name of a timm model, or a folder with model.json.",
+        )
     value = _object("@" + str(file), str(file))
     if unknown := sorted(set(value) - set(FIELDS)):
-        raise VitfitError.local("bad-file", f"{file} has a field {unknown[0]!r}. It may have: {', '.join(FIELDS)}.")
+        raise VitfitError.local(
+            "bad-file",
+            f"The file {file} has the unknown field {unknown[0]!r}. Allowed fields: {', '.join(FIELDS)}.",
+        )
     if not isinstance(value.get("name"), str):
-        raise VitfitError.local("bad-file", f"{file} lacks the field 'name', a name of timm.")
+        raise VitfitError.local(
+            "bad-file", f"The file {file} lacks the field 'name'. Set it to the name of a timm model."
+        )
     weights = next((file.parent / name for name in WEIGHTS if (file.parent / name).is_file()), None)
     return ModelSource(**{"options": {}, **value, "checkpoint": weights})
 
@@ -108,7 +120,9 @@ def _object(text: str, origin: str) -> dict[str, Any]:
     try:
         value = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
     except OSError as error:
-        raise VitfitError.local("no-such-file", f"{origin}: {text[1:]} cannot be read ({error.strerror}).") from error
+        raise VitfitError.local(
+            "no-such-file", f"{origin}: the file {text[1:]} cannot be read ({error.strerror}). Check its path."
+        ) from error
     except ValueError as error:
         raise VitfitError.local(
             "bad-json", f"{origin} is not JSON: {error}. Write it like '{{\"depth\": 6}}'."

@@ -30,9 +30,10 @@ class ProfileError(Result):
 class Device(Result):
     """A device: either its latency is measured, or it is a profile from which latency is predicted.
 
-    kind: measured, agent or profile. reachable: whether jobs can measure on it now. version, providers: of its agent and
-    of ONNX Runtime there. silent_s: seconds since its agent last asked for work. tables: the fitted latency tables that jobs have made for it. The fields from `date` to `error`
-    are for profiles; `network` is the only network that the profile is for.
+    kind: measured, agent or profile. reachable: whether jobs can measure on it now. version: version of vitfit of its
+    agent. providers: execution providers of its ONNX Runtime. silent_s: seconds since its agent last asked for work.
+    tables: the fitted latency tables that jobs have made for it. The fields from `date` to `error` are for profiles;
+    `network` is the only network that the profile is for.
     """
 
     name: str

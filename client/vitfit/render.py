@@ -124,7 +124,9 @@ def show_job(job: Job, to: Console | None = None) -> None:
     if job.result:
         show_result(job.result, out)
     if job.status == "succeeded":
-        out.print(f"Its files: vitfit download {job.id} --output DIR", markup=False, highlight=False, soft_wrap=True)
+        out.print(
+            f"Download its files: vitfit download {job.id} --output DIR", markup=False, highlight=False, soft_wrap=True
+        )
     elif not job.finished:
         out.print(f"Follow it: vitfit watch {job.id}", markup=False, highlight=False, soft_wrap=True)
 
@@ -160,7 +162,7 @@ def device_table(devices: Iterable[Device]) -> Table:
     """Return a table with one row per device."""
     table = Table("device", "latency", "threads", "precision", "description", box=None, pad_edge=False)
     for device in devices:
-        kind = "measured here" if device.reachable else "predicted"
+        kind = "measured" if device.reachable else "predicted"
         table.add_row(
             device.name, kind, number(device.threads, "d"), device.precision or "", escape(device.description)
         )

@@ -25,7 +25,7 @@ class Result:
                 raise VitfitError.local(
                     "unexpected-answer",
                     f"The server sent a {cls.__name__.lower()} without {name!r}. "
-                    "Client and server must be of one version.",
+                    "Install the same version of vitfit on client and server.",
                 )
         kinds = typing.get_type_hints(cls)
         return cls(**{name: _build(kinds[name], item) for name, item in known.items()})

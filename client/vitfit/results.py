@@ -115,7 +115,10 @@ class JobDescription(Result):
 
 @dataclass(frozen=True)
 class Validation(Result):
-    """The answer to a request that was only checked. valid: None if the check was not finished within its time limit."""
+    """The answer to a request that was only checked.
+
+    valid: None if the check was not finished within its time limit.
+    """
 
     valid: bool | None = None
     description: JobDescription | None = None

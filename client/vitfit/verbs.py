@@ -29,9 +29,12 @@ class ServerOptions:
 
     server: Annotated[str, typer.Option(envvar="VITFIT_SERVER", help="Address of the vitfit server.")] = DEFAULT_SERVER
     token: Annotated[
-        str | None, typer.Option(envvar="VITFIT_TOKEN", help="Of `vitfit token create`, where the server asks for one.")
+        str | None,
+        typer.Option(
+            envvar="VITFIT_TOKEN", help="Access token from `vitfit token create`, if the server requires one."
+        ),
     ] = None
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one document per line.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, one document per line.")] = False
 
     def client(self) -> Client:
         """Return a client of this server."""
@@ -102,7 +105,7 @@ def _explain_missing(app: typer.Typer, state: str) -> None:
     for name in SERVER_VERBS:
         app.command(
             name,
-            help="(needs the server's packages: vitfit-server)",
+            help="(This command needs the package vitfit-server.)",
             add_help_option=False,
             context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         )(_missing(name, state))
@@ -111,9 +114,9 @@ def _explain_missing(app: typer.Typer, state: str) -> None:
 def _missing(name: str, state: str) -> Callable[[typer.Context], None]:
     def explain(context: typer.Context) -> None:
         fail(
-            f"`vitfit {name}` needs the server's packages, and vitfit-server {state}. Install it in an environment of its "
-            "own: `make install` in a checkout of vitfit, or use the image in docker/. "
-            "The other verbs talk to a server that runs elsewhere: name it with --server or VITFIT_SERVER."
+            f"`vitfit {name}` needs the package vitfit-server, which {state}. "
+            "Run `make install` in a checkout of vitfit, or use the image in docker/. "
+            "The other commands need only the address of a server: give it with --server or VITFIT_SERVER."
         )
 
     return explain

@@ -91,9 +91,9 @@ def describe_device(name: str) -> dict[str, Any]:
 def _describe_here(name: str) -> dict[str, Any]:
     """Describe this machine's CPU, or one of its GPUs."""
     if name == CPU:
-        threads, what = len(os.sched_getaffinity(0)), f"this machine's CPU: {cpu_name()}, ONNX Runtime"
+        threads, what = len(os.sched_getaffinity(0)), f"the CPU of this machine: {cpu_name()}, with ONNX Runtime"
     else:
-        threads, what = 1, f"{gpus()[name]}, ONNX Runtime with CUDA, inputs and outputs on the GPU"
+        threads, what = 1, f"{gpus()[name]}, with ONNX Runtime and CUDA; inputs and outputs are in GPU memory"
     return {
         "name": name,
         "kind": "measured",
@@ -101,7 +101,7 @@ def _describe_here(name: str) -> dict[str, Any]:
         "threads": threads,
         "precision": "fp32",
         "description": what,
-        "source": "measured by each job, original and candidate interleaved",
+        "source": "each job measures the original and the candidates in turn",
     }
 
 
@@ -120,8 +120,8 @@ def describe_agent(device: dict[str, Any], mailbox: Mailbox) -> dict[str, Any]:
         "reachable": silent <= AGENT_SILENT_S,
         "silent_s": None if silent == float("inf") else round(silent),
         "precision": "fp32",
-        "description": f"{device['machine']}, {device['runtime']}, with an agent",
-        "source": "measured by each job on the device, original and candidate interleaved",
+        "description": f"{device['machine']}, with {device['runtime']} and an agent",
+        "source": "each job measures the original and the candidates in turn on the device",
     }
 
 

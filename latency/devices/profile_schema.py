@@ -77,17 +77,19 @@ class _Profile(_Strict):
         wanted = {name: unit for name, unit in UNITS.items() if name in self.model_fields_set}
         for name, unit in wanted.items():
             if self.units.get(name) != unit:
-                raise ValueError(f"units.{name} is {self.units.get(name)!r}; it must be {unit!r}")
+                raise ValueError(f"units.{name} is {self.units.get(name)!r}, but it must be {unit!r}")
         if unknown := sorted(set(self.units) - set(wanted)):
-            raise ValueError(f"units names {unknown[0]!r}, which this profile has not; allowed: {', '.join(wanted)}")
+            raise ValueError(
+                f"units names {unknown[0]!r}, but this profile has no such number. Allowed: {', '.join(wanted)}"
+            )
         return self
 
     @model_validator(mode="after")
     def _unchecked_is_called_generic(self) -> "_Profile":
         if not any(not check.fitted for check in self.checks) and not self.name.startswith(("generic-", "user-")):
             raise ValueError(
-                f"{self.name}: no published latency is checked that was not used to fit it; "
-                "name it generic-... (a shape) or user-... (your own), or add checks"
+                f"the profile {self.name!r} has no check with fitted: false, so no published latency tests it. Add"
+                " such a check, or begin the name with generic- (a typical device) or user- (your own device)"
             )
         return self
 
@@ -156,7 +158,9 @@ class Ratio(_Strict):
     @model_validator(mode="after")
     def _ends_in_order(self) -> "Ratio":
         if not self.low <= self.value <= self.high:
-            raise ValueError(f"low <= value <= high does not hold: {self.low} {self.value} {self.high}")
+            raise ValueError(
+                f"low is {self.low}, value is {self.value} and high is {self.high}, but low <= value <= high must hold"
+            )
         return self
 
 
@@ -189,13 +193,13 @@ class MeasuredTable(_Strict):
     @model_validator(mode="after")
     def _units_and_structures(self) -> "MeasuredTable":
         if self.units != TABLE_UNITS:
-            raise ValueError(f"units is {self.units!r}; it must be {TABLE_UNITS!r}")
+            raise ValueError(f"units is {self.units!r}, but it must be {TABLE_UNITS!r}")
         for number, document in enumerate([self.original, *(sample.structure for sample in self.samples)]):
             try:
                 Structure.from_json(document)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 where = f"samples.{number - 1}.structure" if number else "original"
-                raise ValueError(f"{where} is no structure of a network ({error})") from error
+                raise ValueError(f"{where} is not the structure of a network ({error})") from error
         return self
 
 
@@ -210,7 +214,11 @@ def parse_profile(document: Any) -> AnyProfile:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the profile"
-        raise InvalidRequest(f"Device profile: {where}: {first['msg']}; got {_shown(first['input'])}") from error
+        problem = first["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(
+            f"The device profile is not valid. The problem is in {where}: {problem}. The value is"
+            f" {_shown(first['input'])}. Correct the profile as docs/devices.md describes it."
+        ) from error
 
 
 def _shown(value: Any) -> str:

@@ -31,7 +31,11 @@ def footprint(file: Path, setting: Setting) -> Footprint:
         with measuring_lease():
             return Footprint.from_json(ask([sys.executable, "-m", "latency.measuring.footprint"], request))
     except ChildFailed as error:
-        raise DeviceUnavailable(f"The footprint of {file.name} could not be taken: {error}", file=str(file)) from error
+        raise DeviceUnavailable(
+            f"vitfit could not measure the loading time and the memory of {file.name}: {error}. Check whether ONNX"
+            " Runtime can run this file on this machine.",
+            file=str(file),
+        ) from error
 
 
 def main() -> None:

@@ -83,12 +83,17 @@ class Meter:
         try:
             return self._samples(ask([sys.executable, "-m", "vitfit.measuring"], request))
         except ChildFailed as error:
-            raise DeviceUnavailable(f"The measuring process failed: {error}", files=request["files"]) from error
+            raise DeviceUnavailable(
+                f"The measuring process on {self.device} failed: {error}. Remove the cause, and measure again.",
+                files=request["files"],
+            ) from error
 
     def _samples(self, answer: dict[str, Any]) -> Rounds:
         if "refused" in answer:
             raise DeviceUnavailable(
-                f"Measuring on {self.device} was refused: {answer['refused']}.", setting=self.setting.to_json()
+                f"The device {self.device} cannot measure with the setting {self.setting}: {answer['refused']}. Change"
+                " the setting, or use another device.",
+                setting=self.setting.to_json(),
             )
         samples: Rounds = answer["samples_ms"]
         return samples

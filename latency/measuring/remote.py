@@ -40,8 +40,8 @@ class RemoteMeter(Meter):
         large = [file.name for file in files if len(files_of(file)) > 1]
         if large:
             raise DeviceUnavailable(
-                f"{large[0]} is larger than 2 GiB, and agents take single files. "
-                "Measure it with device 'cpu', or give a profile.",
+                f"The model file {large[0]} is larger than 2 GiB. An agent takes files of at most 2 GiB. Use device"
+                " 'cpu' or a device profile.",
                 device=self.device,
             )
         request = {**self.setting.to_json(), "seconds": seconds, "rounds": rounds, "seed": seed}
@@ -70,8 +70,8 @@ class RemoteMeter(Meter):
         silent, patience = time.monotonic() - self._heard[1], float(os.environ.get(PATIENCE, PATIENCE_S))
         if silent > patience or heard_at is None:
             raise DeviceUnavailable(
-                f"The agent of {self.device} has not been heard of for {silent:.0f} s (waited: {patience:.0f} s). "
-                "Start it again with `vitfit agent`, and the job with POST /v1/jobs.",
+                f"The agent of {self.device} has been silent for {silent:.0f} s. The limit is {patience:.0f} s. Start"
+                " the agent again with `vitfit agent`. Then start the job again with POST /v1/jobs.",
                 device=self.device,
                 silent_s=round(silent),
             )

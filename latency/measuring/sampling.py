@@ -84,7 +84,7 @@ def ratio(candidate: Measurement, original: Measurement, statistic: Statistic = 
     Raises: ValueError when the two were not measured in the same rounds.
     """
     if candidate.setting != original.setting or candidate.device != original.device:
-        raise ValueError("Only measurements on one device in one setting can be compared")
+        raise ValueError("Two measurements can be compared only if both have the same device and the same setting")
     mine, other = candidate.round_medians, original.round_medians
     ratios = [a / b for a, b in zip(mine, other, strict=True)]
     calm = [a & b for a, b in zip(_undisturbed(mine), _undisturbed(other), strict=True)]

@@ -43,9 +43,9 @@ def pricer_of(device: str, setting: Setting, original: Structure) -> Pricer:
     known = Structure.from_json(profile["original"])
     if known.key != original.key or setting.batch != profile["batch"]:
         raise InvalidRequest(
-            f"Device {device!r} was measured for {known.name} with batch {profile['batch']}, "
-            f"not for {original.name} with batch {setting.batch}. "
-            "Measure that one there: vitfit measure MODEL --table FILE.",
+            f"The measured table of device {device!r} is for {known.name} with batch size {profile['batch']}. The job"
+            f" needs a table for {original.name} with batch size {setting.batch}. Measure this model on the device:"
+            " vitfit measure MODEL --table FILE.",
             device=device,
             measured=known.name,
             batch=profile["batch"],

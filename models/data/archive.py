@@ -149,7 +149,9 @@ def members(archive: Path, limits: Limits) -> Iterator[Member]:
             bytes=packed,
         )
     if packed == 0:
-        raise DamagedFile("The archive is empty: it has 0 bytes. It must be a zip or tar file. Upload it again.", bytes=0)
+        raise DamagedFile(
+            "The archive is empty: it has 0 bytes. It must be a zip or tar file. Upload it again.", bytes=0
+        )
     ledger = _Ledger(limits, packed)
     with _reading():
         if zipfile.is_zipfile(archive):
@@ -213,8 +215,8 @@ def _filtered(member: tarfile.TarInfo, archive: Path) -> tarfile.TarInfo:
         return tarfile.data_filter(member, str(archive.parent.resolve()))
     except tarfile.FilterError as error:
         raise UnsafeFile(
-            f"The entry {member.name!r} of the archive is not safe to unpack ({error}). An archive may hold only regular"
-            " files and folders with relative names. Remove this entry and pack the archive again.",
+            f"The entry {member.name!r} of the archive is not safe to unpack ({error}). An archive may hold only"
+            " regular files and folders with relative names. Remove this entry and pack the archive again.",
             member=member.name,
         ) from error
 
@@ -243,8 +245,8 @@ class _BoundedReader:
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= self._limits.file_bytes:
             raise TooLarge(
-                f"A header of the archive states a length of {size} bytes. Allowed: 0 to {self._limits.file_bytes} bytes."
-                " The archive may be damaged. Pack it again.",
+                f"A header of the archive states a length of {size} bytes. Allowed: 0 to {self._limits.file_bytes}"
+                " bytes. The archive may be damaged. Pack it again.",
                 bytes=size,
             )
         return self._file.read(size)
@@ -276,15 +278,15 @@ class _Ledger:
             )
         if size > limits.file_bytes:
             raise TooLarge(
-                f"The entry {name!r} unpacks to {size} bytes. The limit for one entry is {limits.file_bytes} bytes. Pack"
-                " smaller files.",
+                f"The entry {name!r} unpacks to {size} bytes. The limit for one entry is {limits.file_bytes} bytes."
+                " Pack smaller files.",
                 member=name,
                 bytes=size,
             )
         if self._bytes > limits.total_bytes:
             raise TooLarge(
-                f"The archive unpacks to {self._bytes} bytes or more. The limit is {limits.total_bytes} bytes. Pack fewer"
-                " or smaller files.",
+                f"The archive unpacks to {self._bytes} bytes or more. The limit is {limits.total_bytes} bytes. Pack"
+                " fewer or smaller files.",
                 allowed=limits.total_bytes,
             )
         check_expansion(self._packed_bytes, self._bytes, limits)
@@ -295,8 +297,8 @@ def check_expansion(packed_bytes: int, unpacked_bytes: int, limits: Limits) -> N
     if unpacked_bytes > max(limits.expansion_from_bytes, limits.expansion * packed_bytes):
         raise UnsafeFile(
             f"The file has {packed_bytes} bytes and unpacks to {unpacked_bytes} bytes or more. The limit is"
-            f" {limits.expansion:g} times the size of the file, because larger contents can be an attack. Pack the contents"
-            " without compression.",
+            f" {limits.expansion:g} times the size of the file, because larger contents can be an attack. Pack the"
+            " contents without compression.",
             packed_bytes=packed_bytes,
             unpacked_bytes=unpacked_bytes,
         )
@@ -312,8 +314,8 @@ def check_name(name: str) -> str:
     climbs = path.is_absolute() or ".." in path.parts or bool(PureWindowsPath(plain).drive)
     if climbs or not plain.isprintable():
         raise UnsafeFile(
-            f"The entry {name!r} of the archive has an unsafe name. A name must be relative, must stay inside the folder"
-            " and must hold only printable characters. Pack the folder again with such names.",
+            f"The entry {name!r} of the archive has an unsafe name. A name must be relative, must stay inside the"
+            " folder and must hold only printable characters. Pack the folder again with such names.",
             member=name,
         )
     return plain

@@ -132,7 +132,8 @@ def _headers(file: zipfile.ZipFile, path: Path, limits: Limits) -> dict[str, _He
             )
         if start + header.size_bytes != info.file_size:
             raise EOFError(
-                f"the header of {name!r} states {header.size_bytes} bytes, but the array has {info.file_size - start} bytes"
+                f"the header of {name!r} states {header.size_bytes} bytes, but the array has {info.file_size - start}"
+                " bytes"
             )
         check_expansion(path.stat().st_size, info.file_size, limits)
         headers[name] = header
@@ -174,8 +175,8 @@ def _check_headers(headers: dict[str, _Header], size: tuple[int, int, int] | Non
     for name in ("labels", "split"):
         if name in headers and headers[name].shape != images.shape[:1]:
             raise BadData(
-                f"The array {name!r} has shape {list(headers[name].shape)}. The file has {images.shape[0]} images, so the"
-                f" shape must be [{images.shape[0]}]. Store one value for each image.",
+                f"The array {name!r} has shape {list(headers[name].shape)}. The file has {images.shape[0]} images, so"
+                f" the shape must be [{images.shape[0]}]. Store one value for each image.",
                 array=name,
                 shape=list(headers[name].shape),
                 images=images.shape[0],
@@ -196,8 +197,8 @@ def _check_floats(shape: tuple[int, ...], size: tuple[int, int, int] | None) -> 
     if size is None:
         if len(shape) != 4 or 0 in shape[1:]:
             raise BadData(
-                f"The float32 array 'images' has shape {list(shape)}. The shape must be (N, channels, height, width), with"
-                " no size of 0. Convert the images to this shape."
+                f"The float32 array 'images' has shape {list(shape)}. The shape must be (N, channels, height, width),"
+                " with no size of 0. Convert the images to this shape."
             )
     elif shape[1:] != size:
         raise BadData(
@@ -217,15 +218,16 @@ def _check_finite(images: npt.NDArray[Any]) -> None:
         if not finite.all():
             row = start + int(np.argmin(finite))
             raise BadData(
-                f"Image {row} holds NaN or infinity. Every value must be finite. Correct or remove this image.", image=row
+                f"Image {row} holds NaN or infinity. Every value must be finite. Correct or remove this image.",
+                image=row,
             )
 
 
 def _whole_numbers(labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     if labels.dtype.kind not in "iu":
         raise BadData(
-            f"The array 'labels' has type {labels.dtype}. It must hold integers, one class number for each image. Convert"
-            " it to int64."
+            f"The array 'labels' has type {labels.dtype}. It must hold integers, one class number for each image."
+            " Convert it to int64."
         )
     return labels.astype(np.int64)
 

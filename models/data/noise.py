@@ -13,8 +13,8 @@ from models.data.preprocessing import Preprocessing
 def noise_data(preprocessing: Preprocessing, count: int, seed: int) -> Dataset:
     """Return a data set of seeded noise, for jobs without data. It allows pruning and measuring, but no accuracy."""
     warning = (
-        "The job has no data, so vitfit uses random noise as images. The accuracy is not assessed. The agreement with the"
-        " original on noise says little about real images."
+        "The job has no data, so vitfit uses random noise as images. The accuracy is not assessed. The agreement with"
+        " the original on noise says little about real images."
     )
     rows = split_rows(count, None)
     return Dataset(NoiseImages(preprocessing.size, count, seed), None, rows, (warning,), assessed=False)

@@ -96,8 +96,8 @@ def _allowed_path(text: Any, allowed: Sequence[Path]) -> Path:
     """
     if not isinstance(text, str) or not Path(text).is_absolute() or "\0" in text:
         raise InvalidRequest(
-            f"The data set has the path {text!r}. The path must be absolute and must not hold a NUL character. Give a path"
-            " that begins with '/'.",
+            f"The data set has the path {text!r}. The path must be absolute and must not hold a NUL character. Give a"
+            " path that begins with '/'.",
             path=text,
         )
     real = below_allowed(text, allowed)
@@ -119,8 +119,8 @@ def _check_size(path: Path, limits: Limits) -> None:
     size = path.stat().st_size
     if size > limits.packed_bytes:
         raise TooLarge(
-            f"The file of the data set has {size} bytes. The limit is {limits.packed_bytes} bytes. Give fewer or smaller"
-            " images.",
+            f"The file of the data set has {size} bytes. The limit is {limits.packed_bytes} bytes. Give fewer or"
+            " smaller images.",
             bytes=size,
         )
 
@@ -153,8 +153,8 @@ def _picture_dataset(
         if labels is None:
             warnings.append(
                 f"The pictures are in {len(set(grouping.classes))} class folders, but the model has {classes} classes."
-                " vitfit cannot tell which class each folder holds, so the pictures have no labels. Rename each folder to"
-                " its class name or its class number."
+                " vitfit cannot tell which class each folder holds, so the pictures have no labels. Rename each folder"
+                " to its class name or its class number."
             )
     if ignored:
         warnings.append(f"vitfit ignored {ignored} files, because they are not pictures.")
@@ -180,8 +180,8 @@ def _dataset(
     if splits is None:
         warnings = [
             *warnings,
-            "The data set defines no splits. vitfit uses half of the images for calibration, a quarter for selection and a"
-            " quarter for test.",
+            "The data set defines no splits. vitfit uses half of the images for calibration, a quarter for selection"
+            " and a quarter for test.",
         ]
     few = [f"{split} ({len(rows[split])})" for split in SPLITS[1:3] if len(rows[split]) < FEW]
     if few:
@@ -195,9 +195,7 @@ def _dataset(
 def _needs() -> str:
     needs = ", ".join(f"{count} images for {split}" for split, count in NEEDED.items() if split != "train")
     total = len(SPLIT_CYCLE) * NEEDED["test"]
-    return (
-        f"A data set needs at least {needs}. A data set that defines no splits needs at least {total} images. Add images."
-    )
+    return f"A data set needs at least {needs}. If it defines no splits, it needs at least {total} images. Add images."
 
 
 def _check_labels(labels: Rows, classes: int | None) -> None:
@@ -221,7 +219,8 @@ def _given_rows(splits: Sequence[str]) -> dict[Split, Rows]:
     unknown = sorted(set(splits) - set(SPLITS))
     if unknown:
         raise BadData(
-            f"The data set names the split {unknown[0]!r}, which does not exist. Use these splits: {', '.join(SPLITS)}.",
+            f"The data set names the split {unknown[0]!r}, which does not exist. Use these splits:"
+            f" {', '.join(SPLITS)}.",
             split=unknown[0],
         )
     names = np.array(splits)

@@ -98,8 +98,8 @@ def opened(file: PictureFile, limits: Limits) -> Iterator[Image.Image]:
         ) from error
     except UnidentifiedImageError as error:
         raise BadData(
-            f"The file {file.name!r} is not a picture that vitfit can read. Allowed formats: {', '.join(FORMATS)}. Convert"
-            " or remove the file.",
+            f"The file {file.name!r} is not a picture that vitfit can read. Allowed formats: {', '.join(FORMATS)}."
+            " Convert or remove the file.",
             file=file.name,
         ) from error
     except (OSError, SyntaxError, EOFError, ValueError) as error:
@@ -139,8 +139,8 @@ def list_folder(folder: Path, roots: Sequence[Path], limits: Limits) -> tuple[li
             )
     if not files:
         raise BadData(
-            f"The folder {str(folder)!r} holds no pictures. Allowed types of pictures: {', '.join(PICTURE_SUFFIXES)}. Put"
-            " the pictures into this folder, with one folder for each class.",
+            f"The folder {str(folder)!r} holds no pictures. Allowed types of pictures: {', '.join(PICTURE_SUFFIXES)}."
+            " Put the pictures into this folder, with one folder for each class.",
             ignored=ignored,
         )
     return sorted(files, key=lambda file: file.name), ignored
@@ -151,8 +151,8 @@ def _walk(folder: Path) -> Iterator[Path]:
         for name in folders:
             if (Path(place) / name).is_symlink():
                 raise UnsafeFile(
-                    f"{str(Path(place) / name)!r} is a link to a folder. vitfit does not follow links to folders. Replace"
-                    " the link by the folder."
+                    f"{str(Path(place) / name)!r} is a link to a folder. vitfit does not follow links to folders."
+                    " Replace the link by the folder."
                 )
         for name in names:
             yield Path(place) / name
@@ -167,7 +167,8 @@ def _inside(path: Path, roots: Sequence[Path]) -> Path:
         real = path.resolve()
     except (OSError, RuntimeError) as error:
         raise UnsafeFile(
-            f"The link {str(path)!r} does not lead to a file. Replace the link by the file, or remove it.", path=str(path)
+            f"The link {str(path)!r} does not lead to a file. Replace the link by the file, or remove it.",
+            path=str(path),
         ) from error
     if not any(real.is_relative_to(root) for root in roots):
         raise UnsafeFile(
@@ -212,8 +213,8 @@ def _refuse_unclear(tops: set[str]) -> None:
     unclear = sorted(tops & set(UNCLEAR_SPLITS))
     if unclear:
         raise BadData(
-            f"The purpose of the folder {unclear[0]!r} is unclear. Rename it to 'selection' if vitfit may choose the"
-            " network with these images. Rename it to 'test' if the images are only for the report.",
+            f"The purpose of the folder {unclear[0]!r} is unclear. Rename it to 'selection' if vitfit may score"
+            " trials on its images. Rename it to 'test' if its images are only for the report.",
             folder=unclear[0],
             allowed=list(SPLIT_NAMES),
         )

@@ -174,8 +174,8 @@ def _problems(value: Preprocessing) -> list[str]:
         problems.append(f"crop {value.crop} must be above 0 and at most {MAX_CROP:g}.")
     elif max(value.size[1:]) / value.crop > MAX_RESIZED:
         problems.append(
-            f"size {list(value.size)} and crop {value.crop} make vitfit resize images to sides of more than {MAX_RESIZED}"
-            " pixels, which is the limit. Raise crop."
+            f"size {list(value.size)} and crop {value.crop} make vitfit resize images to sides of more than"
+            f" {MAX_RESIZED} pixels, which is the limit. Raise crop."
         )
     if value.interpolation not in INTERPOLATIONS:
         problems.append(f"interpolation {value.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}.")

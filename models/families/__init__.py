@@ -36,8 +36,8 @@ def family_of(model: nn.Module) -> Family:
             return family
     known = ", ".join(family.title for family in FAMILIES.values())
     raise UnsupportedModel(
-        f"The architecture {type(model).__name__} is not a family that vitfit knows. Known families: {known}. Use a model of"
-        " one of these families.",
+        f"The architecture {type(model).__name__} is not a family that vitfit knows. Known families: {known}. Use a"
+        " model of one of these families.",
         reasons=[f"architecture {type(model).__name__}"],
     )
 

@@ -29,8 +29,8 @@ def describe_stages(model: nn.Module, family: Family, name: str, size: tuple[int
     names = [[f"{path}.{child}" for child, _ in part(model, path).named_children()] for path in lists]
     if not all(names):
         raise UnsupportedModel(
-            f"The model {name} has a stage without blocks. Each stage must have at least one block. Use a model with blocks in"
-            " each stage.",
+            f"The model {name} has a stage without blocks. Each stage must have at least one block. Use a model with"
+            " blocks in each stage.",
             reasons=["a stage without blocks"],
         )
     calls = trace(model, image, {block for stage in names for block in stage})
@@ -211,7 +211,7 @@ def _check_accounted(model: nn.Module, structure: Structure) -> None:
     own = sum(parameter.numel() for parameter in model.parameters())
     if own != structure.params:
         raise UnsupportedModel(
-            f"The model {structure.name} has {own} parameters, but its family explains {structure.params} parameters. Both"
-            " numbers must be equal. Use a model without added or missing layers.",
+            f"The model {structure.name} has {own} parameters, but its family explains {structure.params} parameters."
+            " Both numbers must be equal. Use a model without added or missing layers.",
             reasons=["parameters that its family does not explain"],
         )

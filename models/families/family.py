@@ -122,7 +122,8 @@ def linear_part(module: nn.Module, path: str) -> nn.Linear:
     found = part(module, path)
     if not isinstance(found, nn.Linear):
         raise UnsupportedModel(
-            f"The module {path} is a {type(found).__name__}. It must be a linear layer. Use a model with a linear layer there."
+            f"The module {path} is a {type(found).__name__}. It must be a linear layer. Use a model with a linear"
+            " layer there."
         )
     return found
 

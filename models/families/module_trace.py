@@ -94,8 +94,8 @@ def op_of(call: Call, name: str) -> Op | None:
         return Op("norm", name, values // cols, cols, weights=weights, bias=bias)
     if any(True for _ in module.parameters(recurse=False)):
         raise UnsupportedModel(
-            f"The module {name} is a {type(module).__name__}. vitfit cannot count the MACs of this operation. Use a model"
-            " without it.",
+            f"The module {name} is a {type(module).__name__}. vitfit cannot count the MACs of this operation. Use a"
+            " model without it.",
             reasons=[f"operation {type(module).__name__} at {name}"],
         )
     if isinstance(module, SILENT) or not values:
@@ -115,8 +115,8 @@ def _check_pooling(call: Call, name: str) -> None:
     found, wanted = call.inputs[-2:], call.outputs[-2:]
     if any(a % b for a, b in zip(found, wanted, strict=True)):
         raise UnsupportedModel(
-            f"The module {name} pools a grid of {found[0]} x {found[1]} to {wanted[0]} x {wanted[1]}. ONNX allows this only"
-            " if the first size is a multiple of the second size. Choose another image size.",
+            f"The module {name} pools a grid of {found[0]} x {found[1]} to {wanted[0]} x {wanted[1]}. ONNX allows this"
+            " only if the first size is a multiple of the second size. Choose another image size.",
             reasons=["adaptive pooling of a grid whose size is not a multiple of the output size"],
         )
 

@@ -54,8 +54,8 @@ def describe_graph(
     """
     if not blocks:
         raise UnsupportedModel(
-            f"The graph of {name} has no attention and MLP whose heads and neurons vitfit can cut. Use a model with blocks of"
-            " attention and MLP.",
+            f"The graph of {name} has no attention and MLP whose heads and neurons vitfit can cut. Use a model with"
+            " blocks of attention and MLP.",
             reasons=["no attention and MLP whose heads and neurons can be cut"],
         )
     counted = _Counted(traced, {node: layer for block in layers for layer, nodes in block.items() for node in nodes})

@@ -68,8 +68,8 @@ class GraphNetwork(Network):
             self._layers = linear_layers(self._traced, self._blocks)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise UnsupportedModel(
-                f"vitfit cannot trace the graph of {name} ({type(error).__name__}: {str(error)[:200]}). Use a model of a known"
-                " family.",
+                f"vitfit cannot trace the graph of {name} ({type(error).__name__}: {str(error)[:200]}). Use a model of"
+                " a known family.",
                 reasons=["vitfit cannot trace its graph"],
             ) from error
         describe = partial(describe_graph, self._traced, self._blocks, name, classes, self._layers)
@@ -125,8 +125,8 @@ class GraphNetwork(Network):
         wanted = sorted(set(kinds) - KINDS)
         if wanted:
             raise InvalidRequest(
-                f"vitfit cannot collect the statistics {', '.join(wanted)} from {self._structure.name}, because it is a graph"
-                f" model. {METHODS}",
+                f"vitfit cannot collect the statistics {', '.join(wanted)} from {self._structure.name}, because it is"
+                f" a graph model. {METHODS}",
                 kinds=wanted,
             )
 
@@ -158,8 +158,8 @@ class GraphNetwork(Network):
         small._structure, small.plan = plan.apply_to(self._structure), plan
         if [block.source for block in plan.blocks] != list(range(len(self._blocks))):
             raise InvalidRequest(
-                f"The plan keeps {len(plan.blocks)} of the {len(self._blocks)} blocks of {small._structure.name}. A plan for a"
-                " graph model must keep all blocks. Keep at least one head and one neuron of each block."
+                f"The plan keeps {len(plan.blocks)} of the {len(self._blocks)} blocks of {small._structure.name}. A"
+                " plan for a graph model must keep all blocks. Keep at least one head and one neuron of each block."
             )
         kept = {}
         for block, wanted in zip(self._blocks, plan.blocks, strict=True):

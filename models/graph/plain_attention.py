@@ -116,7 +116,7 @@ def _factor(part: Part, shape: tuple[int, ...]) -> float:
     """Return the number by which a part multiplies all its values. Raises: NotPlain when it does anything else."""
     values = part(torch.stack([torch.zeros(shape), torch.ones(shape)]))
     if bool(values[0].any()) or not _one_number(values[1]):
-        raise NotPlain("the logits are changed by more than a scale")
+        raise NotPlain("an operator changes the logits by more than a scale")
     return float(values[1].flatten()[0])
 
 

@@ -34,10 +34,14 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
         if weights[key].shape != own[key].shape
     ]
     if missing or unexpected or shapes:
-        parts = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("of another shape", sorted(shapes))]
+        parts = [
+            _listed("missing", missing),
+            _listed("unexpected", unexpected),
+            _listed("of another shape", sorted(shapes)),
+        ]
         raise CheckpointMismatch(
-            f"The checkpoint does not fit the model. Its tensors differ: {'; '.join(p for p in parts if p)}. Give the model the"
-            " options (img_size, num_classes, depth, ...) with which the checkpoint was trained.",
+            f"The checkpoint does not fit the model. Its tensors differ: {'; '.join(p for p in parts if p)}. Give the"
+            " model the options (img_size, num_classes, depth, ...) with which the checkpoint was trained.",
             missing=missing,
             unexpected=unexpected,
             shapes=sorted(shapes),
@@ -47,14 +51,14 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
         raise CheckpointMismatch(
             f"The tensor {odd[0][:200]!r} of the checkpoint has type {weights[odd[0]].dtype}. The model needs type"
             f" {own[odd[0]].dtype}. A float tensor may have any of these types:"
-            f" {', '.join(str(kind).removeprefix('torch.') for kind in FLOATS)}. Convert the tensor and save the checkpoint"
-            " again.",
+            f" {', '.join(str(kind).removeprefix('torch.') for kind in FLOATS)}. Convert the tensor and save the"
+            " checkpoint again.",
         )
     broken = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise DamagedFile(
-            f"The checkpoint has NaN or infinite weights in the tensor {broken[0]} and in {len(broken) - 1} more tensors. All"
-            " weights must be finite. Use another checkpoint."
+            f"The checkpoint has NaN or infinite weights in the tensor {broken[0]} and in {len(broken) - 1} more"
+            " tensors. All weights must be finite. Use another checkpoint."
         )
     module.load_state_dict(weights)
 
@@ -68,8 +72,8 @@ def _refuse_quantised(weights: dict[str, Tensor]) -> None:
     if integers or any("_packed_params" in key for key in weights):
         name = integers[0] if integers else next(key for key in weights if "_packed_params" in key)
         raise CheckpointMismatch(
-            f"The checkpoint is already quantised (tensor {name}). vitfit needs float weights. Upload the weights before"
-            " quantisation, and ask for int8 in the job: precisions=['int8'].",
+            f"The checkpoint is already quantised (tensor {name}). vitfit needs float weights. Upload the weights"
+            " before quantisation, and ask for int8 in the job: precisions=['int8'].",
             tensor=name,
         )
 
@@ -86,8 +90,8 @@ def _read(path: Path) -> dict[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnsafeFile(
-            "The checkpoint is a pickle that tries to run code. vitfit loads only tensors. Save the checkpoint as safetensors,"
-            " or with torch.save(model.state_dict(), ...)."
+            "The checkpoint is a pickle that tries to run code. vitfit loads only tensors. Save the checkpoint as"
+            " safetensors, or with torch.save(model.state_dict(), ...)."
         ) from error
     except Exception as error:  # a damaged pickle can raise any exception
         raise DamagedFile(f"vitfit cannot read the checkpoint ({str(error)[:200]}). Upload it again.") from error
@@ -117,14 +121,14 @@ def _unwrapped(weights: dict[str, Any]) -> dict[str, Tensor]:
     ]
     if strange:
         raise CheckpointMismatch(
-            f"The entry {str(strange[0])[:200]!r} of the checkpoint is not a tensor with a name. A checkpoint may hold only"
-            " named tensors. Save the weights alone."
+            f"The entry {str(strange[0])[:200]!r} of the checkpoint is not a tensor with a name. A checkpoint may hold"
+            " only named tensors. Save the weights alone."
         )
     odd = next((key for key, value in weights.items() if not _is_plain(value)), None)
     if odd is not None:
         raise CheckpointMismatch(
-            f"The tensor {odd[:200]!r} of the checkpoint is sparse, nested, quantised or without values. vitfit loads only"
-            " dense tensors with values. Convert the tensor and save the checkpoint again."
+            f"The tensor {odd[:200]!r} of the checkpoint is sparse, nested, quantised or without values. vitfit loads"
+            " only dense tensors with values. Convert the tensor and save the checkpoint again."
         )
     return weights
 

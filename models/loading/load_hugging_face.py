@@ -54,13 +54,13 @@ def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | N
     config = _json(folder / "config.json")
     if "auto_map" in config:
         raise UnsafeFile(
-            f"The config.json of {name} asks for code of its own (auto_map). vitfit never runs such code. Use an architecture"
-            " that the package transformers contains."
+            f"The config.json of {name} asks for code of its own (auto_map). vitfit never runs such code. Use an"
+            " architecture that the package transformers contains."
         )
     if not any(folder.glob("*.safetensors")):
         raise UnsafeFile(
-            f"The folder {name} holds no .safetensors file. vitfit does not read pickles of a Hugging Face folder. Save the"
-            " weights as safetensors."
+            f"The folder {name} holds no .safetensors file. vitfit does not read pickles of a Hugging Face folder."
+            " Save the weights as safetensors."
         )
     model = _model(folder, name, config)
     wanted = Preprocessing.from_json(preprocessing) if preprocessing else preprocessing_of(folder, config)
@@ -77,8 +77,8 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
         import transformers
     except ImportError as error:
         raise InvalidRequest(
-            f"The model {name} is a Hugging Face folder, but the server lacks the package transformers. Install it on the"
-            " server: pip install 'transformers>=5'."
+            f"The model {name} is a Hugging Face folder, but the package transformers, which reads it, is not"
+            " installed. Install it: pip install 'transformers>=5'."
         ) from error
     architecture = str((config.get("architectures") or [""])[0])
     kind = TOWERS.get(str(config.get("model_type")), "AutoModel")
@@ -99,7 +99,8 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
         ) from error
     except (OSError, RuntimeError) as error:
         raise CheckpointMismatch(
-            f"The weights of {name} do not fit its config.json ({str(error)[:300]}). Upload both files of the same model."
+            f"The weights of {name} do not fit its config.json ({str(error)[:300]}). Upload both files of the same"
+            " model."
         ) from error
     wrong = [*info.get("missing_keys", ()), *(str(one) for one in info.get("mismatched_keys", ()))]
     if wrong:

@@ -40,15 +40,15 @@ def open_model(folder: Path) -> Network:
     preprocessing = network.preprocessing
     if network.structure.image != tuple(preprocessing.size):
         raise InvalidRequest(
-            f"The preprocessing makes images of size {preprocessing.size}, but the model takes {network.structure.image}. Both"
-            " are (channels, height, width) and must be equal. Change preprocessing.size, or change the options img_size and"
-            " in_chans of the model.",
+            f"The preprocessing makes images of size {preprocessing.size}, but the model takes"
+            f" {network.structure.image}. Both are (channels, height, width) and must be equal. Change"
+            " preprocessing.size, or change the options img_size and in_chans of the model.",
         )
     classes = description.get("classes")
     if classes is not None and network.structure.classes and len(classes) != network.structure.classes:
         raise InvalidRequest(
-            f"The request gives {len(classes)} class names, but the model has {network.structure.classes} classes. Give one"
-            " name for each class."
+            f"The request gives {len(classes)} class names, but the model has {network.structure.classes} classes."
+            " Give one name for each class."
         )
     return network.with_class_names(map(str, classes)) if classes else network
 
@@ -77,8 +77,8 @@ def _packed(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Ne
         return open_hugging_face(folder, name, preprocessing)
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
     raise InvalidRequest(
-        f"The archive holds {found or 'nothing'}: one .onnx file with its data, "
-        "or a Hugging Face folder with its config.json, is needed.",
+        f"The archive holds {found or 'no files'}. It must hold one .onnx file with its data, or a Hugging Face folder"
+        " with its config.json. Pack one of the two.",
         files=found,
     )
 

@@ -8,7 +8,8 @@ import torch
 from models.data.preprocessing import Preprocessing
 from models.errors import UnsupportedModel
 from models.graph.network import GraphNetwork
-from models.graph.onnx_reader import OnnxModel, read_onnx
+from models.graph.onnx.proof import prove
+from models.graph.onnx.reader import OnnxModel, read_onnx
 from models.loading.load_graph import open_graph
 from models.networks.network import Network
 
@@ -25,11 +26,12 @@ def open_onnx(file: Path, name: str, preprocessing: dict[str, Any] | None) -> Ne
 
     Raises: DamagedFile, UnsafeFile, UnsupportedModel, InvalidRequest.
     """
-    model = read_onnx(file)
-    classes = 0 if any(word in model.output.lower() for word in FEATURES) else model.outputs
+    model = read_onnx(file, tuple(preprocessing["size"]) if preprocessing else None)
+    classes = 0 if any(word in model.output.lower() for word in FEATURES) else model.width
     network = open_graph(model.graph, name, _preprocessing(model, preprocessing), classes, model.batch, model.image)
     if isinstance(network, GraphNetwork):  # a file opened as a plain transformer cannot mix images
         _check_images_apart(network)
+    prove(file, model, network)
     return network
 
 
@@ -42,8 +44,8 @@ def _check_images_apart(network: Network) -> None:
     alone, together = network.outputs(images, 1), network.outputs(images, 2)
     if (alone - together).abs().max() > SAME * alone.abs().max():
         raise UnsupportedModel(
-            "This ONNX file works only with one batch size. With another batch size, its operators mix the values of several"
-            " images. Export the model with a free batch size (dynamic_axes). If vitfit made the file, upload"
+            "This ONNX file works only with one batch size. With another batch size, its operators mix the values of"
+            " several images. Export the model with a free batch size (dynamic_axes). If vitfit made the file, upload"
             " model.dynamic.onnx instead.",
             reasons=["its operators mix images"],
         )

@@ -24,7 +24,8 @@ def unpack_model(archive: Path, folder: Path) -> None:
         target = folder / PurePosixPath(name).name
         if target.exists():
             raise DamagedFile(
-                f"The archive has two files with the name {target.name!r}. It must hold one model. Pack only one model.",
+                f"The archive has two files with the name {target.name!r}. It must hold one model. Pack only one"
+                " model.",
                 member=name,
             )
         with content() as source, target.open("wb") as handle:

@@ -90,8 +90,8 @@ def check_size(name: str, options: dict[str, Any]) -> None:
         most = MOST_BLOCKS if option == "depth" else MOST
         if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= most):
             raise InvalidRequest(
-                f"The model option {option!r} is {str(value)[:50]}. It must be a finite number from {-most:,} to {most:,}."
-                " Choose a number in this range."
+                f"The model option {option!r} is {str(value)[:50]}. It must be a finite number from {-most:,} to"
+                f" {most:,}. Choose a number in this range."
             )
     try:
         with torch.device("meta"):
@@ -102,7 +102,7 @@ def check_size(name: str, options: dict[str, Any]) -> None:
     if 4 * params > memory // 4:  # leaves room for the original, the pruned network and the statistics
         raise TooLarge(
             f"The model {name!r} has {params:,} parameters, which take {4 * params / 2**30:.0f} GiB. This machine has"
-            f" {memory / 2**30:.0f} GiB of memory, and a model may take at most a quarter of it. Use a smaller model or a machine"
-            " with more memory.",
+            f" {memory / 2**30:.0f} GiB of memory, and a model may take at most a quarter of it. Use a smaller model"
+            " or a machine with more memory.",
             params=params,
         )

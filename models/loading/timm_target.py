@@ -53,8 +53,8 @@ def check_same_design(network: Network, name: str, **options: Any) -> None:
     mine, wanted = (_details(m) for m in (network.module, target_module(network, name, **options)))
     if mine != wanted:
         raise InvalidRequest(
-            f"vitfit cannot prune {network.structure.name} to the shape of {name}, because the designs differ. The network has"
-            f" {mine}. The target has {wanted}. Choose a target of the same design.",
+            f"vitfit cannot prune {network.structure.name} to the shape of {name}, because the designs differ. The"
+            f" network has {mine}. The target has {wanted}. Choose a target of the same design.",
             target=name,
         )
 
@@ -85,10 +85,10 @@ def to_timm(network: Network, original: Network, name: str, **options: Any) -> n
     own = module.state_dict()
     other = sorted(key for key in own.keys() | weights.keys() if _shape(own, key) != _shape(weights, key))
     if other:
-        shapes = f"{_shape(weights, other[0])}, not {_shape(own, other[0])}"
+        found, wanted = _shape(weights, other[0]), _shape(own, other[0])
         raise InvalidRequest(
-            f"The network does not have the shape of {name}. The weight {other[0]} has the shape {shapes}. Prune the network to"
-            " this target shape."
+            f"The network does not have the shape of {name}. The weight {other[0]} has the shape {found} in the network"
+            f" and {wanted} in the target (None: there is no such weight). Prune the network to this target shape."
         )
     module.load_state_dict(weights)
     images = torch.randn(4, *network.structure.image, generator=torch.Generator().manual_seed(0))
@@ -97,8 +97,9 @@ def to_timm(network: Network, original: Network, name: str, **options: Any) -> n
     difference = float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-12))
     if not difference <= TOLERANCE:
         raise ParityFailure(
-            f"The timm model {name} and the pruned network have the same weights but different outputs. The largest relative"
-            f" difference is {difference:.2e} (allowed: up to {TOLERANCE:g}). This is a defect of vitfit. Please report it."
+            f"The timm model {name} and the pruned network have the same weights but different outputs. The largest"
+            f" relative difference is {difference:.2e} (allowed: up to {TOLERANCE:g}). This is a defect of vitfit."
+            " Please report it."
         )
     return module
 
@@ -127,8 +128,8 @@ def timm_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
 
 def _irregular(reason: str) -> InvalidRequest:
     return InvalidRequest(
-        f"timm has no model of the shape of this network: {reason}. The network must have a regular shape. Prune it to a"
-        " target shape."
+        f"timm has no model of the shape of this network: {reason}. The network must have a regular shape. Prune it to"
+        " a target shape."
     )
 
 

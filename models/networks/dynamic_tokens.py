@@ -99,8 +99,8 @@ class DynamicNetwork(nn.Module):
         reductions = network.reductions()
         if not reductions or any(reduction.selector is None for reduction in reductions):
             raise InvalidRequest(
-                "The network has no token reductions, or one of them has no token selector. The dynamic form needs token"
-                " reductions that all have token selectors. Use method 'spvit', which trains token selectors."
+                "The network has no token reductions, or one of them has no token selector. The dynamic form needs"
+                " token reductions that all have token selectors. Use method 'spvit', which trains token selectors."
             )
         self.module = copy.deepcopy(network.module).eval()
         path, blocks = next((p, m) for p, m in self.module.named_modules() if isinstance(m, PrunedBlocks))

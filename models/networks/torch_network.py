@@ -139,8 +139,9 @@ class TorchNetwork(Network):
         wanted = sorted(set(kinds) & PLAIN_KINDS)
         if wanted and (self._family.sliced or len(self._structure.stages) > 1):
             raise InvalidRequest(
-                f"vitfit collects the statistics {', '.join(wanted)} only from plain vision transformers. This model is a"
-                f" {self._family.title}. Use method 'joint', 'mdc' or 'up-vit', whose criteria work for all families.",
+                f"vitfit collects the statistics {', '.join(wanted)} only from plain vision transformers. This model"
+                f" is a {self._family.title}. Use method 'joint', 'mdc' or 'up-vit', whose criteria work for all"
+                " families.",
                 family=self._family.name,
                 kinds=wanted,
             )

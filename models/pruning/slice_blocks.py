@@ -144,8 +144,8 @@ def _slice_neurons(block: nn.Module, family: Family, neurons: Sequence[int]) -> 
             replace_part(block, path, narrow_norm(module, neurons))
         elif module is not None and any(True for _ in module.parameters()):
             raise UnsupportedModel(
-                f"The module {path} is a {type(module).__name__}. vitfit cannot remove neurons from it. It must be a Conv2d or a"
-                " LayerNorm. Use a model without this module."
+                f"The module {path} is a {type(module).__name__}. vitfit cannot remove neurons from it. It must be a"
+                " Conv2d or a LayerNorm. Use a model without this module."
             )
 
 

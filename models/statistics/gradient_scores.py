@@ -73,8 +73,8 @@ def check_classes(structure: Structure, criterion: str) -> None:
     """Check that the model has a classifier. Raises: InvalidRequest that names the criterion."""
     if not structure.classes:
         raise InvalidRequest(
-            f"Criterion {criterion!r} compares class probabilities, but this model has no classifier. Set num_classes, or use"
-            " criterion 'reconstruction'."
+            f"Criterion {criterion!r} compares class probabilities, but this model has no classifier. Set num_classes,"
+            " or use criterion 'reconstruction'."
         )
 
 

@@ -52,8 +52,8 @@ def check_cost(structure: Structure, images: int) -> None:
     macs = deletion_macs(structure, images)
     if macs > MOST_MACS:
         raise InvalidRequest(
-            f"Criterion 'kl-exact' needs {macs:.2g} MACs for {structure.name}. The limit is {MOST_MACS:.2g} MACs. Choose criterion"
-            " 'kl', which estimates the same scores from gradients, or a smaller model.",
+            f"Criterion 'kl-exact' needs {macs:.2g} MACs for {structure.name}. The limit is {MOST_MACS:.2g} MACs."
+            " Choose criterion 'kl', which estimates the same scores from gradients, or a smaller model.",
             macs=macs,
             allowed=MOST_MACS,
         )

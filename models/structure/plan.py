@@ -115,9 +115,10 @@ def check(plan: Plan, structure: Structure) -> None:
                 patches = originals[block.source].tokens - structure.prefix
         if block.tokens is not None and not free[block.source]:
             raise InvalidRequest(
-                f"The plan removes tokens in block {originals[block.source].name}, but a later layer needs their grid. Tokens can"
-                f" be removed in these blocks: {', '.join(str(i) for i, f in enumerate(free) if f) or 'none'}. Keep all tokens in"
-                " the other blocks."
+                f"The plan removes tokens in block {originals[block.source].name}, but a later layer needs their grid."
+                " The plan may remove tokens only in these blocks:"
+                f" {', '.join(str(i) for i, f in enumerate(free) if f) or 'none'}. Keep all tokens in the other"
+                " blocks."
             )
         if block.tokens is not None and structure.stages[stage - 1].in_graph:
             check_in_graph(block.tokens, originals[block.source].name)
@@ -128,8 +129,8 @@ def check(plan: Plan, structure: Structure) -> None:
     sources = [block.source for block in plan.blocks]
     if sources != sorted(set(sources)):
         raise InvalidRequest(
-            f"The plan lists the blocks {sources}. They must be in the order of the network, and each block may appear once. Sort"
-            " the blocks and remove repetitions."
+            f"The plan lists the blocks {sources}. They must be in the order of the network, and each block may appear"
+            " once. Sort the blocks and remove repetitions."
         )
 
 

@@ -15,8 +15,8 @@ def check_in_graph(tokens: TokenPlan, name: str) -> None:
     if tokens.at != "middle" or tokens.score != "attention" or tokens.reducer not in IN_GRAPH:
         raise InvalidRequest(
             f"{name}: the plan removes tokens at the {tokens.at} of the block with score {tokens.score!r} and reducer"
-            f" {tokens.reducer!r}. A graph model allows only the middle of a block, score 'attention' and one of these reducers:"
-            f" {', '.join(IN_GRAPH)}. Change the plan."
+            f" {tokens.reducer!r}. A graph model allows only the middle of a block, score 'attention' and one of these"
+            f" reducers: {', '.join(IN_GRAPH)}. Change the plan."
         )
 
 
@@ -35,29 +35,30 @@ def check_fixed(plan: BlockPlan, block: Block, fixed: tuple[Axis, ...]) -> None:
     inputs = (plan.qkv_inputs, plan.proj_inputs, plan.fc1_inputs)
     if "inputs" in fixed and inputs != (None, None, None):
         raise InvalidRequest(
-            f"{block.name}: the plan removes inputs of single layers, which this architecture does not allow. Keep all inputs of"
-            " each layer."
+            f"{block.name}: the plan removes inputs of single layers, which this architecture does not allow. Keep all"
+            " inputs of each layer."
         )
     if "halves" in fixed and not (plan.heads and plan.neurons):
         raise InvalidRequest(
-            f"{block.name}: the plan removes one sublayer (attention or MLP), which this architecture does not allow. Keep both"
-            " sublayers, or remove the block."
+            f"{block.name}: the plan removes one sublayer (attention or MLP), which this architecture does not allow."
+            " Keep both sublayers, or remove the block."
         )
     if block.attention is None or not ({"qk", "v"} & set(fixed)):
         return
     whole = {HeadPlan(h.qk, h.v) for h in whole_block(plan.source, block).heads}
     if not set(plan.heads) <= whole:
         raise InvalidRequest(
-            f"{block.name}: the plan removes dims inside heads. This architecture allows the removal of complete heads only. Keep"
-            f" all {block.attention.qk_dim} q/k dims and all {block.attention.v_dim} v dims of each head that stays."
+            f"{block.name}: the plan removes dims inside heads. This architecture allows the removal of complete heads"
+            f" only. Keep all {block.attention.qk_dim} q/k dims and all {block.attention.v_dim} v dims of each head"
+            " that stays."
         )
 
 
 def check_exact(plan: BlockPlan, name: str, precision: str) -> None:
     if plan.exact and precision != "int8":
         raise InvalidRequest(
-            f"{name}: the plan has precision {precision} and lists layers in exact. Only an int8 plan can keep layers in fp32."
-            " Leave exact empty, or use precision int8."
+            f"{name}: the plan has precision {precision} and lists layers in exact. Only an int8 plan can keep layers"
+            " in fp32. Leave exact empty, or use precision int8."
         )
     if unknown := sorted(set(plan.exact) - set(LAYERS)):
         raise InvalidRequest(
@@ -75,9 +76,9 @@ def check_block(plan: BlockPlan, block: Block, embed: tuple[int, ...], patches: 
         a = block.attention
         if len({(len(h.qk), len(h.v)) for h in plan.heads}) > 1:
             raise InvalidRequest(
-                f"{block.name}: the heads of the plan keep different numbers of dims. All heads of a block must keep the same"
-                " number of dims, because one product computes them together. Give each head equal numbers of q/k dims and of v"
-                " dims."
+                f"{block.name}: the heads of the plan keep different numbers of dims. All heads of a block must keep"
+                " the same number of dims, because one product computes them together. Keep the same number of q/k dims"
+                " and the same number of v dims in every head."
             )
         for head in plan.heads:
             _check_members("q/k dim", head.qk, a.heads * a.qk_dim, block.name)
@@ -93,18 +94,19 @@ def check_block(plan: BlockPlan, block: Block, embed: tuple[int, ...], patches: 
         return patches
     if not 1 <= plan.tokens.kept < patches:
         raise InvalidRequest(
-            f"{block.name}: the plan keeps {plan.tokens.kept} patch tokens. A token reduction in this block can keep 1 to"
-            f" {patches - 1} patch tokens. Choose a number in this range."
+            f"{block.name}: the plan keeps {plan.tokens.kept} patch tokens. A token reduction in this block can keep 1"
+            f" to {patches - 1} patch tokens. Choose a number in this range."
         )
     if (plan.tokens.reducer == "merge") != (plan.tokens.score == "similarity"):
         raise InvalidRequest(
-            f"{block.name}: the plan combines reducer {plan.tokens.reducer!r} with score {plan.tokens.score!r}. Reducer 'merge'"
-            " needs score 'similarity', and the other reducers need another score. Change one of the two."
+            f"{block.name}: the plan combines reducer {plan.tokens.reducer!r} with score {plan.tokens.score!r}."
+            " Reducer 'merge' needs score 'similarity', and the other reducers need another score. Change one of the"
+            " two."
         )
     if plan.tokens.reducer == "merge" and block.attention is not None and block.attention.table:
         raise InvalidRequest(
-            f"{block.name}: the block uses relative positions, but merged tokens have no place in the grid. Reducer 'merge' is"
-            " not allowed here. Use another reducer."
+            f"{block.name}: the block uses relative positions, but merged tokens have no place in the grid. Reducer"
+            " 'merge' is not allowed here. Use another reducer."
         )
     return plan.tokens.kept
 
@@ -127,30 +129,30 @@ def check_scores(blocks: tuple[BlockPlan, ...], firsts: tuple[int, ...] = (0,)) 
         if at == "start":
             if not scored:
                 raise InvalidRequest(
-                    f"Block {block.source} cannot rank tokens at its start, because no attention before it ranks these tokens."
-                    " An earlier token reduction or a new stage makes earlier attention invalid. Reduce the tokens in the middle"
-                    " of the block, or use score 'cumulative'."
+                    f"Block {block.source} cannot rank tokens at its start, because no attention before it ranks these"
+                    " tokens. An earlier token reduction or a new stage makes earlier attention invalid. Reduce the"
+                    " tokens in the middle of the block, or use score 'cumulative'."
                 )
             scored = not spent
         scored = scored or bool(block.heads)
         if at == "middle":
             if not block.heads:
                 raise InvalidRequest(
-                    f"Block {block.source} cannot rank tokens in its middle, because the plan removes its attention. Keep the"
-                    " attention, or reduce the tokens in another block."
+                    f"Block {block.source} cannot rank tokens in its middle, because the plan removes its attention."
+                    " Keep the attention, or reduce the tokens in another block."
                 )
             scored = not spent
     scores = sorted({block.tokens.score for block in blocks if block.tokens is not None})
     if len(scores) > 1:
         raise InvalidRequest(
-            f"The token reductions of the plan use the scores {', '.join(scores)}. All of them must use the same score. Choose one"
-            " score."
+            f"The token reductions of the plan use the scores {', '.join(scores)}. All of them must use the same"
+            " score. Choose one score."
         )
     reducers = {block.tokens.reducer for block in blocks if block.tokens is not None}
     if "merge" in reducers and reducers & set(PACKAGING):
         raise InvalidRequest(
-            f"The plan uses the reducers {', '.join(sorted(reducers))}. One plan cannot use both merged tokens (reducer 'merge')"
-            " and a fused token (reducers 'fuse' and 'weighted'). Choose one of the two."
+            f"The plan uses the reducers {', '.join(sorted(reducers))}. One plan cannot use both merged tokens"
+            " (reducer 'merge') and a fused token (reducers 'fuse' and 'weighted'). Choose one of the two."
         )
 
 
@@ -159,16 +161,16 @@ def _check_members(noun: str, members: tuple[int, ...], size: int, where: str) -
         raise InvalidRequest(f"{where}: the plan keeps no {noun}. It must keep at least one {noun}. Add one.")
     if len(set(members)) != len(members) or min(members) < 0 or max(members) >= size:
         raise InvalidRequest(
-            f"{where}: the plan keeps the {noun} indices {_shown(members)}. They must be distinct numbers from 0 to {size - 1}."
-            " Correct the indices."
+            f"{where}: the plan keeps the {noun} indices {_shown(members)}. They must be distinct numbers from 0 to"
+            f" {size - 1}. Correct the indices."
         )
 
 
 def _check_subset(noun: str, members: tuple[int, ...], allowed: set[int], where: str) -> None:
     if not members or len(set(members)) != len(members) or not set(members) <= allowed:
         raise InvalidRequest(
-            f"{where}: the plan keeps the {noun} indices {_shown(members)}. They must be distinct, at least one, and among the"
-            " members that the plan keeps. Correct the indices."
+            f"{where}: the plan keeps the {noun} indices {_shown(members)}. They must be distinct, at least one, and"
+            " among the members that the plan keeps. Correct the indices."
         )
 
 

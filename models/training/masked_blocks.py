@@ -92,8 +92,9 @@ class MaskedBlocks(nn.Module):
         self._patches = next((b.reduction.patches for b in parts if b.reduction is not None), 0)
         if not self._places or any(b.reduction is not None and b.reduction.selector is None for b in parts):
             raise InvalidRequest(
-                "The network has no token reductions, or one of them has no token selector. The training of token selectors needs"
-                " token reductions that all have one. Give all token reductions of the plan the score 'selector'."
+                "The network has no token reductions, or one of them has no token selector. The training of token"
+                " selectors needs token reductions that all have one. Give all token reductions of the plan the score"
+                " 'selector'."
             )
 
     @property
@@ -155,8 +156,8 @@ def mask_tokens(network: TorchNetwork, choose: Choose) -> MaskedBlocks:
     module = network.module
     if network.pools_tokens and any(reduction.reducer not in PACKAGING for reduction in network.reductions()):
         raise InvalidRequest(
-            "The network pools its tokens, but one of its token reductions makes no fused token. Such a network needs a fused"
-            " token in each token reduction. Use reducer 'weighted' or 'fuse'."
+            "The network pools its tokens, but one of its token reductions makes no fused token. Such a network needs"
+            " a fused token in each token reduction. Use reducer 'weighted' or 'fuse'."
         )
     path, blocks = next((p, m) for p, m in module.named_modules() if isinstance(m, PrunedBlocks))
     masked = MaskedBlocks(blocks, choose)

@@ -61,7 +61,10 @@ def rank(name: str, weights: Sequence[LayerWeights], statistics: Statistics | No
     check_criterion(name)
     criterion, start = CRITERIA[name], time.perf_counter()
     if statistics is None and criterion.forward_passes:
-        raise InvalidRequest(f"Criterion {name!r} needs calibration images; only 'magnitude' works without")
+        raise InvalidRequest(
+            f"Criterion {name!r} needs calibration images, but there are none. Give images, or use criterion"
+            " 'magnitude', which needs no images."
+        )
     seen: Sequence[BlockStatistics | None] = statistics.blocks if statistics is not None else [None] * len(weights)
     blocks = tuple(criterion.rank_block(w, s) for w, s in zip(weights, seen, strict=True))
     ranking = Ranking(name, blocks, criterion.across_blocks, criterion.forward_passes)

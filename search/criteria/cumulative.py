@@ -24,7 +24,10 @@ def cumulative(weights: LayerWeights, statistics: BlockStatistics | None) -> Blo
     """Score the heads of one layer. CP-ViT does not prune neurons and dims, so the variance ranks them."""
     assert statistics is not None
     if statistics.attention is None:
-        raise InvalidRequest("Criterion 'cumulative' needs statistics that were taken with attention")
+        raise InvalidRequest(
+            "Criterion 'cumulative' needs statistics of kind 'attention', but they are missing. Collect the statistics"
+            " with kind 'attention'."
+        )
     return dataclasses.replace(variance(weights, statistics), heads=np.asarray(statistics.attention.heads.double()))
 
 

@@ -15,7 +15,10 @@ def gates(weights: LayerWeights, statistics: BlockStatistics | None) -> BlockRan
     assert statistics is not None
     found = statistics.gates
     if found is None:
-        raise InvalidRequest("Criterion 'gates' needs a network whose gates were trained; method 'vtp' trains them")
+        raise InvalidRequest(
+            "Criterion 'gates' needs a network with trained gates, but this network has none. Use method 'vtp', which"
+            " trains gates."
+        )
     qkv, proj, fc1, neurons = (
         _size(gate) for gate in (found.qkv_inputs, found.proj_inputs, found.fc1_inputs, found.neurons)
     )

@@ -34,7 +34,10 @@ def hsic(weights: LayerWeights, statistics: BlockStatistics | None) -> BlockRank
     assert statistics is not None
     found = statistics.dependence
     if found is None:
-        raise InvalidRequest("Criterion 'hsic' needs statistics that were taken with dependence")
+        raise InvalidRequest(
+            "Criterion 'hsic' needs statistics of kind 'dependence', but they are missing. Collect the statistics with"
+            " kind 'dependence'."
+        )
     heads = head_scores(np.asarray(found.heads.double()), np.asarray(found.head_pairs.double()))
     neurons = neuron_scores(np.asarray(found.neurons.double()), np.asarray(found.magnitudes.double()))
     v = np.asarray(statistics.projection.covariance.diagonal()).reshape(weights.heads, -1)

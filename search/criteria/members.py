@@ -16,7 +16,10 @@ from search.ranking import Array, BlockRanking, Ranking
 def block_ranking(criterion: str, kind: Kind, scores: MemberScores | None) -> BlockRanking:
     """Turn member scores into a block ranking. Raises: InvalidRequest when the statistics have no such kind."""
     if scores is None:
-        raise InvalidRequest(f"Criterion {criterion!r} needs statistics that were taken with {kind}")
+        raise InvalidRequest(
+            f"Criterion {criterion!r} needs statistics of kind {kind!r}, but they are missing. Collect the statistics"
+            f" with kind {kind!r}."
+        )
     return BlockRanking(
         heads=_array(scores.heads),
         qk=_array(scores.qk),

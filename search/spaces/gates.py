@@ -101,7 +101,10 @@ class GateSpace:
 
 def _scores(inputs: tuple[Array, Array, Array] | None, neurons: Array, criterion: str) -> tuple[Array, ...]:
     if inputs is None:
-        raise InvalidRequest(f"Criterion {criterion!r} does not rank the inputs of layers; learned gates do: 'gates'")
+        raise InvalidRequest(
+            f"Criterion {criterion!r} does not rank the inputs of layers, but space 'gates' needs this ranking. Use"
+            " criterion 'gates'."
+        )
     return (*inputs, neurons)
 
 

@@ -49,8 +49,8 @@ def regular_plan(structure: Structure, blocks: Sequence[BlockScores], embed: Arr
     no_embed = embed is None and "embed" not in structure.fixed
     if no_embed or any(block.dims is None or block.halves is None for block in blocks):
         raise InvalidRequest(
-            "A target shape needs scores of embedding dims, attention dims and halves; "
-            "use criterion 'kl', 'kl-exact' or 'taylor'"
+            "A target shape needs scores of embedding dims, attention dims and sublayers, but the criterion does not"
+            " give all of them. Use criterion 'kl', 'kl-exact' or 'taylor'."
         )
     return _plan(structure, blocks, embed, target)
 
@@ -64,8 +64,8 @@ def check_reachable(structure: Structure, target: Structure) -> None:
         problems = _differences(left, target)
     if problems:
         raise InvalidRequest(
-            f"{structure.name} cannot be pruned to the shape of {target.name}: {'; '.join(problems)}. "
-            "Choose a smaller target of the same design and image size.",
+            f"vitfit cannot prune {structure.name} to the shape of {target.name}. Reasons: {'; '.join(problems)}."
+            " Choose a smaller target of the same design and image size.",
             target=target.name,
             reasons=problems,
         )
@@ -116,12 +116,12 @@ def _beyond_pruning(structure: Structure, target: Structure) -> list[str]:
         ("stages", len(structure.stages), len(target.stages)),
     ):
         if mine != wanted:
-            found.append(f"{what}: {mine}, not {wanted}")
+            found.append(f"{what}: the network has {mine}, the target has {wanted}")
     for shape in (structure, target):
         if any(block.attention is None or block.mlp is None for block in shape.blocks):
             found.append(f"{shape.name} has a block without attention or MLP")
         elif any(a.qk_norm != "none" for a in _attentions(shape)):
-            found.append(f"{shape.name} norms q and k, by weights that its heads share")
+            found.append(f"{shape.name} norms q and k with weights that its heads share")
     return found
 
 
@@ -130,7 +130,7 @@ def _too_large(structure: Structure, target: Structure) -> list[str]:
     found: list[str] = []
     if len(structure.stages) == len(target.stages):
         for number, pair in enumerate(zip(structure.stages, target.stages, strict=True)):
-            where = f"stage {number} " if len(structure.stages) > 1 else "it "
+            where = f"stage {number} " if len(structure.stages) > 1 else "the network "
             found += [where + problem for problem in _stage_too_large(*pair, "embed" in structure.fixed)]
     return found
 
@@ -143,7 +143,7 @@ def _stage_too_large(stage: Stage, target: Stage, fixed_width: bool) -> list[str
     widths = stage.blocks[0].width, target.blocks[0].width
     if fixed_width and widths[0] != widths[1]:
         found.append(
-            f"has {widths[0]} embedding dims, which cannot be cut in this architecture, the target {widths[1]}"
+            f"has {widths[0]} embedding dims, which this architecture cannot cut, but the target has {widths[1]}"
         )
     for what, most, needed in (
         ("embedding dims", *widths),
@@ -156,11 +156,13 @@ def _stage_too_large(stage: Stage, target: Stage, fixed_width: bool) -> list[str
         ),
     ):
         if needed > most:
-            found.append(f"has {most} {what}, the target {needed}")
+            found.append(f"has {most} {what}, but the target has {needed}")
     pooled = min(a.heads // max(b.heads, 1) * a.v_dim for a in mine for b in wanted)
     dim = max(a.v_dim for a in wanted)
     if not found and dim > pooled:
-        found.append(f"pools {pooled} dims of neighbouring heads, the target's heads have {dim}")
+        found.append(
+            f"has {pooled} dims in the neighbouring heads that become one head, but each head of the target has {dim}"
+        )
     return found
 
 
@@ -172,9 +174,12 @@ def _differences(left: Structure, target: Structure) -> list[str]:
     """Up to three differences between the operations that would be left and those of the target. Names do not count."""
     mine, wanted = list(left.ops()), list(target.ops())
     if [op.kind for op in mine] != [op.kind for op in wanted]:
-        return [f"{len(mine)} operations, not {len(wanted)}, or others: the designs differ"]
+        return [
+            f"the designs differ: the pruned network has {len(mine)} operations, and the target has {len(wanted)}"
+            " operations or other kinds of operations"
+        ]
     pairs = zip(mine, wanted, strict=True)
-    return [f"{_shown(a)}, not {_shown(b)}" for a, b in pairs if not _same(a, b)][:3]
+    return [f"the pruned network has {_shown(a)}, the target has {_shown(b)}" for a, b in pairs if not _same(a, b)][:3]
 
 
 def _same(a: Op, b: Op) -> bool:

@@ -63,12 +63,15 @@ class Tokens:
         unknown = sorted(set(scopes) - set(SCOPES))
         if unknown or not scopes:
             raise InvalidRequest(
-                f"Scopes are {', '.join(SCOPES)}; got {', '.join(unknown) or 'none'}.",
+                f"A token needs one or more of the scopes {', '.join(SCOPES)}. "
+                + (f"These scopes are unknown: {', '.join(unknown)}." if unknown else "No scope was given."),
                 field="scopes",
                 allowed=list(SCOPES),
             )
         if not 0 < len(name) <= MOST_LETTERS:
-            raise InvalidRequest(f"A token's name has 1 to {MOST_LETTERS} letters, not {len(name)}.", field="name")
+            raise InvalidRequest(
+                f"The name of the token has {len(name)} characters. Use 1 to {MOST_LETTERS} characters.", field="name"
+            )
         secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
         row = TokenRow(id=f"tok_{secrets.token_hex(6)}", name=name, digest=_digest(secret), scopes=" ".join(scopes))
         with self._store.write() as session:
@@ -97,18 +100,21 @@ class Tokens:
         kind, _, secret = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not secret:
             raise Unauthorized(
-                "This address needs a token: send `Authorization: Bearer vft_...`. `vitfit token create` makes one."
+                "This address needs an access token. Send it in the header `Authorization: Bearer vft_...`. "
+                "The command `vitfit token create` makes an access token on the server's machine."
             )
         with self._store.read() as session:
             row = session.scalar(select(TokenRow).where(TokenRow.digest == _digest(secret.strip())))
         if row is None or row.revoked_at is not None:
             raise Unauthorized(
-                "The token is not known here, or was revoked. `vitfit token list` shows those that are in use."
+                "The access token is unknown or revoked. "
+                "The command `vitfit token list` shows the valid access tokens on the server's machine."
             )
         found = _shown(row)
         if scope not in found.allows:
             raise Forbidden(
-                f"Token {found.id} may {', '.join(found.scopes)}; this address needs {scope}.",
+                f"The access token {found.id} has the scopes {', '.join(found.scopes)}, but this address needs the "
+                f"scope {scope}. Use an access token with this scope.",
                 scopes=list(found.scopes),
                 needed=scope,
             )

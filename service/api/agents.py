@@ -44,18 +44,28 @@ class AgentRequest(BaseModel):
             }
         },
     )
-    name: str = Field(max_length=40, description="Lower-case letters, digits and dashes; the device is agent-NAME.")
-    protocol: int = Field(description="Of the agent; the server speaks one.")
-    version: str = Field(max_length=40)
-    machine: str = Field(min_length=1, max_length=200, description="The processor.")
-    threads: int = Field(ge=1, le=1024, description="Cores that the agent may use.")
-    runtime: str = Field(min_length=1, max_length=100)
-    providers: list[str] = Field(min_length=1, max_length=32)
+    name: str = Field(
+        max_length=40,
+        description="Name with lower-case letters, digits and dashes. The server calls the device agent-NAME.",
+    )
+    protocol: int = Field(
+        description="Version of the protocol that the agent uses. The server accepts only its own version."
+    )
+    version: str = Field(max_length=40, description="Version of vitfit on the device.")
+    machine: str = Field(min_length=1, max_length=200, description="Name of the processor.")
+    threads: int = Field(ge=1, le=1024, description="Number of cores that the agent may use.")
+    runtime: str = Field(min_length=1, max_length=100, description="Name and version of ONNX Runtime on the device.")
+    providers: list[str] = Field(
+        min_length=1, max_length=32, description="Execution providers of ONNX Runtime on the device."
+    )
 
 
 class Registered(BaseModel):
     device: str
-    session: str = Field(description="Goes with every further request; a later registration under the name ends it.")
+    session: str = Field(
+        description="Id of this registration. The agent sends it with every further request. "
+        "It becomes invalid when another agent registers under this name."
+    )
 
 
 class MeasuringAnswer(BaseModel):
@@ -67,8 +77,10 @@ class MeasuringAnswer(BaseModel):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"samples_ms": [[[1.0, 1.1]], [[0.6, 0.61]]]}}
     )
-    samples_ms: list[list[list[float]]] | None = None
-    refused: str | None = Field(None, max_length=1000)
+    samples_ms: list[list[list[float]]] | None = Field(
+        None, description="Latency samples in ms, by file, round and run. null if `refused` has the reason."
+    )
+    refused: str | None = Field(None, max_length=1000, description="Why the agent could not measure.")
 
 
 class Agents:
@@ -84,14 +96,15 @@ class Agents:
         """
         if request.protocol != PROTOCOL:
             raise Conflict(
-                f"This agent ({request.version}) speaks protocol {request.protocol}, the server {PROTOCOL}. "
-                "Install the same version of vitfit on both.",
+                f"This agent (vitfit {request.version}) uses protocol {request.protocol}, but the server uses protocol "
+                f"{PROTOCOL}. Install the same version of vitfit on both machines.",
                 protocol=request.protocol,
                 allowed=[PROTOCOL],
             )
         if not NAME.fullmatch(request.name):
             raise InvalidRequest(
-                f"A device's name has lower-case letters, digits and dashes, at most 40, not {request.name!r}.",
+                f"The name {request.name!r} is not allowed. Use 1 to 40 lower-case letters, digits and dashes. "
+                "The first and the last character must not be a dash.",
                 field="name",
                 value=request.name,
             )
@@ -108,8 +121,9 @@ class Agents:
         for field in ("machine", "runtime"):
             if known[field] != now[field]:
                 raise Conflict(
-                    f"{known['name']} is known with {field} {known[field]!r}, this agent has {now[field]!r}. Use another name, or "
-                    f"forget the device first: vitfit delete-device {known['name']}.",
+                    f"The device {known['name']} was registered with {field} {known[field]!r}, but this agent has "
+                    f"{now[field]!r}. Use another name, or delete the device first: "
+                    f"vitfit delete-device {known['name']}.",
                     field=field,
                     known=known[field],
                 )
@@ -125,7 +139,8 @@ class Agents:
         mailbox = Mailbox(self._folder / device)
         if not mailbox.is_open(session):
             raise Conflict(
-                f"Another agent has registered as {device}; this one's session is over. Start it under another name."
+                f"Another agent has registered as {device}, so the session of this agent is no longer valid. "
+                "Start this agent under another name."
             )
         mailbox.heard()
         return mailbox
@@ -150,21 +165,24 @@ class Agents:
             mailbox.reply(task_id, {"refused": answer.refused or "the agent gave neither samples nor a reason"})
             return
         if wrong := _wrong_samples(task, answer.samples_ms):
-            mailbox.reply(task_id, {"refused": f"the samples of the agent were not taken: {wrong}"})
-            raise InvalidRequest(f"These samples were not taken: {wrong}.", field="samples_ms")
+            mailbox.reply(task_id, {"refused": f"the server rejected the samples of the agent: {wrong}"})
+            raise InvalidRequest(f"The server rejected the samples: {wrong}.", field="samples_ms")
         mailbox.reply(task_id, {"samples_ms": answer.samples_ms})
 
 
 def _wrong_samples(task: Task, samples: list[list[list[float]]]) -> str | None:
     files, rounds = len(task.request["files"]), int(task.request["rounds"])
     if len(samples) != files:
-        return f"{len(samples)} files, {files} were asked for"
+        return f"the number of files is {len(samples)}, but the task has {files} files"
     if len({len(of_file) for of_file in samples}) != 1 or len(samples[0]) < rounds:
-        return f"{min(map(len, samples))} rounds of a file, at least {rounds} of each were asked for"
+        return (
+            f"one file has {min(map(len, samples))} rounds, but all files need the same number of rounds, "
+            f"at least {rounds}"
+        )
     bursts = [burst for of_file in samples for burst in of_file]
     if not all(bursts):
-        return "a round without runs"
+        return "a round has no runs"
     if any(len({len(burst) for burst in of_file}) != 1 for of_file in samples):
-        return "rounds of one file with unlike numbers of runs"
+        return "the rounds of one file have different numbers of runs"
     odd = [value for burst in bursts for value in burst if not (math.isfinite(value) and LEAST_MS <= value <= MOST_MS)]
-    return f"a run of {odd[0]} ms" if odd else None
+    return f"one run took {odd[0]} ms, but {LEAST_MS:g} to {MOST_MS:g} ms are allowed" if odd else None

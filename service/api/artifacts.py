@@ -66,7 +66,7 @@ def artifact_named(storage: Storage, job_id: str, name: str) -> Artifact:
     """
     found = {artifact.name: artifact for artifact in artifacts_of(storage, job_id)}
     if name not in found:
-        raise NotFound("artefact", name, list(found))
+        raise NotFound("artifact", name, list(found))
     return found[name]
 
 
@@ -110,7 +110,10 @@ class ArtifactResponse(FileResponse):
     def _problem(self, start: Message) -> JSONResponse:
         size = self._artifact.size_bytes
         if start["status"] == 416:
-            error = RangeUnsatisfiable(f"The file has {size} bytes; the range begins after its end.", bytes=size)
+            error = RangeUnsatisfiable(
+                f"The file has {size} bytes, but the range begins after its end. Ask for bytes inside the file.",
+                bytes=size,
+            )
             content_range = MutableHeaders(raw=start["headers"]).get("content-range", f"bytes */{size}")
             return answer(error, {"Content-Range": content_range})
-        return answer(MalformedUpload("The Range header is not of the form bytes=first-last."))
+        return answer(MalformedUpload("The Range header is malformed. Write it in the form bytes=first-last."))

@@ -16,25 +16,38 @@ from service.middleware.problems import PROBLEM_TYPE
 from service.middleware.rate_limit import FREE
 
 DESCRIPTION = """
-A vision transformer and a budget go in; a smaller ONNX file that meets the budget comes out, with the evidence.
+vitfit makes a vision transformer smaller, so that it meets a budget. The result is an ONNX file, with a report that has
+the measurements.
 
-Upload a model and data, `POST /v1/jobs`, follow the job at its `Location`, download its artefacts.
-Every error is `application/problem+json` (RFC 9457) with a stable `type` and a `detail` that says what to do next.
+Upload a model and data. Send `POST /v1/jobs`. Follow the job at the address in `Location`. Then download its artifacts.
+
+Every error has the media type `application/problem+json` (RFC 9457). It has a stable `type`, and a `detail` that says
+what to do next.
 """
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "Malformed: a page token, an upload, a range."},
-    401: {"model": Problem, "description": "A token is needed, or this one is not known."},
-    403: {"model": Problem, "description": "The token may not do this."},
-    404: {"model": Problem, "description": "There is no such thing; the nearest names are given."},
-    409: {"model": Problem, "description": "The state does not allow it now."},
-    413: {"model": Problem, "description": "Larger than the server's limit."},
-    415: {"model": Problem, "description": "A media type that is not taken here."},
-    416: {"model": Problem, "description": "The range is outside the file."},
-    422: {"model": Problem, "description": "Refused, with the reason: a value, a model, a file, a budget."},
-    429: {"model": Problem, "description": "Too many requests, or too many unfinished jobs; see Retry-After."},
-    500: {"model": Problem, "description": "A mistake of the server."},
-    503: {"model": Problem, "description": "Not now; see Retry-After."},
-    507: {"model": Problem, "description": "The server's disk is full."},
+    400: {"model": Problem, "description": "The request is malformed: a page token, an upload or a range."},
+    401: {"model": Problem, "description": "The access token is missing or unknown."},
+    403: {"model": Problem, "description": "The access token does not allow this action."},
+    404: {"model": Problem, "description": "The object does not exist. The error names the nearest existing names."},
+    409: {"model": Problem, "description": "The action is not possible in the current state of the object."},
+    413: {"model": Problem, "description": "The body is larger than the limit of the server."},
+    415: {"model": Problem, "description": "The server does not accept this media type at this address."},
+    416: {"model": Problem, "description": "The range is outside of the file."},
+    422: {
+        "model": Problem,
+        "description": "The server rejects a value, a model, a file or a budget. The error has the reason.",
+    },
+    429: {
+        "model": Problem,
+        "description": "There are too many requests or too many unfinished jobs. "
+        "Retry-After says after how many seconds to try again.",
+    },
+    500: {"model": Problem, "description": "The server has an internal error."},
+    503: {
+        "model": Problem,
+        "description": "The server cannot do this now. Retry-After says after how many seconds to try again.",
+    },
+    507: {"model": Problem, "description": "The disk of the server is full."},
 }
 NEEDS = {400: ("post", "get"), 409: ("post", "delete"), 413: ("post",), 415: ("post",), 507: ("post",)}
 

@@ -48,8 +48,8 @@ class Page:
 
 def _bad_token() -> BadPageToken:
     return BadPageToken(
-        "This page_token does not belong to this list. Take next_page_token from the page before, with the same filter, "
-        "or leave it out to start again."
+        "This page_token does not belong to this list. Use the next_page_token of the previous page with the same "
+        "filter, or leave out page_token to start again."
     )
 
 
@@ -64,9 +64,12 @@ def _token(listing: str, *after: Any) -> str:
 
 def _page(
     page_size: Annotated[
-        int, Query(ge=1, description=f"Items per page; more than {MAX_PAGE_SIZE} gives so many.")
+        int, Query(ge=1, description=f"Number of items on a page. A page never has more than {MAX_PAGE_SIZE}.")
     ] = 50,
-    page_token: Annotated[str | None, Query(max_length=500, description="next_page_token of the page before.")] = None,
+    page_token: Annotated[
+        str | None,
+        Query(max_length=500, description="The next_page_token of the previous page. The first page needs none."),
+    ] = None,
 ) -> Page:
     return Page(min(page_size, MAX_PAGE_SIZE), page_token)
 

@@ -40,10 +40,10 @@ class Problem(BaseModel):
         },
     )
 
-    type: str = Field(description="Stable: /problems/<code>.")
+    type: str = Field(description="Stable name of the error: /problems/<code>.")
     title: str
     status: int
-    detail: str = Field(description="What, which value, what is allowed, what to do next.")
+    detail: str = Field(description="What is wrong, which value is wrong, what is allowed, and what to do next.")
 
 
 Whole = Annotated[int, Field(strict=True)]
@@ -54,11 +54,11 @@ Number = Annotated[float, Field(strict=True)]
 class PreprocessingRequest(Strict):
     """How an image is converted to the model's input, if this differs from timm's configuration."""
 
-    size: tuple[Whole, Whole, Whole] = Field(description="Channels, height, width.")
-    mean: tuple[Number, ...] = Field(description="For each channel, of pixels in [0, 1].")
-    std: tuple[Number, ...]
+    size: tuple[Whole, Whole, Whole] = Field(description="Size of the input: channels, height, width.")
+    mean: tuple[Number, ...] = Field(description="Mean of each channel, for pixel values in [0, 1].")
+    std: tuple[Number, ...] = Field(description="Standard deviation of each channel, for pixel values in [0, 1].")
     crop: Number = Field(
-        default=1.0, gt=0, le=1, description="Share of the resized picture that the centre crop keeps."
+        default=1.0, gt=0, le=1, description="Share of the resized image that the centre crop keeps, in (0, 1]."
     )
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     crop_mode: Literal["center", "squash"] = "center"
@@ -70,13 +70,18 @@ class ModelRequest(Strict):
     model_config = ConfigDict(json_schema_extra={"example": {"name": "deit_small_patch16_224", "pretrained": True}})
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=200, description="timm's name of the architecture."
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=200, description="Name of the architecture in timm."
     )
     options: dict[str, bool | int | float | str | None] = Field(
         default_factory=dict, max_length=50, description="Arguments of timm.create_model."
     )
-    pretrained: StrictBool = Field(default=True, description="Fetch timm's weights (not used with a checkpoint).")
-    preprocessing: PreprocessingRequest | None = Field(default=None, description="As timm says, when left out.")
+    pretrained: StrictBool = Field(
+        default=True,
+        description="Whether the server downloads timm's weights. It is ignored if the request has a checkpoint.",
+    )
+    preprocessing: PreprocessingRequest | None = Field(
+        default=None, description="How images are preprocessed. Without it, the server uses timm's configuration."
+    )
     classes: list[str] | None = Field(default=None, max_length=100_000, description="Names of the classes, in order.")
 
 
@@ -85,7 +90,11 @@ class DatasetRequest(Strict):
 
     model_config = ConfigDict(json_schema_extra={"example": {"path": "/data/imagenet/val"}})
 
-    path: str = Field(min_length=1, max_length=4096, description="Below a folder that the operator allows.")
+    path: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="Path of the folder on the server. It must be below a folder that the operator allows.",
+    )
 
 
 class DeliverRequest(Strict):
@@ -129,7 +138,7 @@ class Progress(BaseModel):
 
     trials_done: int
     trials_total: int
-    best_score: float | None = Field(description="Larger is better.")
+    best_score: float | None = Field(description="Best score so far. A larger score is better.")
     seconds_left: float | None
 
 
@@ -157,7 +166,7 @@ class JobView(BaseModel):
     status: Status
     stage: str | None
     progress: Progress
-    attempt: int = Field(description="Times that it was started.")
+    attempt: int = Field(description="How many attempts the job has started.")
     guarantee: Guarantee | None
     request: dict[str, Any] = Field(description="The body of POST /v1/jobs, with all defaults.")
     result: JobResult | None = Field(description="null until the job has succeeded.")
@@ -165,7 +174,7 @@ class JobView(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    parent: str | None = Field(description="The job whose trial this one delivers.")
+    parent: str | None = Field(description="Id of the job whose trial this job delivers; null for a job with a search.")
     links: JobLinks
 
     @classmethod
@@ -184,7 +193,9 @@ class JobView(BaseModel):
 class Validated(BaseModel):
     """The response to `validate_only=true`."""
 
-    valid: bool | None = Field(description="null: not decided within the time limit.")
+    valid: bool | None = Field(
+        description="true: the request is valid. null: the check was not finished within its time limit."
+    )
     description: JobDescription | None
 
 
@@ -193,7 +204,7 @@ class ArtifactView(BaseModel):
 
     name: str
     bytes: int
-    sha256: str = Field(description="Hexadecimal.")
+    sha256: str = Field(description="SHA-256 of the file, in hexadecimal.")
     media_type: str
     href: str
 
@@ -238,10 +249,25 @@ class MethodList(BaseModel):
     methods: list[Method]
 
 
+class ServerInfo(BaseModel):
+    """The version of the server, and the addresses of its lists."""
+
+    version: str
+    models: str = "/v1/models"
+    datasets: str = "/v1/datasets"
+    jobs: str = "/v1/jobs"
+    devices: str = "/v1/devices"
+    methods: str = "/v1/methods"
+    description: str = "/openapi.json"
+
+
 class Health(BaseModel):
     """The server is healthy: it answers, its database answers, and it runs jobs."""
 
     status: Literal["ok"]
     version: str
-    jobs: dict[str, int] = Field(description="Unfinished jobs by status.")
-    waits: str | None = Field(description="Why queued jobs are not started, when the disk is too full for them.")
+    jobs: dict[str, int] = Field(description="Number of unfinished jobs by status.")
+    waits: str | None = Field(
+        description="Why queued jobs cannot be started, for example because the disk is full. "
+        "null: nothing prevents the start."
+    )

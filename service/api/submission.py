@@ -86,12 +86,16 @@ class Submissions:
         known = await run_in_threadpool(self._jobs.trial_numbers, job_id)
         if trial not in known:
             raise InvalidRequest(
-                f"Job {job_id} has no finished trial {trial}. It has {len(known)}, see /v1/jobs/{job_id}/trials.",
+                f"Job {job_id} has no finished trial {trial}. It has {len(known)} finished trials. "
+                f"GET /v1/jobs/{job_id}/trials lists them.",
                 field="trial",
                 value=trial,
             )
         if parent.model_id is None or (parent.request.get("dataset") and parent.dataset_id is None):
-            raise Conflict("The job's model or data set was deleted; without it nothing more can be delivered.")
+            raise Conflict(
+                "The model or the data set of the job was deleted, so no other trial can be delivered. "
+                "Upload it again, and submit a new job."
+            )
         digest = _digest([parent.request, job_id, trial])
         new = NewJob(
             parent.request,
@@ -137,7 +141,7 @@ class Submissions:
             return None
         if row.request_digest != new.request_digest:
             raise KeyReused(
-                f"This Idempotency-Key belongs to job {row.id}, whose request was another one. Use a new key.",
+                f"This Idempotency-Key was already used for job {row.id} with a different request. Use a new key.",
                 job=row.id,
             )
         return Submitted(row.first_answer, replayed=True)

@@ -68,8 +68,8 @@ class Dispatcher:
             return None
         if not self._ray.cluster_resources().get(PLACE):
             return (
-                f"Queued jobs wait: no node of the Ray cluster offers {PLACE}. Start one with ray start --address=HEAD:6379 "
-                f"--resources '{{\"{PLACE}\": 1}}'."
+                f"Queued jobs wait, because no node of the Ray cluster offers {PLACE}. Start such a node: "
+                f"ray start --address=HEAD:6379 --resources '{{\"{PLACE}\": 1}}'."
             )
         if len(self._running) < self._most and time.monotonic() > self._rest_until:
             self._running.append(self._task.remote(self._expected, self._environment))
@@ -85,12 +85,14 @@ class Dispatcher:
                 found = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
                 log.warning(
-                    "a job was lost with its node or process; its lease brings it back (%s)", type(error).__name__
+                    "a job was lost with its node or process (%s); it returns to the queue when its lease expires",
+                    type(error).__name__,
                 )
                 continue
             if isinstance(found, list):
                 log.error(
-                    "a node takes no jobs, it has other versions: %s. Install the same on all (requirements.txt)",
+                    "a node cannot run jobs, because it has other versions: %s. "
+                    "Install the same versions on all nodes (requirements.txt)",
                     ", ".join(found),
                 )
             if found is not True:
@@ -146,7 +148,7 @@ def _dispatch(dispatcher: Dispatcher, file: Path, stopping: threading.Event) -> 
         try:
             say(file, dispatcher.step())
         except Away as away:
-            log.warning("nothing can be handed out: %s", away)
+            log.warning("no job can be given to the cluster now: %s", away)
 
 
 def say(file: Path, why: str | None) -> None:

@@ -43,8 +43,8 @@ def check_resources(request: JobRequest, address: str | None) -> None:
     named = _named(request.trial_resources)
     if address is None and named.keys() - {"CPU"}:
         raise InvalidRequest(
-            f"trial_resources names {_shown(named)}, but this server runs trials in the job's own process. Leave gpus and custom "
-            "out, or have the operator name a Ray cluster (VITFIT_RAY).",
+            f"trial_resources names {_shown(named)}, but this server runs trials in the process of the job. Leave out "
+            "gpus and custom, or ask the operator to set a Ray cluster (VITFIT_RAY).",
             field="trial_resources",
         )
 
@@ -109,8 +109,9 @@ class Cluster:
             found = self._ray.get(reference)
         except self._losses as error:
             raise ClusterUnavailable(
-                f"A trial was lost {RETRIES + 1} times with its process or node ({type(error).__name__}). Often a node's memory is "
-                "too small: give trials more cpus each, so that fewer share a node, or a smaller model or data set."
+                f"A trial was lost {RETRIES + 1} times with its process or node ({type(error).__name__}). A common "
+                "reason is that a node has too little memory. Give each trial more cpus, so that fewer trials share a "
+                "node, or use a smaller model or data set."
             ) from error
         if isinstance(found, list):
             raise self._other_versions({"a node that joined later": found})
@@ -148,8 +149,9 @@ class Cluster:
         nodes = [found for found in self._ray.nodes() if found["Alive"]]
         have = "; ".join(f"{found['NodeManagerAddress']} has {_shown(found['Resources'])}" for found in nodes)
         raise ClusterUnfit(
-            f"No node of the cluster can run a trial, which takes {_shown(self._needs)}: {have or 'it has no node'}. "
-            "Change trial_resources, or add a node that has them (ray start --resources).",
+            f"No node of the cluster can run a trial, which needs {_shown(self._needs)}: "
+            f"{have or 'the cluster has no node'}. "
+            "Change trial_resources, or add a node that has these resources (ray start --resources).",
             needs=self._needs,
         )
 
@@ -162,8 +164,8 @@ class Cluster:
         log.warning("trials wait for a node with %s: %.0f s of at most %.0f s", _shown(self._needs), waited, patience)
         if waited > patience:
             raise ClusterUnavailable(
-                f"The cluster has had no node with {_shown(self._needs)} for {waited:.0f} s. Add one, and post the job again; the "
-                "trials of this one can be delivered.",
+                f"The cluster has had no node with {_shown(self._needs)} for {waited:.0f} s. Add such a node, and "
+                "submit the job again. The finished trials of this job can be delivered.",
                 needs=self._needs,
             )
         return since
@@ -194,8 +196,8 @@ class Cluster:
     def _other_versions(self, bad: Mapping[str, Sequence[str]]) -> ClusterUnfit:
         shown = "; ".join(f"{address}: {', '.join(differences)}" for address, differences in bad.items())
         return ClusterUnfit(
-            f"Nodes of the cluster have other versions than this server, and would score differently. {shown}. "
-            "Install the same on all of them (requirements.txt).",
+            f"Nodes of the cluster have other versions than this server, so their scores could differ. {shown}. "
+            "Install the same versions on all nodes (requirements.txt).",
             nodes={address: list(differences) for address, differences in bad.items()},
         )
 
@@ -236,7 +238,7 @@ def connected(address: str, check: Check) -> Any:
     """
     if find_spec("ray") is None:
         raise ClusterUnavailable(
-            f"VITFIT_RAY is {address!r}, but Ray is not installed. Run pip install 'vitfit-server[ray]', or unset VITFIT_RAY."
+            f"VITFIT_RAY is {address!r}, but Ray is not installed. Install ray (pip install ray), or unset VITFIT_RAY."
         )
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
@@ -254,8 +256,9 @@ def connected(address: str, check: Check) -> Any:
             )
             if waited > patience:
                 raise ClusterUnavailable(
-                    f"The Ray cluster at {address!r} (VITFIT_RAY) has not answered for {waited:.0f} s: {error}. Start it (ray start), "
-                    "correct the setting, or unset it to run trials in the job's own process."
+                    f"The Ray cluster at {address!r} (VITFIT_RAY) has not answered for {waited:.0f} s: {error}. Start "
+                    "the cluster (ray start), or correct VITFIT_RAY. Without VITFIT_RAY, trials run in the process of "
+                    "the job."
                 ) from error
             time.sleep(min(1.0, patience))
     return ray

@@ -51,7 +51,7 @@ def storage_full(folder: Path, what: str) -> StorageFull:
     """
     free = free_bytes(folder)
     return StorageFull(
-        f"{what} The server's disk is full: {free:,} bytes are free. Delete jobs, models or data sets that you no longer need, or ask "
-        "the operator to make room; then try again.",
+        f"{what} The disk of the server is full: {free:,} bytes are free. Delete jobs, models or data sets that you no "
+        "longer need, or ask the operator to make room. Then try again.",
         free_bytes=free,
     )

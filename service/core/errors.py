@@ -50,7 +50,9 @@ def in_use(noun: str, name: str, jobs: Sequence[str]) -> Conflict:
         jobs: the ids of the unfinished jobs. The message names the first five.
     """
     return Conflict(
-        f"The {noun} {name} is used by {', '.join(jobs[:5])}. Wait for it, or cancel it first.", jobs=list(jobs)
+        f"The {noun} {name} is used by unfinished jobs: {', '.join(jobs[:5])}. "
+        "Wait until they have ended, or cancel them first.",
+        jobs=list(jobs),
     )
 
 

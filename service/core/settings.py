@@ -23,91 +23,127 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, hide_input_in_errors=True)
 
-    data: Path = Field(default=Path("vitfit-data"), description="Folder for everything that the server keeps.")
+    data: Path = Field(default=Path("vitfit-data"), description="Folder in which the server stores all of its files.")
     database_url: SecretStr | None = Field(
-        default=None, description="postgresql://user:password@host/name; unset: a SQLite file in the data folder."
+        default=None,
+        description="Address of a PostgreSQL database: postgresql://user:password@host/name. "
+        "Unset: a SQLite file in the data folder.",
     )
     patience_s: float = Field(
-        default=60.0, ge=0, description="How long jobs, and a server that starts, wait for a database that is away."
+        default=60.0,
+        ge=0,
+        description="For how many seconds jobs, and a server that starts, wait for a database or a bucket "
+        "that does not answer.",
     )
     storage_url: str | None = Field(
         default=None,
         pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/[\w.-]+)*/?$",
-        description="s3://bucket/prefix for uploads and finished files; unset: the data folder.",
+        description="Bucket for uploads and finished files: s3://bucket/prefix. Unset: the data folder.",
     )
     downloads: Literal["stream", "link"] = Field(
         default="stream",
-        description="link: finished files are fetched from the bucket, by an address that is valid for 15 minutes.",
+        description="stream: the server sends finished files to the client. link: the client downloads them from the "
+        "bucket, at an address that is valid for 15 minutes.",
     )
     cache_bytes: int | None = Field(
         default=None,
         ge=1,
-        description="Copies of a bucket's files on this machine, at most; unset: as much as the disk has.",
+        description="Upper limit in bytes for the copies of a bucket's files on this machine. Unset: no limit.",
     )
     host: str = Field(
-        default="127.0.0.1", description="Address to listen on; the default is reachable from this machine only."
+        default="127.0.0.1",
+        description="Address to listen on. Only programs on this machine can reach the default address.",
     )
-    port: int = Field(default=8000, ge=0, le=65535, description="0 picks a free port.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on. 0 chooses a free port.")
     allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(),
-        description="Folders below which users may name data sets by path; in the environment separated by ':'.",
+        description="Folders below which users may name data sets by their path. "
+        "In the environment variable, ':' separates the folders.",
     )
-    upload_limit_bytes: int = Field(default=4 * 2**30, ge=1, description="Largest upload, all parts together.")
+    upload_limit_bytes: int = Field(
+        default=4 * 2**30, ge=1, description="Upper limit in bytes for one upload, all parts together."
+    )
     anonymous: bool = Field(
-        default=False, description="Who sends no token may do everything. On loopback only: for one person's machine."
+        default=False,
+        description="Callers need no access token and may do everything. The server then listens on loopback only. "
+        "This is for a machine that one person uses.",
     )
     workers: int = Field(
-        default=1, ge=1, le=64, description="Jobs at a time. The others wait while one of them measures."
+        default=1,
+        ge=1,
+        le=64,
+        description="Number of jobs that run at the same time. While one job measures, the others wait.",
     )
-    most_running: int = Field(default=1_000, ge=1, description="Jobs of one person at a time.")
+    most_running: int = Field(default=1_000, ge=1, description="Upper limit on the running jobs of one person.")
     most_unfinished: int = Field(
-        default=10_000, ge=1, description="Queued and running jobs of one person; more are refused."
+        default=10_000,
+        ge=1,
+        description="Upper limit on the queued and running jobs of one person. The server rejects further jobs.",
     )
     keep_days: float | None = Field(
-        default=None, gt=0, description="Finished jobs are deleted after so long; unset: never."
+        default=None, gt=0, description="Number of days after which a finished job is deleted. Unset: never."
     )
     quota_bytes: int | None = Field(
-        default=None, ge=1, description="The data folder takes nothing new beyond this; unset: as much as the disk has."
+        default=None,
+        ge=1,
+        description="Upper limit in bytes for the size of the data folder. Unset: no limit.",
     )
     keep_free_bytes: int = Field(
         default=100 * 10**6,
         ge=0,
-        description="With less free disk nothing new is taken or started: what runs may need it.",
+        description="Free disk space in bytes that is kept for running jobs. With less free space, the server accepts "
+        "nothing new and starts no job.",
     )
-    requests_per_minute: int = Field(default=6_000, ge=1, description="Of one token, or of one address without token.")
+    requests_per_minute: int = Field(
+        default=6_000,
+        ge=1,
+        description="Upper limit on the requests per minute with one access token. "
+        "Without a token, the limit is for each address.",
+    )
     lease_s: float = Field(
-        default=30.0, gt=0, description="A worker that has not been heard of for so long has lost its job."
+        default=30.0,
+        gt=0,
+        description="Length of a lease in seconds. A worker that does not renew its lease for this long loses its job.",
     )
     max_crashes: int = Field(
-        default=3, ge=1, description="Worker deaths in a row, without a new trial, that fail the job."
+        default=3,
+        ge=1,
+        description="A job fails when its worker has died this many times in a row without a new finished trial.",
     )
-    validate_timeout_s: float = Field(default=10.0, gt=0, description="Longest validation inside POST /v1/jobs.")
+    validate_timeout_s: float = Field(
+        default=10.0, gt=0, description="Time limit in seconds for the validation in POST /v1/jobs."
+    )
     register_timeout_s: float = Field(
-        default=300.0, gt=0, description="Longest validation of an upload; it may fetch weights."
+        default=300.0,
+        gt=0,
+        description="Time limit in seconds for the validation of an upload, which may download weights.",
     )
     log_format: LogFormat = Field(
-        default="text", description="text: lines for people. json: one object per line, of jobs too."
+        default="text",
+        description="text: lines for people. json: one JSON object per line. "
+        "The setting also holds for the logs of jobs.",
     )
     engine: Literal["pipeline", "fake"] = Field(
-        default="pipeline", description="What runs the jobs; fake is for tests."
+        default="pipeline", description="The engine that runs the jobs. fake is for tests."
     )
 
     ray: str | None = Field(
         default=None,
-        description="Trials run on this Ray cluster: auto (the one that this machine is a node of), or an address.",
+        description="The Ray cluster that runs trials: its address, or auto for the cluster that has this machine as "
+        "a node. Unset: the process of the job runs its trials.",
     )
 
     ray_jobs: bool = Field(
         default=False,
-        description="Whole jobs run on nodes of the Ray cluster that offer vitfit_jobs, not on this machine.",
+        description="Run complete jobs on the nodes of the Ray cluster that offer vitfit_jobs, not on this machine.",
     )
 
     @model_validator(mode="after")
     def _nodes_can_reach_everything(self) -> Self:
         if self.ray_jobs and None in (self.ray, self.database_url, self.storage_url):
             raise ValueError(
-                "ray_jobs: jobs on other machines need a cluster (VITFIT_RAY), PostgreSQL (VITFIT_DATABASE_URL) and a bucket "
-                "(VITFIT_STORAGE_URL)"
+                "With ray_jobs, jobs run on other machines. This needs a cluster (VITFIT_RAY), PostgreSQL "
+                "(VITFIT_DATABASE_URL) and a bucket (VITFIT_STORAGE_URL). Set all three"
             )
         return self
 
@@ -120,7 +156,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and _backend(value) != "postgresql":
-            raise ValueError("is not of the form postgresql://user:password@host:5432/name")
+            raise ValueError("The address must have the form postgresql://user:password@host:5432/name")
         return value
 
     @field_validator("data")

@@ -38,7 +38,8 @@ def engine_of(database: Path | URL) -> Engine:
         )
     except ModuleNotFoundError as error:
         raise DatabaseUnusable(
-            f"PostgreSQL needs the package {error.name}: pip install 'vitfit-server[postgres]'."
+            f"PostgreSQL needs the package {error.name}, which is not installed. "
+            "Install psycopg: pip install 'psycopg[binary]'."
         ) from error
 
 

@@ -25,7 +25,8 @@ class NewerData(VitfitError):
 
 
 MISSING_RIGHTS = text(
-    "SELECT r || ' on ' || t FROM unnest(CAST(:tables AS text[])) t, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) r "
+    "SELECT r || ' on ' || t FROM unnest(CAST(:tables AS text[])) t, "
+    "unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) r "
     "WHERE NOT has_table_privilege(t, r) ORDER BY 1"
 )
 
@@ -45,8 +46,8 @@ def upgrade(store: Store) -> None:
             _check_rights(store, session)
     except DBAPIError as error:
         raise DatabaseUnusable(
-            f"The database {store.name} cannot be used: {first_line(error)}. It has to exist, and its user has to be allowed to make "
-            "and change tables in it (docs/growing.md)."
+            f"The database {store.name} cannot be used: {first_line(error)}. The database must exist, and its user "
+            "must have the right to create and change tables in it (docs/growing.md)."
         ) from error
 
 
@@ -59,8 +60,8 @@ def _migrate(session: Session) -> None:
     current = MigrationContext.configure(connection).get_current_revision()
     if current is not None and current not in known:
         raise NewerData(
-            f"The database has revision {current!r}, which this version of vitfit does not know: "
-            "a newer version wrote it. Start that version, or choose another data folder or database.",
+            f"The database has revision {current!r}, which this version of vitfit does not know, because "
+            "a newer version wrote it. Start the newer version, or choose another data folder or database.",
             revision=current,
         )
     config.attributes["connection"] = connection
@@ -77,5 +78,6 @@ def _check_rights(store: Store, session: Session) -> None:
     missing = list(session.scalars(MISSING_RIGHTS, {"tables": [table.name for table in Row.metadata.sorted_tables]}))
     if missing:
         raise DatabaseUnusable(
-            f"The user of the database {store.name} lacks {', '.join(missing[:4])}. Let the tables' owner grant it, or use his name."
+            f"The user of the database {store.name} lacks {', '.join(missing[:4])}. "
+            "Ask the owner of the tables to grant these rights, or connect as the owner."
         )

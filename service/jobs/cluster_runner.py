@@ -31,7 +31,7 @@ class ClusterRunner(Runner):
         file = waits_file(self._folder)
         self.waits = file.read_text() if file.exists() else None
         if self._dispatcher is not None and self._dispatcher.poll() is not None:
-            log.warning("the dispatcher ended with status %d", self._dispatcher.returncode)
+            log.warning("the dispatcher ended with exit status %d; it is started again", self._dispatcher.returncode)
             self._forget()
         if self._dispatcher is None and time.monotonic() - self._started_at > AGAIN_S and not self._stopping.is_set():
             self._start()

@@ -1,10 +1,11 @@
 """An engine without networks, for tests of the service and for trying out the API.
 
 It has the interface of the pipeline: `run`, `describe_devices`, `describe_methods`, and a command that validates
-(`python -m service.jobs.fake_engine`). A job has `trials` trials, which take `VITFIT_FAKE_TRIAL_S` seconds each. It then
-measures for `VITFIT_FAKE_MEASURE_S` seconds in a separate process, unless this is 0. At the end it writes small
-artifacts. Each evaluation of a trial adds a line to `work/evaluated.txt`, so that a test can see whether a trial was
-evaluated twice.
+(`python -m service.jobs.fake_engine`).
+
+A job has `trials` trials, which take `VITFIT_FAKE_TRIAL_S` seconds each. It then measures for `VITFIT_FAKE_MEASURE_S`
+seconds in a separate process, unless this is 0. At the end it writes small artifacts. Each evaluation of a trial adds a
+line to `work/evaluated.txt`, so that a test can see whether a trial was evaluated twice.
 
 Some names of a job cause trouble on purpose; `TROUBLE` lists them. The names of models and data sets can cause trouble
 in their validation (`_validation_trouble`).
@@ -52,7 +53,7 @@ TROUBLE: Final = {
 GREY: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 """A PNG image of one grey pixel, in base64."""
 REAL_NAMES: Final = ("vit_tiny_patch16_224", "deit_small_patch16_224")
-"""Names of models in the examples of the OpenAPI document and of docs/api.md. The examples must work with this engine."""
+"""Names of models in the examples of the OpenAPI document and of docs/api.md. The examples must work here too."""
 
 
 def describe_devices() -> list[dict[str, Any]]:
@@ -262,7 +263,10 @@ def _validation_trouble(name: str | None) -> None:
 
 
 def main() -> None:
-    """Validate: read one JSON object from stdin, and write one to stdout. With `--measure`, measure for a job instead."""
+    """Validate: read one JSON object from stdin, and write one to stdout.
+
+    With `--measure`, the process is the measuring child of a job instead.
+    """
     answer: dict[str, Any]
     if "--measure" in sys.argv:
         die_with_parent()

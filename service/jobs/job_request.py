@@ -158,7 +158,7 @@ class JobRequest(Strict):
     )
     trial_resources: TrialResources = Field(default_factory=lambda: TrialResources())
     seed: int = Field(0, ge=0, lt=2**31)
-    recovery: bool = Field(True, description="Whether pruned networks are recovered (in closed form, without training).")
+    recovery: bool = Field(True, description="Whether pruned networks are recovered. Recovery needs no training.")
     keep_spatial: bool = Field(
         False,
         description="Whether all tokens are kept. The features then keep their grid, for detection and segmentation.",
@@ -180,8 +180,8 @@ class JobRequest(Strict):
     def _objective_has_its_limit(self) -> "JobRequest":
         if (self.objective == "latency") != (self.max_loss is not None):
             raise ValueError(
-                f"objective 'latency' and max_loss need each other, but objective is {self.objective!r} and max_loss is "
-                f"{self.max_loss}. Give both or neither"
+                f"objective is {self.objective!r} and max_loss is {self.max_loss}, but max_loss and objective "
+                "'latency' need each other. Give both or neither"
             )
         return self
 

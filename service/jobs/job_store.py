@@ -97,8 +97,8 @@ class Jobs:
         waiting = session.scalar(unfinished) or 0
         if waiting >= self._most_unfinished:
             raise TooMany(
-                f"You have {waiting} unfinished jobs; this server takes {self._most_unfinished} of one person. Wait for some, or "
-                "cancel some.",
+                f"You have {waiting} unfinished jobs, but this server accepts only {self._most_unfinished} from one "
+                "person. Wait until some have ended, or cancel some.",
                 unfinished=waiting,
                 allowed=self._most_unfinished,
             )
@@ -156,7 +156,8 @@ class Jobs:
             job = _require(session, job_id, owner, lock=True)
             if job.status not in FINISHED:
                 raise Conflict(
-                    f"Job {job_id} is {job.status}. Only finished jobs can be deleted: cancel it first.",
+                    f"Job {job_id} is {job.status}. Only finished jobs can be deleted. "
+                    "Wait until it has ended, or cancel it first.",
                     job=job_id,
                     status=job.status,
                 )
@@ -183,8 +184,8 @@ def _why_not_created(store: Store, new: NewJob) -> Conflict:
             select(JobRow.id).where(JobRow.owner == new.owner, JobRow.idempotency_key == new.idempotency_key)
         )
     if taken:
-        return KeyTaken("Another request with this Idempotency-Key was faster.", job=taken)
-    return Conflict("The job's model or data set was deleted meanwhile. Upload it again, or use another one.")
+        return KeyTaken("Another request with this Idempotency-Key has already created a job.", job=taken)
+    return Conflict("The model or the data set of the job was deleted meanwhile. Upload it again, or use another one.")
 
 
 class KeyTaken(Conflict):

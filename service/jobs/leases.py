@@ -192,7 +192,7 @@ class Leases:
 
         Args:
             lease: the lease of the worker that died.
-            how: how the worker died, as the end of a sentence that starts with "The job's process".
+            how: how the worker died, as the end of a sentence that starts with "The process of the job".
             why: the error with which the job then fails; None: an error that says how the worker died.
 
         Raises: Fenced.
@@ -215,7 +215,7 @@ class Leases:
             # The worker may have renewed it since the first check.
             lost = [job for job in session.scalars(query) if self._is_silent(job)]
             for job in lost:
-                self._after_crash(session, job, "was not heard of for longer than its lease")
+                self._after_crash(session, job, "did not renew its lease in time")
             return [Lease(job.id, job.fence, job.request_id) for job in lost]
 
     def _is_silent(self, job: JobRow) -> bool:
@@ -240,8 +240,9 @@ class Leases:
                 _fail(
                     job,
                     TimeLimitReached(
-                        f"The job was not finished {job.time_limit_s:g} s after its first start. Give it a larger time_limit_s, fewer "
-                        "trials or less data; its finished trials can be delivered.",
+                        f"The job had not ended {job.time_limit_s:g} s after its first start, which is its time limit. "
+                        "Give the job a larger time_limit_s, fewer trials or less data. Its finished trials can be "
+                        "delivered.",
                         time_limit_s=job.time_limit_s,
                     ),
                 )
@@ -285,7 +286,7 @@ class Leases:
 def _held(session: Session, lease: Lease, lock: bool = True) -> JobRow:
     job = session.get(JobRow, lease.job_id, with_for_update=lock)
     if job is None or job.fence != lease.fence or job.status not in LEASED:
-        raise Fenced(f"Job {lease.job_id} is no longer this worker's (its token {lease.fence} is out of date).")
+        raise Fenced(f"Job {lease.job_id} no longer belongs to this worker, because its fence {lease.fence} is old.")
     return job
 
 
@@ -303,8 +304,9 @@ def _fail(job: JobRow, error: VitfitError) -> None:
 
 def _repeated_crash(job: JobRow, how: str) -> WorkerCrashed:
     return WorkerCrashed(
-        f"The job's process {how}, after {job.crashes} starts in a row without a new finished trial; it is not started "
-        "again. Often the machine's memory is too small: try a smaller model, batch or data set.",
+        f"The process of the job {how}. It has now died {job.crashes} times in a row without a new finished trial, so "
+        "it is not started again. A common reason is that the machine has too little memory. Try a smaller model, "
+        "batch or data set.",
         attempts=job.attempt,
         trials=job.crashed_with_trials,
     )

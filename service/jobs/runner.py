@@ -35,7 +35,7 @@ EXPIRY_POLL_S = 1.0
 SWEEP_S = 600.0
 LEAVE_S = 2.0  # a worker whose job has ended has this long to exit before it is killed
 TERM_AFTER_S = 1.0  # after a cancel, the engine has this long to stop by itself; then it gets SIGTERM
-NOT_GONE_ON = "The job could not go on; its finished trials are kept and can be delivered."
+NOT_GONE_ON = "The job could not continue. Its finished trials are kept and can be delivered."
 KILL_AFTER_S = 1.5  # this long after the cancel, the worker's whole process group is killed
 
 
@@ -81,7 +81,7 @@ class Runner:
         """Requeue the jobs of servers that ran on this machine and have ended, and start the runner thread."""
         for job_id in self._leases.take_back(is_gone):
             with logs.about(job_id=job_id):
-                log.info("%s goes on: the server that ran it is gone", job_id)
+                log.info("%s was requeued: the server that ran it has ended", job_id)
         self._thread.start()
 
     def wake(self) -> None:
@@ -104,7 +104,7 @@ class Runner:
             try:
                 self._tick()
             except Away as away:
-                log.warning("nothing can be started: %s", away)
+                log.warning("no job can be started now: %s", away)
                 # Workers could not renew their leases either, so they get time for it before the next expiry check.
                 self._expiry_checked_at = time.monotonic() + self._settings.lease_s / 2
                 self._stopping.wait(AWAY_POLL_S)
@@ -157,7 +157,7 @@ class Runner:
             raise
         except Exception as error:
             if not is_full(error):
-                log.exception("the runner failed and goes on")
+                log.exception("a step of the runner failed; the runner continues")
             elif time.monotonic() - self._complained_at > COMPLAIN_S:
                 self._complained_at = time.monotonic()
                 log.error("the disk is full: %s", error)
@@ -168,10 +168,10 @@ class Runner:
         self._expiry_checked_at = time.monotonic()
         for lease in self._leases.expire():
             with about(lease):
-                log.warning("%s: its worker was not heard of for %g s", lease.job_id, self._settings.lease_s)
+                log.warning("%s: its worker has not renewed the lease for %g s", lease.job_id, self._settings.lease_s)
         for job_id in self._leases.fail_overdue():
             with logs.about(job_id=job_id):
-                log.warning("%s: its time is over", job_id)
+                log.warning("%s: the job has exceeded its time limit", job_id)
 
     def _sweep(self) -> None:
         if time.monotonic() - self._swept_at > SWEEP_S:
@@ -202,7 +202,7 @@ class Runner:
         try:
             self._workers.append(self._spawn(lease))
         except OSError as error:
-            log.exception("%s: no worker could be started", lease.job_id)
+            log.exception("%s: its worker could not be started", lease.job_id)
             why = storage_full(self._folder.root, NOT_GONE_ON) if is_full(error) else None
             self._leases.crash(lease, f"could not be started ({error})", why)
 
@@ -226,7 +226,7 @@ class Runner:
         """
         worker.over_seen_at = worker.over_seen_at or time.monotonic()
         if time.monotonic() - worker.over_seen_at > LEAVE_S:
-            log.warning("%s: its worker, which has no job any more, is killed", worker.lease.job_id)
+            log.warning("%s: its worker has lost the job and is killed", worker.lease.job_id)
             signal_group(worker.process.pid, signal.SIGKILL)
 
     def _press(self, worker: Worker) -> None:
@@ -257,7 +257,7 @@ class Runner:
         except Fenced:  # the worker has just stored the end of its job
             pass
         except Exception:  # the next server start, or lease expiry, requeues the job
-            log.exception("%s: could not be given back", worker.lease.job_id)
+            log.exception("%s: the job could not be returned to the queue", worker.lease.job_id)
         self._remove(worker)
 
     def _remove(self, worker: Worker) -> None:
@@ -276,7 +276,7 @@ class Runner:
                 shutil.copyfile(self._folder.job(job_id).log, beside / self._folder.job(job_id).log.name)
                 self._storage.put(log_key(job_id), beside)
         except (VitfitError, OSError) as error:
-            log.warning("%s: its log stays on this machine: %s", job_id, error)
+            log.warning("%s: its log could not be copied to the shared storage: %s", job_id, error)
 
     def _spawn(self, lease: Lease) -> Worker:
         folder = self._folder.job(lease.job_id)
@@ -292,5 +292,5 @@ class Runner:
         ]
         with folder.log.open("ab") as log_file:
             process, life = start_child(arguments, child_environment(self._settings.worker_environment()), log_file)
-        log.info("%s: process %d works on it", lease.job_id, process.pid)
+        log.info("%s: process %d runs it", lease.job_id, process.pid)
         return Worker(lease, process, life)

@@ -36,7 +36,7 @@ class Validator:
                 answer = await self._ask(document)
         except TimeoutError:
             raise ValidationSlow(
-                f"The validation was not ready within {timeout_s:g} s. Try again when the server is less busy.",
+                f"The validation was not finished within {timeout_s:g} s. Try again when the server is less busy.",
                 seconds=timeout_s,
             ) from None
         if not answer["ok"]:
@@ -69,6 +69,8 @@ def parsed(output: bytes, complaints: bytes, status: int | None) -> dict[str, An
             return answer
     except (ValueError, KeyError, TypeError):
         pass
-    log.error("the validation ended with status %s:\n%s", status, complaints.decode(errors="replace")[-4000:])
-    hint = " It may not fit into the machine's memory." if status == -signal.SIGKILL else ""
-    raise ValidationBroken(f"The validating process failed (status {status}).{hint} The server's log says more.")
+    log.error("the validation ended with exit status %s:\n%s", status, complaints.decode(errors="replace")[-4000:])
+    hint = " The machine may have too little memory for it." if status == -signal.SIGKILL else ""
+    raise ValidationBroken(
+        f"The validation process failed (exit status {status}).{hint} The log of the server has the details."
+    )

@@ -62,7 +62,7 @@ class Retention:
         old = [] if self._keep_days is None else self._forget(self._keep_days)
         for job_id in old:
             with logs.about(job_id=job_id):
-                log.info("%s was kept for %g days", job_id, self._keep_days)
+                log.info("%s was deleted, because it had ended more than %g days ago", job_id, self._keep_days)
         found = {*self._storage.ids("jobs"), *(path.name for path in self._folder.jobs.iterdir())}
         with self._store.read() as session:  # after listing the files: the row of a new job exists before its files
             known = set(session.scalars(select(JobRow.id)))
@@ -99,8 +99,8 @@ class Retention:
         used = self._used()
         if used + more > self._quota:
             raise StorageFull(
-                f"The server keeps {used:,} bytes of at most {self._quota:,}. Delete jobs, models or data sets that you no longer "
-                "need, or ask the operator.",
+                f"The data folder of the server has {used:,} bytes; at most {self._quota:,} are allowed. Delete jobs, "
+                "models or data sets that you no longer need, or ask the operator for more space.",
                 used_bytes=used,
                 quota_bytes=self._quota,
             )
@@ -112,10 +112,11 @@ class Retention:
         """
         free = free_bytes(self._folder.root)
         if free - more < self._keep_free:
-            needed = f", of which this needs {more:,}" if more else ""
+            needed = f" This request needs {more:,} bytes." if more else ""
             raise StorageFull(
-                f"The server's disk has {free:,} bytes free{needed}; {self._keep_free:,} stay free for jobs that run. Delete jobs, models "
-                "or data sets that you no longer need, or ask the operator to make room; then try again.",
+                f"The disk of the server has {free:,} bytes free, and {self._keep_free:,} bytes must stay free for "
+                f"running jobs.{needed} Delete jobs, models or data sets that you no longer need, or ask the operator "
+                "to make room. Then try again.",
                 free_bytes=free,
                 keep_free_bytes=self._keep_free,
                 needed_bytes=more,

@@ -52,20 +52,23 @@ async def receive(request: Request, file_part: str, text_parts: Collection[str],
         parser = MultipartParser(_boundary(request), form.callbacks())
         await _feed(request, parser, form, limit)
     except FormParserError as error:
-        raise MalformedUpload(f"The body is not multipart/form-data as its header says: {error}") from error
+        raise MalformedUpload(
+            f"The Content-Type of the request is multipart/form-data, but its body has another format: {error}. "
+            "Send the body in this format."
+        ) from error
     except ClientDisconnect:
-        raise MalformedUpload("The connection ended before the upload did.") from None
+        raise MalformedUpload("The connection ended before the upload was complete. Send it again.") from None
     finally:
         form.close()
     if not form.ended:
-        raise MalformedUpload("The upload ends before its closing boundary: it was cut off. Send it again.")
+        raise MalformedUpload("The upload is incomplete: its closing boundary is missing. Send it again.")
     return form.upload
 
 
 def _boundary(request: Request) -> bytes:
     _, options = parse_options_header(request.headers["content-type"])
     if not options.get(b"boundary"):
-        raise MalformedUpload("The Content-Type multipart/form-data lacks its boundary.")
+        raise MalformedUpload("The Content-Type multipart/form-data has no boundary. Add the parameter boundary.")
     return options[b"boundary"]
 
 
@@ -97,7 +100,10 @@ async def _refuse(request: Request, limit: int) -> None:
             left -= len(chunk)
             if left < 0 or time.monotonic() > until:
                 break
-    raise TooLarge(f"The upload is larger than {limit} bytes, the limit of this server.", limit_bytes=limit)
+    raise TooLarge(
+        f"The upload is larger than {limit} bytes, which is the limit of this server. Send a smaller file.",
+        limit_bytes=limit,
+    )
 
 
 class _Form:
@@ -155,7 +161,9 @@ class _Form:
             self._file = self._path.open("xb")
         elif self._part not in self._text_parts or self._part in self.upload.fields:
             expected = ", ".join([self._file_part, *self._text_parts])
-            raise MalformedUpload(f"Part {self._part[:100]!r} is unknown or comes twice. Parts are: {expected}.")
+            raise MalformedUpload(
+                f"The part {self._part[:100]!r} is unknown or occurs twice. Allowed parts, each once: {expected}."
+            )
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._part == self._file_part:
@@ -164,7 +172,9 @@ class _Form:
         self._text.extend(data[start:end])
         if len(self._text) > FIELD_LIMIT_BYTES:
             raise TooLarge(
-                f"Part {self._part!r} is larger than {FIELD_LIMIT_BYTES} bytes.", limit_bytes=FIELD_LIMIT_BYTES
+                f"The part {self._part!r} is larger than {FIELD_LIMIT_BYTES} bytes, which is the limit for text. "
+                "Send a shorter text.",
+                limit_bytes=FIELD_LIMIT_BYTES,
             )
 
     def _on_part_end(self) -> None:

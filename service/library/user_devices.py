@@ -62,7 +62,7 @@ class DeviceShelf:
         profile = parse_profile(document)
         if not profile.name.startswith(PREFIX):
             raise InvalidRequest(
-                f"The name of a device that you add begins with {PREFIX!r}, not as {profile.name!r} does.",
+                f"The name {profile.name!r} is not allowed. The name of an added device must begin with {PREFIX!r}.",
                 field="name",
                 value=profile.name,
             )
@@ -73,8 +73,8 @@ class DeviceShelf:
             os.link(beside, target)  # atomic, and fails if the name is taken
         except FileExistsError:
             raise Conflict(
-                f"There is a device {profile.name!r}. Delete it first, or use another name: results name the device "
-                "that they were made for.",
+                f"There is already a device {profile.name!r}, and results refer to it by this name. "
+                "Delete it first, or use another name.",
                 device=profile.name,
             ) from None
         finally:
@@ -87,7 +87,10 @@ class DeviceShelf:
         Raises: NotFound; Conflict for a built-in device, and while an unfinished job uses it.
         """
         if (PROFILES / f"{name}.json").exists() or name == "cpu":
-            raise Conflict(f"The device {name!r} comes with vitfit and stays.", device=name)
+            raise Conflict(
+                f"The device {name!r} is a part of vitfit and cannot be deleted. Only added devices can be deleted.",
+                device=name,
+            )
         path = self._folder / f"{name}.json"
         if name not in {path.stem for path in self._folder.glob("*.json")}:
             raise NotFound("device", name, [str(device["name"]) for device in self.all()])

@@ -32,8 +32,13 @@ def _objection(scope: Scope) -> TooLarge | MalformedUpload | None:
     if headers.get(b"content-type", b"").startswith(b"multipart/") and scope["path"] in STREAMED:
         return None
     if b"transfer-encoding" in headers:
-        return MalformedUpload("This address takes bodies with a Content-Length only.")
+        return MalformedUpload(
+            "This address does not accept a body with a Transfer-Encoding. Send the body with a Content-Length."
+        )
     length = headers.get(b"content-length", b"0")
     if length.isdigit() and int(length) > LIMIT_BYTES:
-        return TooLarge(f"The body is larger than {LIMIT_BYTES} bytes.", limit_bytes=LIMIT_BYTES)
+        return TooLarge(
+            f"The body has {int(length)} bytes, but at most {LIMIT_BYTES} bytes are allowed. Send a smaller body.",
+            limit_bytes=LIMIT_BYTES,
+        )
     return None

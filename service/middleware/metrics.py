@@ -24,10 +24,10 @@ class Metrics:
     def __init__(self, jobs: Jobs, data: Path) -> None:
         self.registry = CollectorRegistry()
         labels = ("method", "route", "status")
-        self.requests = Counter("vitfit_requests", "Answered requests.", labels, registry=self.registry)
+        self.requests = Counter("vitfit_requests", "Number of answered requests.", labels, registry=self.registry)
         self.seconds = Histogram(
             "vitfit_request_seconds",
-            "Until the answer began.",
+            "Seconds from the request to the start of the answer.",
             ("method", "route"),
             buckets=BUCKETS,
             registry=self.registry,
@@ -41,13 +41,15 @@ class _Stored(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         by_status, trials = self._jobs.totals()
-        jobs = GaugeMetricFamily("vitfit_jobs", "Jobs by status.", labels=["status"])
+        jobs = GaugeMetricFamily("vitfit_jobs", "Number of jobs by status.", labels=["status"])
         for status, count in by_status.items():
             jobs.add_metric([status], count)
         yield jobs
-        yield GaugeMetricFamily("vitfit_trials", "Finished trials.", value=trials)
+        yield GaugeMetricFamily("vitfit_trials", "Number of finished trials.", value=trials)
         yield GaugeMetricFamily(
-            "vitfit_disk_free_bytes", "Where the data folder is.", value=shutil.disk_usage(self._data).free
+            "vitfit_disk_free_bytes",
+            "Free bytes on the disk of the data folder.",
+            value=shutil.disk_usage(self._data).free,
         )
 
 

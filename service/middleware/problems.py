@@ -71,7 +71,12 @@ def add_handlers(app: FastAPI, data: Path) -> None:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         found = logs.request_id()  # no middleware sees this response, so the id header is set here
         headers = {HEADER: found} if found else {}
-        return answer(InternalError(f"The server made a mistake ({type(error).__name__}). Its log says more."), headers)
+        return answer(
+            InternalError(
+                f"The server has an internal error ({type(error).__name__}). The log of the server has the details."
+            ),
+            headers,
+        )
 
     app.add_exception_handler(VitfitError, _on_vitfit_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -88,7 +93,7 @@ async def _on_vitfit_error(request: Request, error: Exception) -> JSONResponse:
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-").replace("'", "")
-    detail = f"{request.method} {request.url.path}: {error.detail}. GET /openapi.json lists what there is."
+    detail = f"{request.method} {request.url.path}: {error.detail}. GET /openapi.json lists all addresses."
     headers = {"Allow": _methods_at(request)} if error.status_code == 405 else error.headers
     return _response(problem(code, error.status_code, detail), headers)
 
@@ -115,7 +120,7 @@ def invalid_fields(errors: Any) -> InvalidRequest:
     found = [_invalid_field(item) for item in errors]
     first = found[0]
     where = f"{first['field']}: " if first["field"] else ""
-    more = f" (and {len(found) - 1} more, see errors)" if len(found) > 1 else ""
+    more = f" ({len(found) - 1} more errors are listed in `errors`)" if len(found) > 1 else ""
     return InvalidRequest(f"{where}{first['detail']}{more}", errors=found)
 
 

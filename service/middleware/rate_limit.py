@@ -30,7 +30,9 @@ class RateLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
         if scope["type"] == "http" and scope["path"] not in FREE and not self._take(_who(scope)):
-            error = TooMany(f"More than {self._per_minute} requests in a minute. Wait, or poll less often.")
+            error = TooMany(
+                f"You have sent more than {self._per_minute} requests in one minute. Wait, or poll less often."
+            )
             app = answer(error, HEADERS[429])
         await app(scope, receive, send)
 

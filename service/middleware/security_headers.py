@@ -13,7 +13,10 @@ HEADERS: Final = {
 }
 DOCUMENTED: Final = ("/docs", "/redoc")
 """FastAPI's documentation pages. They load scripts from other hosts, so the Content-Security-Policy is left out."""
-POLICY: Final = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
 
 
 class SecurityHeaders:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitfit.report import JobResult
-
 from models.errors import InvalidRequest
 from models.loading.model_files import FILE_NAMES
 from service.core.data_folder import JobFiles
@@ -26,8 +24,10 @@ def compress(
     data: Path | None,
     output: Path,
     on_progress: Progress | None = None,
-) -> JobResult:
+) -> dict[str, Any]:
     """Run one job, and write its artifacts to the folder `output`.
+
+    Return the result of the job as JSON (`vitfit.report.JobResult`), with "report": the path of report.html.
 
     model: the content of a model.json. checkpoint: file or folder with the weights; None: timm provides them. data:
     file or folder of the data set. on_progress: called after every change of the journal.
@@ -45,7 +45,8 @@ def compress(
             root / "tables",
         )
         allowed = () if data is None else (data.resolve(),)
-        return run(request, files, MemoryJournal(on_change=on_progress), allowed=allowed)
+        result = run(request, files, MemoryJournal(on_change=on_progress), allowed=allowed)
+    return {**result.to_json(), "report": str(output / "report.html")}
 
 
 def model_folder(folder: Path, model: dict[str, Any], checkpoint: Path | None) -> Path:

@@ -168,7 +168,7 @@ class Job:
         name, images = f"{chosen.name}-finetuned", self._images_to_time(network, evaluation)
         if images is not None:
             network = with_threshold(of_known_family(network, "the dynamic form"), pricing, images)
-        # The same structure has already met the budgets. A measurement above a limit is therefore noise, and is repeated.
+        # The same structure has already met the budgets, so a measurement above a limit is noise and is repeated.
         for _ in range(FINETUNED_VERIFICATIONS):
             verdict = verifier.judge(name, network, images)
             if verdict.met or not chosen.verdict.met:

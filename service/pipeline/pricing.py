@@ -173,7 +173,10 @@ class Pricing:
         return costs / whole if budget.is_keep else costs
 
     def upper_ms(self, place: DeviceSetting, structures: Sequence[Structure]) -> Array:
-        """Return the predicted latencies in ms; for a device that cannot be measured, the upper ends of the intervals."""
+        """Return the predicted latencies in ms.
+
+        For a device that cannot be measured, return the upper ends of the intervals.
+        """
         prediction = self._pricers[place].price(structures)
         return prediction.ms if place in self.measured_places else prediction.ms + prediction.half_width_ms
 

@@ -90,7 +90,10 @@ def describe_dataset(folder: Path, allowed: list[Path]) -> dict[str, Any]:
 
 
 def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed: list[Path]) -> dict[str, Any]:
-    """Check a job as far as this is possible without measurements, and describe it. Raises: a subclass of VitfitError."""
+    """Check a job as far as this is possible without measurements, and describe it.
+
+    Raises: a subclass of VitfitError.
+    """
     request = JobRequest.model_validate(job)
     check_precisions(request)
     check_resources(request, Settings().ray)

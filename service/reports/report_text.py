@@ -16,8 +16,9 @@ FOOTPRINT: tuple[tuple[str, Callable[[Footprint], str]], ...] = (
 ARITHMETIC = {
     7: "The weights of the int8 file have 7 bits, so its 8-bit products are exact on every processor.",
     8: "The weights of the int8 file have 8 bits. Its products are exact on this machine and on ARM processors. An x86 "
-    "processor without VNNI loses what does not fit into 16 bits. For such a processor, set ONNX Runtime's session option "
-    "session.x64quantprecision to 1, or run the job on such a machine: the job then makes 7-bit weights.",
+    "processor without VNNI loses the part of a sum that does not fit into 16 bits. For such a processor, set ONNX "
+    "Runtime's session option session.x64quantprecision to 1, or run the job on such a machine. The job then makes "
+    "7-bit weights.",
 }
 """For each number of weight bits of an int8 file: on which processors its 8-bit products are exact."""
 
@@ -102,9 +103,9 @@ def _quantised(report: Report) -> list[str]:
     found = report.parity.quantised
     if found is not None:
         lines.append(
-            f"The {report.precision.name} file gives the same answers as its emulation in PyTorch for "
-            f"{100 * found.same_answers:.1f} % of {found.clear} test images. {found.images - found.clear} further images "
-            "were left out, because rounding alone can change their answer. Parity within 1e-3 was checked before "
-            "quantisation."
+            f"The {report.precision.name} file gives the same answers as its fake quantisation in PyTorch for "
+            f"{100 * found.same_answers:.1f} % of {found.clear} test images. {found.images - found.clear} further "
+            "images were left out, because rounding alone can change their answer. Parity within 1e-3 was checked "
+            "before quantisation."
         )
     return lines

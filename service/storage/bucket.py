@@ -24,7 +24,9 @@ try:
     import botocore.exceptions as refused
     import s3fs
 except ModuleNotFoundError as error:
-    raise StorageUnusable(f"A bucket needs the package {error.name}: pip install 'vitfit-server[s3]'.") from error
+    raise StorageUnusable(
+        f"A bucket needs the package {error.name}, which is not installed. Install s3fs: pip install s3fs."
+    ) from error
 
 LAYOUT = 1
 LINK_S = 900
@@ -62,7 +64,8 @@ class Bucket:
                 self._s3.rm_file(probe)
         except FileNotFoundError as error:
             raise StorageUnusable(
-                f"There is no bucket for {self._url}. Make it, or name another (VITFIT_STORAGE_URL, AWS_ENDPOINT_URL)."
+                f"There is no bucket for {self._url}. Create the bucket, or name another one (VITFIT_STORAGE_URL, "
+                "AWS_ENDPOINT_URL)."
             ) from error
 
     def _check_layout(self) -> None:
@@ -74,14 +77,14 @@ class Bucket:
             return
         if found > LAYOUT:
             raise NewerData(
-                f"The storage {self._url} has layout {found}, this version of vitfit knows {LAYOUT}: a newer version wrote it. "
-                "Start that version, or choose another storage.",
+                f"The storage {self._url} has layout {found}, but this version of vitfit knows only layout {LAYOUT}. A "
+                "newer version wrote it. Start the newer version, or choose another storage.",
                 layout=found,
             )
 
     def put(self, key: str, folder: Path) -> None:
         if below := [path.name for path in folder.iterdir() if path.is_dir()]:
-            raise ValueError(f"a bundle has no folders in it, {key} has {', '.join(below)}")
+            raise ValueError(f"a bundle cannot contain folders, but {key} contains {', '.join(below)}")
         files = {path: describe(path) for path in visible_files(folder)}
         with self._answering():
             for path, file in files.items():
@@ -121,7 +124,10 @@ class Bucket:
             with path.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
             if digest != file.sha256:
-                raise StorageUnusable(f"{file.name} of {key} in {self._url} is damaged: its SHA-256 is {digest}.")
+                raise StorageUnusable(
+                    f"The file {file.name} of {key} in {self._url} is damaged: its SHA-256 is {digest}, but it must be "
+                    f"{file.sha256}. Restore the file in the bucket."
+                )
             return self._cache.take(path, file.sha256)
 
     def link(self, key: str, file: StoredFile, media_type: str) -> str | None:
@@ -168,12 +174,14 @@ class Bucket:
             yield
         except PermissionError as error:
             raise StorageUnusable(
-                f"The storage {self._url} refuses us: {error}. Its keys need {RIGHTS} there."
+                f"The storage {self._url} denies access: {error}. The access key needs the rights {RIGHTS}."
             ) from error
         except (refused.HTTPClientError, refused.ConnectionError, ConnectionError, TimeoutError) as error:
             raise self._away(error) from error
         except refused.BotoCoreError as error:  # no credentials, no region
-            raise StorageUnusable(f"The storage {self._url} cannot be used: {error}.") from error
+            raise StorageUnusable(
+                f"The storage {self._url} cannot be used: {error}. Check the environment variables AWS_..."
+            ) from error
         except OSError as error:
             if error.errno not in BUSY:
                 raise
@@ -191,5 +199,5 @@ def _stored_file(entry: dict[str, Any]) -> StoredFile:
     """
     file = StoredFile(**entry)
     if Path(file.name).name != file.name or not set(file.sha256) <= set("0123456789abcdef"):
-        raise ValueError(f"{file.name!r} is no name of a file")
+        raise ValueError(f"the index of a bundle has the name {file.name!r}, which is not a plain file name")
     return file

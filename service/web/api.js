@@ -1,4 +1,4 @@
-// Calls of the server. Every failure is an Error with the server's sentence.
+// Calls of the server's API. Every failure throws an Error with the message of the server.
 
 const TOKEN = "vitfit-token";
 
@@ -16,8 +16,8 @@ function headers(more = {}) {
 async function answered(response) {
   if (response.ok) return response;
   let problem = {};
-  try { problem = await response.json(); } catch { /* not ours: a proxy's page */ }
-  const error = new Error(problem.detail || `The server answered ${response.status}.`);
+  try { problem = await response.json(); } catch { /* the answer is not from vitfit, but for example from a proxy */ }
+  const error = new Error(problem.detail || `The server answered with the status ${response.status}. Try again later.`);
   error.status = response.status;
   throw error;
 }
@@ -46,7 +46,8 @@ export async function save(path, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-// Server-sent events by fetch: EventSource cannot send a token. A broken stream goes on after the last event.
+// Reads server-sent events with fetch, because EventSource cannot send a token. After a broken connection, the stream
+// continues after the last event.
 export async function follow(path, signal, onEvent) {
   let last = "0", pause = 500;
   while (!signal.aborted) {

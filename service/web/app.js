@@ -1,4 +1,4 @@
-// Which view belongs to which address.
+// Shows the view that belongs to the address.
 
 import { remember, token } from "./api.js";
 import { devices } from "./devices.js";
@@ -13,9 +13,9 @@ let leaving = new AbortController();
 function askToken(main) {
   const input = el("input", { name: "token", type: "password", autocomplete: "off", value: token() });
   const keep = (event) => { event.preventDefault(); remember(input.value.trim()); location.hash = "#/jobs"; };
-  main.replaceChildren(el("h1", {}, "Token"), el("form", { onsubmit: keep },
-    el("label", {}, "Of `vitfit token create NAME --scope submit`; kept until this tab is closed", input),
-    el("button", { type: "submit" }, "Use it")));
+  main.replaceChildren(el("h1", {}, "Access token"), el("form", { onsubmit: keep },
+    el("label", {}, "Access token from `vitfit token create NAME --scope submit`. The page keeps it until you close this tab.", input),
+    el("button", { type: "submit" }, "Use this token")));
 }
 
 async function show() {

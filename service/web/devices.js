@@ -1,4 +1,4 @@
-// Devices, and how right what is said of each of them is.
+// The list of devices. For each profile it shows the error of the predictions.
 
 import { get } from "./api.js";
 import { el, table } from "./dom.js";
@@ -6,7 +6,7 @@ import { el, table } from "./dom.js";
 const percent = (value) => `${(100 * Math.abs(value)).toFixed(1)} %`;
 
 function checked(device) {
-  if (device.error) return `${device.error.checked} published latencies: median error ${percent(device.error.median)}, worst ${percent(device.error.worst)}`;
+  if (device.error) return `error for ${device.error.checked} published latencies: median ${percent(device.error.median)}, largest ${percent(device.error.worst)}`;
   return device.kind === "profile" ? "not checked" : "measured by each job";
 }
 

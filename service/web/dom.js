@@ -1,4 +1,4 @@
-// Elements without a framework. Text is always text: nothing of a user's becomes markup.
+// Creates elements without a framework. Text is never parsed as markup, so users cannot inject any.
 
 const SVG = "http://www.w3.org/2000/svg";
 

@@ -1,4 +1,4 @@
-// One job: its progress as it happens, its trials, and what came of it.
+// One job: its progress, its trials and its result. The view updates while the job runs.
 
 import { follow, get, post, save, text } from "./api.js";
 import { alarm, el, number, table } from "./dom.js";
@@ -71,7 +71,7 @@ async function files(place, id) {
     el("button", { onclick: () => save(file.href, file.name).catch((error) => place.append(alarm(error))) }, file.name),
     `${(file.bytes / 1e6).toFixed(2)} MB`, el("code", {}, file.sha256.slice(0, 16)),
   ]);
-  place.replaceChildren(el("h2", {}, "Files"), table(["file", "size", "SHA-256 begins"], rows));
+  place.replaceChildren(el("h2", {}, "Files"), table(["file", "size", "start of SHA-256"], rows));
 }
 
 async function log(place, id) {

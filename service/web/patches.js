@@ -1,4 +1,4 @@
-// Which patches an image keeps: small pictures on which what a block has removed is dimmed, and a slider for the block.
+// Shows which patches images keep. Patches that the chosen block has removed are dimmed. A slider chooses the block.
 
 import { el, svg } from "./dom.js";
 
@@ -20,7 +20,7 @@ export function patchesView(found) {
   const draw = () => {
     const stage = Number(slider.value);
     const block = stage && found.blocks[stage - 1];
-    said.value = block ? `after ${block.block}: ${block.kept} of ${found.patches} patches` : `as it comes: ${found.patches} patches`;
+    said.value = block ? `after ${block.block}: ${block.kept} of ${found.patches} patches` : `before the first block: ${found.patches} patches`;
     slider.setAttribute("aria-valuetext", said.value);
     pictures.replaceChildren(...found.images.map((image) => picture(image, found, stage)));
   };

@@ -1,4 +1,4 @@
-// Score against cost: every trial, the budget, the Pareto front; and what is kept of each block.
+// Two plots: the score of every trial against its cost, with the budget and the Pareto front; and the kept sizes of blocks.
 
 import { el, svg } from "./dom.js";
 

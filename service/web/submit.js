@@ -1,11 +1,12 @@
-// Model, data and budget in; a job out.
+// The form that uploads a model and data and submits a job.
 
 import { get, post } from "./api.js";
 import { alarm, el } from "./dom.js";
 
 const METRICS = {
-  latency_keep: "fraction of the original's latency", latency_ms: "milliseconds per run", macs_keep: "fraction of the MACs",
-  params_keep: "fraction of the parameters", file_keep: "fraction of the file's size", memory_keep: "fraction of the memory",
+  latency_keep: "fraction of the original's latency", latency_ms: "latency of one run in ms",
+  macs_keep: "fraction of the original's MACs", params_keep: "fraction of the original's parameters",
+  file_keep: "fraction of the original's file size", memory_keep: "fraction of the original's memory",
 };
 
 const field = (label, input) => el("label", {}, label, input);
@@ -30,11 +31,12 @@ export async function submit(main) {
   if (names(methods.methods).joint) input.method.value = "joint";
   const said = el("div", { role: "status" });
   const form = el("form", { onsubmit: (event) => { event.preventDefault(); send(input, form, said); } },
-    field("Model: a name that timm knows", input.model),
-    field("Arguments of timm's create_model, JSON", input.options),
-    field("Weights: .safetensors or .pth; none: timm's own", input.checkpoint),
-    field("Data: .npz, or a zip or tar of class folders; none: accuracy is not assessed", input.data),
-    el("fieldset", {}, el("legend", {}, "Budget"), field("At most", input.limit), field("of what", input.metric),
+    field("Model: the name of a timm model", input.model),
+    field("Arguments of timm's create_model, as JSON", input.options),
+    field("Weights: a .safetensors or .pth file. Without a file, the server uses timm's weights.", input.checkpoint),
+    field("Data: an .npz file, or a zip or tar file with one folder for each class. Without a file, accuracy is not assessed.",
+      input.data),
+    el("fieldset", {}, el("legend", {}, "Budget"), field("Limit", input.limit), field("Metric", input.metric),
       field("Device", input.device), field("Threads", input.threads)),
     field("Method", input.method), field("Trials", input.trials), field("Name of the job", input.name),
     el("button", { type: "submit" }, "Submit"), said);

@@ -65,7 +65,7 @@ def test_the_agent_ends_when_it_is_refused(tmp_path: Path) -> None:
     with served(tmp_path, "--data", str(tmp_path / "data"), "--port", "0") as address:
         with agent(address, token(tmp_path / "data", "read"), tmp_path) as process:
             assert process.wait(timeout=40) == 1
-        assert "needs agent" in (tmp_path / "agent.log").read_text()
+        assert "needs the scope agent" in (tmp_path / "agent.log").read_text()
 
 
 class Server:

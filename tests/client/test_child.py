@@ -39,7 +39,7 @@ def test_a_child_that_is_killed_again_and_again_is_given_up_with_the_reason(tmp_
 def test_a_child_that_fails_by_itself_is_not_asked_again_and_half_an_answer_is_none(tmp_path: Path) -> None:
     with pytest.raises(ChildFailed, match="no such thing"):
         ask([sys.executable, "-c", "raise ValueError('no such thing')"], {})
-    with pytest.raises(ChildFailed, match=r"""no JSON: '{"half'"""):
+    with pytest.raises(ChildFailed, match=r"""not JSON: '{"half'"""):
         ask([sys.executable, "-c", "print('{\"half', end='')"], {})
 
 

@@ -114,10 +114,10 @@ def test_validate_only_starts_nothing(server: FakeServer) -> None:
         (("--model", "vit_tiny"), "at least one budget"),
         (("--model", "vit_tiny", "--budget-macs", "many"), "--budget-macs many"),
         (("--model", "vit_tiny", "--budget-macs-keep", "0"), "above 0"),
-        (("--model", "vit_tiny", "--budget-macs", "1G@phone"), "only a latency has a device"),
+        (("--model", "vit_tiny", "--budget-macs", "1G@phone"), "only a latency budget can name a device"),
         (("--model", "vit_tiny", "--budget-latency-ms", "5@"), "missing after"),
         (("--model", "vit_tiny", "--max-loss", "0.01", *MACS), "belong together"),
-        (("--model", "mdl_abc123", "--no-pretrained", *MACS), "uploaded already"),
+        (("--model", "mdl_abc123", "--no-pretrained", *MACS), "already uploaded"),
         (MACS, "--model"),
     ],
 )

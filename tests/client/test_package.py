@@ -56,7 +56,7 @@ def test_the_blocker_blocks() -> None:
 def test_verbs_of_the_server_are_explained_where_it_cannot_be_imported() -> None:
     done = run_blocked("sys.argv = ['vitfit', 'serve', '--port', '1']; from vitfit.cli import main; main()")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: `vitfit serve` needs the server's packages")
+    assert done.stderr.startswith("error: `vitfit serve` needs the package vitfit-server")
     assert "Traceback" not in done.stderr
 
 

@@ -93,8 +93,8 @@ def test_a_server_that_is_not_there_gives_one_sentence_with_the_next_step() -> N
     with Client(address, retries=1) as client, pytest.raises(VitfitError) as caught:
         client.devices()
     assert caught.value.detail == (
-        f"The vitfit server at {address} cannot be reached: start it with `vitfit serve`, "
-        "or name another one with --server or VITFIT_SERVER."
+        f"The vitfit server at {address} cannot be reached. Start it with `vitfit serve`, "
+        "or name another server with --server or VITFIT_SERVER."
     )
     assert caught.value.status is None
 
@@ -187,7 +187,7 @@ def test_watch_gives_up_on_a_server_that_stays_away(server: FakeServer) -> None:
 def test_watch_stops_at_its_time_limit_and_says_that_the_job_goes_on(server: FakeServer, client: Client) -> None:
     server.states = [{"status": "running"}]
     server.retry_after = "0.02"
-    with pytest.raises(VitfitError, match="goes on"):
+    with pytest.raises(VitfitError, match="It continues"):
         list(client.watch(client.submit("mdl_1", BUDGETS), timeout_s=0.05))
 
 

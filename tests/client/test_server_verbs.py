@@ -62,7 +62,7 @@ def test_compress_refuses_an_unknown_model_with_the_nearest_names(tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (("--device", "cpx"), "Nearest: cpu"),
+        (("--device", "cpx"), "names are: cpu"),
         (("--device", "generic-mobile"), "predicted"),
         (("--threads", "999"), "999"),
     ],

@@ -28,12 +28,12 @@ def test_an_unknown_code_keeps_its_words() -> None:
 
 def test_an_unknown_name_lists_a_few_known_ones() -> None:
     error = UnknownName("device", "cpo", ["generic-mobile", "cpu"])
-    assert error.detail == "Unknown device 'cpo'. Known: cpu, generic-mobile."
+    assert error.detail == "The device 'cpo' does not exist. Use one of these names: cpu, generic-mobile."
     assert error.facts == {"noun": "device", "name": "cpo", "nearest": ["cpu"]}
 
 
 def test_of_many_names_the_nearest_are_listed() -> None:
     error = UnknownName("model", "deit_smal", [*(f"resnet{i}" for i in range(20)), "deit_small"])
-    assert error.detail == "Unknown model 'deit_smal'. Nearest: deit_small."
+    assert "The model 'deit_smal' does not exist. The nearest of the 21 known names are: deit_small." in error.detail
     far = UnknownName("model", "?", [f"vit_{i}" for i in range(20)])
-    assert far.detail == "Unknown model '?'. None of the 20 known names is close."
+    assert far.detail == "The model '?' does not exist. None of the 20 known names is similar. Use a known name."

@@ -88,7 +88,9 @@ def _matmul(known: TokenAxes, node: Node) -> Axes:
         raise NotFree(f"{node.name}: sums over tokens with weights for single ones")
     found: Axes = {}
     if any(known.at(source, place) for source in (a, b) for place in range(-rank, -2)):
-        raise NotFree(f"{node.name}: computes a separate product for each token")  # windows, or separate tokens for each token
+        raise NotFree(
+            f"{node.name}: computes a separate product for each token"
+        )  # windows, or separate tokens for each token
     for source, place in ((a, -2), (b, -1)):
         if axis := known.at(source, place):
             found[rank + place] = axis

@@ -32,8 +32,8 @@ def capture(module: nn.Module, image: tuple[int, int, int]) -> GraphModule:
             graph = program.module()
     except Exception as error:  # a forward that cannot be captured can raise anything
         raise UnsupportedModel(
-            f"torch.export cannot capture {type(module).__name__} as a graph ({type(error).__name__}: {str(error)[:200]}). Use"
-            " a model that torch.export can capture, or upload the model as ONNX.",
+            f"torch.export cannot capture {type(module).__name__} as a graph ({type(error).__name__}:"
+            f" {str(error)[:200]}). Use a model that torch.export can capture, or upload the model as ONNX.",
             reasons=[f"torch.export cannot capture its forward ({type(error).__name__})"],
         ) from error
     return clean(graph)

@@ -31,7 +31,7 @@ def register(request: AgentRequest, service: ServiceOf) -> Registered:
     return service.agents.register(request)
 
 
-@router.get("/{device}/task", responses={204: {"description": "Nothing to do; ask again."}}, response_model=None)
+@router.get("/{device}/task", responses={204: {"description": "There is no task now. Ask again."}}, response_model=None)
 async def next_task(
     mailbox: MailboxOf, service: ServiceOf, wait_s: Annotated[float, Query(ge=0, le=60)] = 25.0
 ) -> dict[str, Any] | Response:

@@ -15,14 +15,20 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
 
 BINARY = {"application/octet-stream": {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}}
 HEADERS = {
-    "ETag": {"schema": {"type": "string"}, "description": "SHA-256 of the whole file."},
-    "Repr-Digest": {"schema": {"type": "string"}, "description": "RFC 9530: sha-256=:base64:"},
+    "ETag": {"schema": {"type": "string"}, "description": "SHA-256 of the complete file."},
+    "Repr-Digest": {
+        "schema": {"type": "string"},
+        "description": "SHA-256 of the complete file, as RFC 9530 defines it: sha-256=:base64:",
+    },
 }
 FILE: dict[int | str, dict[str, Any]] = {
-    200: {"content": BINARY, "description": "The whole file.", "headers": HEADERS},
-    206: {"content": BINARY, "description": "The range that was asked for.", "headers": HEADERS},
-    307: {"description": "VITFIT_DOWNLOADS=link: where the file is, for some minutes."},
-    304: {"description": "If-None-Match names this version."},
+    200: {"content": BINARY, "description": "The complete file.", "headers": HEADERS},
+    206: {"content": BINARY, "description": "The requested range of the file.", "headers": HEADERS},
+    307: {
+        "description": "With VITFIT_DOWNLOADS=link: an address in the bucket from which anybody can download the file "
+        "for 15 minutes."
+    },
+    304: {"description": "The file has not changed: If-None-Match contains its ETag."},
 }
 
 

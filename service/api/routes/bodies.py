@@ -18,7 +18,7 @@ def media_type(request: Request) -> str:
     found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if found not in (JSON_TYPE, MULTIPART_TYPE):
         raise WrongMediaType(
-            f"Content-Type {found!r} is not taken here: send {JSON_TYPE} or {MULTIPART_TYPE}.",
+            f"This address does not accept Content-Type {found!r}. Send {JSON_TYPE} or {MULTIPART_TYPE}.",
             allowed=[JSON_TYPE, MULTIPART_TYPE],
         )
     return found

@@ -25,7 +25,8 @@ PARTS = {
     "file": {
         "type": "string",
         "contentMediaType": "application/octet-stream",
-        "description": ".npz with `images` (and `labels`, `split`), or a zip or tar of class folders.",
+        "description": "An .npz file with `images` (and optionally `labels` and `split`), "
+        "or a zip or tar file with one folder for each class.",
         "example": "digits.npz",
     }
 }
@@ -56,7 +57,9 @@ async def _receive(request: Request, folder: Path, service: Service) -> dict[str
     arriving = folder / "arriving"
     upload = await receive(request, "file", [], arriving, service.settings.upload_limit_bytes)
     if upload.filename is None:
-        raise InvalidRequest("A multipart data set has the part 'file'.", allowed=[*PARTS])
+        raise InvalidRequest(
+            "The upload has no file. Send the data set in the multipart part 'file'.", allowed=[*PARTS]
+        )
     source, name = _kind_of(upload.filename)
     arriving.rename(folder / name)
     return {"source": source, "path": None, "filename": upload.filename}
@@ -72,7 +75,8 @@ def _kind_of(filename: str) -> tuple[str, str]:
         return "archive", "data.tar"
     endings = [".npz", ".zip", *TAR_ENDINGS]
     raise InvalidRequest(
-        f"A data set's name ends with {', '.join(endings)}, not as {filename!r} does.",
+        f"The server cannot read the file {filename!r}. "
+        f"Send a data set whose name ends with one of: {', '.join(endings)}.",
         field="file",
         value=filename,
         allowed=endings,
@@ -87,15 +91,17 @@ def _allowed_path(text: str, settings: Settings) -> Path:
     roots = settings.allowed_roots
     path = below_allowed(text, roots)
     if path is None:
-        named = ", ".join(map(str, roots)) or "none on this server (its operator sets VITFIT_ALLOWED_ROOTS)"
+        named = ", ".join(map(str, roots)) or "none (the operator of this server can set VITFIT_ALLOWED_ROOTS)"
         raise InvalidRequest(
-            f"{text!r} is not below an allowed folder. Allowed: {named}.",
+            f"The path {text!r} is not below an allowed folder. Allowed folders: {named}.",
             field="path",
             value=text,
             allowed=[str(root) for root in roots],
         )
     if not path.is_dir():
-        raise InvalidRequest(f"{text!r} is not a folder on this server.", field="path", value=text)
+        raise InvalidRequest(
+            f"The path {text!r} is not a folder on this server. Give the path of a folder.", field="path", value=text
+        )
     return path
 
 

@@ -30,17 +30,20 @@ KeyHeader = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=200,
-        description="Repeating a request with its key gives the first answer again and no second job.",
+        description="A key that the client chooses. If the client repeats the request with the same key, it gets the "
+        "first answer again, and the server creates no second job.",
     ),
 ]
-NOT_CHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "If-None-Match names the job as it is now."}}
+NOT_CHANGED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "The job has not changed: If-None-Match contains its ETag."}
+}
 ACCEPTED: dict[int | str, dict[str, Any]] = {
     202: {
         "model": JobView,
-        "description": "The job, queued.",
+        "description": "The new job, which is queued.",
         "headers": {
             "Location": {"schema": {"type": "string"}, "description": "Address of the job."},
-            "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until it is worth asking."},
+            "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until the next poll."},
         },
     }
 }
@@ -50,13 +53,16 @@ ACCEPTED: dict[int | str, dict[str, Any]] = {
     "",
     status_code=202,
     response_model=JobView,
-    responses={**ACCEPTED, 200: {"model": Validated, "description": "validate_only=true: nothing was created."}},
+    responses={
+        **ACCEPTED,
+        200: {"model": Validated, "description": "The answer to validate_only=true. No job was created."},
+    },
 )
 async def create_job(
     body: Annotated[JobRequest, Body(openapi_examples={"latency": {"value": JOB_EXAMPLE}})],
     service: ServiceOf,
     caller: Submitter,
-    validate_only: Annotated[bool, Query(description="Check the request and create nothing.")] = False,
+    validate_only: Annotated[bool, Query(description="Check the request, and create no job.")] = False,
     idempotency_key: KeyHeader = None,
 ) -> Response:
     """Queue a compression job. The server first checks names, budgets and data, for at most a few seconds."""
@@ -73,7 +79,7 @@ def list_jobs(
     service: ServiceOf,
     caller: Reader,
     page: PageQuery,
-    status: Annotated[Status | None, Query(description="Only jobs in this state.")] = None,
+    status: Annotated[Status | None, Query(description="Return only jobs with this status.")] = None,
 ) -> JobPage:
     """List your jobs, newest first."""
     where = [*mine(JobRow, caller), *([JobRow.status == status] if status else [])]
@@ -138,7 +144,13 @@ async def job_events(
     service: ServiceOf,
     caller: Reader,
     last_event_id: Annotated[
-        int, Header(alias="Last-Event-ID", ge=0, le=MAX_NUMBER, description="Continue after this event.")
+        int,
+        Header(
+            alias="Last-Event-ID",
+            ge=0,
+            le=MAX_NUMBER,
+            description="The id of the last event that the client has received. The stream continues after it.",
+        ),
     ] = 0,
 ) -> EventSourceResponse:
     """Stream the job as server-sent events.

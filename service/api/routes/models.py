@@ -23,14 +23,14 @@ PARTS = {
         "type": "string",
         "contentMediaType": "application/json",
         "contentSchema": {"$ref": "#/components/schemas/ModelRequest"},
-        "description": "The same JSON as without a checkpoint.",
+        "description": "The same JSON as in a request without a checkpoint.",
         "example": '{"name": "vit_tiny_patch16_224", "options": {"num_classes": 10}}',
     },
     "checkpoint": {
         "type": "string",
         "contentMediaType": "application/octet-stream",
-        "description": ".safetensors or .pth of tensors only, for a timm model; .onnx; .zip of an ONNX file with its external data, or "
-        "of a Hugging Face folder.",
+        "description": "For a timm model: a .safetensors file, or a .pth file that contains only tensors. For another "
+        "model: an .onnx file, or a .zip file with either an ONNX file and its external data or a Hugging Face folder.",
         "example": "weights.safetensors",
     },
 }
@@ -59,7 +59,9 @@ async def _receive(request: Request, folder: Path, service: Service) -> ModelReq
     upload = await receive(request, "checkpoint", ["config"], arriving, service.settings.upload_limit_bytes)
     if "config" not in upload.fields or upload.filename is None:
         raise InvalidRequest(
-            "A multipart model has the parts 'config' (JSON) and 'checkpoint' (file).", allowed=[*PARTS]
+            "The upload lacks a part. A multipart request for a model needs the parts 'config' (JSON) and 'checkpoint' "
+            "(file).",
+            allowed=[*PARTS],
         )
     config = parse(ModelRequest, upload.fields["config"])
     arriving.rename(folder / _weights_name(upload.filename))
@@ -70,7 +72,8 @@ def _weights_name(filename: str) -> str:
     suffix = Path(filename).suffix.lower()
     if suffix not in FILE_NAMES:
         raise InvalidRequest(
-            f"A checkpoint's name ends with {', '.join(FILE_NAMES)}, not as {filename!r} does.",
+            f"The server cannot read the checkpoint {filename!r}. "
+            f"Send a file whose name ends with one of: {', '.join(FILE_NAMES)}.",
             field="checkpoint",
             value=filename,
             allowed=list(FILE_NAMES),

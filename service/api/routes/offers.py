@@ -1,4 +1,4 @@
-"""/v1/devices and /v1/methods: the offers of this server. /metrics, /livez and /healthz: its state."""
+"""/v1, /v1/devices and /v1/methods: the offers of this server. /metrics, /livez and /healthz: its state."""
 
 import json
 from typing import Annotated, Any
@@ -11,13 +11,19 @@ from vitfit.offers import Device, Method
 from latency.devices.devices import PROFILES
 from service.api.auth import Admin, Reader
 from service.api.context import ServiceOf, server_version
-from service.api.schemas import DeviceList, Health, MethodList
+from service.api.schemas import DeviceList, Health, MethodList, ServerInfo
 from service.core.errors import NotFound, Unhealthy
 
 router = APIRouter(tags=["server"])
 EXAMPLES: dict[str, Any] = {
     "a core": {"value": {**json.loads((PROFILES / "generic-mobile.json").read_text()), "name": "user-phone"}}
 }
+
+
+@router.get("/v1")
+def get_server(_caller: Reader) -> ServerInfo:
+    """Return the version of the server, and the addresses of its lists."""
+    return ServerInfo(version=server_version())
 
 
 @router.get("/v1/devices")

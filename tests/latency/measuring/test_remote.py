@@ -84,7 +84,7 @@ def test_a_lost_device_is_waited_for_and_then_named(
 ) -> None:
     monkeypatch.setenv(PATIENCE, "0.5")
     began = time.monotonic()
-    with pytest.raises(DeviceUnavailable, match="agent-a has not been heard of") as error:
+    with pytest.raises(DeviceUnavailable, match="agent-a has been silent") as error:
         RemoteMeter("agent-a", Setting()).measure(files, EFFORT)
     assert time.monotonic() - began > 0.4 and "vitfit agent" in error.value.detail
     assert mailbox.oldest() is None, "nobody waits for it any more"

@@ -48,7 +48,7 @@ def test_a_ratio_is_taken_round_by_round_so_drift_cancels() -> None:
 
 
 def test_measurements_in_different_settings_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match="one setting"):
+    with pytest.raises(ValueError, match="the same setting"):
         ratio(measurement([[1.0]], threads=1), measurement([[1.0]], threads=2))
 
 

@@ -177,7 +177,7 @@ GOOD = {**read_device("generic-mobile"), "name": "user-phone"}
         ({"colour": "blue"}, "colour"),
         ({"model": "oven"}, "roofline"),
         ({"name": "../escape"}, "name"),
-        ({"name": "my-phone"}, "no published latency is checked"),
+        ({"name": "my-phone"}, "has no check with fitted: false"),
         ({"date": "yesterday"}, "date"),
         ({"relative_uncertainty": 0}, "relative_uncertainty"),
     ],

@@ -97,7 +97,7 @@ def test_two_processes_may_unpack_at_once(tmp_path: Path) -> None:
     "name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\evil.png", "a/\x07.png", "../"]
 )
 def test_names_that_climb_out(tmp_path: Path, build: Build, name: str) -> None:
-    assert_refused(build(tmp_path / "data", {"good.png": b"x", name: b"x"}), UnsafeFile, "climbs out")
+    assert_refused(build(tmp_path / "data", {"good.png": b"x", name: b"x"}), UnsafeFile, "unsafe name")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_zip_links_and_devices(tmp_path: Path, kind: int) -> None:
 
 @pytest.mark.parametrize("build", BUILDERS)
 def test_too_many_members(tmp_path: Path, build: Build) -> None:
-    assert_refused(build(tmp_path / "data", {f"{n}.png": b"" for n in range(21)}), TooLarge, "more than 20 members")
+    assert_refused(build(tmp_path / "data", {f"{n}.png": b"" for n in range(21)}), TooLarge, "more than 20 entries")
 
 
 @pytest.mark.parametrize("build", BUILDERS)
@@ -141,12 +141,12 @@ def test_a_member_that_is_too_large(tmp_path: Path, build: Build) -> None:
 
 def test_too_much_in_all(tmp_path: Path) -> None:
     members = {f"{n}.png": bytes(MIB) for n in range(5)}
-    assert_refused(zip_of(tmp_path / "data.zip", members, zipfile.ZIP_STORED), TooLarge, "more than 4194304 bytes")
+    assert_refused(zip_of(tmp_path / "data.zip", members, zipfile.ZIP_STORED), TooLarge, "limit is 4194304 bytes")
 
 
 def test_zip_bomb(tmp_path: Path) -> None:
     archive = zip_of(tmp_path / "data.zip", {f"{n}.png": bytes(MIB) for n in range(4)})
-    assert_refused(archive, UnsafeFile, "more than 100 times")
+    assert_refused(archive, UnsafeFile, "limit is 100 times")
 
 
 @pytest.mark.parametrize("opener", [gzip.open, bz2.open, lzma.open])
@@ -155,7 +155,7 @@ def test_tar_bomb(tmp_path: Path, opener: Callable[[Path, str], Any]) -> None:
     with opener(tmp_path / "data.tar", "wb") as file:
         file.write(plain.read_bytes())
     plain.unlink()
-    assert_refused(tmp_path / "data.tar", UnsafeFile, "more than 100 times")
+    assert_refused(tmp_path / "data.tar", UnsafeFile, "limit is 100 times")
 
 
 def test_tar_header_that_would_fill_memory(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_tar_header_that_would_fill_memory(tmp_path: Path) -> None:
     info.type, info.size = tarfile.XHDTYPE, 5 * MIB
     with gzip.open(archive, "wb") as file:
         file.write(info.tobuf() + bytes(5 * MIB))
-    assert_refused(archive, TooLarge, "header in the archive claims")
+    assert_refused(archive, TooLarge, "header of the archive states")
 
 
 @pytest.mark.parametrize("build", BUILDERS)
@@ -209,7 +209,7 @@ def test_zip_that_lies_about_its_sizes(tmp_path: Path) -> None:
     """The table claims 10 bytes, but the content is a mebibyte long. Check that no more than 10 bytes are written."""
     archive = zip_of(tmp_path / "data.zip", {"a.png": bytes(MIB)})
     archive.write_bytes(archive.read_bytes().replace(struct.pack("<L", MIB), struct.pack("<L", 10)))
-    assert_refused(archive, DamagedFile, "cannot be read")
+    assert_refused(archive, DamagedFile, "cannot read the archive")
 
 
 def test_encrypted_zip(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_encrypted_zip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"not an archive at all", bytes(5)])
 def test_no_archive(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data.zip").write_bytes(content)
-    assert_refused(tmp_path / "data.zip", DamagedFile, "cannot be read as a zip or tar")
+    assert_refused(tmp_path / "data.zip", DamagedFile, "cannot read the archive as zip or tar")
 
 
 def test_empty_file(tmp_path: Path) -> None:
@@ -240,4 +240,4 @@ def test_archive_without_pictures(tmp_path: Path, build: Build, members: dict[st
 
 def test_oversized_upload(tmp_path: Path) -> None:
     archive = zip_of(tmp_path / "data.zip", {"a.png": b"x"})
-    assert_refused(archive, TooLarge, "at most 50 are allowed", Limits(packed_bytes=50))
+    assert_refused(archive, TooLarge, "limit is 50 bytes", Limits(packed_bytes=50))

@@ -77,7 +77,7 @@ def test_no_images_give_an_empty_batch() -> None:
         (np.zeros((1, 8, 8, 1), dtype=np.float32), "float32"),
         (np.zeros((8, 8, 1), dtype=np.uint8), "3 dimensions"),
         (np.zeros((1, 8, 8, 4), dtype=np.uint8), "4 channels"),
-        (np.zeros((1, 1, 65, 1), dtype=np.uint8), "differ by more than 64 times"),
+        (np.zeros((1, 1, 65, 1), dtype=np.uint8), "at most 64 times"),
     ],
 )
 def test_refuses_what_is_no_picture(images: np.ndarray, words: str) -> None:

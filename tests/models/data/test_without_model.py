@@ -24,5 +24,5 @@ def test_float_images_of_any_size_are_taken(tmp_path: Path, shape: tuple[int, ..
 
 
 def test_nonsense_is_still_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadData, match="is needed"):
+    with pytest.raises(BadData, match="must be"):
         open_data(data_folder(tmp_path, images=np.zeros((40, 64), np.float32)), None, None)

@@ -171,7 +171,7 @@ def test_dims_inside_heads_stay_where_the_forward_divides_by_heads() -> None:
     structure = small_family("swin").structure
     whole = identity(structure)
     first = dataclasses.replace(whole.blocks[0], heads=(HeadPlan((0, 1), (0, 1)),))
-    with pytest.raises(InvalidRequest, match="only whole heads"):
+    with pytest.raises(InvalidRequest, match="complete heads only"):
         dataclasses.replace(whole, blocks=(first, *whole.blocks[1:])).apply_to(structure)
     dimensions = space_of(METHODS["joint"], structure, unranked(structure)).dimensions
     assert "heads" in dimensions and not {"qk", "v"} & set(dimensions)
@@ -199,7 +199,7 @@ def test_an_image_that_linear_attention_cannot_pool_for_onnx_is_refused() -> Non
         ("pit_ti_224", {"global_pool": ""}, "pooling"),
         ("swin_tiny_patch4_window7_224", {"dynamic_img_size": True}, "dynamic image size"),
         ("swin_tiny_patch4_window7_224", {"global_pool": "max"}, "pooling"),
-        ("swinv2_tiny_window8_256", {}, "not an architecture"),
+        ("swinv2_tiny_window8_256", {}, "not a family"),
     ],
 )
 def test_what_cannot_be_handled_is_refused(name: str, options: dict[str, Any], words: str) -> None:
@@ -227,7 +227,7 @@ def test_statistics_of_plain_blocks_are_refused_by_name() -> None:
     network = small_family("pvt_v2")
     with pytest.raises(
         InvalidRequest,
-        match=r"Statistics attention are taken of plain vision transformers only.*'joint', 'mdc' or 'up-vit'",
+        match=r"statistics attention only from plain vision transformers.*'joint', 'mdc' or 'up-vit'",
     ):
         network.statistics(images_for(network, 2), {"attention"})
 

@@ -144,7 +144,7 @@ def test_whole_blocks_and_unknown_statistics_are_refused() -> None:
     network = untrained("levit_128s")
     assert isinstance(network, GraphNetwork)
     plan = identity(network.structure)
-    with pytest.raises(InvalidRequest, match="Whole blocks"):
+    with pytest.raises(InvalidRequest, match="must keep all blocks"):
         network.pruned(dataclasses.replace(plan, blocks=plan.blocks[1:]), None)
     with pytest.raises(InvalidRequest, match="joint"):
         network.check_kinds({"taylor"})
@@ -163,7 +163,7 @@ class Deciding(nn.Module):
 
 def test_a_forward_that_decides_by_values_is_refused() -> None:
     preprocessing = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
-    with pytest.raises(UnsupportedModel, match="cannot be written as a graph"):
+    with pytest.raises(UnsupportedModel, match="cannot capture"):
         GraphNetwork(Deciding(), "deciding", preprocessing, 0)
 
 

@@ -142,7 +142,7 @@ def free_size(model: onnx.ModelProto) -> None:
         (foreign, "com.example"),
         (newer, "opset 99"),
         (looping, "control flow"),
-        (quantised, "quantised already"),
+        (quantised, "already quantised"),
         (unknown, "Hardmax"),
         (free_size, "fixed height and width"),
     ],
@@ -200,7 +200,7 @@ def test_a_zip_of_something_else_says_what_is_needed(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.zip", "w") as packed:
         packed.writestr("readme.txt", "hello")
     (tmp_path / "model.json").write_text(json.dumps({"name": "mine"}))
-    with pytest.raises(InvalidRequest, match=r"readme.txt: one \.onnx file"):
+    with pytest.raises(InvalidRequest, match=r"readme.txt. It must hold one \.onnx file"):
         open_model(tmp_path)
 
 

@@ -94,7 +94,7 @@ class Malicious:
 
 def test_a_pickle_with_code_never_runs(tmp_path: Path) -> None:
     torch.save({"model": Malicious()}, model_folder(tmp_path) / "weights.pth")
-    with pytest.raises(UnsafeFile, match="wants to run code"):
+    with pytest.raises(UnsafeFile, match="tries to run code"):
         open_model(tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("swinv2_tiny_window8_256", "SwinTransformerV2 is not an architecture"),
+        ("swinv2_tiny_window8_256", "SwinTransformerV2 is not a family"),
         ("vit_small_patch16_224", "pooling 'map'"),
         ("vit_small_r26_s32_224", "patch embedding HybridEmbed"),
         ("vit_giant_patch14_dinov2", "GluMlp"),
@@ -152,7 +152,7 @@ def test_impossible_shapes_are_refused(tmp_path: Path, options: dict[str, int]) 
 def test_numbers_that_no_network_has_are_refused_before_anything_is_built(
     tmp_path: Path, options: dict[str, float]
 ) -> None:
-    with pytest.raises(InvalidRequest, match=f"{next(iter(options))!r} is .* are allowed"):
+    with pytest.raises(InvalidRequest, match=f"{next(iter(options))!r} is .* finite number"):
         open_model(model_folder(tmp_path, options=TINY | options))
 
 
@@ -193,5 +193,5 @@ def test_a_quantised_checkpoint_is_refused_and_not_read_as_weights_of_another_sc
     folder, weights = model_folder(tmp_path), tiny_weights()
     weights["blocks.0.mlp.fc1.weight"] = (weights["blocks.0.mlp.fc1.weight"] * 127).to(torch.int8)
     save_file(weights, folder / "weights.safetensors")
-    with pytest.raises(CheckpointMismatch, match=r"quantised already \(blocks.0.mlp.fc1.weight\).*precisions"):
+    with pytest.raises(CheckpointMismatch, match=r"already quantised \(tensor blocks.0.mlp.fc1.weight\).*precisions"):
         open_model(folder)

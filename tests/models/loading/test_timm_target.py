@@ -147,16 +147,16 @@ def test_the_worst_blocks_dims_and_neurons_go() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"embed_dim": 192, "num_heads": 12}, "96 embedding dims, the target 192"),
-        ({"depth": 4}, "3 blocks, the target 4"),
-        ({"num_heads": 24, "embed_dim": 96}, "12 heads, the target 24"),
-        ({"mlp_ratio": 16}, "384 neurons, the target 768"),
+        ({"embed_dim": 192, "num_heads": 12}, "96 embedding dims, but the target has 192"),
+        ({"depth": 4}, "3 blocks, but the target has 4"),
+        ({"num_heads": 24, "embed_dim": 96}, "12 heads, but the target has 24"),
+        ({"mlp_ratio": 16}, "384 neurons, but the target has 768"),
         ({"num_heads": 1, "embed_dim": 96, "patch_size": 16}, "patch"),
-        ({"num_heads": 5, "embed_dim": 90}, "pools 16 dims of neighbouring heads, the target's heads have 18"),
+        ({"num_heads": 5, "embed_dim": 90}, "become one head, but each head of the target has 18"),
         ({"qk_norm": True}, "norms q and k"),
         ({"init_values": 0.1}, "designs differ"),
         ({"qkv_bias": False}, "with bias"),
-        ({"class_token": False, "global_pool": "avg"}, "class and register tokens: 1, not 0"),
+        ({"class_token": False, "global_pool": "avg"}, "register tokens: the network has 1, the target has 0"),
         ({"global_pool": "avg", "fc_norm": False}, "designs differ"),
     ],
 )
@@ -188,10 +188,10 @@ def test_scores_that_are_missing_are_refused() -> None:
 def test_an_irregular_network_has_no_timm_weights() -> None:
     network = large()
     small = network.pruned(random_plan(network.structure, seed=1), None)
-    with pytest.raises(InvalidRequest, match="regular form"):
+    with pytest.raises(InvalidRequest, match="regular shape"):
         timm_weights(small, network._family)
     halved = identity(network.structure)
-    with pytest.raises(InvalidRequest, match="not the shape"):
+    with pytest.raises(InvalidRequest, match="not have the shape"):
         to_timm(network.pruned(halved, None), network, "deit_tiny_patch16_224", **SMALL["deit_tiny_patch16_224"])
 
 
@@ -225,5 +225,5 @@ def test_stages_lose_blocks_each_by_itself_and_timm_loads_the_result() -> None:
 
 def test_a_width_that_cannot_be_cut_is_said_with_its_stage() -> None:
     network, narrow = small_family("pvt_v2"), PVT | {"embed_dims": (8, 16, 24, 16), "depths": (1, 1, 1, 1)}
-    with pytest.raises(InvalidRequest, match="stage 3 has 32 embedding dims, which cannot be cut in this architecture"):
+    with pytest.raises(InvalidRequest, match="stage 3 has 32 embedding dims, which this architecture cannot cut"):
         reach(network, "pvt_v2_b1", **narrow)

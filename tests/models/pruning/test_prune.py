@@ -183,7 +183,7 @@ def test_tokens_cannot_be_chosen_without_attention() -> None:
     network = small_network()
     whole = identity(network.structure)
     first = dataclasses.replace(whole.blocks[0], heads=(), tokens=TokenPlan(4))
-    with pytest.raises(InvalidRequest, match="attention is removed"):
+    with pytest.raises(InvalidRequest, match="removes its attention"):
         network.pruned(Plan(whole.embed, (first, *whole.blocks[1:])), None)
 
 

@@ -110,9 +110,9 @@ def test_an_unknown_field_in_json_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"embed": ()}, "at least one embed"),
+        ({"embed": ()}, "at least one embedding dim"),
         ({"embed": (0, 0, 1)}, "distinct"),
-        ({"embed": (0, 999)}, "below 48"),
+        ({"embed": (0, 999)}, "from 0 to 47"),
         ({"blocks": ()}, "at least one block"),
     ],
 )

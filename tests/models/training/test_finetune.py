@@ -213,7 +213,7 @@ def test_labels_are_mixed_as_the_pixels_are_and_the_teacher_sees_the_mixture(tea
 def test_cutmix_without_labels_is_refused(
     teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidRequest, match=r"these data have none. Set finetune\.cutmix to 0"):
+    with pytest.raises(InvalidRequest, match=r"the data set has no labels. Set finetune\.cutmix to 0"):
         finetune(student, teacher, dataclasses.replace(data, labels=None), MIXED, tmp_path / "c.pt", Diary())
 
 

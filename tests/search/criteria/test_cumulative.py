@@ -26,7 +26,7 @@ def planted() -> tuple[TorchNetwork, Statistics]:
     gives zeros, which its attention does not show.
     """
     network = small_network(depth=3, seed=5, class_token=False, global_pool="avg")
-    blocks: list[Any] = [*network.blocks()]
+    blocks: list[Any] = network.blocks()
     with torch.no_grad():
         for block in blocks:
             qkv = block.attn.qkv
@@ -72,5 +72,5 @@ def test_neurons_and_dims_are_ranked_as_by_variance(planted: tuple[TorchNetwork,
 
 def test_statistics_without_attention_are_refused() -> None:
     network = small_network(depth=1)
-    with pytest.raises(InvalidRequest, match="taken with attention"):
+    with pytest.raises(InvalidRequest, match="kind 'attention'"):
         rank("cumulative", network.weights(), network.statistics(images_for(network, 2)))

@@ -55,7 +55,7 @@ def test_scores_are_the_sizes_of_the_gates(trained: TorchNetwork) -> None:
 
 
 def test_without_trained_gates_it_is_refused(trained: TorchNetwork) -> None:
-    with pytest.raises(InvalidRequest, match="gates were trained"):
+    with pytest.raises(InvalidRequest, match="trained gates"):
         rank("gates", trained.weights(), trained.statistics(images_for(trained, 16)))
 
 

@@ -125,7 +125,7 @@ def test_the_plan_is_what_is_physically_left(space: GateSpace) -> None:
     plan = space.plan(Policy(inputs=0.6))
     small = network.pruned(plan, None)
     assert sum(p.numel() for p in small.module.parameters()) == space.sketch(Policy(inputs=0.6)).params
-    blocks: list[Any] = [*network.blocks()]
+    blocks: list[Any] = network.blocks()
     for block, wanted in zip(blocks, plan.blocks, strict=True):
         layers = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
         members = (wanted.qkv_inputs, wanted.proj_inputs, wanted.fc1_inputs, wanted.neurons)

@@ -120,7 +120,7 @@ def test_mdc_searches_in_both_and_the_others_in_their_own() -> None:
     ranking = unranked(structure)
     assert isinstance(space_of(METHODS["mdc"], structure, ranking), CompactSpace)
     assert isinstance(space_of(METHODS["mdc"], structure, ranking, "paper"), PaperSpace)
-    with pytest.raises(InvalidRequest, match="searches in compact, not in 'paper'"):
+    with pytest.raises(InvalidRequest, match=r"not search in space 'paper'. Use one of these spaces: compact"):
         space_for(METHODS["joint"], "paper")
     with pytest.raises(UnknownName, match="paper"):
         space_for(METHODS["mdc"], "papers")

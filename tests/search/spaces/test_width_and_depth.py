@@ -164,7 +164,7 @@ def test_a_moved_stage_is_a_stage_like_any_other() -> None:
 
 def test_reconstruction_finds_the_silent_half_and_the_dim_that_no_block_writes() -> None:
     network = small_network(depth=3)
-    blocks: list[Any] = [*network.blocks()]
+    blocks: list[Any] = network.blocks()
     with torch.no_grad():
         for block in blocks:
             for layer in (block.attn.proj, block.mlp.fc2):

@@ -121,11 +121,11 @@ def test_only_files_of_the_task_are_given_out(
 @pytest.mark.parametrize(
     ("samples", "text"),
     [
-        ([[[1.0]] * 3], "1 files, 2 were asked for"),
-        ([[[1.0]] * 2] * 2, "2 rounds of a file, at least 3"),
-        ([[[1.0]] * 3, [[1.0]] * 4], "3 rounds of a file"),
-        ([[[1.0]] * 3, [[1.0], [], [1.0]]], "without runs"),
-        ([[[1.0]] * 3, [[1.0], [1.0, 2.0], [1.0]]], "unlike numbers"),
+        ([[[1.0]] * 3], "the number of files is 1, but the task has 2"),
+        ([[[1.0]] * 2] * 2, "one file has 2 rounds"),
+        ([[[1.0]] * 3, [[1.0]] * 4], "the same number of rounds, at least 3"),
+        ([[[1.0]] * 3, [[1.0], [], [1.0]]], "a round has no runs"),
+        ([[[1.0]] * 3, [[1.0], [1.0, 2.0], [1.0]]], "different numbers of runs"),
         ([[[1.0]] * 3, [[1.0], [-1.0], [1.0]]], "-1.0 ms"),
         ([[[1.0]] * 3, [[1.0], [0.0], [1.0]]], "0.0 ms"),
     ],

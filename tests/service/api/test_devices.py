@@ -42,7 +42,7 @@ def test_a_device_keeps_its_meaning(web: TestClient) -> None:
         ({"peak_macs_per_s": -1}, "peak_macs_per_s"),
         ({"units": {}}, "units.peak_macs_per_s"),
         ({"colour": "blue"}, "colour"),
-        ({"name": "generic-phone"}, "begins with 'user-'"),
+        ({"name": "generic-phone"}, "must begin with 'user-'"),
         ({"name": "user-../../etc"}, "name"),
     ],
 )

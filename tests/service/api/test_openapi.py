@@ -66,6 +66,7 @@ def test_the_body_of_a_link_is_taken(web: TestClient) -> None:
 def test_openapi_lists_the_whole_interface(web: TestClient) -> None:
     schema = web.get("/openapi.json").json()
     assert {f"{method.upper()} {path}" for path, method, _ in operations(schema)} == {
+        "GET /v1",
         *("POST /v1/models", "GET /v1/models", "GET /v1/models/{model_id}", "DELETE /v1/models/{model_id}"),
         *("POST /v1/datasets", "GET /v1/datasets", "GET /v1/datasets/{dataset_id}", "DELETE /v1/datasets/{dataset_id}"),
         *("POST /v1/jobs", "GET /v1/jobs", "GET /v1/jobs/{job_id}", "DELETE /v1/jobs/{job_id}"),

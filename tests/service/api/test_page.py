@@ -51,8 +51,8 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 
 def fill(page: Page, model: str, **fields: str) -> None:
     page.get_by_role("link", name="Submit", exact=True).click()
-    page.get_by_label("Model: a name that timm knows").fill(model)
-    page.get_by_label("of what").select_option("macs_keep")
+    page.get_by_label("Model: the name of a timm model").fill(model)
+    page.get_by_label("Metric").select_option("macs_keep")
     for label, value in fields.items():
         page.get_by_label(label.replace("_", " "), exact=True).fill(value)
 
@@ -106,14 +106,14 @@ def test_the_patches_that_images_keep_are_seen_block_by_block_by_keyboard(page: 
     expect(page.get_by_text("after blocks.0: 3 of 4 patches")).to_be_visible()
     assert pictures.nth(1).locator(".removed").get_attribute("d") == "M1 1h1v1h-1z"
     slider.press("Home")
-    expect(page.get_by_text("as it comes: 4 patches")).to_be_visible()
+    expect(page.get_by_text("before the first block: 4 patches")).to_be_visible()
     assert pictures.nth(0).get_attribute("data-gone") == "0"
 
 
 def test_a_refusal_is_shown_where_it_happened(page: Page) -> None:
     page.goto("/web/#/submit")
     fill(page, "fake_tiny_patch4_32")
-    page.get_by_label("of what").select_option("latency_ms")
+    page.get_by_label("Metric").select_option("latency_ms")
     page.get_by_label("Threads").fill("0")
     page.get_by_role("button", name="Submit").click()
     assert page.url.endswith("#/submit"), "the browser itself refuses 0 threads"
@@ -151,8 +151,8 @@ def test_a_server_with_tokens_asks_for_one(browser: Browser, tmp_path: Path) -> 
         context = browser.new_context(base_url=address)
         page = context.new_page()
         page.goto("/")
-        page.get_by_label("Of `vitfit token create").fill(secret)
-        page.get_by_role("button", name="Use it").click()
+        page.get_by_label("Access token from `vitfit token create").fill(secret)
+        page.get_by_role("button", name="Use this token").click()
         expect(page.get_by_text("No jobs yet.")).to_be_visible()
         assert secret not in page.url
         context.close()

@@ -1,6 +1,7 @@
 """Tests of lists, names, errors and health, with the application in this process."""
 
 import errno
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,9 @@ def test_errors_that_nobody_expects_are_problems_without_their_insides(
 
     found = problem(TestClient(app, raise_server_exceptions=False).get("/"), status, code)
     assert "Traceback" not in found["detail"] and "/" not in found["detail"]
+
+
+def test_the_server_names_its_version_and_its_lists(web: TestClient) -> None:
+    info = web.get("/v1").json()
+    assert info.pop("version") == version("vitfit-server")
+    assert all(web.get(address).status_code == 200 for address in info.values())

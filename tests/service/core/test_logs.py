@@ -58,7 +58,7 @@ def test_server_and_job_write_one_object_per_line_with_the_ids_and_no_secret(tmp
     worker = [json.loads(line) for line in of_job]
     assert all(line.keys() >= ALWAYS for line in server + worker) and len(worker) >= 3
     assert {(line["job_id"], line["request_id"]) for line in worker} == {(job, "from-the-client.1")}
-    assert "RuntimeError: a bug, as asked for" in next(line["exception"] for line in worker if "exception" in line)
+    assert "RuntimeError: a bug on purpose" in next(line["exception"] for line in worker if "exception" in line)
     started = next(line for line in server if line["logger"] == "vitfit.runner")
     assert (started["job_id"], started["request_id"]) == (job, "from-the-client.1")
     access = next(line for line in server if line["logger"] == "uvicorn.access" and "access_token" in line["message"])

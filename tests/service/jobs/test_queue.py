@@ -44,7 +44,7 @@ def test_one_person_does_not_take_all_workers(jobs: Jobs, store: Store) -> None:
 def test_more_unfinished_jobs_than_allowed_are_refused(store: Store) -> None:
     jobs = Jobs(store, most_unfinished=2)
     first, _ = jobs.create(job_of("ann")), jobs.create(job_of("ann"))
-    with pytest.raises(TooMany, match="takes 2 of one person"):
+    with pytest.raises(TooMany, match="accepts only 2 from one person"):
         jobs.create(job_of("ann"))
     jobs.create(job_of("bob"))
     jobs.cancel(first.id)

@@ -70,5 +70,5 @@ def test_mdc_in_the_space_of_its_paper(workshop: Workshop) -> None:
 
 
 def test_a_space_of_another_method_is_refused_without_a_server_too(workshop: Workshop) -> None:
-    with pytest.raises(InvalidRequest, match="searches in compact"):
+    with pytest.raises(InvalidRequest, match="spaces: compact"):
         workshop.run(LIMIT, space="paper")

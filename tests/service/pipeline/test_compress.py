@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from vitfit.cli import app
-from vitfit.report import JobResult
 
 from models.errors import CheckpointMismatch, InvalidRequest
 from service.jobs.journal import MemoryJournal
@@ -23,7 +22,7 @@ SHARED_MEMORY = Path("/dev/shm")
 pytestmark = pytest.mark.usefixtures("brief")
 
 
-def run(output: Path, data: Path | None = None, checkpoint: Path | None = None, **extra: Any) -> JobResult:
+def run(output: Path, data: Path | None = None, checkpoint: Path | None = None, **extra: Any) -> dict[str, Any]:
     request = job_request(budget("macs_keep", 0.6), trials=1, dataset=data is not None)
     return compress(request, MODEL, checkpoint, data, output, **extra)
 
@@ -36,7 +35,7 @@ def test_the_files_lie_in_the_output_folder_and_nothing_else_is_left(
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     result = run(tmp_path / "deep" / "out", on_progress=lambda journal: heard.append(journal.stages[-1]))
     assert {path.name for path in (tmp_path / "deep" / "out").iterdir()} == ARTIFACTS
-    assert (tmp_path / "deep" / "out" / "report.html").is_file() and result.guarantee == "counted"
+    assert Path(result["report"]).is_file() and result["guarantee"] == "counted"
     assert heard[0] == "validating" and "searching" in heard and heard[-1] == "reporting"
     assert list(scratch.iterdir()) == []
 

@@ -62,7 +62,7 @@ def test_a_job_is_priced_by_the_table(workshop_there: Workshop) -> None:
 @pytest.mark.usefixtures("brief")
 def test_another_network_is_refused_by_name(workshop_there: Workshop, tmp_path: Path) -> None:
     other = Workshop(tmp_path, model_folder(tmp_path / "other", depth=2), workshop_there.dataset)
-    with pytest.raises(InvalidRequest, match="was measured for vit_tiny_patch16_224"):
+    with pytest.raises(InvalidRequest, match="is for vit_tiny_patch16_224"):
         other.run(budget("latency_keep", 0.8, "user-pi"), trials=1)
     with pytest.raises(InvalidRequest, match="batch 4"):
         workshop_there.run(budget("latency_keep", 0.8, "user-pi", batch=4), trials=1)
@@ -87,8 +87,8 @@ def changed(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("samples.0.ratio.low", 99.0, "low <= value"),
         ("samples", [], "samples"),
         ("units", {"original_ms": "seconds"}, "milliseconds per run"),
-        ("original", {"name": "x"}, "original is no structure"),
-        ("samples.1.structure", {}, "samples.1.structure is no structure"),
+        ("original", {"name": "x"}, "original is not the structure"),
+        ("samples.1.structure", {}, "samples.1.structure is not the structure"),
         ("colour", "blue", "colour"),
     ],
 )

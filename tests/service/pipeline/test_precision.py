@@ -49,11 +49,11 @@ def test_int8_is_refused_where_the_device_does_not_know_it() -> None:
     fp32 = next(name for name, precision in profiles.items() if precision == "fp32")
     int8 = next(name for name, precision in profiles.items() if precision == "int8")
     for wanted in (["int8"], ["fp32", "int8"]):
-        with pytest.raises(InvalidRequest, match=r"knows fp32 only. Use \['fp32'\]"):
+        with pytest.raises(InvalidRequest, match=r"describes fp32 only. Use \['fp32'\]"):
             check_precisions(job_request(budget("latency_keep", 0.5, fp32), precisions=wanted))
     check_precisions(job_request(budget("latency_keep", 0.5, int8), precisions=["int8"]))
     with pytest.raises(
-        InvalidRequest, match=f"'fp32', which this job cannot have: the profile '{int8}' knows int8 only"
+        InvalidRequest, match=f"'fp32', which this job cannot use: the profile '{int8}' describes int8 only"
     ):
         check_precisions(job_request(budget("latency_keep", 0.5, int8), precisions=["fp32", "int8"]))
     check_precisions(
@@ -76,9 +76,11 @@ def test_a_profile_of_int8_devices_gets_networks_that_are_int8_throughout(worksh
 
 
 def test_what_no_device_runs_or_no_method_delivers_is_refused_with_the_reason() -> None:
-    with pytest.raises(InvalidRequest, match=r"fp16.*cpu is a CPU, which runs it as fp32.*Use \['fp32', 'int8'\]"):
+    with pytest.raises(
+        InvalidRequest, match=r"fp16.*cpu is a CPU, which converts fp16 to fp32.*Use \['fp32', 'int8'\]"
+    ):
         check_precisions(job_request(budget("latency_keep", 0.5), precisions=["fp16"]))
-    with pytest.raises(InvalidRequest, match=r"goes alone. Use \['fp16'\]"):
+    with pytest.raises(InvalidRequest, match=r"must be the only precision.*Use \['fp16'\]"):
         check_precisions(job_request(MACS, precisions=["fp16", "fp32"]))
     with pytest.raises(InvalidRequest, match="spvit"):
         check_precisions(job_request(MACS, precisions=["fp16"], method="spvit"))
@@ -94,7 +96,7 @@ def test_fp16_is_for_gpus_and_profiles_that_know_it(monkeypatch: pytest.MonkeyPa
     check_precisions(job_request(budget("latency_keep", 0.5, "cuda:0"), precisions=["fp16"]))
     check_precisions(job_request(MACS, precisions=["fp16"]))
     fp32 = next(d["name"] for d in describe_devices() if d["kind"] == "profile" and d["precision"] == "fp32")
-    with pytest.raises(InvalidRequest, match=r"knows fp32 only. Use \['fp32'\]"):
+    with pytest.raises(InvalidRequest, match=r"describes fp32 only. Use \['fp32'\]"):
         check_precisions(job_request(budget("latency_keep", 0.5, fp32), precisions=["fp16"]))
 
 
@@ -107,7 +109,7 @@ def test_an_fp16_job_delivers_fp16_files_and_says_so(workshop: Workshop) -> None
         assert onnx.TensorProto.FLOAT16 in kinds and onnx.TensorProto.FLOAT not in kinds
     share = ran.path("model.cpu.onnx").stat().st_size / ran.path("original.onnx").stat().st_size
     assert share <= 0.45
-    assert any("fp16 file gives the same answers as its emulation" in note for note in ran.result.notes)
+    assert any("fp16 file gives the same answers as its fake quantisation" in note for note in ran.result.notes)
 
 
 def test_probes_in_fp16_are_priced_as_such(workshop: Workshop) -> None:
@@ -174,7 +176,7 @@ def test_an_int8_job_delivers_int8_files_and_says_so(ran: Ran) -> None:
     assert not any(node.op_type == "MatMulInteger" for node in onnx.load(ran.path("original.onnx")).graph.node)
     rows = {row[0]: row[1:] for row in ran.result.rows}
     assert rows["precision"][0] == "fp32" and rows["precision"][1].startswith("int8")
-    assert any("int8 file gives the same answers as its emulation" in note for note in ran.result.notes)
+    assert any("int8 file gives the same answers as its fake quantisation" in note for note in ran.result.notes)
 
 
 def test_the_reports_accuracy_is_the_quantised_files_own(ran: Ran) -> None:

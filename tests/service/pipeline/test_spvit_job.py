@@ -129,8 +129,8 @@ def test_an_interrupted_training_of_selectors_goes_on(ran: Ran, workshop: Worksh
 @pytest.mark.parametrize(
     ("change", "options", "dataset", "words"),
     [
-        ({"finetune": {"epochs": 0}}, {}, True, "finetune.epochs to at least 1"),
-        ({}, {}, False, "give the job a data set"),
+        ({"finetune": {"epochs": 0}}, {}, True, "Set finetune.epochs to 1 or more"),
+        ({}, {}, False, "Add a data set"),
         ({}, {"num_classes": 0}, True, "needs a classifier"),
         ({}, {"depth": 1}, True, "whose token grid may shrink"),
     ],

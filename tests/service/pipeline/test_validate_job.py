@@ -97,7 +97,7 @@ def write_model(folder: Path, name: str = "vit_tiny_patch16_224", **content: Any
     ("name", "options", "code", "words"),
     [
         ("resnet18", {}, "unsupported-model", "ResNet"),
-        ("mixer_s32_224", {}, "unsupported-model", "No attention followed by an MLP"),
+        ("mixer_s32_224", {}, "unsupported-model", "has no attention and MLP"),
         ("vit_tiny_patch16_224", {"drop_rate": 0.1}, "invalid-request", "'drop_rate' is not allowed"),
         ("vit_tiny_patch16_224", {"embed_dim": 50, "num_heads": 3}, "invalid-request", "embed_dim"),
     ],
@@ -163,7 +163,7 @@ def test_a_good_job_is_described(ask: Any, model: Path, dataset: Path) -> None:
 
 def test_a_job_without_data_is_warned(ask: Any, model: Path) -> None:
     answer = ask({"job": job(), "model": str(model), "dataset": None})
-    assert answer["ok"] and answer["description"]["warnings"][0].startswith("No data")
+    assert answer["ok"] and answer["description"]["warnings"][0].startswith("The job has no data")
 
 
 CORES = int(describe_device("cpu")["threads"])

@@ -67,7 +67,7 @@ def test_a_job_waits_for_disk_and_goes_on_from_its_last_finished_trial(server: S
     finished = server.wait_for_trials(job, 2)
     ballast = fill(disk)
     waits = wait_until(lambda: server.client.get("/healthz").json()["waits"], "the server to say that jobs wait")
-    assert "0 bytes free; 1,000,000 stay free for jobs that run" in waits and "make room" in waits
+    assert "0 bytes free, and 1,000,000 bytes must stay free for running jobs" in waits and "make room" in waits
     assert server.job(job)["status"] in ("running", "queued") and server.job(queued)["status"] == "queued"
     assert set(server.trials(job)) >= set(finished)
     refused = server.client.post("/v1/jobs", json=job_body(model))
@@ -195,7 +195,7 @@ def test_with_less_disk_than_is_kept_free_nothing_new_is_taken_and_nothing_is_st
         body = problem(web.post("/v1/models", json={"name": "fake_tiny_patch4_32"}), 507, "storage-full")
         assert body["keep_free_bytes"] == 10**18 and body["free_bytes"] > 0
         waits = wait_until(lambda: web.get("/healthz").json()["waits"], "the runner to see it")
-        assert "stay free for jobs that run" in waits
+        assert "must stay free for running jobs" in waits
 
 
 def raised(error: Exception, cause: Exception | None = None) -> Exception:

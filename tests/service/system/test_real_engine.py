@@ -50,7 +50,7 @@ def test_a_job_whose_worker_is_killed_ends_well_and_evaluates_nothing_twice(addr
         job = client.submit(model, [Budget("macs_keep", 0.6)], dataset=data, trials=4)
         before = wait_until(lambda: list(client.trials(job)), "the first trial")
         log = (tmp_path / "data" / "jobs" / job.id / "log.txt").read_text()
-        (worker,) = re.findall(r"attempt 1 at \S+ by process (\d+)", log)
+        (worker,) = re.findall(r"attempt 1 of \S+ runs in process (\d+)", log)
         assert client.get(job).stage == "searching" and len(before) < 4
         os.kill(int(worker), signal.SIGKILL)
         *_, last = client.watch(job, timeout_s=300)

@@ -1,0 +1,171 @@
+"""Prove that a network gives the same outputs as the ONNX file that it was read from.
+
+A wrong translation of one operator would give another network without a word. So the file runs in ONNX Runtime, and the
+network in PyTorch, on the same images and with several batch sizes. If the outputs differ, the file is refused, and the
+first node is named whose value differs.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.nn import functional
+
+from models.errors import UnsupportedModel
+from models.export.onnx_store import is_large
+from models.graph.onnx.reader import OnnxModel
+from models.networks.network import Network
+
+TOLERANCE = 1e-4
+"""Largest allowed difference, divided by the largest absolute output."""
+ROUNDING = 20.0
+"""A network may differ by this multiple of the change that rounding alone makes in ONNX Runtime."""
+MOST = 1e-2
+"""No rounding excuses a larger difference."""
+SMOOTH = 8
+"""Pixels of the coarse noise from which images that resemble photographs are made, per side."""
+BATCHES = (1, 2, 5)
+REPORT = "Export the model without this operator, or report this file: vitfit translates it wrongly."
+
+
+class Original:
+    """An uploaded file, open in ONNX Runtime. optimised: False turns all optimisations off, which changes rounding."""
+
+    def __init__(self, path: Path, model: OnnxModel, optimised: bool = True) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        if not optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._model = model
+
+    def outputs(self, images: Tensor, batch: int) -> Tensor:
+        """Return the outputs (n, values) of images, in batches of this size."""
+        given = self._model
+        chunks = [self._session.run([given.output], {given.input: chunk.numpy()})[0] for chunk in images.split(batch)]
+        return torch.from_numpy(np.concatenate(chunks))
+
+
+def prove(path: Path, model: OnnxModel, network: Network, images: Tensor | None = None) -> None:
+    """Compare the network with the file. images: real images (n, C, H, W), beside those that are made here.
+
+    Raises: UnsupportedModel, which names the first node whose value differs.
+    """
+    original = Original(path, model)
+    for some, batch in _inputs(model, images):
+        expected = original.outputs(some, batch)
+        got = network.outputs(some, batch)
+        if _differs(expected, got) and not _is_rounding(expected, got, path, model, some, batch):
+            raise _refusal(model, some, _relative(expected, got))
+
+
+def _inputs(model: OnnxModel, images: Tensor | None) -> Iterator[tuple[Tensor, int]]:
+    """Yield images and a batch size: noise, images that resemble photographs, and real images."""
+    draw = torch.Generator().manual_seed(0)
+    channels, height, width = model.image
+    for batch in BATCHES if model.is_free else (model.batch,):
+        count = max(batch, 2 if model.is_free else batch)
+        yield torch.randn(count, *model.image, generator=draw), batch
+    count = model.batch if not model.is_free else 4
+    coarse = torch.randn(count, channels, SMOOTH, SMOOTH, generator=draw)
+    yield 2 * functional.interpolate(coarse, (height, width), mode="bicubic"), count
+    if images is not None and len(images) >= count:
+        yield images[:count], count
+
+
+def _relative(expected: Tensor, got: Tensor) -> float:
+    if expected.shape != got.shape:
+        return float("inf")
+    return float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+def _differs(expected: Tensor, got: Tensor) -> bool:
+    return not _relative(expected, got) <= TOLERANCE  # a NaN differs too
+
+
+def _is_rounding(expected: Tensor, got: Tensor, path: Path, model: OnnxModel, images: Tensor, batch: int) -> bool:
+    """Whether the difference is of the size that rounding alone causes in ONNX Runtime itself.
+
+    Deep networks with large activations amplify rounding. Then the file differs from itself when ONNX Runtime computes
+    it without optimisations.
+    """
+    unoptimised = Original(path, model, optimised=False).outputs(images, batch)
+    allowed = min(ROUNDING * _relative(expected, unoptimised), MOST)
+    return _relative(expected, got) <= allowed
+
+
+def _refusal(model: OnnxModel, images: Tensor, difference: float) -> UnsupportedModel:
+    node = first_different(model, images)
+    where = "a later step that simplifies the graph" if node is None else f"the node {node.name!r} ({node.op_type})"
+    percent = "another shape" if difference == float("inf") else f"{100 * difference:.2g} % of the largest output"
+    return UnsupportedModel(
+        f"vitfit's translation of this ONNX file gives other outputs than the file itself in ONNX Runtime: they differ"
+        f" by {percent} (allowed: {100 * TOLERANCE:g} %). The first difference is in {where}. {REPORT}",
+        reasons=[f"the outputs differ from the file's, first in {where}"],
+        node=None if node is None else node.name,
+        operator=None if node is None else node.op_type,
+    )
+
+
+def first_different(model: OnnxModel, images: Tensor) -> onnx.NodeProto | None:
+    """Return the first node, in topological order, whose value differs between ONNX Runtime and the graph.
+
+    None: all values that both compute are equal, so the translation is right.
+    """
+    full = images[:1].expand(model.batch, *model.image).contiguous()
+    full = full + 0.1 * torch.randn(full.shape, generator=torch.Generator().manual_seed(1))
+    computed = _values_of_graph(model.graph, full)
+    for node, name, expected in _values_of_file(model, full):
+        if name not in model.nodes or model.nodes[name] not in computed:
+            continue
+        got = computed[model.nodes[name]]
+        if isinstance(got, Tensor) and _differs(torch.from_numpy(expected).float(), got.float()):
+            return node
+    return None
+
+
+def _values_of_graph(graph: GraphModule, images: Tensor) -> dict[str, Any]:
+    recorder = _Recorder(graph)
+    with torch.inference_mode():
+        recorder.run(images)
+    return recorder.found
+
+
+class _Recorder(Interpreter):
+    """Keeps the value of each node."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.found: dict[str, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        self.found[n.name] = value = super().run_node(n)
+        return value
+
+
+def _values_of_file(model: OnnxModel, images: Tensor) -> Iterator[tuple[onnx.NodeProto, str, Any]]:
+    """Yield each node of the prepared file with the name and the value of its first output."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model.prepared)
+    names = [node.output[0] for node in watched.graph.node if node.output[0] in model.nodes]
+    del watched.graph.output[:]
+    for name in names:
+        watched.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        onnx.save(watched, file, save_as_external_data=is_large(watched))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        values = dict(zip(names, session.run(names, {model.input: images.numpy()}), strict=True))
+    for node in model.prepared.graph.node:
+        if node.output[0] in values:
+            yield node, node.output[0], values[node.output[0]]
