@@ -33,6 +33,8 @@ def prepare(path: str) -> np.ndarray:
     picture = picture.resize((resized[0], resized[1]), Image.Resampling[wanted["interpolation"].upper()])
     left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
     pixels = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32).reshape(height, width, -1)
+    if wanted.get("channel_order") == "bgr":
+        pixels = pixels[:, :, ::-1]
     return ((pixels / 255 - np.float32(wanted["mean"])) / np.float32(wanted["std"])).transpose(2, 0, 1)
 
 

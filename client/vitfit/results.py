@@ -16,6 +16,8 @@ class ModelDescription(Result):
 
     image: (channels, height, width). classes: 0 for a model without a classifier. heads: of the first block. width: of
     the residual stream in the first block. tokens: with class tokens. key: equal for models of the same structure.
+    preprocessing: how an image is prepared. assumptions: sentences that say what vitfit has assumed, because no file
+    contains it.
     """
 
     name: str
@@ -28,6 +30,8 @@ class ModelDescription(Result):
     width: int
     tokens: int
     key: str = ""
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    assumptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

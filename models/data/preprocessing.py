@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.errors import BadData, InvalidRequest
-from models.record import Record
+from models.record import Record, later
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -21,6 +21,7 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 CROP_MODES = ("center", "squash")  # timm also has "border", which no plain vision transformer uses
+CHANNEL_ORDERS = ("rgb", "bgr")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 MAX_SIDE = 4096
 MAX_CROP = 2.0
@@ -40,6 +41,7 @@ class Preprocessing(Record):
             border is added.
         interpolation: one of `INTERPOLATIONS`.
         crop_mode: "center" keeps the aspect ratio, "squash" resizes both sides before the crop.
+        channel_order: "rgb", or "bgr" for networks that take blue first. mean and std are in the same order.
     """
 
     size: tuple[int, int, int]
@@ -48,6 +50,7 @@ class Preprocessing(Record):
     crop: float = 1.0
     interpolation: str = "bicubic"
     crop_mode: str = "center"
+    channel_order: str = later("rgb")
 
     def __post_init__(self) -> None:
         """Check all values. Raises: InvalidRequest on a value that no network can have."""
@@ -104,6 +107,8 @@ class Preprocessing(Record):
         left, top = _start(picture.width, width), _start(picture.height, height)
         picture = picture.crop((left, top, left + width, top + height))
         pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
+        if self.channel_order == "bgr":
+            pixels = pixels[:, :, ::-1]
         return self._normalised(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -179,6 +184,8 @@ def _problems(value: Preprocessing) -> list[str]:
         )
     if value.interpolation not in INTERPOLATIONS:
         problems.append(f"interpolation {value.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}.")
+    if value.channel_order not in CHANNEL_ORDERS:
+        problems.append(f"channel_order is {value.channel_order!r}. Use one of: {', '.join(CHANNEL_ORDERS)}.")
     if value.crop_mode not in CROP_MODES:
         problems.append(f"crop_mode {value.crop_mode!r} must be one of {', '.join(CROP_MODES)}.")
     return problems

@@ -1,48 +1,32 @@
-"""Opens a Hugging Face folder (config.json, model.safetensors, preprocessor_config.json) with the `hugging-face` extra.
+"""Opens a Hugging Face folder (config.json, model.safetensors, preprocessor_config.json) with the package transformers.
 
 Nothing in the folder is executed: no remote code and no pickles. The hub is not contacted. Of CLIP and SigLIP, only the
-vision tower is used.
+vision tower is used. The network is compared with the model that transformers itself builds, and the preprocessing with
+the folder's own image processor.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
 
 from models.data.preprocessing import Preprocessing
-from models.errors import CheckpointMismatch, DamagedFile, InvalidRequest, UnsafeFile, UnsupportedModel
+from models.errors import CheckpointMismatch, InvalidRequest, UnsafeFile, UnsupportedModel
+from models.loading.hugging_face_outputs import OneOutput, one_output
+from models.loading.image_processor import check_processor, preprocessing_of, processor_of, read_json
 from models.loading.load_graph import open_graph
 from models.networks.network import Network
 
 TOWERS = {
-    "clip": "CLIPVisionModel",
+    "clip": "CLIPVisionModelWithProjection",
     "clip_vision_model": "CLIPVisionModel",
     "siglip": "SiglipVisionModel",
     "siglip_vision_model": "SiglipVisionModel",
     "siglip2": "Siglip2VisionModel",
 }
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Names of Pillow's resampling filters, by the number that image processors store."""
-
-
-class Outputs(nn.Module):
-    """Wraps a Hugging Face model: returns the logits of images; for a backbone, one feature vector for each image."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        found = self.model(pixel_values=images)
-        if getattr(found, "logits", None) is not None:
-            logits: Tensor = found.logits
-            return logits
-        if getattr(found, "pooler_output", None) is not None:
-            pooled: Tensor = found.pooler_output
-            return pooled
-        tokens: Tensor = found.last_hidden_state
-        return tokens[:, 0]
+"""Classes for models whose own class needs more than images, by model type."""
+TOLERANCE = 1e-4
+"""Largest difference from the outputs of transformers, divided by the largest absolute output."""
 
 
 def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:
@@ -51,7 +35,7 @@ def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | N
     Raises: InvalidRequest without the extra; UnsafeFile for remote code or pickles; CheckpointMismatch, DamagedFile,
     UnsupportedModel.
     """
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if "auto_map" in config:
         raise UnsafeFile(
             f"The config.json of {name} asks for code of its own (auto_map). vitfit never runs such code. Use an"
@@ -64,12 +48,36 @@ def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | N
         )
     model = _model(folder, name, config)
     wanted = Preprocessing.from_json(preprocessing) if preprocessing else preprocessing_of(folder, config)
-    classes = int(model.config.num_labels) if "ForImageClassification" in type(model).__name__ else 0
-    network = open_graph(Outputs(model), name, wanted, classes)
+    if not preprocessing:
+        check_processor(folder, wanted)
+    module, assumed = one_output(model, name, wanted.size)
+    if not preprocessing and not processor_of(folder):
+        assumed.append(
+            "The folder has no preprocessor_config.json: vitfit resizes pictures to the model's size, and uses mean 0.5"
+            " and standard deviation 0.5."
+        )
+    classes = int(model.config.num_labels) if module.output == "logits" else 0
+    network = open_graph(module, name, wanted, classes).with_assumptions(assumed)
+    _prove(module, network)
     if classes:
         labels = getattr(model.config, "id2label", None) or {}
         network = network.with_class_names(str(labels.get(i, i)) for i in range(classes))
     return network
+
+
+def _prove(module: OneOutput, network: Network) -> None:
+    """Compare the network with the model of transformers. Raises: UnsupportedModel when their outputs differ."""
+    images = torch.randn(3, *network.structure.image, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = module(images)
+    got = network.outputs(images)
+    apart = float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not apart <= TOLERANCE:
+        raise UnsupportedModel(
+            f"vitfit's network gives other outputs than {type(module.model).__name__} of transformers: they differ by"
+            f" {100 * apart:.2g} % of the largest output (allowed: {100 * TOLERANCE:g} %). Please report this model.",
+            reasons=["the outputs differ from those of transformers"],
+        )
 
 
 def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
@@ -80,12 +88,9 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
             f"The model {name} is a Hugging Face folder, but the package transformers, which reads it, is not"
             " installed. Install it: pip install 'transformers>=5'."
         ) from error
-    architecture = str((config.get("architectures") or [""])[0])
-    kind = TOWERS.get(str(config.get("model_type")), "AutoModel")
-    if "ForImageClassification" in architecture:
-        kind = "AutoModelForImageClassification"
+    kind = _class_of(transformers, config)
     try:
-        model, info = getattr(transformers, kind).from_pretrained(
+        model, info = kind.from_pretrained(
             folder,
             local_files_only=True,
             trust_remote_code=False,
@@ -112,39 +117,11 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
     return model.eval()
 
 
-def preprocessing_of(folder: Path, config: dict[str, Any]) -> Preprocessing:
-    """Reads the preprocessing from the folder's image processor.
-
-    A size that it lacks is taken from the model's config.
-    """
-    file = folder / "preprocessor_config.json"
-    processor = _json(file) if file.is_file() else {}
-    vision = config.get("vision_config") or config
-    side = vision.get("image_size", 224)
-    height, width = side if isinstance(side, list | tuple) else (side, side)
-    size, crop = processor.get("size"), processor.get("crop_size")
-    if isinstance(crop, dict) and processor.get("do_center_crop"):
-        height, width = crop["height"], crop["width"]
-    elif isinstance(size, dict) and "height" in size:
-        height, width = size["height"], size["width"]
-    shortest = size.get("shortest_edge") if isinstance(size, dict) else size
-    crops = bool(processor.get("do_center_crop")) and isinstance(shortest, int)
-    channels = int(vision.get("num_channels", 3))
-    return Preprocessing(
-        size=(channels, int(height), int(width)),
-        mean=tuple(processor.get("image_mean") or [0.5] * channels),
-        std=tuple(processor.get("image_std") or [0.5] * channels),
-        crop=min(1.0, height / shortest) if crops and shortest else 1.0,
-        interpolation=RESAMPLING.get(processor.get("resample", 3), "bicubic"),
-        crop_mode="center" if crops else "squash",
-    )
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DamagedFile(f"vitfit cannot read {file.name} ({str(error)[:200]}). Upload the folder again.") from error
-    if not isinstance(value, dict):
-        raise DamagedFile(f"The file {file.name} must hold a JSON object. Use the file that transformers saved.")
-    return value
+def _class_of(transformers: Any, config: dict[str, Any]) -> Any:
+    """Return the class that the folder names. A model with a text tower is opened as its vision tower."""
+    architecture = str((config.get("architectures") or [""])[0])
+    kind = str(config.get("model_type"))
+    own = getattr(transformers, architecture, None)
+    if kind in TOWERS and not architecture.endswith(("VisionModel", "WithProjection", "ForImageClassification")):
+        return getattr(transformers, TOWERS[kind])
+    return own if own is not None else getattr(transformers, TOWERS.get(kind, "AutoModel"))

@@ -18,9 +18,11 @@ from models.errors import (
 )
 from models.families.describe_stages import classes_of
 from models.loading.checkpoint import load_checkpoint
+from models.loading.image_processor import read_json
 from models.loading.load_graph import open_graph
 from models.loading.load_hugging_face import open_hugging_face
 from models.loading.load_onnx import open_onnx
+from models.loading.load_timm_folder import is_timm_folder, open_timm_folder
 from models.loading.model_archive import unpack_model
 from models.loading.timm_builder import build
 from models.networks.network import Network
@@ -74,7 +76,16 @@ def _packed(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Ne
     if len(files) == 1:
         return open_onnx(files[0], name, preprocessing)
     if (folder / "config.json").is_file():
-        return open_hugging_face(folder, name, preprocessing)
+        config = read_json(folder / "config.json")
+        if not is_timm_folder(config):
+            return open_hugging_face(folder, name, preprocessing)
+        module = open_timm_folder(folder, config)
+        wanted = Preprocessing.from_json(preprocessing) if preprocessing else Preprocessing.of_model(module)
+        network = network_of(module, name, wanted)
+        names = config.get("label_names")
+        if isinstance(names, list) and len(names) == network.structure.classes:
+            return network.with_class_names(map(str, names))
+        return network
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
     raise InvalidRequest(
         f"The archive holds {found or 'no files'}. It must hold one .onnx file with its data, or a Hugging Face folder"

@@ -10,6 +10,7 @@ from models.errors import UnsupportedModel
 from models.graph.network import GraphNetwork
 from models.graph.onnx.proof import prove
 from models.graph.onnx.reader import OnnxModel, read_onnx
+from models.loading.image_processor import preprocessing_of, processor_of, read_json
 from models.loading.load_graph import open_graph
 from models.networks.network import Network
 
@@ -22,17 +23,43 @@ FEATURES = ("hidden", "feature", "embed", "pool")
 def open_onnx(file: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:
     """Opens an ONNX file.
 
-    preprocessing: as in model.json. None: it is read from the file's metadata, or else it is that of ImageNet.
+    preprocessing: as in model.json. None: it is read from the files of Hugging Face beside the file, or from the
+    file's metadata. Without both, it is that of ImageNet.
 
     Raises: DamagedFile, UnsafeFile, UnsupportedModel, InvalidRequest.
     """
+    config = read_json(beside) if (beside := file.parent / "config.json").is_file() else {}
+    described = processor_of(file.parent) or config.get("image_size") or config.get("vision_config")
+    if preprocessing is None and described:
+        preprocessing = preprocessing_of(file.parent, config).to_json()
     model = read_onnx(file, tuple(preprocessing["size"]) if preprocessing else None)
     classes = 0 if any(word in model.output.lower() for word in FEATURES) else model.width
     network = open_graph(model.graph, name, _preprocessing(model, preprocessing), classes, model.batch, model.image)
     if isinstance(network, GraphNetwork):  # a file opened as a plain transformer cannot mix images
         _check_images_apart(network)
     prove(file, model, network)
-    return network
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and len(labels) == classes:
+        network = network.with_class_names(str(labels.get(str(i), i)) for i in range(classes))
+    return network.with_assumptions(_assumptions(model, preprocessing is not None))
+
+
+def _assumptions(model: OnnxModel, is_described: bool) -> list[str]:
+    said = []
+    if not is_described and not _has_preprocessing(model):
+        said.append(
+            "Neither the ONNX file nor a file beside it says how to prepare a picture: vitfit uses the mean and the"
+            " standard deviation of ImageNet. If this is wrong, give --preprocessing."
+        )
+    if left := [name for name in model.outputs if name != model.output]:
+        said.append(
+            f"The ONNX file has several outputs. vitfit takes {model.output!r} and leaves out: {', '.join(left)}."
+        )
+    return said
+
+
+def _has_preprocessing(model: OnnxModel) -> bool:
+    return any(key.startswith("preprocessing.") for key in model.metadata)
 
 
 def _check_images_apart(network: Network) -> None:
@@ -54,7 +81,7 @@ def _check_images_apart(network: Network) -> None:
 def _preprocessing(model: OnnxModel, wanted: dict[str, Any] | None) -> Preprocessing:
     if wanted is not None:
         return Preprocessing.from_json(wanted)
-    if any(key.startswith("preprocessing.") for key in model.metadata):
+    if _has_preprocessing(model):
         return Preprocessing.from_metadata(model.metadata)
     mean, std = IMAGENET if model.image[0] == 3 else ((0.5,), (0.5,))
     return Preprocessing(size=model.image, mean=mean, std=std)

@@ -36,6 +36,8 @@ class Network(ABC):
     preprocessing: Preprocessing
     plan: Plan | None = None
     """The plan that the network was pruned with; None for a dense network."""
+    assumptions: tuple[str, ...] = ()
+    """Sentences that say what vitfit has assumed about the model, because no file said it."""
     class_names: tuple[str, ...] | None = None
     _structure: Structure
     _quantiser: Quantiser | None = None
@@ -60,6 +62,12 @@ class Network(ABC):
         """Returns the same network with another quantiser for its int8 files."""
         same = copy.copy(self)
         same._quantiser = quantiser
+        return same
+
+    def with_assumptions(self, sentences: Iterable[str]) -> Self:
+        """Return the same network with further assumptions."""
+        same = copy.copy(self)
+        same.assumptions = (*self.assumptions, *sentences)
         return same
 
     def with_class_names(self, names: Iterable[str]) -> Self:

@@ -88,7 +88,7 @@ def build_report(
         trials=tuple(Trial.from_json(trial.to_json()) for trial in delivery.trials),
         delivered_trial=delivery.trial.number,
         samples_ms=SamplesMs(original=evidence.original.samples_ms, delivered=evidence.candidate.samples_ms),
-        warnings=(*delivery.evaluation.data.warnings, *_remarks(delivery)),
+        warnings=(*original.assumptions, *delivery.evaluation.data.warnings, *_remarks(delivery)),
         request=delivery.request.model_dump(mode="json"),
         dynamic_tokens=dynamic,
     )

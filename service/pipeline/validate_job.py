@@ -78,6 +78,8 @@ def describe_model(network: Network) -> dict[str, Any]:
         "width": structure.width,
         "tokens": structure.tokens,
         "key": structure.key,
+        "preprocessing": network.preprocessing.to_json(),
+        "assumptions": list(network.assumptions),
     }
 
 
@@ -105,7 +107,7 @@ def describe_job(job: dict[str, Any], model: Path, dataset: Path | None, allowed
         "dataset": evaluation.data.describe(),
         "criterion": criterion_of(method, request.criterion),
         "space": space_for(method, request.space),
-        "warnings": list(evaluation.data.warnings),
+        "warnings": [*evaluation.network.assumptions, *evaluation.data.warnings],
     }
 
 

@@ -237,8 +237,8 @@ def _folded(model: ModelProto) -> ModelProto:
         except Exception as error:
             raise UnsupportedModel(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load this ONNX file ({str(error)[:300]}). The file has"
-                f" IR version {model.ir_version} and opset {opset_of(model)}. Export the model again, with an older opset"
-                " if the runtime does not know this one.",
+                f" IR version {model.ir_version} and opset {opset_of(model)}. Export the model again. If the"
+                " runtime does not know this version, use an older opset.",
                 reasons=["ONNX Runtime cannot load it"],
             ) from error
         return onnx.load(target)

@@ -43,5 +43,5 @@ def test_time_is_told_by_kind_of_operator(files: list[Path]) -> None:
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a model")
-    with pytest.raises(DeviceUnavailable, match=r"footprint of broken\.onnx"):
+    with pytest.raises(DeviceUnavailable, match=r"memory of broken\.onnx"):
         footprint(tmp_path / "broken.onnx", Setting())

@@ -144,7 +144,7 @@ def free_size(model: onnx.ModelProto) -> None:
         (looping, "control flow"),
         (quantised, "already quantised"),
         (unknown, "Hardmax"),
-        (free_size, "fixed height and width"),
+        (free_size, "height and width are free"),
     ],
 )
 def test_what_cannot_be_pruned_is_refused_with_what_is_in_the_way(
