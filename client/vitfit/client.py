@@ -1,7 +1,6 @@
 """`Client`, which offers the REST interface of a vitfit server as typed methods."""
 
 import json
-import shutil
 import tempfile
 import time
 import uuid
@@ -16,6 +15,7 @@ import httpx
 from vitfit.connection import Connection, retry_after_s
 from vitfit.download import OnBytes, download
 from vitfit.errors import VitfitError
+from vitfit.model_file import packed
 from vitfit.offers import Device, Method
 from vitfit.result import Result
 from vitfit.results import Artifact, Budget, Dataset, Job, Model, Validation
@@ -113,7 +113,8 @@ class Client:
         if checkpoint is None:
             return Model.from_json(self._post("/v1/models", json=config, timeout=UPLOAD_TIMEOUT_S))
         with tempfile.TemporaryDirectory(prefix="vitfit-") as folder:
-            path = _packed(Path(checkpoint), Path(folder)) if Path(checkpoint).is_dir() else _existing(checkpoint)
+            source = Path(checkpoint) if Path(checkpoint).is_dir() else _existing(checkpoint)
+            path = packed(source, Path(folder))
             return Model.from_json(
                 self._post(
                     "/v1/models",
@@ -337,11 +338,6 @@ def _job_body(
     if dataset is not None:
         body["dataset"] = _id(dataset)
     return {**body, **options}
-
-
-def _packed(model: Path, folder: Path) -> Path:
-    """Write a Hugging Face folder to a zip file in `folder`, and return the file."""
-    return Path(shutil.make_archive(str(folder / "model"), "zip", model))
 
 
 def _existing(path: str | Path) -> Path:

@@ -1,9 +1,16 @@
 """Loads a checkpoint file into a module. The file may hold only tensors, and each of them must fit."""
 
+import argparse
+import collections
+import importlib
+import pathlib
 import pickle
+import types
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -15,18 +22,42 @@ from models.errors import (
 )
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
+WRAPPERS = ("state_dict_ema", "model_ema", "ema", "model", "state_dict", "model_state_dict", "module", "network", "net")
+"""Names under which training scripts store the weights. The first one that is there is taken, as timm does: averaged
+weights (EMA) come first."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "network.", "net.", "student.", "teacher.")
+"""Prefixes that training scripts put before the names of weights. They may stand one after the other."""
+MULTIARRAY: Any = importlib.import_module("numpy._core.multiarray")
+ARRAYS = ("scalar", "_reconstruct")
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    types.SimpleNamespace,
+    collections.defaultdict,
+    collections.OrderedDict,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+    np.dtype,
+    np.ndarray,
+    *((getattr(MULTIARRAY, name), f"numpy.{core}.multiarray.{name}") for name in ARRAYS for core in ("core", "_core")),
+    *(kind for kind in vars(np.dtypes).values() if isinstance(kind, type)),
+]
+"""Classes that training scripts store beside the weights. They hold values and run no code."""
 SHOWN_KEYS = 5
 
 
-def load_checkpoint(module: nn.Module, path: Path) -> None:
+def load_checkpoint(module: nn.Module, path: Path) -> list[str]:
     """Loads weights of any float precision into the module, in place; they are converted to the module's precision.
+
+    Return sentences that say what was assumed about the checkpoint.
 
     Raises: UnsafeFile, DamagedFile; CheckpointMismatch with the keys that are missing, unexpected or of another shape.
     """
-    weights = _unwrapped(_read(path))
-    _refuse_quantised(weights)
     own = module.state_dict()
+    weights, assumed = _unwrapped(_read(path))
+    weights, prefix = _without_prefix(weights, own.keys())
+    if prefix:
+        assumed.append(f"The names of the weights begin with {prefix!r}: vitfit leaves this prefix out.")
+    _refuse_quantised(weights)
     missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     shapes = [
         f"{key}: {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
@@ -61,6 +92,25 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
             " tensors. All weights must be finite. Use another checkpoint."
         )
     module.load_state_dict(weights)
+    return assumed
+
+
+def _without_prefix(weights: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict[str, Tensor], str]:
+    """Return the weights whose names begin with a prefix, without it, if this gives more of the wanted names.
+
+    Other weights, such as those of a teacher beside a student, are then left out.
+    """
+    best, found = "", sum(name in wanted for name in weights)
+    prefixes = {""}
+    for _ in range(2):
+        prefixes |= {known + prefix for known in prefixes for prefix in PREFIXES}
+    for prefix in sorted(prefixes, key=lambda one: (len(one), one)):
+        fitting = sum(name.startswith(prefix) and name[len(prefix) :] in wanted for name in weights)
+        if fitting > found:
+            best, found = prefix, fitting
+    if not best:
+        return weights, ""
+    return {name[len(best) :]: value for name, value in weights.items() if name.startswith(best)}, best
 
 
 def _refuse_quantised(weights: dict[str, Tensor]) -> None:
@@ -87,7 +137,8 @@ def _read(path: Path) -> dict[str, Any]:
                 f"The checkpoint is not a complete safetensors file ({str(error)[:200]}). Upload it again."
             ) from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnsafeFile(
             "The checkpoint is a pickle that tries to run code. vitfit loads only tensors. Save the checkpoint as"
@@ -103,17 +154,17 @@ def _read(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _unwrapped(weights: dict[str, Any]) -> dict[str, Tensor]:
-    """Returns the tensors of a checkpoint by their names in the model.
+def _unwrapped(weights: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns the tensors of a checkpoint by their names, and sentences about what was assumed.
 
-    Training scripts often store the weights in a dictionary beside the optimizer, or with the prefix `module.`.
+    Training scripts often store the weights in a dictionary beside the optimizer.
     """
-    for wrapper in WRAPPERS:
-        if isinstance(weights.get(wrapper), dict):
-            weights = weights[wrapper]
-            break
-    if weights and all(isinstance(key, str) and key.startswith("module.") for key in weights):
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    there = [wrapper for wrapper in WRAPPERS if isinstance(weights.get(wrapper), dict)]
+    assumed = []
+    if there:
+        weights = weights[there[0]]
+    if len(there) > 1:
+        assumed.append(f"The checkpoint has several sets of weights ({', '.join(there)}): vitfit takes {there[0]!r}.")
     strange = [
         key
         for key, value in weights.items()
@@ -130,7 +181,7 @@ def _unwrapped(weights: dict[str, Any]) -> dict[str, Tensor]:
             f"The tensor {odd[:200]!r} of the checkpoint is sparse, nested, quantised or without values. vitfit loads"
             " only dense tensors with values. Convert the tensor and save the checkpoint again."
         )
-    return weights
+    return weights, assumed
 
 
 def _is_plain(value: Tensor) -> bool:

@@ -90,6 +90,7 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
         ) from error
     kind = _class_of(transformers, config)
     try:
+        transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model, info = kind.from_pretrained(
             folder,
             local_files_only=True,

@@ -66,9 +66,9 @@ def _opened(folder: Path, description: dict[str, Any]) -> Network:
     checkpoint = next((p for p in (folder / "weights.safetensors", folder / "weights.pth") if p.exists()), None)
     options = description.get("options") or {}
     module = build(name, options, pretrained=checkpoint is None and bool(description.get("pretrained")))
-    if checkpoint is not None:
-        load_checkpoint(module, checkpoint)
-    return network_of(module, name, Preprocessing.from_json(wanted) if wanted else Preprocessing.of_model(module))
+    assumed = [] if checkpoint is None else load_checkpoint(module, checkpoint)
+    preprocessing = Preprocessing.from_json(wanted) if wanted else Preprocessing.of_model(module)
+    return network_of(module, name, preprocessing).with_assumptions(assumed)
 
 
 def _packed(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:

@@ -226,7 +226,7 @@ class Runner:
         """
         worker.over_seen_at = worker.over_seen_at or time.monotonic()
         if time.monotonic() - worker.over_seen_at > LEAVE_S:
-            log.warning("%s: its worker has lost the job and is killed", worker.lease.job_id)
+            log.warning("%s: its worker no longer has the job and is killed", worker.lease.job_id)
             signal_group(worker.process.pid, signal.SIGKILL)
 
     def _press(self, worker: Worker) -> None:

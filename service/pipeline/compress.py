@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from models.errors import InvalidRequest
-from models.loading.model_files import FILE_NAMES
+from vitfit.model_file import packed
+
+from models.loading.model_files import stored_name
 from service.core.data_folder import JobFiles
 from service.jobs.job_request import JobRequest
 from service.jobs.journal import MemoryJournal
@@ -56,15 +57,10 @@ def model_folder(folder: Path, model: dict[str, Any], checkpoint: Path | None) -
     """
     folder.mkdir()
     (folder / "model.json").write_text(json.dumps(model))
-    if checkpoint is not None and checkpoint.is_dir():
-        shutil.make_archive(str(folder / "model"), "zip", checkpoint)
-    elif checkpoint is not None:
-        if checkpoint.suffix not in FILE_NAMES:
-            raise InvalidRequest(
-                f"vitfit cannot read the model file {checkpoint.name!r}. "
-                f"Give a file whose name ends with one of: {', '.join(FILE_NAMES)}."
-            )
-        shutil.copyfile(checkpoint, folder / FILE_NAMES[checkpoint.suffix])
+    if checkpoint is not None:
+        with tempfile.TemporaryDirectory(prefix="vitfit-") as scratch:
+            file = packed(checkpoint, Path(scratch))
+            shutil.copyfile(file, folder / stored_name(file.name))
     return folder
 
 

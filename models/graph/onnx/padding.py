@@ -31,9 +31,15 @@ def padding_of(attributes: Attributes, image: Sequence[int], kernel: Sequence[in
     return [*before, *after]
 
 
-def padded(build: Build, x: Node, padding: Padding, filling: float) -> tuple[Node, list[int]]:
-    """Pad `x` if opposite sides differ. Return it with the padding (rows, columns) that is left for the operator."""
-    if padding[:2] == padding[2:]:
+def padded(
+    build: Build, x: Node, padding: Padding, filling: float, most: Sequence[int] | None = None
+) -> tuple[Node, list[int]]:
+    """Pad `x` if opposite sides differ. Return it with the padding (rows, columns) that is left for the operator.
+
+    most: the largest padding that the operator takes; None: it takes any.
+    """
+    fits = most is None or all(size <= limit for size, limit in zip(padding[:2], most, strict=True))
+    if padding[:2] == padding[2:] and fits:
         return x, padding[:2]
     top, left, bottom, right = padding
     return build.call(aten.constant_pad_nd.default, x, [left, right, top, bottom], filling), [0, 0]

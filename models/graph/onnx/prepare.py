@@ -94,8 +94,9 @@ def prepare(model: ModelProto, known: Collection[str], image: Image | None = Non
     _check(model)
     model = _converted(model)
     size, batch, is_free = _fix_sizes(model, image)
-    for _ in range(2):  # a definition may use other functions, whose sizes are known after folding only
-        model = _folded(_inlined(model, known))
+    model = _folded(model)  # first, because some definitions have loops, which folding makes unnecessary
+    while (inlined := _inlined(model, known)) is not model:
+        model = _folded(inlined)
     return Prepared(model, size, batch, is_free)
 
 
@@ -180,7 +181,10 @@ def _fix_sizes(model: ModelProto, image: Image | None) -> tuple[Image, int, bool
 
 
 def _inlined(model: ModelProto, known: Collection[str]) -> ModelProto:
-    """Replace operators that the reader does not know by their definitions, if onnx has one."""
+    """Replace operators that the reader does not know by their definitions, if onnx has one.
+
+    Return the same object if there is nothing to replace.
+    """
     unknown = {node.op_type for node in model.graph.node} - set(known)
     defined = [("", name) for name in sorted(unknown) if _has_definition(name, opset_of(model))]
     if not defined:

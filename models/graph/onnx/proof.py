@@ -49,7 +49,10 @@ class Original:
     def outputs(self, images: Tensor, batch: int) -> Tensor:
         """Return the outputs (n, values) of images, in batches of this size."""
         given = self._model
-        chunks = [self._session.run([given.output], {given.input: chunk.numpy()})[0] for chunk in images.split(batch)]
+        chunks = []
+        for chunk in images.split(batch):
+            found = self._session.run([given.output], {given.input: chunk.numpy()})[0]
+            chunks.append(found.reshape(len(chunk), -1))  # a Squeeze without axes removes the axis of a single image
         return torch.from_numpy(np.concatenate(chunks))
 
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from models.errors import InvalidRequest
-from models.loading.model_files import FILE_NAMES
+from models.loading.model_files import stored_name
 from service.api.auth import Reader, Submitter
 from service.api.context import Service, ServiceOf
 from service.api.paging import PageQuery, mine, newest_first
@@ -64,21 +64,8 @@ async def _receive(request: Request, folder: Path, service: Service) -> ModelReq
             allowed=[*PARTS],
         )
     config = parse(ModelRequest, upload.fields["config"])
-    arriving.rename(folder / _weights_name(upload.filename))
+    arriving.rename(folder / stored_name(upload.filename))
     return config.model_copy(update={"pretrained": False})
-
-
-def _weights_name(filename: str) -> str:
-    suffix = Path(filename).suffix.lower()
-    if suffix not in FILE_NAMES:
-        raise InvalidRequest(
-            f"The server cannot read the checkpoint {filename!r}. "
-            f"Send a file whose name ends with one of: {', '.join(FILE_NAMES)}.",
-            field="checkpoint",
-            value=filename,
-            allowed=list(FILE_NAMES),
-        )
-    return FILE_NAMES[suffix]
 
 
 @router.get("")

@@ -13,20 +13,20 @@ from PIL import Image
 from models.data.preprocessing import Preprocessing
 from models.evaluation.kept_patches import grid_of, kept_patches, thumbnail
 from models.networks.torch_network import TorchNetwork
-from models.structure import TokenPlan, identity
+from models.structure import Reducer, TokenPlan, identity
 from tests.support.networks import images_for, small_network
 
 
-def reduced(*kept: int, reducer: str = "drop") -> TorchNetwork:
+def reduced(*kept: int, reducer: Reducer = "drop") -> TorchNetwork:
     """Return a small network (16 patches) that keeps `kept` patches, one number for each of its first blocks."""
     network = small_network(img_size=32, depth=3)
     whole = identity(network.structure)
-    blocks = [dataclasses.replace(b, tokens=TokenPlan(k, reducer)) for b, k in zip(whole.blocks, kept, strict=False)]  # type: ignore[arg-type]
+    blocks = [dataclasses.replace(b, tokens=TokenPlan(k, reducer)) for b, k in zip(whole.blocks, kept, strict=False)]
     return network.pruned(dataclasses.replace(whole, blocks=(*blocks, *whole.blocks[len(kept) :])), None)
 
 
 @pytest.mark.parametrize("reducer", ["drop", "fuse"])
-def test_places_are_of_the_whole_grid_after_every_block(reducer: str) -> None:
+def test_places_are_of_the_whole_grid_after_every_block(reducer: Reducer) -> None:
     network = reduced(9, 4, reducer=reducer)
     images = images_for(network, 5)
     first, second = kept_patches(network, images)

@@ -4,6 +4,7 @@ vitfit prunes both kinds alike, or refuses the unusual one. Before pruning, each
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from models.data.preprocessing import Preprocessing
 from models.graph.network import GraphNetwork
+from models.structure import Reducer
 from tests.models.graph.test_tokens import without_tokens
 from tests.support.plans import plan_of
 
@@ -73,11 +75,11 @@ class Transformer(nn.Module):
         return found
 
 
-def cut(model: Transformer, reducer: str = "fuse") -> tuple[GraphNetwork, Tensor]:
+def cut(model: Transformer, reducer: Reducer = "fuse") -> tuple[GraphNetwork, Tensor]:
     network = GraphNetwork(model.eval(), "unusual", IMAGE, 10)
     images = torch.randn(HEADS, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(network.outputs(images), Transformer.forward(model, images), atol=1e-5)
-    plan = without_tokens(plan_of(network.structure, 0.7), network.structure, reducer)  # type: ignore[arg-type]
+    plan = without_tokens(plan_of(network.structure, 0.7), network.structure, reducer)
     return network, network.pruned(plan, None).outputs(images)
 
 
@@ -105,7 +107,7 @@ class AllRows(Attention):
 
 
 MEAN = lambda x: x[:, 1:].mean(1)  # noqa: E731
-ALIKE: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+ALIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "slice from the end": ({"read": lambda x: x[:, -PATCHES:].mean(1)}, {"read": MEAN}),
     "slice up to the end": ({"read": lambda x: x[:, :-PATCHES].mean(1)}, {}),
     "narrow": ({"read": lambda x: x.narrow(-2, 1, PATCHES).mean(1)}, {"read": MEAN}),
@@ -125,8 +127,8 @@ ALIKE: dict[str, tuple[dict[str, object], dict[str, object]]] = {
 
 @pytest.mark.parametrize("reducer", ["drop", "fuse"])
 @pytest.mark.parametrize("name", list(ALIKE))
-def test_what_says_the_same_is_cut_alike(name: str, reducer: str) -> None:
-    unusual, usual = (Transformer(**options) for options in ALIKE[name])  # type: ignore[arg-type]
+def test_what_says_the_same_is_cut_alike(name: str, reducer: Reducer) -> None:
+    unusual, usual = (Transformer(**options) for options in ALIKE[name])
     (_, found), (_, wanted) = cut(unusual, reducer), cut(usual, reducer)
     assert torch.allclose(found, wanted, atol=1e-5)
 
@@ -165,8 +167,8 @@ class Stacked(Attention):
     ],
     ids=["weighted sum", "sum over a number", "causal", "table of q and k"],
 )
-def test_what_would_change_with_their_number_keeps_all_tokens(options: dict[str, object], said: str) -> None:
-    network = GraphNetwork(Transformer(**options).eval(), "unusual", IMAGE, 10)  # type: ignore[arg-type]
+def test_what_would_change_with_their_number_keeps_all_tokens(options: dict[str, Any], said: str) -> None:
+    network = GraphNetwork(Transformer(**options).eval(), "unusual", IMAGE, 10)
     free = [stage.free_tokens for stage in network.structure.stages for _ in stage.blocks]
     assert said in network._flow.reason and not any(free[:-1])
 

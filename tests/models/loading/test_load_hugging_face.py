@@ -40,6 +40,8 @@ DINO: dict[str, Any] = {
 def model_of(name: str) -> Any:
     t = transformers
     torch.manual_seed(0)
+    if name == "CLIPVisionModel":
+        return t.CLIPVisionModel(t.CLIPVisionConfig(**PLAIN))
     if name == "clip":
         return t.CLIPModel(t.CLIPConfig(vision_config=PLAIN, text_config={**SIZES, "vocab_size": 100}))
     config, sizes = {
@@ -71,10 +73,20 @@ NAMES = (
     "Dinov2Model",
     "SiglipVisionModel",
     "clip",
+    "CLIPVisionModel",
     "BeitForImageClassification",
     "Data2VecVisionForImageClassification",
     "DINOv3ViTModel",
 )
+
+
+def outputs_of_library(name: str, model: Any, x: torch.Tensor) -> torch.Tensor:
+    if name == "clip":
+        wanted: torch.Tensor = model.visual_projection(model.vision_model(x).pooler_output)
+        return wanted
+    found = model(pixel_values=x)
+    wanted = found.logits if "Classification" in name else found.pooler_output
+    return wanted
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,8 +95,7 @@ def test_outputs_are_the_library_s_and_heads_and_neurons_go(tmp_path: Path, name
     network = open_hugging_face(folder, name, None)
     x = torch.randn(3, *network.structure.image)
     with torch.inference_mode():
-        found = model.vision_model(x) if name == "clip" else model(pixel_values=x)
-    wanted = found.logits if "Classification" in name else found.pooler_output
+        wanted = outputs_of_library(name, model, x)
     assert torch.allclose(network.outputs(x), wanted, atol=1e-5)
     small = network.pruned(plan_of(network.structure, 0.6), network.statistics(x))
     assert small.outputs(x).shape == wanted.shape

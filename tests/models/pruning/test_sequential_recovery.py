@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.networks.torch_network import TorchNetwork
-from models.structure import Plan, TokenPlan, identity
+from models.structure import Plan, Reducer, ReductionPoint, TokenPlan, identity
 from tests.support.families import small_family
 from tests.support.networks import VARIANTS, images_for, random_plan, small_network
 
@@ -38,11 +38,11 @@ def test_errors_of_earlier_blocks_are_made_good(options: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("reducer", ["drop", "fuse", "weighted"])
 @pytest.mark.parametrize("at", ["start", "middle"])
-def test_tokens_are_matched_with_their_own(reducer: str, at: str) -> None:
+def test_tokens_are_matched_with_their_own(reducer: Reducer, at: ReductionPoint) -> None:
     """If tokens were matched with other tokens, the fit would pull each output towards the wrong target."""
     network = small_network()
     whole = identity(network.structure)
-    kept = TokenPlan(20, reducer, at, "cumulative" if at == "start" else "attention")  # type: ignore[arg-type]
+    kept = TokenPlan(20, reducer, at, "cumulative" if at == "start" else "attention")
     blocks = [dataclasses.replace(block, neurons=block.neurons[::2]) for block in whole.blocks]
     blocks[1] = dataclasses.replace(blocks[1], tokens=kept)
     blocks[2] = dataclasses.replace(blocks[2], tokens=dataclasses.replace(kept, kept=10))

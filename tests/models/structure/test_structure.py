@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.errors import InvalidRequest
 from models.families import family_of
 from models.families.describe import describe
-from models.structure import HeadPlan, Plan, Structure, TokenPlan, identity
+from models.structure import HeadPlan, Plan, Reducer, Structure, TokenPlan, identity
 from tests.support.networks import VARIANTS, random_plan, small_network
 
 # The two policies that MDC (arXiv 2201.00043) found and published, after truncation.
@@ -78,13 +78,13 @@ def test_macs_and_parameters_of_random_plans(variant: str, embed: bool) -> None:
 
 @pytest.mark.parametrize("name", MDC)
 @pytest.mark.parametrize("reducer", ["drop", "fuse"])
-def test_published_policies_of_mdc(name: str, reducer: str) -> None:
+def test_published_policies_of_mdc(name: str, reducer: Reducer) -> None:
     module = timm.create_model(name)
     structure = describe(module, family_of(module), name)
     rows, without_fused, with_fused = MDC[name]
     whole, blocks = identity(structure), []
     for plan, (before, after, heads, neurons) in zip(whole.blocks, rows, strict=True):
-        tokens = TokenPlan(after - 1, reducer) if after < before else None  # type: ignore[arg-type]
+        tokens = TokenPlan(after - 1, reducer) if after < before else None
         blocks.append(
             dataclasses.replace(plan, heads=plan.heads[:heads], neurons=plan.neurons[:neurons], tokens=tokens)
         )

@@ -64,7 +64,7 @@ def test_another_network_is_refused_by_name(workshop_there: Workshop, tmp_path: 
     other = Workshop(tmp_path, model_folder(tmp_path / "other", depth=2), workshop_there.dataset)
     with pytest.raises(InvalidRequest, match="is for vit_tiny_patch16_224"):
         other.run(budget("latency_keep", 0.8, "user-pi"), trials=1)
-    with pytest.raises(InvalidRequest, match="batch 4"):
+    with pytest.raises(InvalidRequest, match="batch size 4"):
         workshop_there.run(budget("latency_keep", 0.8, "user-pi", batch=4), trials=1)
 
 

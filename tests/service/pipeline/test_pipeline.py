@@ -153,6 +153,7 @@ def test_the_report_says_what_was_removed(counted: Ran) -> None:
         "samples_ms",
         "warnings",
         "request",
+        "dynamic_tokens",
     }
     kept = delivered_network(counted).structure.blocks
     for row, block in zip(report["blocks"], kept, strict=True):

@@ -92,7 +92,7 @@ def test_cutmix_without_labels_is_refused_before_the_job(workshop: Workshop, tmp
 def test_what_cannot_be_done_is_refused_before_the_job(workshop: Workshop, wider: Workshop, tmp_path: Path) -> None:
     """Refuse a target that is larger, a model without classes, and leave-one-out scores that would take a day."""
     assert validated(workshop.model)["criterion"] == "kl"
-    with pytest.raises(InvalidRequest, match="embedding dims, the target 192"):
+    with pytest.raises(InvalidRequest, match="embedding dims, but the target has 192"):
         validated(workshop.model, target=TARGET)
     with pytest.raises(InvalidRequest, match="no classifier"):
         validated(model_folder(tmp_path / "features", num_classes=0))

@@ -74,6 +74,8 @@ def test_a_good_model_is_described_by_a_process(model: Path) -> None:
             "width": 48,
             "tokens": 17,
             "key": structure.key,
+            "preprocessing": open_model(model).preprocessing.to_json(),
+            "assumptions": [],
         },
     }
 
