@@ -90,7 +90,12 @@ def compress(address: str, trials: int, output: Path) -> Job:
     source = model_source(str(DIGITS))
     with Client(address) as client:
         model = client.upload_model(
-            source.name, source.options, source.checkpoint, source.preprocessing, source.pretrained, source.classes
+            source.name,
+            source.options,
+            source.checkpoint,
+            source.preprocessing,
+            pretrained=source.pretrained,
+            classes=source.classes,
         )
         data = client.upload_dataset(DIGITS / "digits.npz")
         job = client.submit(model, [BUDGET], dataset=data, trials=trials, name="demo")

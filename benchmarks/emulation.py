@@ -85,10 +85,10 @@ def compare(name: str, data: Path) -> list[Row]:
             for level in (1.0, 0.6):
                 policy = space.along([*draw.random(len(space.dimensions) - 1).tolist(), level], step)
                 plan = space.plan(policy)
-                rows.append(_row(name, ranked, plan, policy.int8, files.work / "file.onnx"))
+                rows.append(_row(name, ranked, plan, policy.int8, file=files.work / "file.onnx"))
                 print(rows[-1], flush=True)
             half = dataclasses.replace(plan, precision="fp16", blocks=tuple(map(_whole, plan.blocks)))
-            rows.append(_row(name, ranked, half, -1, files.work / "file.onnx"))
+            rows.append(_row(name, ranked, half, -1, file=files.work / "file.onnx"))
             print(rows[-1], flush=True)
     return rows
 
@@ -97,7 +97,7 @@ def _whole(block: BlockPlan) -> BlockPlan:
     return dataclasses.replace(block, exact=())
 
 
-def _row(name: str, ranked: Ranked, plan: Plan, int8: float, file: Path) -> Row:
+def _row(name: str, ranked: Ranked, plan: Plan, int8: float, *, file: Path) -> Row:
     evaluation = ranked.evaluation
     network = ranked.final(plan, True)
     network.export(file, 1, "cpu")

@@ -42,14 +42,14 @@ def main() -> None:
     for number in range(options.jobs):
         for name in ("digits", "clutter", UNTRAINED):
             limit = round(draw.uniform(LEAST, MOST), 3)
-            rows.append(job(name, number, limit, options.trials, options.scenes, options.output))
+            rows.append(job(name, number, limit, options.trials, scenes=options.scenes, output=options.output))
             print(rows[-1], flush=True)
     text = table(rows)
     print(text)
     (options.output / "table.json").write_text(json.dumps({"rows": rows, **machine()}, indent=1))
 
 
-def job(name: str, number: int, limit: float, trials: int, scenes: Path, output: Path) -> dict[str, Any]:
+def job(name: str, number: int, limit: float, trials: int, *, scenes: Path, output: Path) -> dict[str, Any]:
     folder = output / f"{name}-{number}"
     stored = folder / "again.json"
     if stored.exists():
@@ -72,10 +72,10 @@ def job(name: str, number: int, limit: float, trials: int, scenes: Path, output:
 def _compress(name: str, body: dict[str, Any], scenes: Path, folder: Path) -> dict[str, Any]:
     if name == UNTRAINED:
         model = {"name": name, "options": {}, "pretrained": False}
-        return compress(JobRequest.model_validate(body | {"dataset": None}), model, None, None, folder)
+        return compress(JobRequest.model_validate(body | {"dataset": None}), model, None, None, output=folder)
     data = HERE / "digits" / "digits.npz" if name == "digits" else scenes
     model = json.loads((HERE / name / "model.json").read_text())
-    return compress(JobRequest.model_validate(body), model, HERE / name / "weights.safetensors", data, folder)
+    return compress(JobRequest.model_validate(body), model, HERE / name / "weights.safetensors", data, output=folder)
 
 
 def _again(folder: Path, number: int) -> dict[str, float]:

@@ -74,7 +74,7 @@ def main() -> None:
             row
             for keep in options.keeps
             for name in ROWS
-            for row in make(task, data, name, keep, folder, options.trials, options.seconds)
+            for row in make(task, data, name, keep, folder=folder, trials=options.trials, seconds=options.seconds)
         ]
         rows += timed(made, folder)
     (options.output / "table.json").write_text(json.dumps({"rows": rows, **machine()}, indent=1))
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def make(
-    task: str, data: Path, name: str, keep: float, folder: Path, trials: int, seconds: float
+    task: str, data: Path, name: str, keep: float, *, folder: Path, trials: int, seconds: float
 ) -> list[dict[str, Any]]:
     """Return the row before training and the row after it. Compute them unless their file exists already."""
     stem = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{keep}"

@@ -61,7 +61,7 @@ def table(folder: Path, trials: int, images: int) -> str:
     ranked = rank_network(evaluation, request, folder)
     space, pricing = ranked.space, Pricing(request, evaluation.network.structure)
     verifier = Verifier(evaluation.network, pricing, folder, 0)
-    fitting = seconds(lambda: profile(pricing, evaluation.network, verifier, folder, folder))
+    fitting = seconds(lambda: profile(pricing, evaluation.network, verifier, folder, work=folder))
     random = np.random.default_rng(0)
     policies = [space.along(list(random.random(len(space.dimensions))), random.random()) for _ in range(POLICIES)]
     sketches: list[Structure] = []

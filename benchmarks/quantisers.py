@@ -87,7 +87,7 @@ def in_int8(network: Network) -> Network:
     return network.pruned(dataclasses.replace(identity(network.structure), precision="int8"), None)
 
 
-def static(
+def static(  # noqa: PLR0917  called with a tuple of its arguments
     network: Network,
     images: Tensor,
     path: Path,
@@ -99,7 +99,7 @@ def static(
     """Export a file with static quantisation of the same layers as in the dynamic file."""
     module = copy.deepcopy(network.module)
     mark(module, network.int8_layers_of(module))
-    export_onnx(module, network.structure.image, network.preprocessing, path, 1)
+    export_onnx(module, network.structure.image, network.preprocessing, path, batch=1)
     model = onnx.load(path)
     names = [node.name for node in model.graph.node if MARKED.search(node.name)]
     add_pre_process_metadata(model)

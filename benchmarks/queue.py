@@ -98,7 +98,7 @@ def lives(store: Store) -> int:
     while (lease := leases.claim("benchmark")) is not None:
         for number in range(TRIALS):
             leases.record(lease, trial(number))
-            leases.progress(lease, number + 1, TRIALS, -0.1, 1.0)
+            leases.progress(lease, number + 1, TRIALS, -0.1, seconds_left=1.0)
             leases.heartbeat(lease)
         leases.succeed(lease, JobResult(guarantee="counted", delivered_trial=0))
         count += 1

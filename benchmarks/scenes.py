@@ -119,7 +119,9 @@ def _strokes(count: int, hard: Tensor, draw: torch.Generator) -> Tensor:
     return torch.cat([_drawn(*stroke).amax(1, keepdim=True) for stroke in strokes])
 
 
-def _drawn(start_x: Tensor, start_y: Tensor, length: Tensor, angle: Tensor, width: Tensor, ink: Tensor) -> Tensor:
+def _drawn(  # noqa: PLR0917  called with a tuple of its arguments
+    start_x: Tensor, start_y: Tensor, length: Tensor, angle: Tensor, width: Tensor, ink: Tensor
+) -> Tensor:
     """Return the ink of each stroke at each pixel, (n, s, 64, 64). All arguments are (n, s, 1, 1).
 
     The ink depends on the distance between the pixel and the axis of the stroke.

@@ -50,7 +50,7 @@ def run(seed: int, keep: float, trials: int, output: Path) -> dict[str, Any]:
             }
         )
         model = json.loads((DIGITS / "model.json").read_text())
-        compress(request, model, DIGITS / "weights.safetensors", DIGITS / "digits.npz", folder)
+        compress(request, model, DIGITS / "weights.safetensors", DIGITS / "digits.npz", output=folder)
     report = json.loads((folder / "report.json").read_text())
     before, after = report["original"], report["delivered"]
     return {

@@ -64,11 +64,11 @@ def main() -> None:
     options = arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
-    task = open_task(options.model, options.data, tuple(options.keep), options.images, options.test_images)
+    task = open_task(options.model, options.data, tuple(options.keep), options.images, test_images=options.test_images)
     rows = []
     for seed in range(options.seeds):
         recipe = Recipe(options.epochs, options.learning_rate, options.batch, distill=1.0, seed=seed)
-        rows += [run(task, chooser, recipe, options.selector_rate, options.output) for chooser in CHOOSERS]
+        rows += [run(task, chooser, recipe, options.selector_rate, output=options.output) for chooser in CHOOSERS]
     text = table(task, rows)
     print(text)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_task(model: Path, data: Path, keeps: tuple[float, ...], images: int, test_images: int) -> Task:
+def open_task(model: Path, data: Path, keeps: tuple[float, ...], images: int, *, test_images: int) -> Task:
     dense = open_model(model)
     with tempfile.TemporaryDirectory() as folder:
         dataset = dataset_of(dense, data.resolve(), Path(folder))
@@ -123,7 +123,7 @@ def keeping(structure: Structure, keeps: Sequence[float], score: TokenScore) -> 
     return dataclasses.replace(whole, blocks=tuple(blocks))
 
 
-def run(task: Task, chooser: str, recipe: Recipe, selector_rate: float, output: Path) -> dict[str, Any]:
+def run(task: Task, chooser: str, recipe: Recipe, selector_rate: float, *, output: Path) -> dict[str, Any]:
     """Run one seed of one chooser. A finished row is not computed again."""
     key = f"{task.name} {chooser}-{task.plan('selector').key}-{recipe}-{selector_rate}-{len(task.train.images)}"
     store = output / "rows.json"
@@ -133,7 +133,14 @@ def run(task: Task, chooser: str, recipe: Recipe, selector_rate: float, output: 
         network = with_chooser(task, chooser, recipe, selector_rate)
         frozen = accuracy(network, task.test)
         with tempfile.TemporaryDirectory() as folder:
-            tuned = finetune(network, task.dense, task.train, recipe, Path(folder) / "c.pt", _said(chooser, "tuning"))
+            tuned = finetune(
+                network,
+                task.dense,
+                task.train,
+                recipe,
+                checkpoint=Path(folder) / "c.pt",
+                after_epoch=_said(chooser, "tuning"),
+            )
         known[key] = {"chooser": chooser, "seed": recipe.seed, "frozen": frozen, "tuned": accuracy(tuned, task.test)}
         output.mkdir(parents=True, exist_ok=True)
         store.write_text(json.dumps(known, indent=1))
@@ -152,7 +159,9 @@ def with_chooser(task: Task, chooser: str, recipe: Recipe, selector_rate: float)
     learn = dataclasses.replace(recipe, learning_rate=selector_rate * recipe.learning_rate)
     with tempfile.TemporaryDirectory() as folder:
         said = _said(chooser, "selectors")
-        return train_selectors(network, task.dense, task.train, learn, Path(folder) / "c.pt", said, frozen=1.0)
+        return train_selectors(
+            network, task.dense, task.train, learn, checkpoint=Path(folder) / "c.pt", after_epoch=said, frozen=1.0
+        )
 
 
 def _said(chooser: str, what: str) -> Callable[[int, float], None]:

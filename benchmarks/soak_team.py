@@ -66,7 +66,15 @@ def main() -> None:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto logs one line for every request
     with tempfile.TemporaryDirectory(prefix="vitfit-soak-") as folder:
         with world(Path(folder)) as (database, bucket, cluster, nodes, environment):
-            team = Team(Path(folder), random.Random(options.seed), database, bucket, cluster, nodes, environment)
+            team = Team(
+                Path(folder),
+                random.Random(options.seed),
+                database,
+                bucket,
+                cluster=cluster,
+                nodes=nodes,
+                environment=environment,
+            )
             found = team.run(options.kills)
         found["orphans"] = list(processes(folder).values())
     for name, value in found.items():
@@ -116,6 +124,7 @@ class Team:
         draw: random.Random,
         database: Postgres,
         bucket: S3,
+        *,
         cluster: Cluster,
         nodes: dict[str, Any],
         environment: dict[str, str],

@@ -61,7 +61,7 @@ def learning_rate(progress: float) -> float:
 
 
 def train_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, digits: Sources, epoch: int, epochs: int, seed: int
+    model: nn.Module, optimizer: torch.optim.Optimizer, digits: Sources, epoch: int, *, epochs: int, seed: int
 ) -> float:
     """Train for one pass over new scenes, which depend only on seed and epoch. Return the mean loss."""
     device, draw = digits.images.device, torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -110,7 +110,7 @@ def train(checkpoint: Path, epochs: int, seed: int, device: torch.device) -> tup
     seen = fixed_scenes("selection")
     for epoch in range(done, epochs):
         started = time.perf_counter()
-        loss = train_epoch(model, optimizer, digits, epoch, epochs, seed)
+        loss = train_epoch(model, optimizer, digits, epoch, epochs=epochs, seed=seed)
         seconds += time.perf_counter() - started
         state = {
             "model": model.state_dict(),

@@ -103,7 +103,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return functional.grid_sample(images - BACKGROUND, grid, align_corners=False) + BACKGROUND
 
 
-def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int) -> None:
+def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
     steps = -(-len(images) // BATCH)
@@ -190,7 +190,7 @@ def main() -> None:
     data = build_data(options.seed)
     model = build_model(options.seed)
     started = time.perf_counter()
-    train(model, *load_split(data, "train"), options.epochs, options.seed)
+    train(model, *load_split(data, "train"), epochs=options.epochs, seed=options.seed)
     seconds = time.perf_counter() - started
     np.savez_compressed(folder / "digits.npz", images=data["images"], labels=data["labels"], split=data["split"])
     save_file({name: value.half() for name, value in model.state_dict().items()}, folder / "weights.safetensors")

@@ -46,6 +46,7 @@ def serve(
         list[Path] | None,
         typer.Option(help="Folder below which users may name data sets by their path. Can be repeated."),
     ] = None,
+    *,
     anonymous: Annotated[
         bool,
         typer.Option(
@@ -81,6 +82,7 @@ def compress(
     output: Annotated[
         Path, typer.Option(help="Folder for the artifacts of the job.", metavar="DIR", show_default=False)
     ],
+    *,
     checkpoint: Checkpoint = None,
     options: Options = None,
     preprocessing: Preprocessing = None,
@@ -95,7 +97,7 @@ def compress(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a complete job on this machine, without a server."""
-    source = model_source(model, options, checkpoint, False if no_pretrained else None, preprocessing)
+    source = model_source(model, options, checkpoint, False if no_pretrained else None, preprocessing=preprocessing)
     if data is not None and not data.exists():
         raise ClientError.local("no-such-file", f"--data {data}: this does not exist. Give a file or a folder.")
     body = _request_body(source, budgets, search, data)
@@ -118,7 +120,7 @@ def _request_body(
 
 
 def _compress(
-    body: dict[str, Any], source: ModelSource, data: Path | None, output: Path, quiet: bool
+    body: dict[str, Any], source: ModelSource, data: Path | None, output: Path, *, quiet: bool
 ) -> dict[str, Any]:
     from service.jobs.job_request import JobRequest
 
@@ -129,7 +131,7 @@ def _compress(
     with contextlib.ExitStack() as stack:
         bar = None if quiet else stack.enter_context(JobBar())
         show = None if bar is None else lambda journal: bar.show(_as_job(journal))
-        return run(request, source.to_json(), source.checkpoint, data, output, show)
+        return run(request, source.to_json(), source.checkpoint, data, output=output, on_progress=show)
 
 
 def _as_job(journal: "MemoryJournal") -> Job:
@@ -163,6 +165,7 @@ def measure(
     ] = None,
     device: Annotated[str, typer.Option(help="Name of a device on which this machine can measure.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Number of threads. Each thread is pinned to a core.")] = 1,
+    *,
     batch: Annotated[int, typer.Option(min=1, help="Number of images in one run.")] = 1,
     seconds: Annotated[float, typer.Option(min=1, help="Upper limit on the time in seconds.")] = 20.0,
     table: Annotated[
@@ -181,31 +184,31 @@ def measure(
     """
     if table is not None:
         with our_errors():
-            _write_table(model_source(str(file), None, None, False), table, name, threads, batch)
+            _write_table(model_source(str(file), None, None, False), table, name, threads, batch=batch)
         return
     files = [file] if against is None else [against, file]
     for path in files:
         if not path.is_file():
             raise ClientError.local("no-such-file", f"There is no file {str(path)!r}. Give the path of an ONNX file.")
     with our_errors():
-        found = _measure(files, device, threads, batch, seconds)
+        found = _measure(files, device, threads, batch, seconds=seconds)
     if as_json:
         print_json(found)
     else:
         _show_measurements(found)
 
 
-def _write_table(source: ModelSource, table: Path, name: str, threads: int, batch: int) -> None:
+def _write_table(source: ModelSource, table: Path, name: str, threads: int, *, batch: int) -> None:
     from service.pipeline.measured_table import measured_table
 
-    document = measured_table(source.to_json(), source.checkpoint, name, threads, batch)
+    document = measured_table(source.to_json(), source.checkpoint, name, threads, batch=batch)
     table.write_text(json.dumps(document, indent=1))
     count, model = len(document["samples"]), document["original"]["name"]
     text = f"{table} has the latencies of {count} structures of {model}. Next: vitfit add-device {table}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _measure(files: list[Path], device: str, threads: int, batch: int, seconds: float) -> dict[str, Any]:
+def _measure(files: list[Path], device: str, threads: int, batch: int, *, seconds: float) -> dict[str, Any]:
     from latency.devices.devices import check_device, is_reachable
     from models.errors import DeviceUnavailable
 

@@ -46,7 +46,7 @@ def main() -> None:
             case = Case(options.model, options.data, keep, seed, options.output / "shared")
             for name in options.rows:
                 for recovery in (True, False) if ROWS[name].bare else (True,):
-                    run(name, ROWS[name], case, recovery, options.output)
+                    run(name, ROWS[name], case, recovery, output=options.output)
             for name in TRAINED if keep in options.trained_keeps else ():
                 if name in options.rows or name in METHODS:
                     train(name, case, options.seconds, options.output)
@@ -63,7 +63,7 @@ def stem_of(name: str, case: Case, suffix: str) -> str:
     return f"{name.replace(' ', '-').replace(',', '')}-{case.keep}-seed{case.seed}{suffix}"
 
 
-def run(name: str, row: Row, case: Case, recovery: bool, output: Path) -> None:
+def run(name: str, row: Row, case: Case, recovery: bool, *, output: Path) -> None:
     """Run one row, unless its file exists already."""
     stem = stem_of(name, case, "" if recovery else "-bare")
     path = output / f"{stem}.json"
@@ -78,7 +78,7 @@ def run(name: str, row: Row, case: Case, recovery: bool, output: Path) -> None:
         "recovery": recovery,
         "trained": False,
     }
-    write(bench, stem, output, found, lambda: row.run(bench, recovery))
+    write(bench, stem, output, found, make=lambda: row.run(bench, recovery))
 
 
 def train(name: str, case: Case, seconds: float, output: Path) -> None:
@@ -102,11 +102,11 @@ def train(name: str, case: Case, seconds: float, output: Path) -> None:
             return method(bench, seconds), 1
         return finetuned(bench, load(bench.original, untrained), seconds), 1
 
-    write(bench, stem, output, found, trained)
+    write(bench, stem, output, found, make=trained)
 
 
 def write(
-    bench: Bench, stem: str, output: Path, found: dict[str, Any], make: Callable[[], tuple[Network, int]]
+    bench: Bench, stem: str, output: Path, found: dict[str, Any], *, make: Callable[[], tuple[Network, int]]
 ) -> None:
     """Make the network of a row, and write its files and its figures."""
     began = time.perf_counter()

@@ -96,8 +96,8 @@ class Bench:
             self.original,
             Verifier(self.original, self.pricing, files.work, 0),
             files.tables,
-            files.work,
-            case.precisions,
+            work=files.work,
+            precisions=case.precisions,
         )
         self._work = files.work
 

@@ -36,7 +36,7 @@ def finetuned(bench: Bench, network: Network, seconds: float) -> Network:
     epochs, data = affordable(bench, network, seconds)
     recipe = Recipe(epochs, LEARNING_RATE, BATCH, distill=1.0, seed=bench.case.seed)
     with tempfile.TemporaryDirectory() as folder:
-        trained = finetune(network, bench.original, data, recipe, Path(folder) / "c.pt", _ignore)
+        trained = finetune(network, bench.original, data, recipe, checkpoint=Path(folder) / "c.pt", after_epoch=_ignore)
     score = bench.ranked.score_of
     return network if better(score(network), score(trained)) else trained
 
@@ -50,7 +50,7 @@ def gates(bench: Bench, seconds: float) -> Network:
     epochs, data = affordable(bench, bench.original, seconds / 2)
     recipe = GateRecipe(epochs, L1, LEARNING_RATE, GATE_RATE, BATCH, bench.case.seed)
     with tempfile.TemporaryDirectory() as folder:
-        trained = train_gates(bench.original, data, recipe, Path(folder) / "c.pt", _ignore)
+        trained = train_gates(bench.original, data, recipe, Path(folder) / "c.pt", after_epoch=_ignore)
         bench.ranked = rank_network(bench.evaluation, bench.request, Path(folder), trained)
     network, _ = bench.search(bench.ranked.space, True, trials=1)
     return finetuned(bench, network, seconds / 2)
@@ -71,7 +71,9 @@ def selectors(bench: Bench, seconds: float) -> Network:
     rate = SELECTOR_RATE * LEARNING_RATE
     recipe = Recipe(epochs, rate, BATCH, distill=1.0, seed=bench.case.seed)
     with tempfile.TemporaryDirectory() as folder:
-        network = train_selectors(network, bench.original, data, recipe, Path(folder) / "c.pt", _ignore)
+        network = train_selectors(
+            network, bench.original, data, recipe, checkpoint=Path(folder) / "c.pt", after_epoch=_ignore
+        )
     return finetuned(bench, network, seconds / 3)
 
 

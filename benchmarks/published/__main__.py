@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         pretrained = options.imagenet is not None and not options.random
         for case in CASES:
             if case.name in options.rows:
-                one(case, pictures, root, pretrained, options)
+                one(case, pictures, root, pretrained, options=options)
     rows = [row for case in CASES if (row := _stored(options.output, case)) is not None]
     text = table(rows)
     (options.output / "table.json").write_text(json.dumps({"rows": rows, **machine()}, indent=1))
@@ -67,7 +67,7 @@ def request_of(case: Case, trials: int, epochs: int) -> JobRequest:
     )
 
 
-def one(case: Case, pictures: Path, root: Path, pretrained: bool, options: argparse.Namespace) -> None:
+def one(case: Case, pictures: Path, root: Path, pretrained: bool, *, options: argparse.Namespace) -> None:
     """Run one row, unless its file exists already."""
     if _stored(options.output, case) is not None:
         return

@@ -34,7 +34,13 @@ log = logging.getLogger("vitfit.agent")
 
 class Agent:
     def __init__(
-        self, connection: Connection, name: str, cache: Path, measuring: Sequence[str] = MEASURING, say: Said = log.info
+        self,
+        connection: Connection,
+        name: str,
+        cache: Path,
+        measuring: Sequence[str] = MEASURING,
+        *,
+        say: Said = log.info,
     ) -> None:
         """Create an agent; `run` starts it.
 

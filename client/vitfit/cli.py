@@ -65,6 +65,7 @@ def submit(
     target: ServerOptions,
     budgets: BudgetOptions,
     search: SearchOptions,
+    *,
     checkpoint: Checkpoint = None,
     options: Options = None,
     preprocessing: Preprocessing = None,
@@ -88,7 +89,7 @@ def submit(
         chosen["name"] = name
     source = None
     if not MODEL_ID_PATTERN.fullmatch(model):
-        source = model_source(model, options, checkpoint, False if no_pretrained else None, preprocessing)
+        source = model_source(model, options, checkpoint, False if no_pretrained else None, preprocessing=preprocessing)
     elif checkpoint or options or no_pretrained or preprocessing:
         raise typer.BadParameter(
             f"--model {model} is already uploaded, so its options cannot change. "
@@ -106,7 +107,12 @@ def submit(
 
 def _uploaded(client: Client, source: ModelSource) -> str:
     return client.upload_model(
-        source.name, source.options, source.checkpoint, source.preprocessing, source.pretrained, source.classes
+        source.name,
+        source.options,
+        source.checkpoint,
+        source.preprocessing,
+        pretrained=source.pretrained,
+        classes=source.classes,
     ).id
 
 
@@ -236,7 +242,7 @@ def download(
                 "no-files", f"{job} is {state} and has no files. Wait until it has succeeded: `vitfit watch {job}`."
             )
         output.mkdir(parents=True, exist_ok=True)
-        _download_all(client, job, chosen, output, target)
+        _download_all(client, job, chosen, output, target=target)
 
 
 def _named(listed: list[Artifact], name: str, job: str) -> Artifact:
@@ -247,7 +253,7 @@ def _named(listed: list[Artifact], name: str, job: str) -> Artifact:
     raise VitfitError.local("unknown-name", f"{job} has no file {name!r}. Its files are: {known}.", name=name)
 
 
-def _download_all(client: Client, job: str, artifacts: list[Artifact], output: Path, target: ServerOptions) -> None:
+def _download_all(client: Client, job: str, artifacts: list[Artifact], output: Path, *, target: ServerOptions) -> None:
     columns = (TextColumn("{task.description:<20}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=render.console, disable=target.as_json) as bar:
         for artifact in artifacts:
@@ -335,6 +341,7 @@ def agent(
     ],
     server: Annotated[str, typer.Option(envvar="VITFIT_SERVER", help="Address of the vitfit server.")] = DEFAULT_SERVER,
     cache: Annotated[Path, typer.Option(help="Folder for downloaded files.", metavar="DIR")] = CACHE,
+    *,
     measuring: Annotated[
         str, typer.Option(help="Python module that measures. It must follow the protocol of vitfit.measuring.")
     ] = "vitfit.measuring",
@@ -342,7 +349,7 @@ def agent(
     """Measure on this device for the jobs of a server, until you stop the command. It needs onnxruntime and numpy."""
     connection = Connection(server, retries=0, timeout_s=60.0, token=token)
     command = (sys.executable, "-m", measuring)
-    Agent(connection, name, cache, command, lambda text: typer.echo(text, err=True)).run()
+    Agent(connection, name, cache, command, say=lambda text: typer.echo(text, err=True)).run()
 
 
 @verb(app)

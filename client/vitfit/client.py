@@ -67,7 +67,7 @@ class Client:
         token: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._connection = Connection(server, retries, timeout_s, transport, token)
+        self._connection = Connection(server, retries, timeout_s, transport, token=token)
 
     @property
     def server(self) -> str:
@@ -92,6 +92,7 @@ class Client:
         options: Mapping[str, Any] | None = None,
         checkpoint: str | Path | None = None,
         preprocessing: Mapping[str, Any] | None = None,
+        *,
         pretrained: bool | None = None,
         classes: Sequence[str] | None = None,
     ) -> Model:
@@ -187,7 +188,7 @@ class Client:
 
     def jobs(self, status: str | None = None, page_size: int = 50) -> Iterator[Job]:
         """Iterate over all jobs, newest first. Each page is fetched when the iteration reaches it."""
-        return self._paged("/v1/jobs", "jobs", Job, page_size, {"status": status} if status else {})
+        return self._paged("/v1/jobs", "jobs", Job, page_size, query={"status": status} if status else {})
 
     def watch(self, job: Job | str, timeout_s: float | None = None, patience_s: float = 60.0) -> Iterator[Job]:
         """Poll a job and yield it each time, until it is finished. The server's `Retry-After` sets the interval.
@@ -300,7 +301,13 @@ class Client:
         return self._connection.json("POST", path, headers=headers, **extra)
 
     def _paged(
-        self, path: str, noun: str, kind: type[R], page_size: int | None = None, query: Mapping[str, str] | None = None
+        self,
+        path: str,
+        noun: str,
+        kind: type[R],
+        page_size: int | None = None,
+        *,
+        query: Mapping[str, str] | None = None,
     ) -> Iterator[R]:
         """Yield the items of all pages."""
         params: dict[str, Any] = dict(query or {})

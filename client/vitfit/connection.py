@@ -26,6 +26,7 @@ class Connection:
         retries: int,
         timeout_s: float,
         transport: httpx.BaseTransport | None = None,
+        *,
         token: str | None = None,
     ) -> None:
         self.server = server.rstrip("/")

@@ -70,7 +70,7 @@ def _fetch(connection: Connection, artifact: Artifact, part: Path, on_bytes: OnB
     while (have := part.stat().st_size) < artifact.bytes:
         pause, fault = pause_s(failures), None
         try:
-            pause = _append(connection, artifact, part, have, on_bytes) or pause
+            pause = _append(connection, artifact, part, have, on_bytes=on_bytes) or pause
         except httpx.TransportError as error:
             fault = error
         if part.stat().st_size > have:
@@ -83,7 +83,7 @@ def _fetch(connection: Connection, artifact: Artifact, part: Path, on_bytes: OnB
 
 
 def _append(
-    connection: Connection, artifact: Artifact, part: Path, have: int, on_bytes: OnBytes | None
+    connection: Connection, artifact: Artifact, part: Path, have: int, *, on_bytes: OnBytes | None
 ) -> float | None:
     """Send one request and append the received bytes to `part`.
 

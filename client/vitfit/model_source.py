@@ -45,6 +45,7 @@ def model_source(
     options: str | None = None,
     checkpoint: Path | None = None,
     pretrained: bool | None = None,
+    *,
     preprocessing: str | None = None,
 ) -> ModelSource:
     """Create the source of a model from command-line values.

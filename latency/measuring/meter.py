@@ -53,7 +53,7 @@ class Meter:
         processes: list[Rounds] = []
         with self._lease():
             for number in range(2 * effort.processes):
-                processes.append(self._one_process(files, slice_s, effort.rounds, seed + number, images))
+                processes.append(self._one_process(files, slice_s, effort.rounds, seed + number, images=images))
                 found = [self._measurement([p[i] for p in processes]) for i in range(len(files))]
                 if number + 1 >= effort.processes and _narrow(found, effort.width):
                     break
@@ -67,7 +67,7 @@ class Meter:
         return measuring_lease()
 
     def _one_process(
-        self, files: Sequence[Path], seconds: float, rounds: int, seed: int, images: Path | None
+        self, files: Sequence[Path], seconds: float, rounds: int, seed: int, *, images: Path | None
     ) -> Rounds:
         request: dict[str, Any] = {
             "files": [str(file) for file in files],

@@ -31,7 +31,7 @@ class RemoteMeter(Meter):
         return nullcontext()
 
     def _one_process(
-        self, files: Sequence[Path], seconds: float, rounds: int, seed: int, images: Path | None
+        self, files: Sequence[Path], seconds: float, rounds: int, seed: int, *, images: Path | None
     ) -> Rounds:
         """Let the agent measure.
 

@@ -161,7 +161,7 @@ def _is_block(part: Part) -> TypeGuard[BlockPart]:
     return len(part) == 6 and isinstance(part[0], int)
 
 
-def _block_of(
+def _block_of(  # noqa: PLR0917  called with a tuple of its arguments
     width: Any, tokens: Any, shape: Any, layer_scale: bool, precision: str, exact: tuple[Layer, ...]
 ) -> Block:
     names = {Attention: "attention", Mlp: "mlp", Reduction: "reduction"}

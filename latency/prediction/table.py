@@ -93,7 +93,9 @@ def table_name(device: str, machine: str, setting_key: str, structure_key: str) 
     return f"{device}-{plain}-{setting_key}-{structure_key}-{PROBES}.json"
 
 
-def load_table(folder: Path, device: str, machine: str, setting: Setting, original: Structure) -> Table | None:
+def load_table(  # noqa: PLR0917  called with a tuple of its arguments
+    folder: Path, device: str, machine: str, setting: Setting, original: Structure
+) -> Table | None:
     path = folder / table_name(device, machine, setting.key, original.key)
     return Table.from_json(json.loads(path.read_text())) if path.exists() else None
 

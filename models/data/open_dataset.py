@@ -56,7 +56,7 @@ def open_data(
     if path.suffix == ".npz" and path.is_file():
         _check_size(path, limits)
         arrays = read_npz(path, preprocessing, limits, any_size)
-        return _dataset(arrays.images, arrays.labels, arrays.splits, classes, [])
+        return _dataset(arrays.images, arrays.labels, arrays.splits, classes, warnings=[])
     files, ignored = _list_pictures(path, folder, allowed, limits)
     images = PictureImages(tuple(files), preprocessing, limits)
     images.check()
@@ -158,11 +158,11 @@ def _picture_dataset(
             )
     if ignored:
         warnings.append(f"vitfit ignored {ignored} files, because they are not pictures.")
-    return _dataset(images, labels, grouping.splits, classes, warnings)
+    return _dataset(images, labels, grouping.splits, classes, warnings=warnings)
 
 
 def _dataset(
-    images: Images, labels: Rows | None, splits: tuple[str, ...] | None, classes: int | None, warnings: list[str]
+    images: Images, labels: Rows | None, splits: tuple[str, ...] | None, classes: int | None, *, warnings: list[str]
 ) -> Dataset:
     if not len(images):
         raise BadData(f"The data set has no images. {_needs()}", images=0)

@@ -90,9 +90,9 @@ class ParityReport(Record):
 
     @property
     def passed(self) -> bool:
-        """True if the arithmetic agrees and the delivered file agrees.
+        """True if the two runtimes agree with given tokens, and the delivered file agrees too.
 
-        The delivered file may disagree if rounding changed the kept tokens of some image.
+        If rounding changed the kept tokens of some image, the delivered file need not agree.
         """
         if self.quantised is not None and not self.quantised.passed:
             return False
@@ -143,10 +143,12 @@ def _with_given_tokens(network: Network, images: Tensor, batch: int) -> tuple[Te
         _, *chosen = probe(images)
     rounding.prepare(marked)
     with tempfile.TemporaryDirectory() as folder:
-        _, *theirs = _run_probe(TokenProbe(marked), images, Path(folder) / "free.onnx", [], batch, rounding.finish)
-        answers = _run_probe(TokenProbe(marked), images, Path(folder) / "forced.onnx", chosen, batch, rounding.finish)[
-            0
-        ]
+        _, *theirs = _run_probe(
+            TokenProbe(marked), images, Path(folder) / "free.onnx", [], batch=batch, finish=rounding.finish
+        )
+        answers = _run_probe(
+            TokenProbe(marked), images, Path(folder) / "forced.onnx", chosen, batch=batch, finish=rounding.finish
+        )[0]
     return torch.from_numpy(answers), _flipped(chosen, theirs)
 
 
@@ -182,8 +184,8 @@ def check_parity(network: Network, file: Path, batch: int, images: Tensor) -> Pa
     with torch.inference_mode():
         outputs, *chosen = probe(images)
     with tempfile.TemporaryDirectory() as folder:
-        _, *theirs = _run_probe(probe, images, Path(folder) / "free.onnx", [], len(images))
-        forced = _run_probe(probe, images, Path(folder) / "forced.onnx", chosen, len(images))[0]
+        _, *theirs = _run_probe(probe, images, Path(folder) / "free.onnx", [], batch=len(images))
+        forced = _run_probe(probe, images, Path(folder) / "forced.onnx", chosen, batch=len(images))[0]
     return ParityReport(free, compare_outputs(outputs, torch.from_numpy(forced)), _flipped(chosen, theirs))
 
 
@@ -221,6 +223,7 @@ def _run_probe(
     images: Tensor,
     path: Path,
     forced: list[Tensor],
+    *,
     batch: int,
     finish: Callable[[Path], None] | None = None,
 ) -> list[np.ndarray]:

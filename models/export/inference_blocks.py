@@ -51,7 +51,7 @@ def as_rows(module: nn.Module, places: Sequence[tuple[str, Stage]], batch: int |
 class RowBlocks(PrunedBlocks):
     def __init__(self, blocks: PrunedBlocks, shapes: Sequence[Block], single: bool, form: Form) -> None:
         """shapes: the structures of the blocks, with static token counts. single: each run has exactly one image."""
-        super().__init__(blocks.blocks(), blocks.prefix, blocks.weigh_prefix, blocks.last_norm, blocks.filled)
+        super().__init__(blocks.blocks(), blocks.prefix, blocks.weigh_prefix, blocks.last_norm, filled=blocks.filled)
         self.tokens_out = shapes[-1].tokens_out
         merging = any(block.reduction and block.reduction.reducer == "merge" for block in self.blocks())
         for block, shape in zip(self.blocks(), shapes, strict=True):
@@ -138,7 +138,9 @@ class FusedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, heads: int, sizes: list[int]) -> Tensor:
+    def forward(  # noqa: PLR0917  called with a tuple of its arguments
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, heads: int, sizes: list[int]
+    ) -> Tensor:
         """x (B, N, D), weight (D, sum of sizes), sizes: numbers of columns of q, k, v -> (B, N, columns of v)."""
         parts = (x @ weight + bias).split(sizes, dim=-1)
         q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
@@ -146,7 +148,7 @@ class FusedAttention(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    def symbolic(g: Any, x: Any, weight: Any, bias: Any, heads: int, sizes: list[int]) -> Any:
+    def symbolic(g: Any, x: Any, weight: Any, bias: Any, *, heads: int, sizes: list[int]) -> Any:
         found = g.op(
             "com.microsoft::Attention", x, weight, bias, num_heads_i=heads, qkv_hidden_sizes_i=list(sizes), scale_f=1.0
         )

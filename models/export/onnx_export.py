@@ -33,6 +33,7 @@ def export_onnx(
     image: tuple[int, int, int],
     preprocessing: Preprocessing,
     path: Path,
+    *,
     batch: int | None,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
@@ -41,7 +42,7 @@ def export_onnx(
     batch: a fixed batch size. None: the batch dimension is free.
     """
     example = torch.zeros(batch or 2, *image)
-    write_onnx(module, example, [OUTPUT], preprocessing, path, batch is None, finish)
+    write_onnx(module, example, [OUTPUT], preprocessing, path=path, free_batch=batch is None, finish=finish)
 
 
 def write_onnx(
@@ -49,6 +50,7 @@ def write_onnx(
     images: Tensor,
     outputs: Sequence[str],
     preprocessing: Preprocessing,
+    *,
     path: Path,
     free_batch: bool = False,
     finish: Callable[[Path], None] | None = None,
@@ -61,7 +63,7 @@ def write_onnx(
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-", suffix=UNFINISHED) as folder:
         plain = Path(folder) / "model.onnx"
-        to_onnx(module, {INPUT: images}, outputs, plain, free_batch)
+        to_onnx(module, {INPUT: images}, outputs, plain, free_batch=free_batch)
         if finish is not None:
             finish(plain)
         model = onnx.load(plain)
@@ -70,7 +72,7 @@ def write_onnx(
 
 
 def to_onnx(
-    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path, free_batch: bool = False
+    module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], path: Path, *, free_batch: bool = False
 ) -> None:
     """Export a module with torch's exporter.
 

@@ -104,7 +104,7 @@ def _tail(model: nn.Module, family: Family, tokens: int) -> tuple[tuple[Op, ...]
     return tuple(ops), classes
 
 
-def _norms(model: nn.Module, paths: tuple[str, ...], width: int, rows: int, follows_tokens: bool) -> list[Op]:
+def _norms(model: nn.Module, paths: tuple[str, ...], width: int, rows: int, *, follows_tokens: bool) -> list[Op]:
     return [
         Op(
             "norm",

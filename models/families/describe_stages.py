@@ -126,14 +126,14 @@ def _block(model: nn.Module, family: Family, name: str, calls: Sequence[Call]) -
         name,
         width,
         tokens,
-        _attention(block, family, name, inside, width, tokens),
+        _attention(block, family, name, inside, width=width, tokens=tokens),
         _mlp(block, family, name, inside),
         layer_scale=scaled,
     )
 
 
 def _attention(
-    block: nn.Module, family: Family, name: str, inside: dict[str, Call], width: int, tokens: int
+    block: nn.Module, family: Family, name: str, inside: dict[str, Call], *, width: int, tokens: int
 ) -> Attention:
     heads, projection = head_count(block, family), part(block, family.projection)
     assert isinstance(projection, nn.Linear)

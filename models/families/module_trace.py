@@ -44,7 +44,7 @@ def trace(model: nn.Module, image: tuple[int, int, int], watched: set[str]) -> l
             places.append(len(calls))
             calls.append(None)
 
-        def after(m: nn.Module, inputs: Any, output: Any, path: str = path, places: list[int] = places) -> None:
+        def after(m: nn.Module, inputs: Any, output: Any, path: str = path, *, places: list[int] = places) -> None:
             calls[places.pop()] = Call(path, m, _sizes(inputs), _sizes(output))
 
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]

@@ -44,6 +44,7 @@ def describe_graph(
     blocks: Sequence[GraphBlock],
     name: str,
     classes: int,
+    *,
     layers: Sequence[Mapping[Layer, Sequence[str]]],
     flow: TokenFlow,
 ) -> Structure:
@@ -74,7 +75,7 @@ def describe_graph(
                 parts[blocks[behind].neurons.atom].append(op)
             else:
                 rest.append(op)
-    made = [_block(traced, block, f"{i}", parts, flow) for i, block in enumerate(blocks)]
+    made = [_block(traced, block, f"{i}", parts, flow=flow) for i, block in enumerate(blocks)]
     return Structure(
         name,
         traced.image,
@@ -101,7 +102,7 @@ def _stages(blocks: Sequence[Block], flow: TokenFlow) -> Iterator[Stage]:
         place += len(some)
 
 
-def _block(traced: Traced, block: GraphBlock, number: str, parts: dict[Atom, list[Op]], flow: TokenFlow) -> Block:
+def _block(traced: Traced, block: GraphBlock, number: str, parts: dict[Atom, list[Op]], *, flow: TokenFlow) -> Block:
     heads, neurons = block.heads, block.neurons
     dim = members_of(traced, heads)[1]
     width = traced.tracer.shape(block.neurons.reader)

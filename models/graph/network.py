@@ -53,6 +53,7 @@ class GraphNetwork(Network):
         name: str,
         preprocessing: Preprocessing,
         classes: int,
+        *,
         batch: int = BATCH,
         image: tuple[int, int, int] | None = None,
     ) -> None:
@@ -72,13 +73,13 @@ class GraphNetwork(Network):
                 " a known family.",
                 reasons=["vitfit cannot trace its graph"],
             ) from error
-        describe = partial(describe_graph, self._traced, self._blocks, name, classes, self._layers)
+        describe = partial(describe_graph, self._traced, self._blocks, name, classes, layers=self._layers)
         self._flow = token_flow(self._traced, self._blocks)
         try:
-            self._structure = describe(self._flow)
+            self._structure = describe(flow=self._flow)
         except NotFree as error:
             self._flow = TokenFlow(reason=str(error))
-            self._structure = describe(self._flow)
+            self._structure = describe(flow=self._flow)
         self.module, self.preprocessing = graph, preprocessing
 
     def __copy__(self) -> "GraphNetwork":
@@ -132,7 +133,7 @@ class GraphNetwork(Network):
 
     def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
         self.check_kinds(kinds)
-        return collect(self._structure, images, self.outputs, self._observe, kinds)
+        return collect(self._structure, images, self.outputs, self._observe, kinds=kinds)
 
     def _observe(self, observer: Observer, images: Tensor, batch: int, sides: Sides) -> None:
         """Show the observer the inputs of each projection and of each MLP's second layer.

@@ -35,7 +35,7 @@ class _Found:
 
 
 def read_attention(
-    traced: Traced, half: Half, seen: Node, update: Node, tokens: int, width: int
+    traced: Traced, half: Half, seen: Node, update: Node, *, tokens: int, width: int
 ) -> tuple[Affine, int, Affine]:
     """Read one attention.
 

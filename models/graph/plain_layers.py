@@ -106,7 +106,7 @@ def _read_block(traced: Traced, block: GraphBlock) -> tuple[PlainBlock, Node, No
         raise NotPlain("the MLP of a block does not follow its attention directly, or it is gated")
     tokens, width = shape
     seen, normed = _input(block.heads, traced), _input(block.neurons, traced)
-    qkv, heads, projection = read_attention(traced, block.heads, seen, update, tokens, width)
+    qkv, heads, projection = read_attention(traced, block.heads, seen, update, tokens=tokens, width=width)
     maker, active = block.neurons.makers[0], _activations(block.neurons.reader, traced)
     neurons = block.neurons.atom.size
     return (
@@ -170,7 +170,7 @@ def _read_stem(traced: Traced, x: Node) -> Stem:
     base = part(torch.zeros(1, *traced.image))[0]
     images_of_noise = noise(2, *traced.image)
     for prefix, side in _grids(tokens, traced.image):
-        patch = _patch(part, traced.image, side, base, prefix)
+        patch = _patch(part, traced.image, side, base, prefix=prefix)
         made = functional.conv2d(images_of_noise, patch, stride=side).flatten(2).transpose(1, 2)
         if near(part(images_of_noise) - base, functional.pad(made, (0, 0, prefix, 0))):
             return Stem(patch, base, prefix, found)
@@ -208,7 +208,7 @@ def _grids(tokens: int, image: tuple[int, int, int]) -> Iterator[tuple[int, tupl
                 yield prefix, (high, wide)
 
 
-def _patch(part: Part, image: tuple[int, int, int], side: tuple[int, int], base: Tensor, prefix: int) -> Tensor:
+def _patch(part: Part, image: tuple[int, int, int], side: tuple[int, int], base: Tensor, *, prefix: int) -> Tensor:
     """Return the weight of the convolution.
 
     Each probe sets one pixel of one patch to 1. One image holds as many probes as it has patches.

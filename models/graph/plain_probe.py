@@ -116,6 +116,7 @@ def affine(
     width: int,
     tokens: int,
     lay: Callable[[Tensor], Tensor] = lambda x: x,
+    *,
     read: Callable[[Tensor], Tensor] = lambda y: y,
 ) -> Affine:
     """Return the affine map of a part that does the same to each of `tokens` tokens.

@@ -17,6 +17,7 @@ def open_graph(
     name: str,
     preprocessing: Preprocessing,
     classes: int,
+    *,
     batch: int = BATCH,
     image: tuple[int, int, int] | None = None,
 ) -> Network:
@@ -25,6 +26,6 @@ def open_graph(
     batch, image: for a module that is itself a graph: the batch size and the image size (C, H, W) that it was made for.
     Raises: UnsupportedModel.
     """
-    network = GraphNetwork(module, name, preprocessing, classes, batch, image)
+    network = GraphNetwork(module, name, preprocessing, classes, batch=batch, image=image)
     plain = network.plain()
     return network if plain is None else TorchNetwork(plain, name, preprocessing)

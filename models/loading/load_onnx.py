@@ -34,7 +34,9 @@ def open_onnx(file: Path, name: str, preprocessing: dict[str, Any] | None) -> Ne
         preprocessing = preprocessing_of(file.parent, config).to_json()
     model = read_onnx(file, tuple(preprocessing["size"]) if preprocessing else None)
     classes = 0 if any(word in model.output.lower() for word in FEATURES) else model.width
-    network = open_graph(model.graph, name, _preprocessing(model, preprocessing), classes, model.batch, model.image)
+    network = open_graph(
+        model.graph, name, _preprocessing(model, preprocessing), classes, batch=model.batch, image=model.image
+    )
     if isinstance(network, GraphNetwork):  # a file opened as a plain transformer cannot mix images
         _check_images_apart(network)
     prove(file, model, network)

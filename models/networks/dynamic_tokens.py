@@ -121,7 +121,7 @@ def export_dynamic(network: TorchNetwork, path: Path) -> None:
     fold_scales(dynamic)
     # the example image must keep some tokens and lose others; otherwise the tracer could take a mask for a constant
     example = torch.randn(1, *network.structure.image, generator=torch.Generator().manual_seed(0))
-    write_onnx(dynamic, example, [OUTPUT, KEPT], network.preprocessing, path)
+    write_onnx(dynamic, example, [OUTPUT, KEPT], network.preprocessing, path=path)
 
 
 def run_dynamic(network: TorchNetwork, images: Tensor) -> tuple[Tensor, Tensor]:

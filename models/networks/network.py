@@ -172,7 +172,7 @@ class Network(ABC):
         if rounding is not None:
             rounding.prepare(module)
         finish = None if rounding is None else rounding.finish
-        export_onnx(module, self._structure.image, self.preprocessing, path, batch, finish)
+        export_onnx(module, self._structure.image, self.preprocessing, path, batch=batch, finish=finish)
 
 
 def outputs_of(module: nn.Module, images: Tensor, batch: int = 64) -> Tensor:

@@ -96,7 +96,7 @@ class TorchNetwork(Network):
         assert self.recovers_in_sequence and self.plan is not None
         small = self.with_module(copy.deepcopy(self.module))
         undivided = dense.pruned(identity(dense.structure), None)
-        recover_in_sequence(small.module, self.plan, undivided.module, images, dense.structure.tokens)
+        recover_in_sequence(small.module, self.plan, undivided.module, images, tokens=dense.structure.tokens)
         return small
 
     def pruned_blocks(self) -> list[PrunedBlock]:
@@ -124,11 +124,11 @@ class TorchNetwork(Network):
             images,
             self.outputs,
             self._observe,
-            kinds,
+            kinds=kinds,
             further={"attention": lambda: self._attention(images), "gates": self._gates},
         )
         of_members: MemberKinds = {
-            "taylor": lambda: taylor_scores(self.module, self._family, self._structure, images, labels),
+            "taylor": lambda: taylor_scores(self.module, self._family, self._structure, images, labels=labels),
             "fisher": lambda: fisher_scores(self.module, self._family, self._structure, images),
             "deletion": lambda: deletion_scores(self.module, self._family, self._structure, images),
         }
@@ -154,7 +154,7 @@ class TorchNetwork(Network):
     def _attention(self, images: Tensor) -> list[AttentionStatistics]:
         grid, prefix = self._family.grid(self.module), self._structure.prefix
         return attention_statistics(
-            self.blocks(), self._family, grid, prefix, lambda: self.outputs(images, ATTENTION_BATCH)
+            self.blocks(), self._family, grid, prefix, run=lambda: self.outputs(images, ATTENTION_BATCH)
         )
 
     def _observe(self, observer: Observer, images: Tensor, batch: int, sides: Sides) -> None:

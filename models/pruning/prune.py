@@ -32,19 +32,25 @@ def prune(model: nn.Module, family: Family, structure: Structure, plan: Plan) ->
         originals = list(part(small, path).children())
         wanted = [p for p in plan.blocks if first <= p.source < first + len(stage.blocks)]
         if family.sliced and all(p.tokens is None for p in wanted):
-            slice_blocks(small, path, family, originals, first, wanted)
+            slice_blocks(small, path, family, originals, first=first, plans=wanted)
         else:
-            new.append((path, _prune_blocks(originals, first, family, structure, stage, wanted, plan.embed), wanted))
+            new.append(
+                (
+                    path,
+                    _prune_blocks(originals, first, family, structure, stage=stage, plans=wanted, embed=plan.embed),
+                    wanted,
+                )
+            )
         first += len(stage.blocks)
     if plan.embed and plan.embed != tuple(range(structure.width)):
         _narrow_ends(small, family, plan.embed)
     for path, blocks, wanted in new:
-        replace_part(small, path, _together(small, family, structure, blocks, wanted))
+        replace_part(small, path, _together(small, family, structure, blocks, plans=wanted))
     return small.train(model.training)
 
 
 def _together(
-    model: nn.Module, family: Family, structure: Structure, blocks: list[PrunedBlock], plans: list[BlockPlan]
+    model: nn.Module, family: Family, structure: Structure, blocks: list[PrunedBlock], *, plans: list[BlockPlan]
 ) -> PrunedBlocks:
     """Joins the blocks of one stage in one module.
 
@@ -56,7 +62,7 @@ def _together(
         last_norm = part(model, family.last_norm)
         replace_part(model, family.last_norm, nn.Identity())
     filled = family.grid_after and any(b.tokens is not None for b in plans)
-    return PrunedBlocks(blocks, structure.prefix, pooling == "all", last_norm, filled)
+    return PrunedBlocks(blocks, structure.prefix, pooling == "all", last_norm, filled=filled)
 
 
 def _prune_blocks(
@@ -64,6 +70,7 @@ def _prune_blocks(
     first: int,
     family: Family,
     structure: Structure,
+    *,
     stage: Stage,
     plans: list[BlockPlan],
     embed: Sequence[int],
@@ -87,12 +94,14 @@ def _prune_blocks(
                 selector = TokenSelector(
                     width, selector_heads(width, stage.blocks[wanted.source - first]), wanted.source
                 )
-            reduction = TokenReduction(chosen, structure.prefix, patches, packaged, selector)
+            reduction = TokenReduction(chosen, structure.prefix, patches, packaged, selector=selector)
             packaged += patches - chosen.kept if chosen.reducer in PACKAGING else 0
             patches = chosen.kept
         original = originals[wanted.source - first]
         kept = embed or range(stage.blocks[0].width)
-        blocks.append(_prune_block(original, family, wanted, kept, reduction, watch, structure.prefix))
+        blocks.append(
+            _prune_block(original, family, wanted, kept, reduction=reduction, watch=watch, prefix=structure.prefix)
+        )
     return blocks
 
 
@@ -119,6 +128,7 @@ def _prune_block(
     family: Family,
     plan: BlockPlan,
     embed: Sequence[int],
+    *,
     reduction: TokenReduction | None,
     watch: TokenWatch | None,
     prefix: int,
@@ -130,12 +140,12 @@ def _prune_block(
         attention,
         _after(block, family.layer_scale1, family.drop_paths[0], embed),
         reduction,
-        narrow_norm(part(block, family.norm2), embed) if mlp else None,
-        mlp,
-        _after(block, family.layer_scale2, family.drop_paths[1], embed),
-        watch,
-        prefix,
-        _positions(block, family, plan) if attention else None,
+        norm2=narrow_norm(part(block, family.norm2), embed) if mlp else None,
+        mlp=mlp,
+        after2=_after(block, family.layer_scale2, family.drop_paths[1], embed),
+        watch=watch,
+        prefix=prefix,
+        positions=_positions(block, family, plan) if attention else None,
     )
 
 
@@ -161,9 +171,9 @@ def _attention(block: nn.Module, family: Family, plan: BlockPlan, embed: Sequenc
         narrow_linear(projection, embed, outputs),
         (len(plan.heads), len(plan.heads[0].qk), len(plan.heads[0].v)),
         float(getattr(part(block, owner), attribute)),
-        (_head_norm(block, family.q_norm, plan, dim), _head_norm(block, family.k_norm, plan, dim)),
-        _gather(inputs, embed),
-        _gather(outputs, v),
+        norms=(_head_norm(block, family.q_norm, plan, dim), _head_norm(block, family.k_norm, plan, dim)),
+        inputs=_gather(inputs, embed),
+        outputs=_gather(outputs, v),
     )
 
 

@@ -56,6 +56,7 @@ class PrunedAttention(nn.Module):
         projection: nn.Linear,
         dims: tuple[int, int, int],
         scale: float,
+        *,
         norms: tuple[nn.Module, nn.Module],
         inputs: nn.Module,
         outputs: nn.Module,
@@ -166,6 +167,7 @@ class PrunedBlock(nn.Module):
         attention: PrunedAttention | None,
         after1: nn.Module,
         reduction: TokenReduction | None,
+        *,
         norm2: nn.Module | None,
         mlp: PrunedMlp | None,
         after2: nn.Module,
@@ -250,6 +252,7 @@ class PrunedBlocks(nn.Module):
         prefix: int,
         weigh_prefix: bool,
         last_norm: nn.Module | None,
+        *,
         filled: bool = False,
     ) -> None:
         """last_norm: None if the tokens are not weighted.

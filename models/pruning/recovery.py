@@ -70,13 +70,13 @@ def recover(
         embed = plan.embed or range(dense.fc2.out_features)
         if layers.qkv is not None and seen.inputs is not None and wanted.qkv_inputs is not None:
             rows = qkv_rows(wanted, dense.qkv.out_features // 3)
-            _refit_linear(layers.qkv, dense.qkv, rows, seen.inputs.qkv, wanted.qkv_inputs)
+            _refit_linear(layers.qkv, dense.qkv, rows, seen.inputs.qkv, kept=wanted.qkv_inputs)
         if layers.projection is not None:
-            _refit_linear(layers.projection, dense.projection, embed, seen.projection, _projection_inputs(wanted))
+            _refit_linear(layers.projection, dense.projection, embed, seen.projection, kept=_projection_inputs(wanted))
         if layers.fc1 is not None and seen.inputs is not None and wanted.fc1_inputs is not None:
-            _refit_linear(layers.fc1, dense.fc1, wanted.neurons, seen.inputs.fc1, wanted.fc1_inputs)
+            _refit_linear(layers.fc1, dense.fc1, wanted.neurons, seen.inputs.fc1, kept=wanted.fc1_inputs)
         if layers.fc2 is not None:
-            _refit_linear(layers.fc2, dense.fc2, embed, seen.neurons, wanted.neurons)
+            _refit_linear(layers.fc2, dense.fc2, embed, seen.neurons, kept=wanted.neurons)
 
 
 def _projection_inputs(plan: BlockPlan) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ def _projection_inputs(plan: BlockPlan) -> tuple[int, ...]:
 
 
 def _refit_linear(
-    linear: nn.Linear, dense: nn.Linear, outputs: Sequence[int], inputs: InputStatistics, kept: Sequence[int]
+    linear: nn.Linear, dense: nn.Linear, outputs: Sequence[int], inputs: InputStatistics, *, kept: Sequence[int]
 ) -> None:
     if len(kept) == dense.in_features:
         return

@@ -53,6 +53,7 @@ class ReducedAttention(nn.Module):
         projection: nn.Linear,
         reduction: KeyReduction,
         dims: tuple[int, int, int],
+        *,
         scale: float,
     ) -> None:
         """layers: pairs of what a layer produces ("q", "kv", ...) and the layer.

@@ -38,7 +38,7 @@ def can_recover_in_sequence(plan: Plan, structure: Structure) -> bool:
     return not any(tokens.reducer == "merge" or tokens.score == "selector" for tokens in reductions)
 
 
-def recover_in_sequence(small: nn.Module, plan: Plan, dense: nn.Module, images: Tensor, tokens: int) -> None:
+def recover_in_sequence(small: nn.Module, plan: Plan, dense: nn.Module, images: Tensor, *, tokens: int) -> None:
     """Refits the pruned module `small` layer by layer, in place.
 
     plan: the plan that `small` was pruned with.
@@ -113,14 +113,14 @@ def _fit_block(block: PrunedBlock, lane: Lane, middle: Tensor, after: Tensor) ->
         assert block.attention is not None
         projection = block.attention.projection
         inputs = _inputs_of(projection, lambda: block.attend(x, lane.state))
-        _fit(projection, inputs, _missing(lane, x, middle), block.after1, _present(lane))
+        _fit(projection, inputs, _missing(lane, x, middle), block.after1, present=_present(lane))
         update: Tensor = projection(inputs)
         return update
 
     def transform(x: Tensor) -> Tensor:
         assert block.mlp is not None
         inputs = _inputs_of(block.mlp.fc2, lambda: block.transform(x))
-        _fit(block.mlp.fc2, inputs, _missing(lane, x, after), block.after2, _present(lane))
+        _fit(block.mlp.fc2, inputs, _missing(lane, x, after), block.after2, present=_present(lane))
         update: Tensor = block.mlp.fc2(inputs)
         return update
 
@@ -168,7 +168,7 @@ def _inputs_of(linear: nn.Linear, run: Callable[[], object]) -> Tensor:
     return found[0]
 
 
-def _fit(linear: nn.Linear, inputs: Tensor, wanted: Tensor, after: nn.Module, present: Tensor | None) -> None:
+def _fit(linear: nn.Linear, inputs: Tensor, wanted: Tensor, after: nn.Module, *, present: Tensor | None) -> None:
     """Solves scale * (W z + b) = wanted for W and b by least squares, in place.
 
     A ridge pulls W towards its current value.

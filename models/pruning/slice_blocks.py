@@ -39,7 +39,13 @@ class MlpOnly(nn.Module):
 
 
 def slice_blocks(
-    model: nn.Module, path: str, family: Family, originals: Sequence[nn.Module], first: int, plans: Sequence[BlockPlan]
+    model: nn.Module,
+    path: str,
+    family: Family,
+    originals: Sequence[nn.Module],
+    *,
+    first: int,
+    plans: Sequence[BlockPlan],
 ) -> None:
     """Replaces all blocks of one stage by their pruned form. Changes `originals`, which are copies made by `prune`."""
     for plan in plans:
@@ -110,7 +116,7 @@ def _rebuilt(block: nn.Module, family: Family, plan: BlockPlan) -> ReducedAttent
         narrow_linear(projection, range(projection.out_features), outputs),
         KeyReduction([(path, module) for path, module in reduction if module is not None]),
         (len(plan.heads), len(plan.heads[0].qk), len(plan.heads[0].v)),
-        float(getattr(part(block, owner), attribute)),
+        scale=float(getattr(part(block, owner), attribute)),
     )
 
 

@@ -75,7 +75,9 @@ def drop(x: Tensor, index: Tensor, prefix: int, patches: int) -> Tensor:
     return torch.cat([x[:, :prefix], kept, x[:, prefix + patches :]], dim=1)
 
 
-def fuse(x: Tensor, index: Tensor, prefix: int, patches: int, packaged: int, weights: Tensor | None = None) -> Tensor:
+def fuse(
+    x: Tensor, index: Tensor, prefix: int, patches: int, *, packaged: int, weights: Tensor | None = None
+) -> Tensor:
     """Works like `drop`, but combines the removed tokens in one fused token at the end.
 
     The fused token is the mean of the removed tokens (MDC) or, with `weights`, their weighted mean (SPViT). If x

@@ -70,7 +70,7 @@ class TokenReduction(nn.Module):
     """
 
     def __init__(
-        self, plan: TokenPlan, prefix: int, patches: int, packaged: int, selector: nn.Module | None = None
+        self, plan: TokenPlan, prefix: int, patches: int, packaged: int, *, selector: nn.Module | None = None
     ) -> None:
         """packaged: number of tokens that an earlier fused token at the end stands for, 0 if there is none.
 
@@ -101,7 +101,7 @@ class TokenReduction(nn.Module):
         gone = self.patches - self.kept + self.packaged
         state.sizes = torch.cat([x.new_ones(1, self.kept), x.new_full((1, 1), float(gone))], dim=1)
         weights = scores if self.reducer == "weighted" else None
-        return tokens.fuse(x, index, self.prefix, self.patches, self.packaged, weights)
+        return tokens.fuse(x, index, self.prefix, self.patches, packaged=self.packaged, weights=weights)
 
     def _merge(self, x: Tensor, keys: Tensor, state: TokenState) -> Tensor:
         sizes = state.sizes if state.sizes is not None else x.new_ones(1, self.patches)

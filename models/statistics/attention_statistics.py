@@ -78,7 +78,7 @@ def block_attention(block: nn.Module, family: Family, joined: Tensor) -> Tensor:
 
 
 def attention_statistics(
-    blocks: Sequence[nn.Module], family: Family, grid: tuple[int, int], prefix: int, run: Callable[[], object]
+    blocks: Sequence[nn.Module], family: Family, grid: tuple[int, int], prefix: int, *, run: Callable[[], object]
 ) -> list[AttentionStatistics]:
     """Collect the statistics of each block.
 
@@ -90,7 +90,7 @@ def attention_statistics(
     for block, seen in zip(blocks, sums, strict=True):
 
         def hook(
-            _m: nn.Module, _inputs: object, joined: Tensor, block: nn.Module = block, seen: AttentionSums = seen
+            _m: nn.Module, _inputs: object, joined: Tensor, block: nn.Module = block, *, seen: AttentionSums = seen
         ) -> None:
             seen.add(block_attention(block, family, joined))
 

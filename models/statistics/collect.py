@@ -39,6 +39,7 @@ def collect(
     images: Tensor,
     outputs: Outputs,
     observe: Observe,
+    *,
     kinds: Collection[Kind] = (),
     further: Mapping[Kind, Callable[[], Sequence[Any]]] | None = None,
 ) -> Statistics:

@@ -38,7 +38,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def taylor_scores(
-    model: nn.Module, family: Family, structure: Structure, images: Tensor, labels: Tensor | None
+    model: nn.Module, family: Family, structure: Structure, images: Tensor, *, labels: Tensor | None
 ) -> Scores:
     """Compute the Taylor scores from images (n, C, H, W) and labels (n,). Labels None: the predicted classes are used.
 
@@ -54,7 +54,7 @@ def taylor_scores(
     return _scores(taps, images, probes, torch.abs)
 
 
-def fisher_scores(model: nn.Module, family: Family, structure: Structure, images: Tensor, seed: int = 0) -> Scores:
+def fisher_scores(model: nn.Module, family: Family, structure: Structure, images: Tensor, *, seed: int = 0) -> Scores:
     """Compute the Fisher scores from images (n, C, H, W). Raises: InvalidRequest if the model has no classifier."""
     check_classes(structure, "kl")
     taps, draw = Taps(model, family, structure), torch.Generator().manual_seed(seed)

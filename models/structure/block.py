@@ -257,7 +257,7 @@ def _selector_ops(block: Block, shape: Selector) -> Iterator[Op]:
     name, rows = f"{block.name}.selector", shape.patches * shape.heads
     dim, half, quarter, few = selector_dims(block.width, shape.heads)
 
-    def linear(part: str, lines: int, inner: int, cols: int, bias: bool = True) -> Iterator[Op]:
+    def linear(part: str, lines: int, inner: int, cols: int, *, bias: bool = True) -> Iterator[Op]:
         yield Op("matmul", f"{name}.{part}", lines, cols, inner=inner, weights=True, bias=bias)
         if bias:
             yield Op("activation", f"{name}.{part}_activation", lines, cols)

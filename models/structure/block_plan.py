@@ -87,7 +87,7 @@ def only_axis(axis: PlanAxis, dense: BlockPlan, mine: BlockPlan | None) -> Block
     return dataclasses.replace(dense, tokens=mine.tokens)
 
 
-def apply_block(plan: BlockPlan, block: Block, width: int, tokens: int, prefix: int, precision: str) -> Block:
+def apply_block(plan: BlockPlan, block: Block, width: int, tokens: int, *, prefix: int, precision: str) -> Block:
     reduction = None
     if plan.tokens is not None:
         reduction = Reduction(plan.tokens.reducer, plan.tokens.kept, prefix, plan.tokens.at)

@@ -57,7 +57,7 @@ class Plan(Record):
                 if not structure.stages[stage - 1].follows:
                     tokens, patches = original.tokens, original.tokens - structure.prefix
             width = len(self.embed) or original.width
-            block = apply_block(plan, original, width, tokens, structure.prefix, self.precision)
+            block = apply_block(plan, original, width, tokens, prefix=structure.prefix, precision=self.precision)
             if plan.tokens is not None:
                 block = with_selector(block, plan.tokens, original, patches)
                 patches = plan.tokens.kept

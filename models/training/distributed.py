@@ -85,6 +85,7 @@ def _begin(
     where: Processes,
     port: int,
     threads: int,
+    *,
     turn: Turn,
     parent: "Connection[Any, Any]",
     work: Callable[..., None],

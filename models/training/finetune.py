@@ -52,6 +52,7 @@ def finetune(
     teacher: Network,
     data: Batch,
     recipe: Recipe,
+    *,
     checkpoint: Path,
     after_epoch: Callable[[int, float], None],
 ) -> Network:
@@ -76,7 +77,7 @@ def finetune(
     return student
 
 
-def train_to_answer(
+def train_to_answer(  # noqa: PLR0917  called with a tuple of its arguments
     student: nn.Module,
     teacher: nn.Module,
     data: Batch,
@@ -100,7 +101,16 @@ def train_to_answer(
             images, labels, wanted = mix(images, labels)
         return distillation_loss(module(images), wanted, labels, recipe.distill)
 
-    train(student, optimizer, len(data.images), recipe.course, loss, checkpoint, after_epoch, accelerator)
+    train(
+        student,
+        optimizer,
+        len(data.images),
+        recipe.course,
+        loss=loss,
+        checkpoint=checkpoint,
+        after_epoch=after_epoch,
+        accelerator=accelerator,
+    )
 
 
 def check_cutmix(cutmix: float, labelled: bool) -> None:

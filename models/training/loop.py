@@ -42,6 +42,7 @@ def train(
     optimizer: torch.optim.Optimizer,
     images: int,
     course: Course,
+    *,
     loss: Loss,
     checkpoint: Path,
     after_epoch: Callable[[int, float], None],
@@ -63,7 +64,9 @@ def train(
     prepared, optimizer = accelerator.prepare(module, optimizer)
     try:
         for epoch in range(_resume(checkpoint, module, optimizer), course.epochs):
-            mean = _train_epoch(accelerator, prepared, optimizer, rates, images, course, loss, epoch)
+            mean = _train_epoch(
+                accelerator, prepared, optimizer, rates, images=images, course=course, loss=loss, epoch=epoch
+            )
             if accelerator.is_main_process:
                 _save(checkpoint, module, optimizer, epoch + 1)
                 after_epoch(epoch + 1, mean)
@@ -78,6 +81,7 @@ def _train_epoch(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     rates: list[float],
+    *,
     images: int,
     course: Course,
     loss: Loss,

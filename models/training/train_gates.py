@@ -37,7 +37,7 @@ class GateRecipe:
 
 
 def train_gates(
-    network: Network, data: Batch, recipe: GateRecipe, checkpoint: Path, after_epoch: Callable[[int, float], None]
+    network: Network, data: Batch, recipe: GateRecipe, checkpoint: Path, *, after_epoch: Callable[[int, float], None]
 ) -> TorchNetwork:
     """Returns a trained copy of the dense `network`. Its gates are folded into the weights; `gates` holds their values.
 
@@ -59,7 +59,9 @@ def train_gates(
         return task + recipe.l1 * size(gates)
 
     course = Course(recipe.epochs, recipe.batch, recipe.seed)
-    train(trained.module, optimizer, len(data.images), course, loss, checkpoint, after_epoch)
+    train(
+        trained.module, optimizer, len(data.images), course, loss=loss, checkpoint=checkpoint, after_epoch=after_epoch
+    )
     return trained.with_gates(fold(trained.blocks(), trained.family))
 
 

@@ -38,6 +38,7 @@ def train_selectors(
     teacher: Network,
     data: Batch,
     recipe: Recipe,
+    *,
     checkpoint: Path,
     after_epoch: Callable[[int, float], None],
     frozen: float = FROZEN,
@@ -75,7 +76,15 @@ def train_selectors(
         loss = loss + KEEP_WEIGHT * keep_loss(masked, targets[masked.first :])
         return loss + FEATURE_WEIGHT * feature_loss(masked, features)
 
-    train(student.module, optimizer, len(data.images), recipe.course, loss_of, checkpoint, after_epoch)
+    train(
+        student.module,
+        optimizer,
+        len(data.images),
+        recipe.course,
+        loss=loss_of,
+        checkpoint=checkpoint,
+        after_epoch=after_epoch,
+    )
     unmask_tokens(student)
     for parameter in backbone:
         parameter.requires_grad_(True)

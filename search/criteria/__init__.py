@@ -1,4 +1,8 @@
-"""The registry of importance criteria: name -> function from weights and statistics to block rankings."""
+"""The registry of importance criteria: name -> function from weights and statistics to block rankings.
+
+A new criterion needs an entry in `CRITERIA` here, its title in `CRITERION_TITLES`, and its name in the `criteria` of
+the methods that support it (both in search/methods.py).
+"""
 
 import dataclasses
 import time
@@ -28,7 +32,8 @@ class Criterion:
     """How one criterion scores the members.
 
     forward_passes: number of passes over the calibration images. across_blocks: True if scores of different blocks can
-    be compared. needs: kinds of statistics beyond the moments. whole: the last step, which needs all blocks at once.
+    be compared. needs: kinds of statistics that are collected beside means and covariances. whole: the last step, which
+    needs all blocks at once.
     """
 
     rank_block: RankBlock

@@ -28,19 +28,21 @@ def decode(space: Space, direction: Sequence[float], budgets: Budgets, price: Pr
     Raises: ImpossibleBudget, which names the best reachable value, when even the end of the direction exceeds a budget.
     """
     steps = np.linspace(0, END, GRID + 1)
-    first = _first_within(space, direction, budgets, price, steps)
+    first = _first_within(space, direction, budgets, price, steps=steps)
     if first is None:
         best = price([space.sketch(space.along(direction, END))])[0]
         raise budgets.impossible([float(cost) for cost in best])
     if first == 0:
         return space.along(direction, 0)
     finer = np.linspace(steps[first - 1], steps[first], REFINE + 1)[1:]
-    place = _first_within(space, direction, budgets, price, finer)
+    place = _first_within(space, direction, budgets, price, steps=finer)
     assert place is not None
     return _filled(space, space.along(direction, finer[place]), budgets, price)
 
 
-def _first_within(space: Space, direction: Sequence[float], budgets: Budgets, price: Price, steps: Array) -> int | None:
+def _first_within(
+    space: Space, direction: Sequence[float], budgets: Budgets, price: Price, *, steps: Array
+) -> int | None:
     """Index of the first step whose policy is within the budgets; it is the largest, because policies shrink along the
     steps. None if there is no such step."""
     costs = price([space.sketch(space.along(direction, t)) for t in steps])

@@ -30,7 +30,7 @@ def as_it_is(points: Array) -> Array:
     return points
 
 
-def by_expected_improvement(
+def by_expected_improvement(  # noqa: PLR0917  called with a tuple of its arguments
     points: Sequence[Sequence[float]],
     scores: Sequence[float],
     dimensions: int,

@@ -72,16 +72,21 @@ class Service:
         offered = Catalog(engine.devices if settings.ray_jobs else shelf.all, engine.methods)
         if validator is None:
             validator = Validator(validate_command(settings.engine), environment=settings.worker_environment())
-        submissions = Submissions(settings, jobs, library, offered, validator)
+        submissions = Submissions(settings, jobs, library, offered, validator=validator)
         retention = Retention(
-            store, folder, storage, settings.keep_days, settings.quota_bytes, settings.keep_free_bytes
+            store,
+            folder,
+            storage,
+            settings.keep_days,
+            quota_bytes=settings.quota_bytes,
+            keep_free_bytes=settings.keep_free_bytes,
         )
         runner = (ClusterRunner if settings.ray_jobs else Runner)(
             settings,
             folder,
             storage,
             retention,
-            Leases(store, settings.lease_s, settings.max_crashes, settings.most_running),
+            leases=Leases(store, settings.lease_s, settings.max_crashes, settings.most_running),
         )
         tokens, agents = Tokens(store), Agents(folder.devices)
         return cls(

@@ -22,7 +22,7 @@ LOOK_S = 0.5
 Event = dict[str, Any]
 
 
-async def events(store: Store, jobs: Jobs, job_id: str, owner: str | None, told: int) -> AsyncIterator[Event]:
+async def events(store: Store, jobs: Jobs, job_id: str, owner: str | None, *, told: int) -> AsyncIterator[Event]:
     """Yield the events of a job until it has ended and all its trials are sent.
 
     told: number of trials that the client already has.

@@ -44,7 +44,7 @@ class Submissions:
     """Validates job requests and puts them into the queue."""
 
     def __init__(
-        self, settings: Settings, jobs: Jobs, library: Library, catalog: Catalog, validator: Validator
+        self, settings: Settings, jobs: Jobs, library: Library, catalog: Catalog, *, validator: Validator
     ) -> None:
         self._settings = settings
         self._jobs = jobs

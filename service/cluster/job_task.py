@@ -37,8 +37,8 @@ def run(environment: dict[str, str]) -> bool:
     folder.create()
     store, storage = Store(settings.database), open_storage(settings)
     try:
-        retention = Retention(store, folder, storage, None, None, settings.keep_free_bytes)
+        retention = Retention(store, folder, storage, None, quota_bytes=None, keep_free_bytes=settings.keep_free_bytes)
         leases = Leases(store, settings.lease_s, settings.max_crashes, settings.most_running)
-        return Runner(settings, folder, storage, retention, leases).work()
+        return Runner(settings, folder, storage, retention, leases=leases).work()
     finally:
         store.close()

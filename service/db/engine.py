@@ -74,8 +74,9 @@ def clock(session: Session) -> datetime:
     """Return the current time in UTC, by a clock that all servers share.
 
     With PostgreSQL this is the clock of the database server. With SQLite all servers run on one machine, so it is the
-    clock of that machine. Leases and time limits use it, so a server with a wrong clock takes no job from another
-    server.
+    clock of that machine. Dates of leases and the start of a job's time limit use it, so they do not depend on the
+    clock of one server. A lease expires by the monotonic clock of the server that watches it
+    (service/core/monotonic_time.py).
     """
     if not _is_postgresql(session):
         return datetime.now(UTC)

@@ -120,12 +120,12 @@ def _search(request: JobRequest, files: JobFiles, journal: Journal) -> None:
     _make_trouble(request.name, files)
     for number in range(request.trials):
         if number not in done:
-            _trial(number, sleep_s, request, files, journal)
+            _trial(number, sleep_s, request, files, journal=journal)
         left_s = (request.trials - number - 1) * sleep_s
         journal.progress(number + 1, request.trials, _score(number), left_s)
 
 
-def _trial(number: int, sleep_s: float, request: JobRequest, files: JobFiles, journal: Journal) -> None:
+def _trial(number: int, sleep_s: float, request: JobRequest, files: JobFiles, *, journal: Journal) -> None:
     with (files.work / "evaluated.txt").open("a") as log:
         log.write(f"{number} {os.getpid()}\n")
     _sleep(sleep_s, None if request.name in ("deaf", "stubborn") else journal)

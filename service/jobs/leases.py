@@ -53,6 +53,7 @@ class Leases:
         lease_s: float,
         max_crashes: int = 3,
         most_running: int = MOST_RUNNING,
+        *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set the limits.
@@ -148,7 +149,7 @@ class Leases:
         with self._writing(lease) as (_, job):
             job.stage = name
 
-    def progress(self, lease: Lease, done: int, total: int, best: float | None, seconds_left: float | None) -> None:
+    def progress(self, lease: Lease, done: int, total: int, best: float | None, *, seconds_left: float | None) -> None:
         """Store the progress of the search. Raises: Fenced."""
         with self._writing(lease) as (_, job):
             values = {"trials_done": done, "trials_total": total, "best_score": best, "seconds_left": seconds_left}

@@ -65,7 +65,7 @@ class Runner:
     """Runs queued jobs until `stop` is called."""
 
     def __init__(
-        self, settings: Settings, folder: DataFolder, storage: Storage, retention: Retention, leases: Leases
+        self, settings: Settings, folder: DataFolder, storage: Storage, retention: Retention, *, leases: Leases
     ) -> None:
         self._settings, self._folder, self._storage = settings, folder, storage
         self._leases, self._retention = leases, retention

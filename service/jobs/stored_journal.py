@@ -33,7 +33,9 @@ class StoredJournal:
         self.check()
 
     def progress(self, done: int, total: int, best: float | None, seconds_left: float | None) -> None:
-        patiently(lambda: self._leases.progress(self._lease, done, total, best, seconds_left), self._patience_s)
+        patiently(
+            lambda: self._leases.progress(self._lease, done, total, best, seconds_left=seconds_left), self._patience_s
+        )
 
     def check(self) -> None:
         now = time.monotonic()

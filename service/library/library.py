@@ -28,7 +28,7 @@ class Library:
     def __init__(self, store: Store, storage: Storage) -> None:
         self._store, self._storage = store, storage
 
-    def add(self, kind: type[R], uploaded: Path, name: str, description: dict[str, Any], owner: str = "") -> R:
+    def add(self, kind: type[R], uploaded: Path, name: str, description: dict[str, Any], *, owner: str = "") -> R:
         """Store a validated upload and create its row.
 
         Args:
@@ -89,7 +89,7 @@ def bundle_key(kind: type[Any], item_id: str) -> str:
     return f"{kind.__tablename__}/{item_id}"
 
 
-def _require(session: Session, kind: type[R], item_id: str, owner: str | None, lock: bool = False) -> R:
+def _require(session: Session, kind: type[R], item_id: str, owner: str | None, *, lock: bool = False) -> R:
     row = session.get(kind, item_id, with_for_update=lock)
     if row is None or owner not in (None, row.owner):
         raise NotFound(NOUN[kind], item_id)

@@ -31,6 +31,7 @@ class Retention:
         folder: DataFolder,
         storage: Storage,
         keep_days: float | None,
+        *,
         quota_bytes: int | None,
         keep_free_bytes: int = 0,
         clock: Callable[[], float] = time.monotonic,

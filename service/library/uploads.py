@@ -35,7 +35,7 @@ class Upload:
     filename: str | None = None
 
 
-async def receive(request: Request, file_part: str, text_parts: Collection[str], path: Path, limit: int) -> Upload:
+async def receive(request: Request, file_part: str, text_parts: Collection[str], path: Path, *, limit: int) -> Upload:
     """Write the file part of a multipart body to `path`, and return the other parts.
 
     Args:

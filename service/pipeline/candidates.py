@@ -45,6 +45,7 @@ class Candidates:
         ranked: Ranked,
         pricing: Pricing,
         verifier: Verifier,
+        *,
         trials: Trials,
         journal: Journal,
     ) -> None:

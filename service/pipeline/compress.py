@@ -23,6 +23,7 @@ def compress(
     model: dict[str, Any],
     checkpoint: Path | None,
     data: Path | None,
+    *,
     output: Path,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def deliver_files(delivery: Delivery, files: JobFiles, journal: Journal) -> JobR
     )
     journal.check()
     journal.stage("reporting")
-    report = build_report(delivery, folder, parity, dynamic, journal)
+    report = build_report(delivery, folder, parity, dynamic, journal=journal)
     write_json(folder / "report.json", report.to_json())
     patches = None
     if evaluation.data.assessed:

@@ -35,7 +35,7 @@ from service.reports import report_text
 
 
 def build_report(
-    delivery: Delivery, folder: Path, parity: ParityReport, dynamic: DynamicTokens | None, journal: Journal
+    delivery: Delivery, folder: Path, parity: ParityReport, dynamic: DynamicTokens | None, *, journal: Journal
 ) -> Report:
     """Score the files in `folder` on the test split, measure each axis alone, and return the report."""
     original, network = delivery.evaluation.network, delivery.network

@@ -15,7 +15,7 @@ from service.pipeline.verification import Verifier
 
 
 def measured_table(
-    model: dict[str, Any], checkpoint: Path | None, name: str, threads: int, batch: int
+    model: dict[str, Any], checkpoint: Path | None, name: str, threads: int, *, batch: int
 ) -> dict[str, Any]:
     """Measure about 24 smaller forms of the model, and return the document that `POST /v1/devices` accepts.
 

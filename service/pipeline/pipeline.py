@@ -90,15 +90,15 @@ class Job:
         ranked = self.rank(evaluation)
         self.profile(evaluation, pricing, verifier)
         with self.executor(ranked, cluster) as executor:
-            trials = Trials(self.request, ranked, pricing, executor, self.journal, self.started)
-            candidates = Candidates(self.request, ranked, pricing, verifier, trials, self.journal)
+            trials = Trials(self.request, ranked, pricing, executor, journal=self.journal, started=self.started)
+            candidates = Candidates(self.request, ranked, pricing, verifier, trials=trials, journal=self.journal)
             if deliver is None:
                 trials.search()
                 chosen = candidates.verify()
             else:
                 chosen = candidates.candidate(trials.numbered(deliver))
         chosen = self.finetune(chosen, ranked, pricing, verifier)
-        return self.deliver(chosen, ranked, pricing, verifier, trials.rows)
+        return self.deliver(chosen, ranked, pricing, verifier, trials=trials.rows)
 
     def open(self, allowed: Sequence[Path]) -> Evaluation:
         """Load the model and the data, and check that the job is possible. Raises: a subclass of VitfitError."""
@@ -111,7 +111,7 @@ class Job:
     def rank(self, evaluation: Evaluation) -> Ranked:
         self.journal.stage("ranking")
         trained = self._train_gates(evaluation) if method_named(self.request.method).training == "gates" else None
-        return rank_network(evaluation, self.request, self.files.work, trained, self.journal.check)
+        return rank_network(evaluation, self.request, self.files.work, trained, check=self.journal.check)
 
     def _train_gates(self, evaluation: Evaluation) -> Network:
         """Train gates in the original, and return it. VTP ranks by these gates, and prunes this trained original."""
@@ -129,12 +129,12 @@ class Job:
             self.journal.progress(len(trials), max(self.request.trials, len(trials)), best_score, left)
             self.journal.check()
 
-        return train_gates(evaluation.network, data, recipe, self.files.work / "gates.pt", after_epoch)
+        return train_gates(evaluation.network, data, recipe, self.files.work / "gates.pt", after_epoch=after_epoch)
 
     def profile(self, evaluation: Evaluation, pricing: Pricing, verifier: Verifier) -> None:
         self.journal.stage("profiling")
         tables, work = self.files.tables, self.files.work
-        profile(pricing, evaluation.network, verifier, tables, work, self.request.precisions)
+        profile(pricing, evaluation.network, verifier, tables, work=work, precisions=self.request.precisions)
         self.journal.check()
 
     @contextmanager
@@ -161,7 +161,14 @@ class Job:
         self.journal.stage("finetuning")
         data = evaluation.data.take("train", self._finetune_images(evaluation), self.request.seed)
         checkpoint = self.files.work / f"finetune-trial{chosen.trial.number}.pt"
-        network = train(self.request, ranked, chosen.network, data, checkpoint, lambda *_: self.journal.check())
+        network = train(
+            self.request,
+            ranked,
+            chosen.network,
+            data,
+            checkpoint=checkpoint,
+            after_epoch=lambda *_: self.journal.check(),
+        )
         worse = better(ranked.score_of(chosen.network), ranked.score_of(network))
         if worse and method_named(self.request.method).training != "selectors":
             return chosen
@@ -196,7 +203,7 @@ class Job:
         return min(FINETUNE_IMAGES, FINETUNE_BYTES // (4 * channels * height * width))
 
     def deliver(
-        self, chosen: Candidate, ranked: Ranked, pricing: Pricing, verifier: Verifier, trials: Sequence[Trial]
+        self, chosen: Candidate, ranked: Ranked, pricing: Pricing, verifier: Verifier, *, trials: Sequence[Trial]
     ) -> JobResult:
         self.journal.stage("exporting")
         delivery = Delivery(

@@ -21,6 +21,7 @@ def profile(
     network: Network,
     verifier: Verifier,
     tables: Path,
+    *,
     work: Path,
     precisions: Sequence[Precision] = ("fp32",),
 ) -> None:

@@ -87,6 +87,7 @@ def rank_network(
     request: JobRequest,
     work: Path,
     trained: Network | None = None,
+    *,
     check: Callable[[], None] = lambda: None,
 ) -> Ranked:
     """Compute statistics and ranking, and return them with the space and the outputs of the original.

@@ -67,6 +67,7 @@ def train(
     ranked: Ranked,
     network: Network,
     data: Batch,
+    *,
     checkpoint: Path,
     after_epoch: AfterEpoch,
 ) -> Network:
@@ -77,8 +78,10 @@ def train(
     wanted = request.finetune
     if method_named(request.method).training != "selectors":
         recipe = _recipe(wanted, wanted.epochs, wanted.learning_rate, request.seed)
-        return finetune(network, ranked.evaluation.network, data, recipe, checkpoint, after_epoch)
-    return _with_selectors(request, ranked, network, data, checkpoint, after_epoch)
+        return finetune(
+            network, ranked.evaluation.network, data, recipe, checkpoint=checkpoint, after_epoch=after_epoch
+        )
+    return _with_selectors(request, ranked, network, data, checkpoint=checkpoint, after_epoch=after_epoch)
 
 
 def _with_selectors(
@@ -86,6 +89,7 @@ def _with_selectors(
     ranked: Ranked,
     network: Network,
     data: Batch,
+    *,
     checkpoint: Path,
     after_epoch: AfterEpoch,
 ) -> Network:
@@ -101,15 +105,15 @@ def _with_selectors(
         network = ranked.prune(merged, request.recovery)
     if not network.reductions():  # the plan meets the budgets without token reduction, so there are no selectors
         recipe = _recipe(wanted, wanted.epochs, wanted.learning_rate, request.seed)
-        return finetune(network, teacher, data, recipe, checkpoint, after_epoch)
+        return finetune(network, teacher, data, recipe, checkpoint=checkpoint, after_epoch=after_epoch)
     rest = wanted.epochs // 2
     recipe = _recipe(wanted, wanted.epochs - rest, SELECTOR_RATE * wanted.learning_rate, request.seed)
     beside = checkpoint.with_name(f"{checkpoint.stem}-selectors{checkpoint.suffix}")
-    network = train_selectors(network, teacher, data, recipe, beside, after_epoch)
+    network = train_selectors(network, teacher, data, recipe, checkpoint=beside, after_epoch=after_epoch)
     if not rest:
         return network
     recipe = _recipe(wanted, rest, wanted.learning_rate, request.seed)
-    return finetune(network, teacher, data, recipe, checkpoint, after_epoch)
+    return finetune(network, teacher, data, recipe, checkpoint=checkpoint, after_epoch=after_epoch)
 
 
 def _recipe(wanted: FinetuneRequest, epochs: int, learning_rate: float, seed: int) -> Recipe:

@@ -24,6 +24,7 @@ class Trials:
         ranked: Ranked,
         pricing: Pricing,
         executor: Executor,
+        *,
         journal: Journal,
         started: float,
     ) -> None:

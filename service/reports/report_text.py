@@ -84,7 +84,7 @@ def _axes(report: Report) -> list[str]:
 def _share(alone: dict[str, float | None], axis: str) -> str:
     """Return the share for pruning only this axis as text.
 
-    If MACs fell by 0.5 % or less, the share would be noise and the text says so.
+    The share is None if MACs hardly fell, because it would then be noise. The text says so.
     """
     if axis not in alone:
         return "(nothing removed)"

@@ -43,7 +43,7 @@ def planted_network(data: Batch, folder: Path) -> TorchNetwork:
         img_size=SIDE, patch_size=PATCH, embed_dim=32, depth=2, num_heads=2, num_classes=CLASSES, init_values=None
     )
     recipe = Recipe(epochs=8, learning_rate=4e-3, batch=32, distill=0.0, seed=0)
-    trained = finetune(fresh, fresh, data, recipe, folder / "teacher.pt", lambda *_: None)
+    trained = finetune(fresh, fresh, data, recipe, checkpoint=folder / "teacher.pt", after_epoch=lambda *_: None)
     assert isinstance(trained, TorchNetwork)
     return trained
 

@@ -32,7 +32,7 @@ def padding_of(attributes: Attributes, image: Sequence[int], kernel: Sequence[in
 
 
 def padded(
-    build: Build, x: Node, padding: Padding, filling: float, most: Sequence[int] | None = None
+    build: Build, x: Node, padding: Padding, filling: float, *, most: Sequence[int] | None = None
 ) -> tuple[Node, list[int]]:
     """Pad `x` if opposite sides differ. Return it with the padding (rows, columns) that is left for the operator.
 

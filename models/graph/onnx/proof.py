@@ -1,8 +1,8 @@
 """Prove that a network gives the same outputs as the ONNX file that it was read from.
 
-A wrong translation of one operator would give another network without a word. So the file runs in ONNX Runtime, and the
-network in PyTorch, on the same images and with several batch sizes. If the outputs differ, the file is refused, and the
-first node is named whose value differs.
+If vitfit translates one operator wrongly, it prunes another network than the user's, and nobody notices. So the file
+runs in ONNX Runtime, and the network in PyTorch, on the same images and with several batch sizes. If the outputs
+differ, vitfit refuses the file. The message names the first node at which the two differ.
 """
 
 import tempfile
@@ -26,11 +26,11 @@ from models.networks.network import Network
 TOLERANCE = 1e-4
 """Largest allowed difference, divided by the largest absolute output."""
 ROUNDING = 20.0
-"""A network may differ by this multiple of the change that rounding alone makes in ONNX Runtime."""
+"""The allowed difference, as a multiple of the difference that rounding causes between two runs of ONNX Runtime."""
 MOST = 1e-2
 """No rounding excuses a larger difference."""
 SMOOTH = 8
-"""Pixels of the coarse noise from which images that resemble photographs are made, per side."""
+"""Height and width of the noise that is enlarged to images that resemble photographs, in pixels."""
 BATCHES = (1, 2, 5)
 REPORT = "Export the model without this operator, or report this file: vitfit translates it wrongly."
 
@@ -65,7 +65,7 @@ def prove(path: Path, model: OnnxModel, network: Network, images: Tensor | None 
     for some, batch in _inputs(model, images):
         expected = original.outputs(some, batch)
         got = network.outputs(some, batch)
-        if _differs(expected, got) and not _is_rounding(expected, got, path, model, some, batch):
+        if _differs(expected, got) and not _is_rounding(expected, got, path, model, images=some, batch=batch):
             raise _refusal(model, some, _relative(expected, got))
 
 
@@ -93,11 +93,11 @@ def _differs(expected: Tensor, got: Tensor) -> bool:
     return not _relative(expected, got) <= TOLERANCE  # a NaN differs too
 
 
-def _is_rounding(expected: Tensor, got: Tensor, path: Path, model: OnnxModel, images: Tensor, batch: int) -> bool:
+def _is_rounding(expected: Tensor, got: Tensor, path: Path, model: OnnxModel, *, images: Tensor, batch: int) -> bool:
     """Whether the difference is of the size that rounding alone causes in ONNX Runtime itself.
 
-    Deep networks with large activations amplify rounding. Then the file differs from itself when ONNX Runtime computes
-    it without optimisations.
+    Deep networks with large activations amplify rounding. The size of this effect is the difference between two runs
+    of the file: with and without the optimisations of ONNX Runtime.
     """
     unoptimised = Original(path, model, optimised=False).outputs(images, batch)
     allowed = min(ROUNDING * _relative(expected, unoptimised), MOST)
@@ -120,7 +120,7 @@ def _refusal(model: OnnxModel, images: Tensor, difference: float) -> Unsupported
 def first_different(model: OnnxModel, images: Tensor) -> onnx.NodeProto | None:
     """Return the first node, in topological order, whose value differs between ONNX Runtime and the graph.
 
-    None: all values that both compute are equal, so the translation is right.
+    None: all values that both compute are equal. Then a step after the translation is wrong.
     """
     full = images[:1].expand(model.batch, *model.image).contiguous()
     full = full + 0.1 * torch.randn(full.shape, generator=torch.Generator().manual_seed(1))

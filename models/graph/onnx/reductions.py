@@ -74,7 +74,7 @@ def max_pool(build: Build, names: Names, attributes: Attributes) -> Node:
     if attributes[OUTPUTS] > 1:
         raise ValueError("it gives the indices of the largest values")
     padding = padding_of(attributes, build.sizes(names[0])[2:], kernel)
-    x, padding = padded(build, build.value(names[0]), padding, float("-inf"), [side // 2 for side in kernel])
+    x, padding = padded(build, build.value(names[0]), padding, float("-inf"), most=[side // 2 for side in kernel])
     dilations, rounds_up = list(attributes.get("dilations", [1, 1])), bool(attributes.get("ceil_mode", 0))
     return build.call(aten.max_pool2d.default, x, kernel, strides, padding, dilations, rounds_up)
 

@@ -79,6 +79,7 @@ class TokenAxes:
         batch: int,
         patches: int,
         still: Callable[[Node], bool],
+        *,
         images_first: Callable[[Node], bool],
     ) -> None:
         self.sizes, self.batch, self.patches, self.still, self.images_first = sizes, batch, patches, still, images_first

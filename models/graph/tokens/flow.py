@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class TokenFlow:
-    """The token flow from the first block on whose tokens can be removed. It has N = prefix + patches tokens."""
+    """The token flow behind the first block that can remove tokens. It has N = prefix + patches tokens."""
 
     streams: dict[int, Node] = field(default_factory=dict)
     """The stream of each block whose tokens can be removed."""
@@ -45,14 +45,16 @@ class TokenFlow:
 
 
 def token_flow(traced: Traced, blocks: Sequence[GraphBlock]) -> TokenFlow:
-    """Return the token flow from the first block behind which all operators allow fewer tokens."""
+    """Find the first block that can remove tokens, and return the token flow behind it.
+
+    A block can remove tokens if all operators behind it allow fewer tokens."""
     moving = _moving(traced)
     rows = _rows(traced, moving)
     streams = _streams(traced, blocks, rows)
     reason = "" if streams else "no tensor between attention and MLP holds all values that later layers read"
     for first in streams:
         try:
-            return _flow_from(first, traced, blocks, streams, rows, moving)
+            return _flow_from(first, traced, blocks, streams, rows=rows, moving=moving)
         except NotFree as error:
             reason = reason or str(error)
     return TokenFlow(reason=reason)
@@ -63,6 +65,7 @@ def _flow_from(
     traced: Traced,
     blocks: Sequence[GraphBlock],
     streams: dict[int, Node],
+    *,
     rows: Sequence[Node],
     moving: set[Node],
 ) -> TokenFlow:
@@ -78,7 +81,7 @@ def _flow_from(
         traced.tracer.batch.size,
         tokens - prefix,
         lambda node: node not in moving,
-        lambda node: traced.dims(node)[:1] == [[traced.tracer.batch]],
+        images_first=lambda node: traced.dims(node)[:1] == [[traced.tracer.batch]],
     )
     known.axes[entering[-1]] = {1: TokenAxis(prefix, None)}
     block_of = {stream: block for block, stream in streams.items() if block >= first}

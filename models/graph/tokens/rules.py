@@ -219,12 +219,12 @@ def _slice(known: TokenAxes, node: Node) -> Axes:
     if step != 1:
         raise NotFree(f"{node.name}: takes tokens by their places")
     axis = axes.pop(place)
-    rest = _run(known, node, axis, start, length)
+    rest = _run(known, node, axis, start, length=length)
     known.reads_first |= rest is None and start == 0 and length == 1 and len(shape) == 3
     return axes | ({place: rest} if rest else {})
 
 
-def _run(known: TokenAxes, node: Node, axis: TokenAxis, start: int, length: int) -> TokenAxis | None:
+def _run(known: TokenAxes, node: Node, axis: TokenAxis, start: int, *, length: int) -> TokenAxis | None:
     """Return the token axis of a run of adjacent tokens: None if the run has no patches.
 
     Raises: NotFree when the run has some of the patches, but not all.
@@ -248,7 +248,7 @@ def _split(known: TokenAxes, node: Node) -> list[Axes]:
     for part in known.sizes[node]:
         own = dict(axes)
         if place in own:
-            rest = _run(known, node, own.pop(place), start, part[place])
+            rest = _run(known, node, own.pop(place), start, length=part[place])
             own |= {place: rest} if rest else {}
             used = any(user.args[1] == len(found) for user in node.users)
             known.reads_first |= used and not rest and start == 0 and part[place] == 1 and len(shape) == 3

@@ -19,17 +19,17 @@ def normalise(graph: GraphModule, shapes: dict[Node, object]) -> None:
         packet = getattr(node.target, "overloadpacket", None)
         if packet is aten.narrow:
             dim, start, length = (argument(node, i, name) for i, name in enumerate(("dim", "start", "length"), 1))
-            _slice(node, shapes, dim, start, start + length if start + length else None, 1)
+            _slice(node, shapes, dim, start, end=start + length if start + length else None, step=1)
         elif packet is aten.slice:
             found = (argument(node, i, name) for i, name in enumerate(("dim", "start", "end", "step"), 1))
             dim, start, end, step = found
-            _slice(node, shapes, dim or 0, start or 0, end, step or 1)
+            _slice(node, shapes, dim or 0, start or 0, end=end, step=step or 1)
         elif packet is aten.unflatten or node.target is aten.view.default:
             node.target = aten.reshape.default
             node.args, node.kwargs = (node.args[0], list(shapes[node])), {}  # type: ignore[call-overload]
 
 
-def _slice(node: Node, shapes: dict[Node, object], dim: int, start: int, end: int | None, step: int) -> None:
+def _slice(node: Node, shapes: dict[Node, object], dim: int, start: int, *, end: int | None, step: int) -> None:
     source = shapes[node.args[0]]  # type: ignore[index]
     assert isinstance(source, tuple)
     dim %= len(source)

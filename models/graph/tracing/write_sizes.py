@@ -36,7 +36,7 @@ def write_sizes(graph: GraphModule, known: Mapping[str, Node], tracer: Tracer, c
         if original is None or packet is None:
             continue
         if packet in SIZES_AT and isinstance(tracer.sizes.get(original), tuple):
-            _view(graph, node, original, tracer, count)
+            _view(graph, node, original, tracer, count=count)
         elif packet is aten.repeat:
             _repeat(graph, node, original, tracer)
         elif packet in (aten.layer_norm, aten.rms_norm):
@@ -66,7 +66,7 @@ def _slice(node: Node, original: Node, tracer: Tracer, count: Count) -> None:
         node.update_arg(3, start + new)
 
 
-def _view(graph: GraphModule, node: Node, original: Node, tracer: Tracer, count: Count) -> None:
+def _view(graph: GraphModule, node: Node, original: Node, tracer: Tracer, *, count: Count) -> None:
     packet = METHODS.get(cast(str, node.target)) or getattr(node.target, "overloadpacket", None)
     dims = tracer.of(original)
     sizes: list[Any] = [_size(dim, count) for dim in dims]

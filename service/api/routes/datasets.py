@@ -43,7 +43,12 @@ async def create_dataset(request: Request, response: Response, service: ServiceO
         question = {"dataset": str(folder), "allowed": allowed}
         description = await service.validator.describe(question, service.settings.register_timeout_s)
         row = await run_in_threadpool(
-            service.library.add, DatasetRow, folder, str(config["filename"]), description, caller.owner
+            service.library.add,
+            DatasetRow,
+            folder,
+            str(config["filename"]),
+            description=description,
+            owner=caller.owner,
         )
     response.headers["Location"] = f"/v1/datasets/{row.id}"
     return DatasetView.of(row)
@@ -55,7 +60,7 @@ async def _receive(request: Request, folder: Path, service: Service) -> dict[str
         path = _allowed_path(parse(DatasetRequest, await request.body()).path, service.settings)
         return {"source": "path", "path": str(path), "filename": path.name[:200]}
     arriving = folder / "arriving"
-    upload = await receive(request, "file", [], arriving, service.settings.upload_limit_bytes)
+    upload = await receive(request, "file", [], arriving, limit=service.settings.upload_limit_bytes)
     if upload.filename is None:
         raise InvalidRequest(
             "The upload has no file. Send the data set in the multipart part 'file'.", allowed=[*PARTS]

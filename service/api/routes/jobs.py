@@ -160,7 +160,7 @@ async def job_events(
     """
     # Raises the 404 for an unknown job now: after the stream has begun, the status can no longer change.
     await run_in_threadpool(service.jobs.get, job_id, caller.sees)
-    stream = events(service.store, service.jobs, job_id, caller.sees, last_event_id)
+    stream = events(service.store, service.jobs, job_id, caller.sees, told=last_event_id)
     return EventSourceResponse(stream, ping=15)
 
 

@@ -47,7 +47,9 @@ async def create_model(request: Request, response: Response, service: ServiceOf,
         config = await _receive(request, folder, service)
         (folder / "model.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1))
         description = await service.validator.describe({"model": str(folder)}, service.settings.register_timeout_s)
-        row = await run_in_threadpool(service.library.add, ModelRow, folder, config.name, description, caller.owner)
+        row = await run_in_threadpool(
+            service.library.add, ModelRow, folder, config.name, description=description, owner=caller.owner
+        )
     response.headers["Location"] = f"/v1/models/{row.id}"
     return ModelView.of(row)
 
@@ -56,7 +58,7 @@ async def _receive(request: Request, folder: Path, service: Service) -> ModelReq
     if media_type(request) != MULTIPART_TYPE:
         return parse(ModelRequest, await request.body())
     arriving = folder / "arriving"
-    upload = await receive(request, "checkpoint", ["config"], arriving, service.settings.upload_limit_bytes)
+    upload = await receive(request, "checkpoint", ["config"], arriving, limit=service.settings.upload_limit_bytes)
     if "config" not in upload.fields or upload.filename is None:
         raise InvalidRequest(
             "The upload lacks a part. A multipart request for a model needs the parts 'config' (JSON) and 'checkpoint' "

@@ -101,9 +101,9 @@ def test_training_takes_its_turn_for_every_step(tmp_path: Path) -> None:
             optimizer,
             10,
             Course(2, 5, 0),
-            lambda module, rows, _: module(images[rows]).square().mean(),
-            tmp_path / "c.pt",
-            lambda *_: None,
+            loss=lambda module, rows, _: module(images[rows]).square().mean(),
+            checkpoint=tmp_path / "c.pt",
+            after_epoch=lambda *_: None,
         )
     assert turns == ["in", "out"] * 4
     with step():

@@ -90,9 +90,9 @@ def test_a_measurement_overrules_the_prediction(space: CompactSpace, table: Tabl
 
 def test_a_table_is_stored_under_its_key(space: CompactSpace, table: Table, tmp_path: Path) -> None:
     table.save(tmp_path)
-    assert load_table(tmp_path, "cpu", "test", Setting(), space.structure) == table
-    assert load_table(tmp_path, "cpu", "test", Setting(threads=2), space.structure) is None
-    assert load_table(tmp_path, "cpu", "another machine", Setting(), space.structure) is None
+    assert load_table(tmp_path, "cpu", "test", Setting(), original=space.structure) == table
+    assert load_table(tmp_path, "cpu", "test", Setting(threads=2), original=space.structure) is None
+    assert load_table(tmp_path, "cpu", "another machine", Setting(), original=space.structure) is None
     assert Table.from_json(json.loads(json.dumps(table.to_json()))) == table
 
 

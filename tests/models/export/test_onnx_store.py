@@ -77,7 +77,7 @@ def test_weights_that_are_really_so_many(tmp_path: Path) -> None:
         image,
         Preprocessing(image, (0.5,), (0.5,)),
         tmp_path / "source.onnx",
-        1,
+        batch=1,
     )
     copy_onnx(tmp_path / "source.onnx", tmp_path / "model.onnx")
     data_of(tmp_path / "source.onnx").unlink()

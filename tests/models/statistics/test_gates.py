@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(network: TorchNetwork, data: Batch, folder: Path) -> TorchNetwork:
-    return train_gates(network, data, RECIPE, folder / "trained.pt", ignore)
+    return train_gates(network, data, RECIPE, folder / "trained.pt", after_epoch=ignore)
 
 
 def ignore(_epoch: int, _loss: float) -> None:
@@ -80,7 +80,7 @@ def test_the_gate_of_what_nothing_reads_closes_first(
     network: TorchNetwork, data: Batch, tmp_path: Path, labelled: bool
 ) -> None:
     data = data if labelled else dataclasses.replace(data, labels=None)
-    found = gates_of(train_gates(network, data, RECIPE, tmp_path / "c.pt", ignore))[0]
+    found = gates_of(train_gates(network, data, RECIPE, tmp_path / "c.pt", after_epoch=ignore))[0]
     for name, member in PLANTED.items():
         gate = getattr(found, name).abs()
         assert (gate < gate[member]).float().mean() < 0.1, name
@@ -89,14 +89,14 @@ def test_the_gate_of_what_nothing_reads_closes_first(
 
 def test_without_the_penalty_it_stays_open(network: TorchNetwork, data: Batch, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, l1=0.0, learning_rate=0.0)
-    opened = gates_of(train_gates(network, data, recipe, tmp_path / "c.pt", ignore))[0]
+    opened = gates_of(train_gates(network, data, recipe, tmp_path / "c.pt", after_epoch=ignore))[0]
     assert [float(getattr(opened, name)[member]) for name, member in PLANTED.items()] == [1, 1, 1, 1]
 
 
 def test_a_larger_penalty_leaves_less(
     network: TorchNetwork, data: Batch, trained: TorchNetwork, tmp_path: Path
 ) -> None:
-    more = train_gates(network, data, dataclasses.replace(RECIPE, l1=0.1), tmp_path / "c.pt", ignore)
+    more = train_gates(network, data, dataclasses.replace(RECIPE, l1=0.1), tmp_path / "c.pt", after_epoch=ignore)
     assert every_gate(more).abs().sum() < 0.95 * every_gate(trained).abs().sum()
 
 
@@ -112,7 +112,7 @@ def test_the_loss_is_the_task_and_the_sizes_of_all_gates(
     data = data if labelled else dataclasses.replace(data, labels=None)
     losses: list[float] = []
     still = dataclasses.replace(RECIPE, epochs=1, learning_rate=0.0, gate_learning_rate=0.0)
-    train_gates(network, data, still, tmp_path / "c.pt", lambda _, loss: losses.append(loss))
+    train_gates(network, data, still, tmp_path / "c.pt", after_epoch=lambda _, loss: losses.append(loss))
     task = float(functional.cross_entropy(network.outputs(data.images), data.labels)) if data.labels is not None else 0
     assert losses == [pytest.approx(task + 1e-3 * 2 * (48 + 48 + 48 + 192), rel=1e-4)]
 
@@ -158,13 +158,13 @@ def test_an_interrupted_training_ends_with_the_same_gates(
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        train_gates(network, data, RECIPE, tmp_path / "c.pt", stop)
+        train_gates(network, data, RECIPE, tmp_path / "c.pt", after_epoch=stop)
     torch.manual_seed(99)  # another process
     rest: list[int] = []
-    resumed = train_gates(network, data, RECIPE, tmp_path / "c.pt", lambda epoch, _: rest.append(epoch))
+    resumed = train_gates(network, data, RECIPE, tmp_path / "c.pt", after_epoch=lambda epoch, _: rest.append(epoch))
     assert rest == [3, 4]
     torch.testing.assert_close(every_gate(resumed), every_gate(trained), rtol=0, atol=1e-6)
-    again = train_gates(network, data, RECIPE, tmp_path / "c.pt", lambda epoch, _: rest.append(epoch))
+    again = train_gates(network, data, RECIPE, tmp_path / "c.pt", after_epoch=lambda epoch, _: rest.append(epoch))
     assert rest == [3, 4] and every_gate(again).equal(every_gate(resumed))
 
 

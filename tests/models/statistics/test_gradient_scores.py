@@ -53,11 +53,11 @@ def log_p(network: TorchNetwork) -> Tensor:
 
 
 def taylor(network: TorchNetwork, wanted: Tensor | None) -> MemberScores:
-    return taylor_scores(network.module, network._family, network.structure, images(network), wanted)[0][BLOCK]
+    return taylor_scores(network.module, network._family, network.structure, images(network), labels=wanted)[0][BLOCK]
 
 
 def fisher(network: TorchNetwork, seed: int = 0) -> MemberScores:
-    return fisher_scores(network.module, network._family, network.structure, images(network), seed)[0][BLOCK]
+    return fisher_scores(network.module, network._family, network.structure, images(network), seed=seed)[0][BLOCK]
 
 
 def slopes(network: TorchNetwork, path: str, columns: slice | int) -> Tensor:
@@ -194,7 +194,7 @@ def test_families_with_stages_are_read_in_their_own_layers(variant: str) -> None
     """
     network = small_family(variant)
     image, label, family = images_for(network, 1), torch.tensor([2]), network.family
-    blocks, stream = taylor_scores(network.module, family, network.structure, image, label)
+    blocks, stream = taylor_scores(network.module, family, network.structure, image, labels=label)
     assert stream.embed.shape == (0,)
     functional.cross_entropy(network.module(image), label).backward()
 

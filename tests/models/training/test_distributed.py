@@ -37,7 +37,9 @@ def test_two_processes_train_as_one_does_and_go_on_after_a_stop(
 ) -> None:
     student, teacher, data = networks()
     alone: list[float] = []
-    expected = finetune(student, teacher, data, RECIPE, tmp_path / "one.pt", lambda _, loss: alone.append(loss))
+    expected = finetune(
+        student, teacher, data, RECIPE, checkpoint=tmp_path / "one.pt", after_epoch=lambda _, loss: alone.append(loss)
+    )
     monkeypatch.setattr(models.training.finetune, "on_gpus", lambda: Processes(2, cpu=True))
     together: list[float] = []
 
@@ -47,14 +49,14 @@ def test_two_processes_train_as_one_does_and_go_on_after_a_stop(
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        finetune(student, teacher, data, RECIPE, tmp_path / "two.pt", stop_once)
-    found = finetune(student, teacher, data, RECIPE, tmp_path / "two.pt", stop_once)
+        finetune(student, teacher, data, RECIPE, checkpoint=tmp_path / "two.pt", after_epoch=stop_once)
+    found = finetune(student, teacher, data, RECIPE, checkpoint=tmp_path / "two.pt", after_epoch=stop_once)
     answers = [network.outputs(data.images) for network in (student, expected, found)]
     # Compare outputs, not weights. The bias of a key has no effect, and Adam turns its rounding errors into steps.
     torch.testing.assert_close(answers[2], answers[1], rtol=0, atol=1e-4)
     assert float((answers[0] - answers[1]).abs().max()) > 0.1
     assert together == pytest.approx(alone, abs=1e-5)
-    finished = finetune(student, teacher, data, RECIPE, tmp_path / "two.pt", stop_once)
+    finished = finetune(student, teacher, data, RECIPE, checkpoint=tmp_path / "two.pt", after_epoch=stop_once)
     assert len(together) == 2 and not finished.module.training
     assert all(weights(finished)[name].equal(value) for name, value in weights(found).items())
 
@@ -62,7 +64,15 @@ def test_two_processes_train_as_one_does_and_go_on_after_a_stop(
 def train_and_store(folder: Path, _after_epoch: object, accelerator: Accelerator) -> None:
     """Train and store, in each process. The function is at module level because it is sent to the processes."""
     student, teacher, data = networks()
-    train_to_answer(student.module, teacher.module, data, RECIPE, folder / "c.pt", lambda *_: None, accelerator)
+    train_to_answer(
+        student.module,
+        teacher.module,
+        data,
+        RECIPE,
+        checkpoint=folder / "c.pt",
+        after_epoch=lambda *_: None,
+        accelerator=accelerator,
+    )
     torch.save(weights(student), folder / f"rank{accelerator.process_index}.pt")
 
 

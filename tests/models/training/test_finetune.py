@@ -73,7 +73,14 @@ def test_training_brings_the_student_nearer_to_its_teacher(
     teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
 ) -> None:
     diary, recipe = Diary(), dataclasses.replace(RECIPE, epochs=8)
-    trained = finetune(student, teacher, dataclasses.replace(data, labels=None), recipe, tmp_path / "c.pt", diary)
+    trained = finetune(
+        student,
+        teacher,
+        dataclasses.replace(data, labels=None),
+        recipe,
+        checkpoint=tmp_path / "c.pt",
+        after_epoch=diary,
+    )
     target = teacher.outputs(data.images)
     assert agreement(target, trained.outputs(data.images)) > 0.7 * agreement(target, student.outputs(data.images))
     assert diary.epochs == list(range(1, 9)) and diary.losses[-1] < 0.7 * diary.losses[0]
@@ -85,7 +92,9 @@ def test_teacher_and_untrained_network_stay_as_they_were(
     teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
 ) -> None:
     before = [weights(teacher), weights(student)]
-    trained = finetune(student, teacher, data, dataclasses.replace(RECIPE, epochs=1), tmp_path / "c.pt", Diary())
+    trained = finetune(
+        student, teacher, data, dataclasses.replace(RECIPE, epochs=1), checkpoint=tmp_path / "c.pt", after_epoch=Diary()
+    )
     for now, then in zip([weights(teacher), weights(student)], before, strict=True):
         assert all(now[name].equal(then[name]) for name in then)
     assert not weights(trained)["head.weight"].equal(before[1]["head.weight"])
@@ -96,12 +105,12 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path, labelled: bool
 ) -> None:
     data = data if labelled else dataclasses.replace(data, labels=None)
-    undisturbed = finetune(student, teacher, data, RECIPE, tmp_path / "whole.pt", Diary())
+    undisturbed = finetune(student, teacher, data, RECIPE, checkpoint=tmp_path / "whole.pt", after_epoch=Diary())
     with pytest.raises(InterruptedError):
-        finetune(student, teacher, data, RECIPE, tmp_path / "c.pt", Diary(stop_after=1))
+        finetune(student, teacher, data, RECIPE, checkpoint=tmp_path / "c.pt", after_epoch=Diary(stop_after=1))
     torch.manual_seed(99)  # another process
     rest = Diary()
-    resumed = weights(finetune(student, teacher, data, RECIPE, tmp_path / "c.pt", rest))
+    resumed = weights(finetune(student, teacher, data, RECIPE, checkpoint=tmp_path / "c.pt", after_epoch=rest))
     assert rest.epochs == [2, 3]
     for name, value in weights(undisturbed).items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-6, msg=name)
@@ -110,9 +119,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(
 def test_a_finished_training_is_not_repeated(
     teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
 ) -> None:
-    first = weights(finetune(student, teacher, data, RECIPE, tmp_path / "c.pt", Diary()))
+    first = weights(finetune(student, teacher, data, RECIPE, checkpoint=tmp_path / "c.pt", after_epoch=Diary()))
     diary = Diary()
-    again = weights(finetune(student, teacher, data, RECIPE, tmp_path / "c.pt", diary))
+    again = weights(finetune(student, teacher, data, RECIPE, checkpoint=tmp_path / "c.pt", after_epoch=diary))
     assert diary.epochs == [] and all(again[name].equal(first[name]) for name in first)
 
 
@@ -120,7 +129,16 @@ def test_the_seed_decides_the_order_of_images(
     teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
 ) -> None:
     one, other = (
-        weights(finetune(student, teacher, data, dataclasses.replace(RECIPE, seed=s), tmp_path / f"{s}.pt", Diary()))
+        weights(
+            finetune(
+                student,
+                teacher,
+                data,
+                dataclasses.replace(RECIPE, seed=s),
+                checkpoint=tmp_path / f"{s}.pt",
+                after_epoch=Diary(),
+            )
+        )
         for s in (1, 2)
     )
     assert not one["head.weight"].equal(other["head.weight"])
@@ -149,7 +167,7 @@ def test_on_the_cpu_the_recipe_is_this_plain_loop(
             distillation_loss(module(data.images[rows]), targets[rows], data.labels[rows], RECIPE.distill).backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
-    found = weights(finetune(student, teacher, data, RECIPE, tmp_path / "c.pt", Diary()))
+    found = weights(finetune(student, teacher, data, RECIPE, checkpoint=tmp_path / "c.pt", after_epoch=Diary()))
     assert all(found[name].equal(value) for name, value in module.state_dict().items())
 
 
@@ -182,11 +200,11 @@ def test_cutmix_goes_on_after_an_interruption_as_if_there_was_none(
     """Check this also with an odd batch at the end."""
     assert data.labels is not None
     data = Batch(data.images[:37], data.labels[:37], data.indices[:37])
-    undisturbed = finetune(student, teacher, data, MIXED, tmp_path / "whole.pt", Diary())
+    undisturbed = finetune(student, teacher, data, MIXED, checkpoint=tmp_path / "whole.pt", after_epoch=Diary())
     with pytest.raises(InterruptedError):
-        finetune(student, teacher, data, MIXED, tmp_path / "c.pt", Diary(stop_after=2))
+        finetune(student, teacher, data, MIXED, checkpoint=tmp_path / "c.pt", after_epoch=Diary(stop_after=2))
     np.random.seed(3)  # another process
-    resumed = weights(finetune(student, teacher, data, MIXED, tmp_path / "c.pt", Diary()))
+    resumed = weights(finetune(student, teacher, data, MIXED, checkpoint=tmp_path / "c.pt", after_epoch=Diary()))
     for name, value in weights(undisturbed).items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-6, msg=name)
 
@@ -214,7 +232,14 @@ def test_cutmix_without_labels_is_refused(
     teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidRequest, match=r"the data set has no labels. Set finetune\.cutmix to 0"):
-        finetune(student, teacher, dataclasses.replace(data, labels=None), MIXED, tmp_path / "c.pt", Diary())
+        finetune(
+            student,
+            teacher,
+            dataclasses.replace(data, labels=None),
+            MIXED,
+            checkpoint=tmp_path / "c.pt",
+            after_epoch=Diary(),
+        )
 
 
 def test_mixed_labels_count_by_their_share() -> None:

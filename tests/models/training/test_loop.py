@@ -22,7 +22,15 @@ def test_each_group_has_its_own_highest_rate_and_ends_near_zero(tmp_path: Path) 
         total: Tensor = module(torch.ones(len(rows), 2)).sum()
         return total
 
-    train(module, optimizer, 40, Course(epochs=5, batch=4, seed=0), loss, tmp_path / "c.pt", lambda *_: None)
+    train(
+        module,
+        optimizer,
+        40,
+        Course(epochs=5, batch=4, seed=0),
+        loss=loss,
+        checkpoint=tmp_path / "c.pt",
+        after_epoch=lambda *_: None,
+    )
     assert len(rates) == 50
     first, other = ([rate[group] for rate in rates] for group in (0, 1))
     assert first[0] < 0.05 * 0.2 and max(first) == pytest.approx(0.2, rel=0.01) and first[-1] < 0.01 * 0.2

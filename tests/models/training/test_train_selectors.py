@@ -57,7 +57,9 @@ def test_trained_selectors_find_the_tokens_that_carry_the_class(tmp_path: Path) 
     dense, kept = planted_network(seen, tmp_path), 3
     untrained = choosing(dense, "selector", (kept,))
     recipe = Recipe(epochs=5, learning_rate=1e-2, batch=32, distill=1.0, seed=0)
-    trained = train_selectors(untrained, dense, seen, recipe, tmp_path / "c.pt", lambda *_: None, frozen=1.0)
+    trained = train_selectors(
+        untrained, dense, seen, recipe, checkpoint=tmp_path / "c.pt", after_epoch=lambda *_: None, frozen=1.0
+    )
 
     def right(network: TorchNetwork) -> float:
         return float((network.outputs(held_out.images, 300).argmax(1) == labels).float().mean())
@@ -76,7 +78,7 @@ def test_the_share_kept_approaches_the_plan(teacher: TorchNetwork, data: Batch, 
     """
     student = choosing(teacher, "selector", (5, 2), first=1)
     recipe = dataclasses.replace(RECIPE, epochs=15, batch=8, learning_rate=2e-2)
-    trained = train_selectors(student, teacher, data, recipe, tmp_path / "c.pt", lambda *_: None)
+    trained = train_selectors(student, teacher, data, recipe, checkpoint=tmp_path / "c.pt", after_epoch=lambda *_: None)
     before, after = drawn_shares(student, data.images), drawn_shares(trained, data.images)
     for drawn, wanted, earlier in zip(after, (5 / 16, 2 / 16), before, strict=True):
         assert abs(drawn - wanted) < 0.5 * abs(earlier - wanted)
@@ -96,7 +98,7 @@ def test_without_labels_the_teacher_alone_is_followed(
     teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
 ) -> None:
     diary, unlabelled = Diary(), dataclasses.replace(data, labels=None)
-    trained = train_selectors(student, teacher, unlabelled, RECIPE, tmp_path / "c.pt", diary)
+    trained = train_selectors(student, teacher, unlabelled, RECIPE, checkpoint=tmp_path / "c.pt", after_epoch=diary)
     assert diary.epochs == [1, 2, 3]
     assert not weights(trained)["blocks.1.reduction.selector.vote.weight"].equal(
         weights(student)["blocks.1.reduction.selector.vote.weight"]
@@ -109,7 +111,9 @@ def test_the_backbone_is_frozen_at_first_and_then_moves_a_little(
     teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path, frozen: float, moves: bool
 ) -> None:
     before = weights(student)
-    trained = train_selectors(student, teacher, data, RECIPE, tmp_path / "c.pt", lambda *_: None, frozen=frozen)
+    trained = train_selectors(
+        student, teacher, data, RECIPE, checkpoint=tmp_path / "c.pt", after_epoch=lambda *_: None, frozen=frozen
+    )
     change: dict[bool, float] = {True: 0.0, False: 0.0}
     for name, value in weights(trained).items():
         own = "selector" in name
@@ -123,11 +127,13 @@ def test_the_backbone_is_frozen_at_first_and_then_moves_a_little(
 def test_an_interrupted_training_ends_with_the_same_weights(
     teacher: TorchNetwork, student: TorchNetwork, data: Batch, tmp_path: Path
 ) -> None:
-    undisturbed = weights(train_selectors(student, teacher, data, RECIPE, tmp_path / "whole.pt", Diary()))
+    undisturbed = weights(
+        train_selectors(student, teacher, data, RECIPE, checkpoint=tmp_path / "whole.pt", after_epoch=Diary())
+    )
     with pytest.raises(InterruptedError):
-        train_selectors(student, teacher, data, RECIPE, tmp_path / "c.pt", Diary(stop_after=1))
+        train_selectors(student, teacher, data, RECIPE, checkpoint=tmp_path / "c.pt", after_epoch=Diary(stop_after=1))
     rest = Diary()
-    resumed = weights(train_selectors(student, teacher, data, RECIPE, tmp_path / "c.pt", rest))
+    resumed = weights(train_selectors(student, teacher, data, RECIPE, checkpoint=tmp_path / "c.pt", after_epoch=rest))
     assert rest.epochs == [2, 3]
     for name, value in undisturbed.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-6, msg=name)
@@ -188,7 +194,7 @@ def test_gradients_reach_the_selectors_through_the_masks(student: TorchNetwork, 
 def test_only_networks_with_selectors_can_be_trained(teacher: TorchNetwork, data: Batch, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="selector"):
         other = teacher.pruned(random_plan(teacher.structure, 1, tokens=False), None)
-        train_selectors(other, teacher, data, RECIPE, tmp_path / "c.pt", lambda *_: None)
+        train_selectors(other, teacher, data, RECIPE, checkpoint=tmp_path / "c.pt", after_epoch=lambda *_: None)
 
 
 def test_a_narrower_network_is_compared_in_the_dims_that_it_keeps(
@@ -198,5 +204,7 @@ def test_a_narrower_network_is_compared_in_the_dims_that_it_keeps(
     assert dense is not None
     small = teacher.pruned(dataclasses.replace(dense, embed=tuple(range(0, 42))), None)
     diary = Diary()
-    train_selectors(small, teacher, data, dataclasses.replace(RECIPE, epochs=1), tmp_path / "c.pt", diary)
+    train_selectors(
+        small, teacher, data, dataclasses.replace(RECIPE, epochs=1), checkpoint=tmp_path / "c.pt", after_epoch=diary
+    )
     assert diary.epochs == [1]

@@ -15,6 +15,7 @@ from models.networks.torch_network import TorchNetwork
 from models.statistics.statistics import BlockStatistics, Statistics
 from search.criteria import CRITERIA, rank
 from search.criteria.hsic import head_scores, minmax, neuron_scores
+from search.methods import CRITERION_TITLES, METHODS
 from search.ranking import Ranking
 from tests.support.networks import images_for, small_network
 
@@ -208,3 +209,8 @@ def test_a_criterion_without_images_is_refused() -> None:
 def test_an_unknown_criterion_lists_the_known_ones() -> None:
     with pytest.raises(UnknownName, match="reconstruction"):
         rank("hessian", small_network().weights(), None)
+
+
+def test_every_criterion_has_a_title_and_a_method_that_supports_it() -> None:
+    supported = {name for method in METHODS.values() for name in method.criteria}
+    assert CRITERIA.keys() == CRITERION_TITLES.keys() == supported

@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TorchNetwork:
         network.blocks()[0].get_parameter("attn.proj.weight")[:, 16 * DEAD_HEAD : 16 * (DEAD_HEAD + 1)] = 0
     images = images_for(network, 64)
     data = Batch(images, network.outputs(images).argmax(1), torch.arange(64))
-    return train_gates(network, data, RECIPE, tmp_path_factory.mktemp("gates") / "c.pt", lambda *_: None)
+    return train_gates(network, data, RECIPE, tmp_path_factory.mktemp("gates") / "c.pt", after_epoch=lambda *_: None)
 
 
 def test_the_head_that_nothing_reads_goes_first(trained: TorchNetwork) -> None:

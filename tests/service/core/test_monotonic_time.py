@@ -184,7 +184,7 @@ def test_jobs_that_are_kept_for_a_month_survive_a_jump_by_years(
     folder.create()
     job = jobs.create(new_job()).id
     jobs.cancel(job)
-    keeper = Retention(store, folder, LocalStorage(folder), 30, None, clock=clocks.monotonic)
+    keeper = Retention(store, folder, LocalStorage(folder), 30, quota_bytes=None, clock=clocks.monotonic)
     clocks.jump(20 * 365 * 86_400.0)
     assert keeper.sweep() == [] and jobs.get(job).status == "canceled"
     clocks.jump(-20 * 365 * 86_400.0)

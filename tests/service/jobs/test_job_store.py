@@ -41,7 +41,7 @@ def test_a_job_runs_and_succeeds(jobs: Jobs, leases: Leases) -> None:
     assert (created.status, created.name, lease.job_id) == ("queued", "mine", created.id)
     leases.stage(lease, "searching")
     leases.record(lease, trial(0))
-    leases.progress(lease, 1, 4, -0.1, float("inf"))
+    leases.progress(lease, 1, 4, -0.1, seconds_left=float("inf"))
     running = jobs.get(created.id)
     assert (running.status, running.stage, running.attempt) == ("running", "searching", 1)
     assert running.progress == {"trials_done": 1, "trials_total": 4, "best_score": -0.1, "seconds_left": None}
@@ -109,7 +109,7 @@ def test_a_worker_that_lost_its_job_can_write_nothing(jobs: Jobs, leases: Leases
         lambda: leases.record(zombie, trial(0)),
         lambda: leases.heartbeat(zombie),
         lambda: leases.stage(zombie, "searching"),
-        lambda: leases.progress(zombie, 1, 4, None, None),
+        lambda: leases.progress(zombie, 1, 4, None, seconds_left=None),
         lambda: leases.succeed(zombie, RESULT),
         lambda: leases.fail(zombie, BadData("no")),
         lambda: leases.confirm_cancel(zombie),

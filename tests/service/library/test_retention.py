@@ -47,8 +47,8 @@ def test_finished_jobs_go_after_their_time_with_trials_and_files(
         folder.job(job).create()
     ended(store, old, 31)
     ended(store, young, 29)
-    assert Retention(store, folder, LocalStorage(folder), None, None).sweep() == []
-    assert Retention(store, folder, LocalStorage(folder), 30, None).sweep() == [old]
+    assert Retention(store, folder, LocalStorage(folder), None, quota_bytes=None).sweep() == []
+    assert Retention(store, folder, LocalStorage(folder), 30, quota_bytes=None).sweep() == [old]
     assert {path.name for path in folder.jobs.iterdir()} == {young, waiting}
     assert jobs.trial_numbers(old) == []
     assert jobs.get(young).status == "succeeded" and jobs.get(waiting).status == "queued"
@@ -59,7 +59,7 @@ def test_folders_that_no_job_owns_are_swept(store: Store, jobs: Jobs, folder: Da
     mine = jobs.create(new_job()).id
     for job in (mine, "job_gone"):
         folder.job(job).create()
-    Retention(store, folder, LocalStorage(folder), None, None).sweep()
+    Retention(store, folder, LocalStorage(folder), None, quota_bytes=None).sweep()
     assert {path.name for path in folder.jobs.iterdir()} == {mine}
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("brief")
 
 def run(output: Path, data: Path | None = None, checkpoint: Path | None = None, **extra: Any) -> dict[str, Any]:
     request = job_request(budget("macs_keep", 0.6), trials=1, dataset=data is not None)
-    return compress(request, MODEL, checkpoint, data, output, **extra)
+    return compress(request, MODEL, checkpoint, data, output=output, **extra)
 
 
 def test_the_files_lie_in_the_output_folder_and_nothing_else_is_left(

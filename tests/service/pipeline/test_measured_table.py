@@ -29,7 +29,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "classes": None,
     }
     with briefly():
-        found = measured_table(model, None, "user-pi", 1, 1)
+        found = measured_table(model, None, "user-pi", 1, batch=1)
     loaded: dict[str, Any] = json.loads(json.dumps(found))
     return loaded
 

@@ -255,7 +255,7 @@ def _profiled(network: Network, tables: Path, work: Path, precisions: list[Preci
     """Return the table of a new job."""
     work.mkdir()
     pricing = Pricing(job_request(budget("latency_keep", 0.9)), network.structure)
-    profile(pricing, network, Verifier(network, pricing, work, 0), tables, work, precisions)
+    profile(pricing, network, Verifier(network, pricing, work, 0), tables, work=work, precisions=precisions)
     table = pricing.table(pricing.measured_places[0])
     assert table is not None
     return table
