@@ -2,6 +2,7 @@
 
 import contextlib
 import email.utils
+import ipaddress
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +38,13 @@ class Connection:
             )
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0))
         headers = {"Authorization": f"Bearer {token}"} if token else None
-        self._http = httpx.Client(base_url=self.server, timeout=timeout, transport=transport, headers=headers)
+        self._http = httpx.Client(
+            base_url=self.server,
+            timeout=timeout,
+            transport=transport,
+            headers=headers,
+            trust_env=not _is_loopback(self.server),  # a proxy cannot reach a server on this machine
+        )
 
     def close(self) -> None:
         """Close the sockets."""
@@ -141,3 +148,10 @@ def _opened(files: Callable[[], Any], stack: contextlib.ExitStack) -> Any:
         if hasattr(part[1], "close"):
             stack.callback(part[1].close)
     return parts
+
+
+def _is_loopback(server: str) -> bool:
+    host = httpx.URL(server).host
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"

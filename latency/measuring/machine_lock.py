@@ -5,6 +5,7 @@ both exclusively. Other work passes the gate and shares the floor. A measurement
 floor, so workers that follow one another without a pause cannot keep it out.
 """
 
+import contextlib
 import fcntl
 import os
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 
 FOLDER = Path(os.environ.get("VITFIT_LOCKS", tempfile.gettempdir()))
 """Folder of the locks, the same for all processes of a machine. Tests that run in parallel have one folder each."""
+READABLE, ATTEMPTS = 0o644, 10
 GATE, FLOOR = FOLDER / "vitfit-measuring.gate", FOLDER / "vitfit-measuring.lock"
 
 
@@ -38,6 +40,25 @@ def working() -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path, how: int) -> Iterator[None]:
-    with path.open("a") as handle:
+    handle = _opened(path)
+    try:
         fcntl.flock(handle, how)
         yield
+    finally:
+        os.close(handle)
+
+
+def _opened(path: Path) -> int:
+    """Open a lock file that any user of the machine may have made. A lock needs no right to write.
+
+    In a folder such as /tmp, Linux refuses O_CREAT for a file that another user has made. So the file is created only
+    if it does not exist.
+    """
+    for _ in range(ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY)
+        with contextlib.suppress(FileExistsError):
+            handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, READABLE)
+            os.fchmod(handle, READABLE)  # whatever the umask is
+            return handle
+    raise FileNotFoundError(f"The lock file {path} is deleted again and again. Choose another folder: VITFIT_LOCKS.")

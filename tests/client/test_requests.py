@@ -220,3 +220,10 @@ def test_a_web_page_in_place_of_a_server_is_named_as_such(server: FakeServer, cl
     server.faults = [404]
     with pytest.raises(VitfitError, match="out of order"):
         client.health()
+
+
+def test_a_proxy_is_not_asked_for_a_server_on_this_machine(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    with Client(server.url, retries=0) as client:
+        assert [device.name for device in client.devices()] == ["cpu", "generic-mobile"]

@@ -4,6 +4,8 @@ While one process measures, other measurements wait, and other work of vitfit wa
 """
 
 import multiprocessing
+import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from latency.measuring import machine_lock
 from latency.measuring.machine_lock import measuring_lease, working
 from models.throttle import paced, step
 from models.training.loop import Course, train
@@ -108,3 +111,34 @@ def test_training_takes_its_turn_for_every_step(tmp_path: Path) -> None:
     assert turns == ["in", "out"] * 4
     with step():
         assert len(turns) == 8
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+def test_two_users_of_one_machine_share_the_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in /tmp: the folder is sticky, and the first user's umask hides new files from others."""
+    tmp_path.chmod(0o1777)
+    for folder in list(tmp_path.parents)[:3]:
+        if folder.owner() == "root" and folder != Path(tempfile.gettempdir()):
+            folder.chmod(0o755)
+    monkeypatch.setattr(machine_lock, "GATE", tmp_path / "gate")
+    monkeypatch.setattr(machine_lock, "FLOOR", tmp_path / "floor")
+    assert [measured_as(user) for user in (65533, 65534)] == ["measured", "measured"]
+
+
+def measured_as(user: int) -> str:
+    """Take the lease in a process of another user, and return what the process says."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.umask(0o077)
+        os.setgid(user)
+        os.setuid(user)
+        try:
+            with measuring_lease():
+                os.write(writer, b"measured")
+        except OSError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.close(writer)
+    os.wait()
+    with os.fdopen(reader, "rb") as said:
+        return said.read().decode()
