@@ -199,10 +199,11 @@ def _needs() -> str:
 
 
 def _check_labels(labels: Rows, classes: int | None) -> None:
-    wrong = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
+    known = None if classes is None else max(classes, 2)  # one logit stands for two classes
+    wrong = labels < 0 if known is None else (labels < 0) | (labels >= known)
     if wrong.any():
         row = int(np.argmax(wrong))
-        allowed = "0 or more" if classes is None else f"0 to {classes - 1}, because the model has {classes} classes"
+        allowed = "0 or more" if known is None else f"0 to {known - 1}, because the model has {known} classes"
         raise BadData(
             f"Image {row} has label {labels[row]}. Allowed labels: {allowed}. Correct the labels.",
             image=row,

@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
+from models.statistics.class_logits import class_logits
+
 
 def agreement(dense: Tensor, pruned: Tensor) -> float:
     """Returns minus the mean KL(p_dense || p_pruned) over images, in nats; at most 0, higher is better.
 
     dense, pruned: logits (n, C).
     """
-    p, q = torch.log_softmax(dense.double(), 1), torch.log_softmax(pruned.double(), 1)
+    p, q = (torch.log_softmax(class_logits(logits).double(), 1) for logits in (dense, pruned))
     return -float((p.exp() * (p - q)).sum(1).mean())
 
 
@@ -28,10 +30,10 @@ def same_answer(dense: Tensor, pruned: Tensor, classes: int) -> float:
     For networks without a classifier (`classes` is 0), returns the mean cosine similarity of the features.
     """
     if classes:
-        return correct(pruned, dense.argmax(1)) / len(dense)
+        return correct(pruned, class_logits(dense).argmax(1)) / len(dense)
     return float(torch.nn.functional.cosine_similarity(dense, pruned, dim=1).mean())
 
 
 def correct(logits: Tensor, labels: Tensor) -> int:
     """Returns the number of images whose predicted class is their label."""
-    return int((logits.argmax(1) == labels).sum())
+    return int((class_logits(logits).argmax(1) == labels).sum())

@@ -30,6 +30,7 @@ from models.export.onnx_export import INPUT, OUTPUT, Parity, compare_outputs, ru
 from models.networks.network import Network
 from models.pruning.token_reduction import TokenReduction, all_recorded
 from models.record import Record
+from models.statistics.class_logits import class_logits
 
 EXACT_IMAGES = 64
 SAME_ANSWERS, ACCURACY = 0.97, 0.01
@@ -161,8 +162,8 @@ def same_clear_answers(mine: Tensor, fp32: Tensor, others: Tensor, classes: int)
     Returns the number of clear images, and the share of them with the same class (without classes: the mean cosine).
     """
     clear = torch.ones(len(mine), dtype=torch.bool)
-    if classes > 1:
-        first, second = mine.topk(2, dim=1).values.T
+    if classes:
+        first, second = class_logits(mine).topk(2, dim=1).values.T
         clear = first - second > (mine - fp32).abs().amax(dim=1)
     return int(clear.sum()), same_answer(mine[clear], others[clear], classes) if clear.any() else 1.0
 

@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from models.errors import InvalidRequest
 from models.families.family import Family, blocks_of, part
+from models.statistics.class_logits import class_logits
 from models.statistics.member_scores import MemberScores, StreamScores
 from models.statistics.residual_stream import Read, change_without, stream_reads
 from models.structure import Structure
@@ -93,7 +94,7 @@ def _scores(
         with taps, torch.enable_grad():
             chunk = images[first : first + BATCH].clone().requires_grad_()
             taps.images = len(chunk)
-            log_p = functional.log_softmax(taps.model(chunk), dim=1)
+            log_p = functional.log_softmax(class_logits(taps.model(chunk)), dim=1)
             weights = probes(slice(first, first + BATCH), log_p.detach())
             passes = 1 + len(weights)
             for place, weight in enumerate(weights):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.statistics.class_logits import class_logits
+
 SIGMAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
@@ -40,7 +42,7 @@ def gaussian_kernels(features: Tensor) -> Tensor:
 
 def output_kernel(logits: Tensor) -> Tensor:
     """Return the centred linear kernel of the softmax outputs. logits (n, C) -> (n, n)."""
-    outputs = torch.softmax(logits.double(), dim=-1)
+    outputs = torch.softmax(class_logits(logits).double(), dim=-1)
     return centred(outputs @ outputs.T).float()
 
 

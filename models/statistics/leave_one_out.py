@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from models.errors import InvalidRequest
 from models.families.family import Family, part, replace_part
+from models.statistics.class_logits import class_logits
 from models.statistics.gradient_scores import Scores, check_classes
 from models.statistics.member_scores import MemberScores, StreamScores
 from models.statistics.residual_stream import norm_without, stream_reads
@@ -100,7 +101,7 @@ class Deleter:
         self._blocks = list(part(model, family.blocks).children())
         self.reads = stream_reads(model, family)
         self._entering = self._inputs_of_blocks()
-        self._dense = functional.log_softmax(model(images).double(), dim=1)
+        self._dense = functional.log_softmax(class_logits(model(images)).double(), dim=1)
 
     def _inputs_of_blocks(self) -> list[Tensor]:
         found: list[Tensor] = []
@@ -129,7 +130,9 @@ class Deleter:
             hooks = [_cut_input(module, keep[rows]) for module, keep in inputs.items()]
             hooks += [_cut_output(module, keep[rows]) for module, keep in outputs.items()]
             try:
-                log_p = functional.log_softmax(self._run(block, size).double(), dim=1).unflatten(0, (size, -1))
+                log_p = functional.log_softmax(class_logits(self._run(block, size)).double(), dim=1).unflatten(
+                    0, (size, -1)
+                )
             finally:
                 for hook in hooks:
                     hook.remove()

@@ -15,6 +15,7 @@ from torch.nn import functional
 from models.data.dataset import Batch
 from models.errors import InvalidRequest
 from models.networks.network import Network, outputs_of
+from models.statistics.class_logits import class_logits
 from models.training.distributed import AfterEpoch, in_processes, on_gpus
 from models.training.loop import Course, finished_epochs, load_trained, train
 
@@ -127,11 +128,11 @@ def mixing(teacher: nn.Module, classes: int, alpha: float) -> Mix:
 
     alpha: of CutMix. The random numbers come from the generators that each epoch seeds.
     """
-    mixup = Mixup(0.0, alpha, label_smoothing=0.0, num_classes=classes)  # type: ignore[no-untyped-call]
+    mixup = Mixup(0.0, alpha, label_smoothing=0.0, num_classes=max(classes, 2))  # type: ignore[no-untyped-call]
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         even = len(images) - len(images) % 2  # Mixup mixes image i with n - i: the last of an odd number stays unmixed
-        whole, certain = images[even:], functional.one_hot(labels[even:], classes).to(images)
+        whole, certain = images[even:], functional.one_hot(labels[even:], max(classes, 2)).to(images)
         if even:
             mixed, shares = mixup(images[:even].clone(), labels[:even])
             images, certain = torch.cat([mixed, whole]), torch.cat([shares.to(images), certain])
@@ -146,6 +147,7 @@ def distillation_loss(outputs: Tensor, targets: Tensor, labels: Tensor | None, d
     Without labels, it returns KL alone.
     outputs, targets: logits of student and teacher, (n, C). labels: (n,), or probabilities (n, C) for mixed images.
     """
+    outputs, targets = class_logits(outputs), class_logits(targets)
     divergence = functional.kl_div(
         functional.log_softmax(outputs, 1), functional.log_softmax(targets, 1), reduction="batchmean", log_target=True
     )

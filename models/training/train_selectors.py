@@ -21,6 +21,7 @@ from torch.nn import functional
 from models.data.dataset import Batch
 from models.networks.network import Network
 from models.networks.torch_network import TorchNetwork, of_known_family
+from models.statistics.class_logits import class_logits
 from models.training.finetune import Recipe, distillation_loss
 from models.training.loop import train
 from models.training.masked_blocks import MaskedBlocks, choose_by_gumbel, mask_tokens, selectors_of, unmask_tokens
@@ -124,7 +125,7 @@ def answer_loss(outputs: Tensor, answers: Tensor, labels: Tensor | None, distill
     outputs, answers: logits of student and teacher, (B, C).
     """
     divergence = DISTILL_WEIGHT * distill * distillation_loss(outputs, answers, None, 1.0)
-    return divergence if labels is None else functional.cross_entropy(outputs, labels) + divergence
+    return divergence if labels is None else functional.cross_entropy(class_logits(outputs), labels) + divergence
 
 
 def keep_loss(masked: MaskedBlocks, targets: Sequence[float]) -> Tensor:

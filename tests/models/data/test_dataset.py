@@ -227,8 +227,14 @@ def test_class_folders_that_cannot_be_matched_are_no_labels(tmp_path: Path) -> N
 
 
 def test_more_class_folders_than_classes(tmp_path: Path) -> None:
-    with pytest.raises(BadData, match=r"label 1. Allowed labels: 0 to 0"):
-        open_data(zip_set(tmp_path / "set", CLASSES), PREPROCESSING, 1)
+    more = [*CLASSES, *(f"emu/{n:02}.png" for n in range(20))]
+    with pytest.raises(BadData, match=r"label 2\. Allowed labels: 0 to 1"):
+        open_data(zip_set(tmp_path / "set", more), PREPROCESSING, 2)
+
+
+def test_a_model_with_one_logit_has_two_classes(tmp_path: Path) -> None:
+    data = open_data(zip_set(tmp_path / "set", CLASSES), PREPROCESSING, 1)
+    assert data.labels is not None and set(data.labels.tolist()) == {0, 1}
 
 
 def test_other_files_are_counted(tmp_path: Path) -> None:
