@@ -86,13 +86,12 @@ class Client:
 
     # Models and data
 
-    def upload_model(
+    def upload_model(  # noqa: PLR0917  programs call it by position
         self,
         name: str,
         options: Mapping[str, Any] | None = None,
         checkpoint: str | Path | None = None,
         preprocessing: Mapping[str, Any] | None = None,
-        *,
         pretrained: bool | None = None,
         classes: Sequence[str] | None = None,
     ) -> Model:

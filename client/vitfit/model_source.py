@@ -40,12 +40,11 @@ class ModelSource:
         }
 
 
-def model_source(
+def model_source(  # noqa: PLR0917  programs call it by position
     name: str,
     options: str | None = None,
     checkpoint: Path | None = None,
     pretrained: bool | None = None,
-    *,
     preprocessing: str | None = None,
 ) -> ModelSource:
     """Create the source of a model from command-line values.

@@ -148,7 +148,9 @@ class FusedAttention(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    def symbolic(g: Any, x: Any, weight: Any, bias: Any, *, heads: int, sizes: list[int]) -> Any:
+    def symbolic(  # noqa: PLR0917  torch's exporter calls it by position
+        g: Any, x: Any, weight: Any, bias: Any, heads: int, sizes: list[int]
+    ) -> Any:
         found = g.op(
             "com.microsoft::Attention", x, weight, bias, num_heads_i=heads, qkv_hidden_sizes_i=list(sizes), scale_f=1.0
         )

@@ -18,12 +18,11 @@ from service.pipeline.pipeline import run
 Progress = Callable[[MemoryJournal], None]
 
 
-def compress(
+def compress(  # noqa: PLR0917  programs call it by position
     request: JobRequest,
     model: dict[str, Any],
     checkpoint: Path | None,
     data: Path | None,
-    *,
     output: Path,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
