@@ -15,7 +15,7 @@ import httpx
 from vitfit.connection import Connection, retry_after_s
 from vitfit.download import OnBytes, download
 from vitfit.errors import VitfitError
-from vitfit.model_file import packed
+from vitfit.model_source import packed
 from vitfit.offers import Device, Method
 from vitfit.result import Result
 from vitfit.results import Artifact, Budget, Dataset, Job, Model, Validation

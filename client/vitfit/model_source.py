@@ -1,4 +1,4 @@
-"""Find out where a model comes from.
+"""Find out where a model comes from, and pack a model that consists of several files.
 
 A model is a timm name with options, a `model.json` (or its folder) with weights next to it, an ONNX file, a zip file,
 or a Hugging Face folder.
@@ -6,6 +6,8 @@ or a Hugging Face folder.
 
 import json
 import re
+import shutil
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from vitfit.errors import VitfitError
 WEIGHTS = ("weights.safetensors", "weights.pth")
 PACKAGES = (".onnx", ".zip")
 FIELDS = ("name", "options", "pretrained", "preprocessing", "classes")
+
+DESCRIPTIONS = ("config.json", "preprocessor_config.json", "processor_config.json")
+"""Files of Hugging Face that say how pictures are prepared and what the classes are called."""
 
 
 @dataclass(frozen=True)
@@ -130,3 +135,29 @@ def _object(text: str, origin: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise VitfitError.local("bad-json", f"{origin} must be a JSON object like '{{\"depth\": 6}}', not {text!r}.")
     return value
+
+
+def packed(model: Path, folder: Path) -> Path:
+    """Return the single file that represents `model`; a zip file is written to `folder` if it is needed.
+
+    model: a file or a folder. An ONNX file is packed with its external data, and with the files of Hugging Face that
+    are in its folder.
+    """
+    if model.is_dir():
+        return Path(shutil.make_archive(str(folder / "model"), "zip", model))
+    beside = companions(model)
+    if not beside:
+        return model
+    archive = folder / "model.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in (model, *beside):
+            file.write(path, path.name)
+    return archive
+
+
+def companions(model: Path) -> list[Path]:
+    """Return the files beside an ONNX file that belong to it: external data by usual names, and descriptions."""
+    if model.suffix.lower() != ".onnx":
+        return []
+    data = (f"{model.name}.data", f"{model.name}_data", f"{model.stem}.data", f"{model.stem}_data", "weights.data")
+    return [path for name in (*data, *DESCRIPTIONS) if (path := model.parent / name).is_file()]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitfit.model_file import packed
+from vitfit.model_source import packed
 
 from models.loading.model_files import stored_name
 from service.core.data_folder import JobFiles

@@ -11,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from vitfit.model_file import packed
+from vitfit.model_source import packed
 
 from models.errors import InvalidRequest, UnsupportedModel
 from models.loading.checkpoint import load_checkpoint
