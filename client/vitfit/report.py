@@ -334,7 +334,7 @@ class JobResult(Result):
 
     rows: tuple[tuple[str, str, str], ...] = ()
     notes: tuple[str, ...] = ()
-    guarantee: Guarantee
+    guarantee: Guarantee | None = None
     original: Side | None = None
     delivered: Side | None = None
     ratio: LatencyRatio | None = None
