@@ -34,7 +34,7 @@ class Problem(BaseModel):
                 "type": "/problems/unknown-name",
                 "title": "Unknown name",
                 "status": 422,
-                "detail": "Unknown device 'cqu'. Known: cpu, generic-fpga, generic-mobile.",
+                "detail": "The device 'cqu' does not exist. Use one of these names: cpu, generic-fpga, generic-mobile.",
                 "nearest": ["cpu"],
             }
         },
