@@ -109,6 +109,7 @@ def test_the_notebook_runs(server: str, monkeypatch: pytest.MonkeyPatch) -> None
     """The committed notebook holds its outputs. Running it again gives a plot and a met budget again."""
     monkeypatch.setenv("VITFIT_SERVER", server)
     monkeypatch.setenv("TRIALS", "6")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel shows plots by its own backend
     path = ROOT / "examples" / "accuracy_over_latency.ipynb"
     notebook: Any = nbformat.reads(path.read_text(), as_version=4)  # type: ignore[no-untyped-call]
     assert plots(notebook), "commit the executed notebook"
