@@ -89,14 +89,7 @@ def compress(address: str, trials: int, output: Path) -> Job:
     """
     source = model_source(str(DIGITS))
     with Client(address) as client:
-        model = client.upload_model(
-            source.name,
-            source.options,
-            source.checkpoint,
-            source.preprocessing,
-            pretrained=source.pretrained,
-            classes=source.classes,
-        )
+        model = client.upload_source(source)
         data = client.upload_dataset(DIGITS / "digits.npz")
         job = client.submit(model, [BUDGET], dataset=data, trials=trials, name="demo")
         console.print(f"{job.id} at {address}: at most {BUDGET.limit:g} of the latency, one thread", highlight=False)

@@ -18,7 +18,7 @@ from vitfit.client import DEFAULT_SERVER, Client
 from vitfit.connection import Connection
 from vitfit.errors import VitfitError
 from vitfit.model_options import Checkpoint, NoPretrained, Options, Preprocessing
-from vitfit.model_source import ModelSource, model_source
+from vitfit.model_source import model_source
 from vitfit.results import Artifact, Job
 from vitfit.verbs import INTERRUPTED, ServerOptions, fail, load_verbs, print_json, verb
 
@@ -97,23 +97,12 @@ def submit(
         )
     with target.client() as client:
         dataset = _dataset_id(client, data)
-        model_id = _uploaded(client, source) if source else model
+        model_id = client.upload_source(source).id if source else model
         if validate_only:
             print_json(client.validate(model_id, limits, dataset=dataset, **chosen).to_json())
             return
         job = client.submit(model_id, limits, dataset=dataset, **chosen)
         _after_start(client, job, target, watch)
-
-
-def _uploaded(client: Client, source: ModelSource) -> str:
-    return client.upload_model(
-        source.name,
-        source.options,
-        source.checkpoint,
-        source.preprocessing,
-        pretrained=source.pretrained,
-        classes=source.classes,
-    ).id
 
 
 def _dataset_id(client: Client, data: str | None) -> str | None:

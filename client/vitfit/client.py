@@ -15,7 +15,7 @@ import httpx
 from vitfit.connection import Connection, retry_after_s
 from vitfit.download import OnBytes, download
 from vitfit.errors import VitfitError
-from vitfit.model_source import packed
+from vitfit.model_source import ModelSource, packed
 from vitfit.offers import Device, Method
 from vitfit.result import Result
 from vitfit.results import Artifact, Budget, Dataset, Job, Model, Validation
@@ -123,6 +123,17 @@ class Client:
                     files=lambda: {"checkpoint": (path.name, path.open("rb"), "application/octet-stream")},
                 )
             )
+
+    def upload_source(self, source: ModelSource) -> Model:
+        """Register the model that a source describes, as `vitfit.model_source.model_source` returns it."""
+        return self.upload_model(
+            source.name,
+            source.options,
+            source.checkpoint,
+            source.preprocessing,
+            pretrained=source.pretrained,
+            classes=source.classes,
+        )
 
     def upload_dataset(self, path: str | Path) -> Dataset:
         """Upload an .npz, zip or tar file.

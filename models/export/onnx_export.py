@@ -140,8 +140,13 @@ class Parity(Record):
         return self.max_relative <= RELATIVE_TOLERANCE
 
 
+def relative_difference(expected: Tensor, got: Tensor) -> float:
+    """Return the largest absolute difference, divided by the largest absolute expected value."""
+    return float((expected - got).abs().max()) / max(float(expected.abs().max()), 1e-12)
+
+
 def compare_outputs(expected: Tensor, got: Tensor) -> Parity:
     """Compare two sets of logits (n, C)."""
     difference = float((expected - got).abs().max())
     flips = int((class_logits(expected).argmax(1) != class_logits(got).argmax(1)).sum())
-    return Parity(len(expected), difference, difference / max(float(expected.abs().max()), 1e-12), flips)
+    return Parity(len(expected), difference, relative_difference(expected, got), flips)

@@ -12,6 +12,8 @@ import torch
 
 from models.data.preprocessing import Preprocessing
 from models.errors import CheckpointMismatch, InvalidRequest, UnsafeFile, UnsupportedModel
+from models.export.onnx_export import relative_difference
+from models.graph.onnx.proof import TOLERANCE
 from models.loading.hugging_face_outputs import OneOutput, one_output
 from models.loading.image_processor import check_processor, preprocessing_of, processor_of, read_json
 from models.loading.load_graph import open_graph
@@ -25,8 +27,6 @@ TOWERS = {
     "siglip2": "Siglip2VisionModel",
 }
 """Classes for models whose own class needs more than images, by model type."""
-TOLERANCE = 1e-4
-"""Largest difference from the outputs of transformers, divided by the largest absolute output."""
 
 
 def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:
@@ -71,7 +71,7 @@ def _prove(module: OneOutput, network: Network) -> None:
     with torch.inference_mode():
         expected = module(images)
     got = network.outputs(images)
-    apart = float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-12))
+    apart = relative_difference(expected, got)
     if not apart <= TOLERANCE:
         raise UnsupportedModel(
             f"vitfit's network gives other outputs than {type(module.model).__name__} of transformers: they differ by"

@@ -29,13 +29,11 @@ def open_onnx(file: Path, name: str, preprocessing: dict[str, Any] | None) -> Ne
     Raises: DamagedFile, UnsafeFile, UnsupportedModel, InvalidRequest.
     """
     config = read_json(beside) if (beside := file.parent / "config.json").is_file() else {}
-    described = processor_of(file.parent) or config.get("image_size") or config.get("vision_config")
-    if preprocessing is None and described:
-        preprocessing = preprocessing_of(file.parent, config).to_json()
-    model = read_onnx(file, tuple(preprocessing["size"]) if preprocessing else None)
+    described = Preprocessing.from_json(preprocessing) if preprocessing else _beside(file.parent, config)
+    model = read_onnx(file, described.size if described else None)
     classes = 0 if any(word in model.output.lower() for word in FEATURES) else model.width
     network = open_graph(
-        model.graph, name, _preprocessing(model, preprocessing), classes, batch=model.batch, image=model.image
+        model.graph, name, described or _preprocessing(model), classes, batch=model.batch, image=model.image
     )
     if isinstance(network, GraphNetwork):  # a file opened as a plain transformer cannot mix images
         _check_images_apart(network)
@@ -43,7 +41,7 @@ def open_onnx(file: Path, name: str, preprocessing: dict[str, Any] | None) -> Ne
     labels = config.get("id2label")
     if isinstance(labels, dict) and len(labels) == classes:
         network = network.with_class_names(str(labels.get(str(i), i)) for i in range(classes))
-    return network.with_assumptions(_assumptions(model, preprocessing is not None))
+    return network.with_assumptions(_assumptions(model, described is not None))
 
 
 def _assumptions(model: OnnxModel, is_described: bool) -> list[str]:
@@ -80,9 +78,13 @@ def _check_images_apart(network: Network) -> None:
         )
 
 
-def _preprocessing(model: OnnxModel, wanted: dict[str, Any] | None) -> Preprocessing:
-    if wanted is not None:
-        return Preprocessing.from_json(wanted)
+def _beside(folder: Path, config: dict[str, Any]) -> Preprocessing | None:
+    """Return the preprocessing that the files of Hugging Face in the folder describe; None if they describe none."""
+    is_described = processor_of(folder) or config.get("image_size") or config.get("vision_config")
+    return preprocessing_of(folder, config) if is_described else None
+
+
+def _preprocessing(model: OnnxModel) -> Preprocessing:
     if _has_preprocessing(model):
         return Preprocessing.from_metadata(model.metadata)
     mean, std = IMAGENET if model.image[0] == 3 else ((0.5,), (0.5,))

@@ -11,6 +11,7 @@ from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from models.errors import InvalidRequest, ParityFailure
+from models.export.onnx_export import relative_difference
 from models.families import family_of
 from models.families.describe import describe
 from models.families.family import Family, blocks_of, part
@@ -94,7 +95,7 @@ def to_timm(network: Network, original: Network, name: str, **options: Any) -> n
     images = torch.randn(4, *network.structure.image, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, got = network.module(images), module(images)
-    difference = float((expected - got).abs().max() / expected.abs().max().clamp(min=1e-12))
+    difference = relative_difference(expected, got)
     if not difference <= TOLERANCE:
         raise ParityFailure(
             f"The timm model {name} and the pruned network have the same weights but different outputs. The largest"

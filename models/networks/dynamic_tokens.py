@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.errors import InvalidRequest
 from models.export.inference_blocks import fold_scales
-from models.export.onnx_export import INPUT, OUTPUT, RELATIVE_TOLERANCE, write_onnx
+from models.export.onnx_export import INPUT, OUTPUT, RELATIVE_TOLERANCE, relative_difference, write_onnx
 from models.families.family import replace_part
 from models.networks.torch_network import TorchNetwork
 from models.pruning import token_reducers as tokens
@@ -168,8 +168,7 @@ def check_dynamic(network: TorchNetwork, file: Path, images: Tensor) -> DynamicP
         if found_kept.tolist() != kept.tolist():
             other += 1
             continue
-        difference = (torch.from_numpy(found[0]) - logits).abs().max()
-        largest = max(largest, float(difference / logits.abs().max().clamp(min=1e-12)))
+        largest = max(largest, relative_difference(logits, torch.from_numpy(found[0])))
     return DynamicParity(len(images), largest, other)
 
 

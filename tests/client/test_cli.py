@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 from vitfit import cli, render
+from vitfit.budget_options import METRICS
 
+from search.budgets import Metric
 from tests.support.fake_server import FakeServer
 
 MACS = ("--budget-macs-keep", "0.5")
@@ -242,3 +245,8 @@ def test_precisions_are_repeated_or_listed(server: FakeServer) -> None:
         assert server.requests("POST", "/v1/jobs")[-1].json["precisions"] == ["fp32", "int8"]
     vitfit(server, "submit", "--model", "vit_tiny", *MACS)
     assert "precisions" not in server.requests("POST", "/v1/jobs")[-1].json
+
+
+def test_the_command_offers_the_metrics_that_the_search_knows() -> None:
+    """The client cannot import the search, so it has a list of its own."""
+    assert sorted(METRICS) == sorted(get_args(Metric))

@@ -136,3 +136,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     root = tmp_path_factory.mktemp("workshop")
     model = model_folder(root / "model")
     return Workshop(root, model, data_folder(root / "data", model))
+
+
+@pytest.fixture
+def store_of_web(web: TestClient) -> Store:
+    """The database of `web`."""
+    found: Store = web.app.state.service.store  # type: ignore[attr-defined]
+    return found

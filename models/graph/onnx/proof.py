@@ -19,12 +19,13 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional
 
 from models.errors import UnsupportedModel
+from models.export.onnx_export import relative_difference
 from models.export.onnx_store import is_large
 from models.graph.onnx.reader import OnnxModel
 from models.networks.network import Network
 
 TOLERANCE = 1e-4
-"""Largest allowed difference, divided by the largest absolute output."""
+"""Largest allowed difference from the user's own model, divided by the largest absolute output."""
 ROUNDING = 20.0
 """The allowed difference, as a multiple of the difference that rounding causes between two runs of ONNX Runtime."""
 MOST = 1e-2
@@ -39,12 +40,7 @@ class Original:
     """An uploaded file, open in ONNX Runtime. optimised: False turns all optimisations off, which changes rounding."""
 
     def __init__(self, path: Path, model: OnnxModel, optimised: bool = True) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        if not optimised:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._model = model
+        self._session, self._model = _session(path, optimised), model
 
     def outputs(self, images: Tensor, batch: int) -> Tensor:
         """Return the outputs (n, values) of images, in batches of this size."""
@@ -54,6 +50,14 @@ class Original:
             found = self._session.run([given.output], {given.input: chunk.numpy()})[0]
             chunks.append(found.reshape(len(chunk), -1))  # a Squeeze without axes removes the axis of a single image
         return torch.from_numpy(np.concatenate(chunks))
+
+
+def _session(file: Path, optimised: bool) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def prove(path: Path, model: OnnxModel, network: Network, images: Tensor | None = None) -> None:
@@ -84,9 +88,7 @@ def _inputs(model: OnnxModel, images: Tensor | None) -> Iterator[tuple[Tensor, i
 
 
 def _relative(expected: Tensor, got: Tensor) -> float:
-    if expected.shape != got.shape:
-        return float("inf")
-    return float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-12))
+    return relative_difference(expected, got) if expected.shape == got.shape else float("inf")
 
 
 def _differs(expected: Tensor, got: Tensor) -> bool:
@@ -164,11 +166,9 @@ def _values_of_file(model: OnnxModel, images: Tensor) -> Iterator[tuple[onnx.Nod
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         onnx.save(watched, file, save_as_external_data=is_large(watched))
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        values = dict(zip(names, session.run(names, {model.input: images.numpy()}), strict=True))
+        values = dict(
+            zip(names, _session(file, optimised=False).run(names, {model.input: images.numpy()}), strict=True)
+        )
     for node in model.prepared.graph.node:
         if node.output[0] in values:
             yield node, node.output[0], values[node.output[0]]

@@ -22,7 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 from models.errors import UnsupportedModel
 from models.graph.onnx import layout, products, reductions  # noqa: F401  they add their operators to OPERATORS
 from models.graph.onnx.operators import OPERATORS, OUTPUTS, WHOLE, WHOLE_NUMBERS
-from models.graph.onnx.prepare import Image, Prepared, inputs_of, load, opset_of, prepare, value_infos
+from models.graph.onnx.prepare import Image, Prepared, inputs_of, load, prepare, value_infos
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ def read_onnx(path: Path, image: Image | None = None) -> OnnxModel:
     """
     model = load(path)
     names = tuple(output.name for output in model.graph.output)
-    (*_, entry) = inputs_of(model) or [None]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     prepared = prepare(model, OPERATORS, image)
+    (entry,) = inputs_of(prepared.model)
     builder = Builder(prepared)
     builder.translate_all()
     output = _chosen(names, builder)
@@ -104,8 +104,8 @@ class Builder:
     """
 
     def __init__(self, prepared: Prepared) -> None:
-        self.model, self.batch, self.opset = prepared.model, prepared.batch, opset_of(prepared.model)
         model = prepared.model
+        self.model, self.batch = model, prepared.batch
         self.root, self.graph = nn.Module(), Graph()
         self.meta: dict[Node, Any] = {}
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}

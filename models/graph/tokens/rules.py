@@ -12,6 +12,7 @@ import torch
 from torch.fx import Node
 
 from models.graph.tokens.axes import Axes, NotFree, Pool, Table, TokenAxes, TokenAxis, token_rule
+from models.graph.tracing.layout import RESHAPES
 from models.graph.tracing.tracer import argument, pointwise
 
 aten = torch.ops.aten
@@ -130,17 +131,7 @@ def _mask(known: TokenAxes, node: Node, mask: Node, wanted: dict[int, TokenAxis 
         known.read(Table(node, mask, tuple(places), axes.pop()))
 
 
-@token_rule(
-    aten.view,
-    aten.reshape,
-    aten._unsafe_view,
-    aten.flatten,
-    aten.squeeze,
-    aten.unsqueeze,
-    aten.reshape_as,
-    aten.view_as,
-    aten.squeeze_,
-)
+@token_rule(*RESHAPES)
 def _reshape(known: TokenAxes, node: Node) -> Axes:
     """Find each token axis after a reshape.
 

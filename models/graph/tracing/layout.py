@@ -11,6 +11,18 @@ from models.graph.tracing.atoms import Dim, Dims, Mismatch, fix, fixed, leaves, 
 from models.graph.tracing.tracer import RULES, Tracer, argument, numbers, rule
 
 aten = torch.ops.aten
+RESHAPES = (
+    aten.view,
+    aten.reshape,
+    aten._unsafe_view,
+    aten.flatten,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.reshape_as,
+    aten.view_as,
+    aten.squeeze_,
+)
+"""Operators that keep all values in order, and change only how they are split into dims."""
 
 
 @rule(
@@ -81,17 +93,7 @@ def repeat_interleave(tracer: Tracer, node: Node) -> Dims | None:
     return dims
 
 
-@rule(
-    aten.view,
-    aten.reshape,
-    aten._unsafe_view,
-    aten.flatten,
-    aten.squeeze,
-    aten.unsqueeze,
-    aten.reshape_as,
-    aten.view_as,
-    aten.squeeze_,
-)
+@rule(*RESHAPES)
 def reshape(tracer: Tracer, node: Node) -> Dims | None:
     pending = [atom for dim in tracer.of(node.args[0]) for atom in dim]
     found: Dims = []

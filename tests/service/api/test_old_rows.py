@@ -3,10 +3,7 @@
 from fastapi.testclient import TestClient
 
 from service.db.tables import ModelRow, Store
-from tests.service.api.test_rest import store_of_web
 from tests.service.conftest import DESCRIPTION, new_job
-
-__all__ = ["store_of_web"]  # the fixture
 
 
 def test_results_and_descriptions_of_earlier_versions_open(web: TestClient, store_of_web: Store) -> None:

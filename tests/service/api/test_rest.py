@@ -17,13 +17,6 @@ from tests.support.rest import create_model, problem
 from tests.support.running import job_body
 
 
-@pytest.fixture
-def store_of_web(web: TestClient) -> Store:
-    """The database of `web`."""
-    found: Store = web.app.state.service.store  # type: ignore[attr-defined]
-    return found
-
-
 def test_lists_come_in_pages_newest_first(web: TestClient, store_of_web: Store) -> None:
     with store_of_web.write() as session:
         rows = [

@@ -22,21 +22,10 @@ from tests.support.small_jobs import (
     random_images,
 )
 
-TRIALS = 8
 TEST_ROWS, TRAIN_ROWS = (np.array(SPLITS) == name for name in ("test", "calibration"))
 
 
 pytestmark = pytest.mark.usefixtures("brief")
-
-
-@pytest.fixture(scope="module")
-def counted(workshop: Workshop) -> Ran:
-    """An undisturbed job with a MACs budget."""
-    return workshop.run(budget("macs_keep", 0.6), trials=TRIALS)
-
-
-def structure_key(ran: Ran) -> str:
-    return str(ran.json("manifest.json")["structure"])
 
 
 TRAINING = {"epochs": 4, "learning_rate": 1e-3, "batch": 8, "distill": 20}

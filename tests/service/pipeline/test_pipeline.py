@@ -28,7 +28,7 @@ from tests.support.small_jobs import (
 )
 
 TRIALS = 8
-TEST_ROWS, TRAIN_ROWS = (np.array(SPLITS) == name for name in ("test", "calibration"))
+TEST_ROWS = np.array(SPLITS) == "test"
 
 
 pytestmark = pytest.mark.usefixtures("brief")
