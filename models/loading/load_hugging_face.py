@@ -32,8 +32,8 @@ TOWERS = {
 def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:
     """Opens a Hugging Face folder. preprocessing: as in model.json; None: as the folder's image processor says.
 
-    Raises: InvalidRequest without the extra; UnsafeFile for remote code or pickles; CheckpointMismatch, DamagedFile,
-    UnsupportedModel.
+    Raises: InvalidRequest if the package transformers is not installed; UnsafeFile for remote code or pickles;
+    CheckpointMismatch, DamagedFile, UnsupportedModel.
     """
     config = read_json(folder / "config.json")
     if "auto_map" in config:

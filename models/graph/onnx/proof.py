@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 ROUNDING = 20.0
 """The allowed difference, as a multiple of the difference that rounding causes between two runs of ONNX Runtime."""
 MOST = 1e-2
-"""No rounding excuses a larger difference."""
+"""Upper limit for the difference, even where rounding is large."""
 SMOOTH = 8
 """Height and width of the noise that is enlarged to images that resemble photographs, in pixels."""
 BATCHES = (1, 2, 5)
@@ -96,7 +96,7 @@ def _differs(expected: Tensor, got: Tensor) -> bool:
 
 
 def _is_rounding(expected: Tensor, got: Tensor, path: Path, model: OnnxModel, *, images: Tensor, batch: int) -> bool:
-    """Whether the difference is of the size that rounding alone causes in ONNX Runtime itself.
+    """Return whether rounding alone can explain the difference.
 
     Deep networks with large activations amplify rounding. The size of this effect is the difference between two runs
     of the file: with and without the optimisations of ONNX Runtime.
