@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.data.archive import Limits, check_expansion
 from models.data.preprocessing import Preprocessing
+from models.data.splits import Rows
 from models.errors import BadData, DamagedFile, TooLarge, UnsafeFile
 
 NAMES = ("images", "labels", "split")
@@ -32,6 +33,7 @@ DAMAGE = (
     NotImplementedError,
 )
 FINITE_ROWS = 256  # images per check
+MOST_CHANNELS = 64  # of uint8 images
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,14 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def load(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Return the inputs in these rows, float32 (len(rows), C, H, W)."""
+    def load(self, rows: Rows) -> tuple[Tensor, Rows]:
+        """Return the inputs in these rows, float32 (len(rows), C, H, W), and the rows."""
         chosen = self.images[rows]
-        return self.preprocessing.apply(chosen) if chosen.dtype == np.uint8 else torch.from_numpy(chosen)
+        return self.preprocessing.apply(chosen) if chosen.dtype == np.uint8 else torch.from_numpy(chosen), rows
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return nothing: the arrays were checked when they were read."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ def _read(file: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
 def _check_headers(headers: dict[str, _Header], size: tuple[int, int, int] | None) -> None:
     images = headers["images"]
     if images.dtype == np.uint8:
-        _check_bytes(images.shape)
+        _check_bytes(images.shape, None if size is None else size[0])
     elif images.dtype == np.float32:
         _check_floats(images.shape, size)
     else:
@@ -183,13 +189,20 @@ def _check_headers(headers: dict[str, _Header], size: tuple[int, int, int] | Non
             )
 
 
-def _check_bytes(shape: tuple[int, ...]) -> None:
-    if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape[1:]:
+def _check_bytes(shape: tuple[int, ...], channels: int | None) -> None:
+    """Check the shape of uint8 images for a model that takes this number of channels. None: no model is known yet."""
+    if channels is None:
+        allowed, said = list(range(1, MOST_CHANNELS + 1)), f"1 to {MOST_CHANNELS}"
+    elif channels in (1, 3):
+        allowed, said = [1, 3], "1 (grey) or 3 (RGB)"
+    else:
+        allowed, said = [channels], str(channels)
+    if len(shape) != 4 or shape[3] not in allowed or 0 in shape[1:]:
         raise BadData(
             f"The uint8 array 'images' has shape {list(shape)}. The shape must be (N, height, width, channels), with"
-            " 1 (grey) or 3 (RGB) channels and no size of 0. Convert the images to this shape.",
+            f" {said} channels and no size of 0. Convert the images to this shape.",
             shape=list(shape),
-            allowed_channels=[1, 3],
+            allowed_channels=allowed,
         )
 
 
@@ -224,9 +237,11 @@ def _check_finite(images: npt.NDArray[Any]) -> None:
 
 
 def _whole_numbers(labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    if labels.dtype.kind not in "iu":
+    """Convert labels to int64. Floats and booleans are accepted as long as every value is a whole number."""
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and bool((labels % 1 == 0).all()))
+    if not whole:
         raise BadData(
-            f"The array 'labels' has type {labels.dtype}. It must hold integers, one class number for each image."
+            f"The array 'labels' has type {labels.dtype}. It must hold whole numbers, one class number for each image."
             " Convert it to int64."
         )
     return labels.astype(np.int64)

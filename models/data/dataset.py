@@ -1,27 +1,14 @@
-"""The images of a job in splits. They come from an .npz file, an archive or a folder of pictures.
-
-calibration  for statistics and recovery
-selection    for the scores of the search
-test         for the report only
-train        for fine-tuning; these are the calibration images, unless the data set has a split of its own for training
-
-Calibration, selection and test share no images.
-"""
+"""The images of a job in splits. They come from an .npz file, an archive or a folder of pictures."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Split = Literal["calibration", "selection", "test", "train"]
-SPLITS: tuple[Split, ...] = ("calibration", "selection", "test", "train")
-SPLIT_SEED = 0  # a data set without splits is split the same way in every job
-SPLIT_CYCLE: tuple[Split, ...] = ("calibration", "selection", "calibration", "test")
-Rows = npt.NDArray[np.int64]
+from models.data.splits import SPLITS, Rows, Split
 
 
 class Images(Protocol):
@@ -29,8 +16,14 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, rows: Rows) -> Tensor:
-        """Return the inputs in these rows, float32 (len(rows), C, H, W)."""
+    def load(self, rows: Rows) -> tuple[Tensor, Rows]:
+        """Return the inputs in these rows, float32 (n, C, H, W), and their rows (n,).
+
+        Rows whose picture is damaged are left out.
+        """
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return remarks on the images that were found so far."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +40,23 @@ class Batch:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images in splits. `assessed` is False if the images are noise, because an accuracy on noise means nothing."""
+    """Images in splits.
+
+    Attributes:
+        opening_warnings: remarks that were found when the data set was opened.
+        assessed: False if the images are noise, because an accuracy on noise means nothing.
+    """
 
     images: Images
     labels: Rows | None
     rows: Mapping[Split, Rows]
-    warnings: tuple[str, ...] = field(default=())
+    opening_warnings: tuple[str, ...] = field(default=())
     assessed: bool = True
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """All remarks on the data, with those that were found while images were loaded."""
+        return (*self.opening_warnings, *self.images.warnings())
 
     def count(self, split: Split) -> int:
         return len(self.rows[split])
@@ -74,8 +77,9 @@ class Dataset:
             yield self._batch(rows[start : start + size])
 
     def _batch(self, rows: Rows) -> Batch:
+        images, rows = self.images.load(rows)
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
-        return Batch(self.images.load(rows), labels, torch.from_numpy(rows.copy()))
+        return Batch(images, labels, torch.from_numpy(rows.copy()))
 
     def describe(self) -> dict[str, Any]:
         """Return a JSON description of the data set, which the service shows to the user."""
@@ -86,18 +90,3 @@ class Dataset:
             "splits": {split: self.count(split) for split in SPLITS},
             "warnings": list(self.warnings),
         }
-
-
-def split_rows(count: int, labels: Rows | None) -> dict[Split, Rows]:
-    """Split `count` images at random with a fixed seed.
-
-    Images are distributed class by class, so each split gets the same share of every class, to within one image.
-    """
-    order = np.random.default_rng(SPLIT_SEED).permutation(count)
-    if labels is not None:
-        order = order[np.argsort(labels[order], kind="stable")]
-    place = np.arange(count) % len(SPLIT_CYCLE)
-    dealt = {split: [turn for turn, name in enumerate(SPLIT_CYCLE) if name == split] for split in SPLITS}
-    rows = {split: np.sort(order[np.isin(place, turns)]) for split, turns in dealt.items()}
-    rows["train"] = rows["calibration"]
-    return rows

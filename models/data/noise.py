@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.data.dataset import Dataset, Rows, split_rows
+from models.data.dataset import Dataset
 from models.data.preprocessing import Preprocessing
+from models.data.splits import Rows, split_rows
 
 
 def noise_data(preprocessing: Preprocessing, count: int, seed: int) -> Dataset:
@@ -31,9 +32,13 @@ class NoiseImages:
     def __len__(self) -> int:
         return self.count
 
-    def load(self, rows: Rows) -> Tensor:
-        """Return the images in these rows, float32 (len(rows), C, H, W)."""
+    def load(self, rows: Rows) -> tuple[Tensor, Rows]:
+        """Return the images in these rows, float32 (len(rows), C, H, W), and the rows."""
         images = np.empty((len(rows), *self.size), dtype=np.float32)
         for place, row in enumerate(rows):
             np.random.default_rng([self.seed, int(row)]).standard_normal(dtype=np.float32, out=images[place])
-        return torch.from_numpy(images)
+        return torch.from_numpy(images), rows
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return nothing: `noise_data` warns once."""
+        return ()

@@ -3,6 +3,7 @@
 It is checked here as far as possible without decoding all images.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy as np
 from models.data.allowed_path import below_allowed
 from models.data.archive import Limits, unpack
 from models.data.arrays import read_npz
-from models.data.dataset import SPLIT_CYCLE, SPLITS, Dataset, Images, Rows, Split, split_rows
-from models.data.pictures import PictureFile, PictureImages, group, labels_of, list_folder
+from models.data.class_folders import group, labels_of
+from models.data.dataset import Dataset, Images
+from models.data.pictures import PictureFile, PictureImages, list_folder
 from models.data.preprocessing import Preprocessing
+from models.data.splits import SPLIT_CYCLE, SPLITS, Rows, Split, given_rows, split_rows
 from models.errors import BadData, DamagedFile, InvalidRequest, TooLarge, UnsafeFile
 
 NEEDED: dict[Split, int] = {"calibration": 16, "selection": 8, "test": 8, "train": 16}
@@ -58,8 +61,7 @@ def open_data(
         arrays = read_npz(path, preprocessing, limits, any_size)
         return _dataset(arrays.images, arrays.labels, arrays.splits, classes, warnings=[])
     files, ignored = _list_pictures(path, folder, allowed, limits)
-    images = PictureImages(tuple(files), preprocessing, limits)
-    images.check()
+    images = PictureImages(tuple(files), preprocessing, limits).checked()
     return _picture_dataset(images, ignored, classes, class_names)
 
 
@@ -142,14 +144,16 @@ def _picture_dataset(
     images: PictureImages, ignored: int, classes: int | None, class_names: Sequence[str] | None
 ) -> Dataset:
     grouping = group([file.name for file in images.files])
-    labels, warnings = None, []
+    images = dataclasses.replace(images, files=tuple(images.files[row] for row in grouping.rows))
+    labels, warnings = None, list(grouping.notes)
     if grouping.classes is None:
         warnings.append(
             "All pictures are in one folder, so they have no labels. The report shows the agreement with the original"
             " instead of the accuracy."
         )
     else:
-        labels = labels_of(grouping.classes, class_names, classes)
+        labels, notes = labels_of(grouping.classes, class_names, classes)
+        warnings += notes
         if labels is None:
             warnings.append(
                 f"The pictures are in {len(set(grouping.classes))} class folders, but the model has {classes} classes."
@@ -168,7 +172,8 @@ def _dataset(
         raise BadData(f"The data set has no images. {_needs()}", images=0)
     if labels is not None:
         _check_labels(labels, classes)
-    rows = split_rows(len(images), labels) if splits is None else _given_rows(splits)
+    rows, notes = (split_rows(len(images), labels), []) if splits is None else given_rows(splits, labels)
+    warnings = [*warnings, *notes]
     for split in SPLITS:
         if len(rows[split]) < NEEDED[split]:
             raise BadData(
@@ -210,24 +215,3 @@ def _check_labels(labels: Rows, classes: int | None) -> None:
             label=int(labels[row]),
             classes=classes,
         )
-
-
-def _given_rows(splits: Sequence[str]) -> dict[Split, Rows]:
-    """Return the splits that the data set names.
-
-    If it has only one of "train" and "calibration", both use those images.
-    """
-    unknown = sorted(set(splits) - set(SPLITS))
-    if unknown:
-        raise BadData(
-            f"The data set names the split {unknown[0]!r}, which does not exist. Use these splits:"
-            f" {', '.join(SPLITS)}.",
-            split=unknown[0],
-        )
-    names = np.array(splits)
-    rows = {split: np.flatnonzero(names == split) for split in SPLITS}
-    if not len(rows["calibration"]):
-        rows["calibration"] = rows["train"]
-    if not len(rows["train"]):
-        rows["train"] = rows["calibration"]
-    return rows

@@ -1,26 +1,27 @@
-"""Folders of pictures: list the pictures, read class and split from folder names, and decode pixels on demand."""
+"""Folders of pictures: list the pictures, and decode their pixels on demand."""
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from models.data.archive import PICTURE_SUFFIXES, Limits, is_clutter
-from models.data.preprocessing import Preprocessing
-from models.errors import BadData, DamagedFile, TooLarge, UnsafeFile
+from models.data.preprocessing import SIXTEEN_BIT_MODES, Preprocessing
+from models.data.splits import Rows
+from models.errors import BadData, DamagedFile, TooLarge, UnsafeFile, VitfitError
 
 # Pillow reads more formats, but for some of them it starts other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-SPLIT_NAMES = ("train", "calibration", "selection", "test")
-UNCLEAR_SPLITS = ("val", "valid", "validation", "dev", "eval")
+MOST_DAMAGED = 0.01  # share of the pictures that may be damaged; vitfit skips these pictures
+SHOWN = 5  # names in a message
 CHECKED = 1000  # headers read when a data set is opened; the other pictures are checked when they are decoded
 
 
@@ -33,14 +34,6 @@ class PictureFile:
 
 
 @dataclass(frozen=True)
-class Grouping:
-    """Class and split of each picture i, read from folder names. None if there are no class or no split folders."""
-
-    classes: tuple[str, ...] | None
-    splits: tuple[str, ...] | None
-
-
-@dataclass(frozen=True)
 class PictureImages:
     """Pictures as inputs of the network.
 
@@ -50,26 +43,80 @@ class PictureImages:
     files: tuple[PictureFile, ...]
     preprocessing: Preprocessing
     limits: Limits
+    opening_warnings: tuple[str, ...] = ()
+    _damaged: dict[str, str] = field(default_factory=dict, compare=False)  # name of the picture, and the reason
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def load(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Return the inputs in these rows, float32 (len(rows), C, H, W). Raises: the errors of `opened`."""
-        images = torch.empty((len(rows), *self.preprocessing.size))
-        for place, row in enumerate(rows):
-            with opened(self.files[row], self.limits) as picture:
-                images[place] = self.preprocessing.apply_to_picture(picture)
-        return images
+    def load(self, rows: Rows) -> tuple[Tensor, Rows]:
+        """Return the inputs in these rows, float32 (n, C, H, W), and the rows without those of damaged pictures.
 
-    def check(self) -> None:
-        """Read the headers of up to `CHECKED` pictures, evenly spread over the files.
-
-        Raises: the errors of `opened`.
+        Raises: the errors of `opened`; those of a damaged picture only if more than `MOST_DAMAGED` of all pictures are
+            damaged.
         """
-        for row in np.unique(np.linspace(0, len(self.files) - 1, CHECKED).astype(int)):
-            with opened(self.files[row], self.limits):
-                pass
+        images, sound = [], []
+        for row in rows:
+            try:
+                with opened(self.files[row], self.limits) as picture:
+                    images.append(self.preprocessing.apply_to_picture(picture))
+                sound.append(row)
+            except DamagedFile as error:
+                self._damaged[self.files[row].name] = error.detail
+                _check_damaged(len(self._damaged), len(self.files), error)
+        loaded = torch.stack(images) if images else torch.empty((0, *self.preprocessing.size))
+        return loaded, np.array(sound, dtype=np.int64)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return the remarks of the opening, and the damaged pictures that were found since."""
+        return (*self.opening_warnings, *_skipped(list(self._damaged)))
+
+    def checked(self) -> "PictureImages":
+        """Return these pictures without the damaged ones, as far as headers show damage.
+
+        Reads the headers of up to `CHECKED` pictures, evenly spread over the files.
+
+        Raises: the errors of `opened`; those of a damaged picture only if more than `MOST_DAMAGED` of the pictures
+            that were read are damaged. BadData if the model takes other channels than pictures have.
+        """
+        if self.preprocessing.size[0] not in (1, 3):
+            raise BadData(
+                f"The model takes images with {self.preprocessing.size[0]} channels. Pictures have 1 (grey) or 3 (RGB)."
+                " Give the images as an .npz file.",
+                channels=self.preprocessing.size[0],
+            )
+        damaged: set[int] = set()
+        deep = 0
+        rows = np.unique(np.linspace(0, len(self.files) - 1, CHECKED).astype(int)).tolist()
+        for row in rows:
+            try:
+                with opened(self.files[row], self.limits) as picture:
+                    deep += picture.mode in SIXTEEN_BIT_MODES
+            except (BadData, DamagedFile) as error:
+                damaged.add(row)
+                _check_damaged(len(damaged), len(rows), error)
+        files = tuple(file for row, file in enumerate(self.files) if row not in damaged)
+        remarks = _skipped([self.files[row].name for row in sorted(damaged)])
+        if deep:
+            remarks.append(
+                f"{deep} of {len(rows)} pictures have 16 bits for each pixel. vitfit takes 0 as black and 65535 as"
+                " white. If your pictures use a smaller range, convert them to 8 bits yourself."
+            )
+        return dataclasses.replace(self, files=files, opening_warnings=tuple(remarks))
+
+
+def _check_damaged(damaged: int, pictures: int, error: VitfitError) -> None:
+    """Raise this error if too many pictures are damaged."""
+    if damaged > MOST_DAMAGED * pictures:
+        raise error
+
+
+def _skipped(names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    shown = ", ".join(map(repr, names[:SHOWN]))
+    return [f"vitfit skipped {len(names)} damaged pictures: {shown}{more}."]
 
 
 @contextmanager
@@ -176,64 +223,3 @@ def _inside(path: Path, roots: Sequence[Path]) -> Path:
             path=str(path),
         )
     return real
-
-
-def group(names: Sequence[str]) -> Grouping:
-    """Read class and split of every picture from its folders: `[root/][split/]class/.../picture`.
-
-    Folders that all pictures share are skipped.
-
-    Raises: BadData if some pictures lie beside the class folders, or if the name of a split is unclear.
-    """
-    rest = _without_shared([PurePosixPath(name).parts[:-1] for name in names])
-    tops = {parts[0] if parts else "" for parts in rest}
-    splits = None
-    if tops <= {*SPLIT_NAMES, *UNCLEAR_SPLITS}:
-        _refuse_unclear(tops)
-        splits = tuple(parts[0] for parts in rest)
-        rest = _without_shared([parts[1:] for parts in rest])
-    depths = {bool(parts) for parts in rest}
-    if depths == {True, False}:
-        beside = next(name for name, parts in zip(names, rest, strict=True) if not parts)
-        raise BadData(
-            f"The picture {beside!r} is beside the class folders. All pictures or no pictures must be in class folders."
-            " Move this picture into a class folder, or remove it.",
-            file=beside,
-        )
-    return Grouping(tuple(parts[0] for parts in rest) if depths == {True} else None, splits)
-
-
-def _without_shared(folders: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    first, last = min(folders), max(folders)  # a prefix of both is a prefix of every folder between them
-    shared = next((place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), None)
-    return [folder[min(len(first), len(last)) if shared is None else shared :] for folder in folders]
-
-
-def _refuse_unclear(tops: set[str]) -> None:
-    unclear = sorted(tops & set(UNCLEAR_SPLITS))
-    if unclear:
-        raise BadData(
-            f"The purpose of the folder {unclear[0]!r} is unclear. Rename it to 'selection' if vitfit may score"
-            " trials on its images. Rename it to 'test' if its images are only for the report.",
-            folder=unclear[0],
-            allowed=list(SPLIT_NAMES),
-        )
-
-
-def labels_of(classes: Sequence[str], names: Sequence[str] | None, count: int | None) -> npt.NDArray[np.int64] | None:
-    """Return class numbers from class folders, or None if the folders do not determine them.
-
-    Folders that have the class names of the network, or class numbers, as names get those classes. Otherwise the n-th
-    folder by name is class n, as in torchvision's ImageFolder. The network has `count` classes; for this last rule
-    there must be one folder per class.
-    """
-    present = sorted(set(classes))
-    if names is not None and set(present) <= set(names):
-        numbers = {name: names.index(name) for name in present}
-    elif all(name.isdecimal() and name.isascii() for name in present):
-        numbers = {name: int(name) for name in present}
-    elif count is None or len(present) >= count:  # too many classes are refused later, by the check of all labels
-        numbers = {name: number for number, name in enumerate(present)}
-    else:
-        return None
-    return np.array([numbers[name] for name in classes], dtype=np.int64)

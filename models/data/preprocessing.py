@@ -23,6 +23,7 @@ INTERPOLATIONS = {
 CROP_MODES = ("center", "squash")  # timm also has "border", which no plain vision transformer uses
 CHANNEL_ORDERS = ("rgb", "bgr")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 MAX_SIDE = 4096
 MAX_CROP = 2.0
 MAX_RESIZED = 8192  # upper limit of size / crop: the shorter side before the crop, in pixels
@@ -34,7 +35,7 @@ class Preprocessing(Record):
     """Resize, crop and normalise, as timm's evaluation transform does.
 
     Attributes:
-        size: (C, H, W) of the network's input; C is 1 or 3.
+        size: (C, H, W) of the network's input.
         mean: mean of each channel, for pixel values in [0, 1].
         std: standard deviation of each channel, for pixel values in [0, 1]; above 0.
         crop: share of the resized shorter side that the centre crop keeps. Above 1 (timm's VOLO), a black
@@ -58,9 +59,10 @@ class Preprocessing(Record):
             raise InvalidRequest(f"Preprocessing: {problem}", preprocessing=self.to_json())
 
     def apply(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """Convert images, uint8 (N, h, w, c) with c 1 (grey) or 3 (RGB), to the network's input, float32 (N, C, H, W).
+        """Convert images, uint8 (N, h, w, c), to the network's input, float32 (N, C, H, W).
 
-        Grey is converted to RGB, or RGB to grey, if the network needs it.
+        Grey (c = 1) is converted to RGB, or RGB (c = 3) to grey, if the network needs it. Other channels are resized
+        one by one; then c must be C.
 
         Raises: BadData if the array is not uint8 NHWC or the channels cannot be converted.
         """
@@ -71,23 +73,47 @@ class Preprocessing(Record):
                 dtype=str(images.dtype),
                 shape=list(images.shape),
             )
-        if images.shape[3] not in (1, 3):
+        pictures = {images.shape[3], self.size[0]} <= {1, 3}
+        if not pictures and images.shape[3] != self.size[0]:
             raise BadData(
-                f"The images have {images.shape[3]} channels. vitfit preprocesses images with 1 (grey) or 3 (RGB)"
-                f" channels. Preprocess other images yourself, and give them as float32 (N, {self.size[0]}, height,"
-                " width).",
+                f"The images have {images.shape[3]} channels, and the model takes {self.size[0]}. vitfit converts only"
+                " grey (1 channel) to RGB (3 channels) and back. Give images with the channels that the model takes.",
                 channels=images.shape[3],
             )
         if not len(images):
             return torch.empty((0, *self.size))
-        return torch.stack([self.apply_to_picture(_picture(image)) for image in images])
+        if pictures:
+            return torch.stack([self.apply_to_picture(_picture(image)) for image in images])
+        return torch.stack([self._normalised(self._each_channel(image)) for image in images])
 
     def apply_to_picture(self, picture: Image.Image) -> Tensor:
-        """Convert one picture to the network's input, float32 (C, H, W).
+        """Convert one picture to the network's input, float32 (C, H, W). C must be 1 or 3.
 
-        Raises: BadData for a picture with more than 8 bits per channel, because its value range is not known, and for a
-            long narrow picture, because its resized version would be huge.
+        Of 16 bits, the upper 8 are used, as Pillow does it for pictures with three channels.
+
+        Raises: BadData for a picture with 32 bits per pixel, because its value range is not known, and for a long
+            narrow picture, because its resized version would be huge.
         """
+        if picture.mode in SIXTEEN_BIT_MODES:
+            picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
+        if picture.mode not in EIGHT_BIT_MODES:
+            raise BadData(
+                f"A picture has pixels of mode {picture.mode!r}. vitfit reads pictures with 8 or 16 bits per channel."
+                " Convert the picture to 8-bit grey or RGB.",
+                mode=picture.mode,
+            )
+        pixels = self._cropped(picture.convert("L" if self.size[0] == 1 else "RGB"))
+        if self.channel_order == "bgr":
+            pixels = pixels[:, :, ::-1]
+        return self._normalised(pixels)
+
+    def _each_channel(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Resize and crop each channel of (h, w, C) by itself. Returns: uint8 (H, W, C)."""
+        channels = [np.ascontiguousarray(image[:, :, channel]) for channel in range(image.shape[2])]
+        return np.concatenate([self._cropped(Image.fromarray(channel)) for channel in channels], axis=2)
+
+    def _cropped(self, picture: Image.Image) -> npt.NDArray[np.uint8]:
+        """Resize and crop a grey or RGB picture. Returns: uint8 (H, W, c)."""
         if max(picture.size) > MAX_ASPECT * min(picture.size):
             raise BadData(
                 f"A picture has {picture.width} x {picture.height} pixels. Its longer side may be at most {MAX_ASPECT}"
@@ -95,21 +121,11 @@ class Preprocessing(Record):
                 width=picture.width,
                 height=picture.height,
             )
-        if picture.mode not in EIGHT_BIT_MODES:
-            raise BadData(
-                f"A picture has pixels of mode {picture.mode!r}. vitfit reads only pictures with 8 bits per channel."
-                " Convert the picture to 8-bit grey or RGB.",
-                mode=picture.mode,
-            )
-        channels, height, width = self.size
-        picture = picture.convert("L" if channels == 1 else "RGB")
+        _, height, width = self.size
         picture = picture.resize(self._resized(picture.size), INTERPOLATIONS[self.interpolation])
         left, top = _start(picture.width, width), _start(picture.height, height)
         picture = picture.crop((left, top, left + width, top + height))
-        pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
-        if self.channel_order == "bgr":
-            pixels = pixels[:, :, ::-1]
-        return self._normalised(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
+        return np.asarray(picture, dtype=np.uint8).reshape(height, width, -1)
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return (width, height) before the crop, rounded in the same way as in timm and torchvision."""
@@ -122,9 +138,10 @@ class Preprocessing(Record):
         shorter = min(size)  # torchvision.transforms.Resize with one number
         return int(width * size[0] / shorter), int(width * size[1] / shorter)
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
+    def _normalised(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        """Convert uint8 (H, W, C) to float32 (C, H, W) with this mean and standard deviation."""
         mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (pixels.float() / 255 - mean) / std
+        return (torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255 - mean) / std
 
     def to_metadata(self) -> dict[str, str]:
         """Return flat strings for the metadata of an ONNX file. `from_metadata` reads them back."""
@@ -168,8 +185,6 @@ def _problems(value: Preprocessing) -> list[str]:
     problems = []
     if len(value.size) != 3 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in value.size):
         return [f"size {list(value.size)} must be [channels, height, width], each from 1 to {MAX_SIDE}."]
-    if value.size[0] not in (1, 3):
-        problems.append(f"size has {value.size[0]} channels. It must have 1 (grey) or 3 (RGB).")
     for name, numbers in (("mean", value.mean), ("std", value.std)):
         if len(numbers) != value.size[0] or not all(map(_is_finite, numbers)):
             problems.append(f"{name} {list(numbers)} must be {value.size[0]} finite numbers, one for each channel.")

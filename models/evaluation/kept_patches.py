@@ -52,7 +52,7 @@ def kept_patches(network: Network, images: Tensor) -> list[KeptPatches]:
 
 
 def grid_of(patches: int, image: tuple[int, int, int]) -> tuple[int, int]:
-    """Returns (rows, columns) of the patch grid of an image (C, H, W).
+    """Return (rows, columns) of the patch grid of an image (C, H, W).
 
     Among all pairs whose product is `patches`, it is the one whose aspect ratio is closest to that of the image.
     """
@@ -62,12 +62,17 @@ def grid_of(patches: int, image: tuple[int, int, int]) -> tuple[int, int]:
 
 
 def thumbnail(image: Tensor, preprocessing: Preprocessing) -> bytes:
-    """Turns a network's input (C, H, W) back into a picture, by undoing the normalisation.
+    """Turn a network's input (C, H, W) back into a picture, by undoing the normalisation.
 
-    Returns a PNG whose longest side is at most SIDE pixels.
+    An input with other channels than grey or RGB is shown as the mean of its channels.
+
+    Returns: a PNG whose longest side is at most SIDE pixels.
     """
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    pixels = ((image * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    values = image * std + mean
+    if len(values) not in (1, 3):
+        values = values.mean(dim=0, keepdim=True)
+    pixels = (values.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()

@@ -41,7 +41,7 @@ def assert_refused(path: Path, error: type[VitfitError], words: str, limits: Lim
 def test_bytes_are_preprocessed(tmp_path: Path) -> None:
     arrays = read_npz(write(tmp_path, images=BYTES, labels=np.arange(40) % 3), PREPROCESSING, Limits())
     rows = np.array([7, 2])
-    assert torch.equal(arrays.images.load(rows), PREPROCESSING.apply(BYTES[rows]))
+    assert torch.equal(arrays.images.load(rows)[0], PREPROCESSING.apply(BYTES[rows]))
     assert arrays.labels is not None
     assert arrays.labels.dtype == np.int64
     assert arrays.splits is None
@@ -50,7 +50,7 @@ def test_bytes_are_preprocessed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_floats_are_taken_as_they_are(tmp_path: Path, order: Literal["C", "F"]) -> None:
     path = write(tmp_path, images=np.array(FLOATS, order=order))
-    loaded = read_npz(path, PREPROCESSING, Limits()).images.load(np.array([3]))
+    loaded = read_npz(path, PREPROCESSING, Limits()).images.load(np.array([3]))[0]
     assert torch.equal(loaded, torch.from_numpy(FLOATS[3:4]))
 
 
@@ -153,7 +153,15 @@ def test_lengths_that_differ(tmp_path: Path, name: str) -> None:
 
 
 def test_labels_of_the_wrong_kind(tmp_path: Path) -> None:
-    assert_refused(write(tmp_path, images=BYTES, labels=np.zeros(40)), BadData, "'labels' has type float64")
+    assert_refused(write(tmp_path, images=BYTES, labels=np.full(40, 0.5)), BadData, "'labels' has type float64")
+    assert_refused(write(tmp_path, images=BYTES, labels=np.full(40, "a")), BadData, "'labels' has type <U1")
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.bool_, np.uint8])
+def test_labels_are_whole_numbers_of_any_type(tmp_path: Path, kind: type) -> None:
+    path = write(tmp_path, images=BYTES, labels=(np.arange(40) % 2).astype(kind))
+    labels = read_npz(path, PREPROCESSING, Limits()).labels
+    assert labels is not None and labels.tolist() == [0, 1] * 20
 
 
 def test_only_the_arrays_that_are_needed_are_read(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from models.data.archive import Limits
-from models.data.dataset import SPLITS, Dataset
+from models.data.dataset import Dataset
 from models.data.noise import noise_data
 from models.data.open_dataset import NEEDED, open_data
 from models.data.preprocessing import Preprocessing
+from models.data.splits import SPLITS
 from models.errors import BadData, DamagedFile, InvalidRequest, TooLarge, UnsafeFile
 
 PREPROCESSING = Preprocessing(size=(1, 16, 16), mean=(0.5,), std=(0.5,))
@@ -121,10 +122,48 @@ def test_an_unknown_split(tmp_path: Path) -> None:
         open_data(npz_set(tmp_path / "set", images=IMAGES, split=split), PREPROCESSING, None)
 
 
+@pytest.mark.parametrize(
+    ("given", "counts", "note"),
+    [  # names of splits and their sizes, then the images for calibration, selection, test and train
+        ({"train": 60, "val": 60}, [60, 30, 30, 60], "half of the validation images (30) for selection"),
+        ({"train": 60, "valid": 40, "test": 20}, [60, 40, 20, 60], "the 40 validation images for selection"),
+        ({"train": 60, "selection": 40, "val": 20}, [60, 40, 20, 60], "the 20 validation images for test"),
+        ({"train": 80, "test": 40}, [60, 20, 40, 60], "20 images of the split 'train'"),
+        ({"train": 80, "selection": 40}, [80, 20, 20, 80], "20 of the selection images"),
+        ({"validation": 60, "test": 60}, [30, 30, 60, 30], "30 selection images for calibration"),
+        ({"train": 120}, [90, 15, 15, 90], "30 images of the split 'train'"),
+    ],
+)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_missing_splits_are_made_and_said(
+    tmp_path: Path, given: dict[str, int], counts: list[int], note: str, labelled: bool
+) -> None:
+    split = np.array([name for name, count in given.items() for _ in range(count)])
+    arrays = {"images": IMAGES, "split": split, **({"labels": LABELS} if labelled else {})}
+    data = open_data(npz_set(tmp_path / "set", **arrays), PREPROCESSING, 4)
+    assert [data.count(split) for split in SPLITS] == counts
+    assert any(note in warning for warning in data.warnings)
+    rows = [set(data.rows[split].tolist()) for split in ("calibration", "selection", "test")]
+    assert len(set.union(*rows)) == 120 == sum(map(len, rows))  # all images are used, and none twice
+    if labelled:
+        for name in SPLITS:
+            per_class = np.bincount(LABELS[data.rows[name]], minlength=4)
+            assert per_class.max() - per_class.min() <= 2
+    for name, count in given.items():
+        if name in ("test", "selection") and len(given) == 3:
+            assert data.count(name) == count  # type: ignore[arg-type]
+
+
+def test_validation_images_beside_selection_and_test(tmp_path: Path) -> None:
+    split = np.array(["train", "selection", "test", "val"] * 30)
+    with pytest.raises(BadData, match="purpose of the validation images is unclear"):
+        open_data(npz_set(tmp_path / "set", images=IMAGES, split=split), PREPROCESSING, None)
+
+
 @pytest.mark.parametrize("lacking", ["selection", "test", "train"])
 def test_a_split_with_too_few_images(tmp_path: Path, lacking: str) -> None:
     split = GIVEN.copy()
-    split[split == lacking] = "train" if lacking != "train" else "test"
+    split[np.flatnonzero(split == lacking)[5:]] = "train" if lacking != "train" else "test"
     with pytest.raises(BadData, match="16 images for calibration, 8 images for selection, 8 images for test") as caught:
         open_data(npz_set(tmp_path / "set", images=IMAGES, split=split), PREPROCESSING, None)
     assert caught.value.facts["needed"]["test"] == NEEDED["test"]
@@ -391,8 +430,8 @@ def test_noise_is_seeded_and_not_assessed() -> None:
 
 def test_every_noise_image_is_its_own() -> None:
     noise = noise_data(PREPROCESSING, 8, seed=1)
-    assert torch.equal(noise.images.load(np.array([3])), noise.images.load(np.array([1, 3]))[1:])
-    assert not torch.equal(noise.images.load(np.array([3])), noise.images.load(np.array([4])))
+    assert torch.equal(noise.images.load(np.array([3]))[0], noise.images.load(np.array([1, 3]))[0][1:])
+    assert not torch.equal(noise.images.load(np.array([3]))[0], noise.images.load(np.array([4]))[0])
 
 
 def test_data_are_assessed_unless_they_are_noise(given: Dataset) -> None:

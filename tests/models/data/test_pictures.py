@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from models.data.archive import Limits
-from models.data.pictures import Grouping, PictureFile, PictureImages, group, labels_of, list_folder
+from models.data.pictures import PictureFile, PictureImages, list_folder
 from models.data.preprocessing import Preprocessing
 from models.errors import BadData, DamagedFile, TooLarge, UnsafeFile
 
@@ -31,13 +31,13 @@ def images_of(*paths: Path, limits: Limits | None = None) -> PictureImages:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif", "webp", "tif", "ppm"])
 def test_formats_are_decoded(tmp_path: Path, suffix: str) -> None:
-    loaded = images_of(draw(tmp_path / f"a.{suffix}")).load(np.array([0]))
+    loaded = images_of(draw(tmp_path / f"a.{suffix}")).load(np.array([0]))[0]
     torch.testing.assert_close(loaded, torch.full((1, 1, 16, 16), (100 / 255 - 0.5) / 0.5), atol=0.02, rtol=0)
 
 
 def test_rows_come_in_the_order_asked_for(tmp_path: Path) -> None:
     images = images_of(*(draw(tmp_path / f"{level}.png", level) for level in (0, 100, 200)))
-    means = images.load(np.array([2, 0])).mean((1, 2, 3))
+    means = images.load(np.array([2, 0]))[0].mean((1, 2, 3))
     assert means.tolist() == pytest.approx([200 / 255 * 2 - 1, -1], abs=1e-5)
 
 
@@ -46,7 +46,7 @@ def test_pictures_are_decoded_only_when_asked_for(tmp_path: Path) -> None:
     good, bad = draw(tmp_path / "good.png"), draw(tmp_path / "truncated.png", size=(500, 400))
     bad.write_bytes(bad.read_bytes()[:100])
     images = images_of(good, bad)
-    images.check()
+    images.checked()
     images.load(np.array([0]))
     with pytest.raises(DamagedFile, match=r"cannot decode the picture 'truncated.png'"):
         images.load(np.array([1]))
@@ -55,7 +55,7 @@ def test_pictures_are_decoded_only_when_asked_for(tmp_path: Path) -> None:
 def test_not_a_picture(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(BadData, match=r"'text.png' is not a picture"):
-        images_of(tmp_path / "text.png").check()
+        images_of(tmp_path / "text.png").checked()
 
 
 def test_formats_that_run_other_programs_are_not_read(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_too_many_pixels(tmp_path: Path, side: int, limit: int) -> None:
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
     with pytest.raises(TooLarge, match=rf"'bomb.png' is too large.*limit is {limit} pixels"):
-        images_of(bomb, limits=Limits(pixels=limit)).check()
+        images_of(bomb, limits=Limits(pixels=limit)).checked()
 
 
 def test_folder_is_listed_by_name(tmp_path: Path) -> None:
@@ -124,46 +124,38 @@ def test_links_to_folders_are_refused(tmp_path: Path) -> None:
         list_folder(tmp_path / "root", [tmp_path / "root"], Limits())
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["cat/1.png", "dog/1.png"], Grouping(("cat", "dog"), None)),
-        (["data/set/cat/1.png", "data/set/dog/deep/1.png"], Grouping(("cat", "dog"), None)),
-        (["1.png", "2.png"], Grouping(None, None)),
-        (["all/1.png", "all/2.png"], Grouping(None, None)),
-        (["train/cat/1.png", "test/dog/1.png"], Grouping(("cat", "dog"), ("train", "test"))),
-        (["d/train/i/cat/1.png", "d/test/i/dog/1.png"], Grouping(("cat", "dog"), ("train", "test"))),
-        (["train/1.png", "test/1.png"], Grouping(None, ("train", "test"))),
-        (["train/1.png", "cat/1.png"], Grouping(("train", "cat"), None)),
-    ],
-)
-def test_what_folders_say(names: list[str], expected: Grouping) -> None:
-    assert group(names) == expected
+def test_a_damaged_picture_among_many_is_skipped_and_named(tmp_path: Path) -> None:
+    paths = [draw(tmp_path / f"{number:03}.png", number, (40, 30)) for number in range(200)]
+    paths[50].write_bytes(paths[50].read_bytes()[:60])  # the header can be read, the pixels cannot
+    paths[150].write_text("hello")
+    images = images_of(*paths).checked()
+    assert len(images) == 199
+    assert images.warnings() == ("vitfit skipped 1 damaged pictures: '150.png'.",)
+    loaded, rows = images.load(np.arange(48, 53))
+    assert rows.tolist() == [48, 49, 51, 52]
+    levels = ((loaded.mean((1, 2, 3)) * 0.5 + 0.5) * 255).round().int().tolist()
+    assert levels == [48, 49, 51, 52]
+    assert images.warnings()[1] == "vitfit skipped 1 damaged pictures: '050.png'."
 
 
-def test_pictures_beside_class_folders() -> None:
-    with pytest.raises(BadData, match=r"'stray.png' is beside the class folders"):
-        group(["cat/1.png", "dog/1.png", "stray.png"])
+def test_more_damaged_pictures_than_one_percent_are_an_error(tmp_path: Path) -> None:
+    paths = [draw(tmp_path / f"{number:03}.png", number, (40, 30)) for number in range(200)]
+    for place in (10, 20, 30):
+        paths[place].write_bytes(paths[place].read_bytes()[:60])
+    with pytest.raises(DamagedFile, match=r"'030.png'"):
+        images_of(*paths).checked().load(np.arange(200))
 
 
-def test_a_split_whose_name_is_unclear() -> None:
-    with pytest.raises(BadData, match="'val' is unclear"):
-        group(["train/cat/1.png", "val/cat/1.png"])
+def test_grey_pictures_of_16_bits_are_taken_by_their_upper_8(tmp_path: Path) -> None:
+    deep = np.full((20, 20), 200 * 256 + 17, dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    images = images_of(tmp_path / "deep.png").checked()
+    torch.testing.assert_close(images.load(np.array([0]))[0], torch.full((1, 1, 16, 16), (200 / 255 - 0.5) / 0.5))
+    assert "1 of 1 pictures have 16 bits" in images.warnings()[0]
 
 
-@pytest.mark.parametrize(
-    ("folders", "names", "count", "expected"),
-    [
-        (["dog", "cat", "dog"], None, None, [1, 0, 1]),
-        (["dog", "cat", "dog"], None, 2, [1, 0, 1]),
-        (["dog", "cat", "dog"], None, 3, None),
-        (["dog", "cat", "dog"], ["emu", "dog", "cat"], 3, [1, 2, 1]),
-        (["10", "9", "010"], None, 1000, [10, 9, 10]),
-        (["a", "b", "c"], None, 2, [0, 1, 2]),
-    ],
-)
-def test_labels_from_class_folders(
-    folders: list[str], names: list[str] | None, count: int | None, expected: list[int] | None
-) -> None:
-    labels = labels_of(folders, names, count)
-    assert (None if labels is None else labels.tolist()) == expected
+def test_pictures_do_not_serve_a_model_of_six_channels(tmp_path: Path) -> None:
+    six = Preprocessing((6, 16, 16), (0.5,) * 6, (0.5,) * 6)
+    images = PictureImages((PictureFile(draw(tmp_path / "a.png"), "a.png"),), six, Limits())
+    with pytest.raises(BadData, match=r"6 channels.*Give the images as an .npz file"):
+        images.checked()

@@ -85,10 +85,21 @@ def test_refuses_what_is_no_picture(images: np.ndarray, words: str) -> None:
         GREY.apply(images)
 
 
-def test_refuses_sixteen_bit_pictures() -> None:
-    deep = Image.fromarray(np.full((8, 8), 60000, dtype=np.uint16))
-    with pytest.raises(BadData, match="8 bits"):
+def test_refuses_pictures_whose_range_is_unknown() -> None:
+    deep = Image.fromarray(np.full((8, 8), 60000, dtype=np.int32))
+    with pytest.raises(BadData, match="8 or 16 bits"):
         GREY.apply_to_picture(deep)
+
+
+def test_six_channels_are_resized_one_by_one() -> None:
+    six = Preprocessing((6, 32, 32), (0.5,) * 6, (0.25,) * 6)
+    images = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 6), dtype=np.uint8)
+    prepared = six.apply(images)
+    for channel in range(6):
+        grey = Preprocessing((1, 32, 32), (0.5,), (0.25,)).apply(images[:, :, :, channel : channel + 1])
+        torch.testing.assert_close(prepared[:, channel : channel + 1], grey)
+    with pytest.raises(BadData, match="3 channels, and the model takes 6"):
+        six.apply(images[:, :, :, :3])
 
 
 def test_of_model_follows_the_model_not_only_its_configuration() -> None:
@@ -126,7 +137,7 @@ def test_json_without_a_crop_mode_is_read() -> None:
         ({"size": (1, 0, 32)}, "size"),
         ({"size": (1, 32, 10**6)}, "size"),
         ({"size": (1, 32.5, 32)}, "size"),
-        ({"size": (2, 32, 32), "mean": (0.5,) * 2, "std": (0.5,) * 2}, "2 channels"),
+        ({"size": (0, 32, 32), "mean": (), "std": ()}, "size"),
         ({"mean": (0.5, 0.5)}, "mean"),
         ({"mean": (float("nan"),)}, "mean"),
         ({"mean": ("half",)}, "mean"),
