@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from models.atomic_write import UNFINISHED
 from models.data.preprocessing import Preprocessing
 from models.export.onnx_store import save_onnx
+from models.export.share_weights import share_equal_weights
 from models.record import Record
 from models.statistics.class_logits import class_logits
 
@@ -69,6 +70,7 @@ def write_onnx(
             finish(plain)
         model = onnx.load(plain)
     onnx.helper.set_model_props(model, preprocessing.to_metadata())
+    share_equal_weights(model)
     save_onnx(model, path)
 
 

@@ -105,6 +105,8 @@ class GraphNetwork(Network):
 
         Everything in a plain vision transformer can be cut.
         """
+        if any(block.is_shared for block in self._blocks):
+            return None  # a plain transformer has weights of its own in each block
         return plain_transformer(self._traced, self._blocks, self._structure.classes)
 
     @property
@@ -144,7 +146,8 @@ class GraphNetwork(Network):
         watched = {}
         for i, block in enumerate(self._blocks):
             for side, half in enumerate((block.heads, block.neurons)):
-                watched[half.reader] = (i, side, torch.tensor(member_columns(self._traced, half)))
+                seen = (i, side, torch.tensor(member_columns(self._traced, half)))
+                watched.update(dict.fromkeys(half.uses, seen))
         reader = _Reader(self._traced.graph, watched, observer)
         with torch.inference_mode():
             for chunk in images.split(batch):
@@ -217,13 +220,11 @@ class GraphNetwork(Network):
     def _made(self, half: Half) -> nn.Linear:
         """Return a layer whose weight (members, 1) holds, for each member, the norm of all weights that make it."""
         total = torch.zeros(half.atom.size)
-        for maker in half.makers:
-            weights = (
-                one for one in maker.all_input_nodes if one.op == "get_attr" and one in self._traced.tracer.weights
-            )
-            weight = next(weights, None)
-            if weight is None:
-                continue
+        read = (
+            [one for one in maker.all_input_nodes if one.op == "get_attr" and one in self._traced.tracer.weights]
+            for maker in half.makers
+        )
+        for weight in dict.fromkeys(weights[0] for weights in read if weights):  # each once, also if it is used often
             tensor = stored(self._traced.graph, weight).detach()
             for axis, dim in enumerate(self._traced.dims(weight)):
                 if half.atom in dim:

@@ -85,17 +85,18 @@ def _inputs(structure: Structure, images: Tensor, observe: Observe) -> list[Inpu
 def _dependence(structure: Structure, images: Tensor, outputs: Outputs, observe: Observe) -> list[Dependence]:
     answers = output_kernel(outputs(images))
     heads: dict[int, Tensor] = {}
-    found = []
+    found: dict[int, Dependence] = {}
 
     def record(block: int, side: int, x: Tensor) -> None:
         if side == 0:
             count = structure.blocks[block].attention.heads  # type: ignore[union-attr]
             heads[block] = _per_image(x, len(images)).unflatten(-1, (count, -1)).mean(-1)
         else:
-            found.append(dependence(heads.pop(block), _per_image(x, len(images)), answers))
+            new = dependence(heads.pop(block), _per_image(x, len(images)), answers)
+            found[block] = found[block].plus(new) if block in found else new
 
     observe(record, images, len(images), READERS)
-    return found
+    return [found[block] for block in range(len(structure.blocks))]
 
 
 def _per_image(x: Tensor, images: int) -> Tensor:

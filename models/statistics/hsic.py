@@ -1,5 +1,6 @@
 """HSIC between features and the outputs of the dense network (MDC, arXiv 2201.00043, section 3.2)."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,11 @@ class Dependence:
     head_pairs: Tensor
     neurons: Tensor
     magnitudes: Tensor
+
+    def plus(self, other: "Dependence") -> "Dependence":
+        """Return the sums of both: a block whose weights are used several times has one value for each use."""
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in dataclasses.fields(self))
+        return Dependence(*(one + another for one, another in pairs))
 
 
 def centred(kernel: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from models.graph.onnx.padding import padded, padding_of
 @operator("MatMul")
 def matmul(build: Build, names: Names, attributes: Attributes) -> Node:
     if build.is_constant(names[1]) and not build.is_constant(names[0]) and build.constant(names[1]).ndim == 2:
-        weight = build.weight(names[1], torch.from_numpy(build.constant(names[1]).T.copy()))
-        bias = [build.value(name) for name in names[2:]]
-        return build.call(aten.linear.default, build.value(names[0]), weight, *bias)
+        tensors = {names[1]: torch.from_numpy(build.constant(names[1]).T.copy())}
+        tensors |= {name: torch.from_numpy(build.constant(name).copy()) for name in names[2:]}
+        return build.call(aten.linear.default, build.value(names[0]), *build.layer(tensors))
     return build.call(aten.matmul.default, build.value(names[0]), build.value(names[1]))
 
 
@@ -21,12 +21,11 @@ def gemm(build: Build, names: Names, attributes: Attributes) -> Node:
     if attributes.get("transA") or not build.is_constant(names[1]):
         raise ValueError("it multiplies two activations, or a transposed activation")
     weight = build.constant(names[1]) * attributes.get("alpha", 1.0)
-    weight = build.weight(names[1], torch.from_numpy((weight if attributes.get("transB") else weight.T).copy()))
-    if len(names) < 3:
-        return build.call(aten.linear.default, build.value(names[0]), weight)
-    bias = build.constant(names[2]) * attributes.get("beta", 1.0)
-    rows = build.weight(names[2], torch.from_numpy(bias.reshape(-1).copy()))
-    return build.call(aten.linear.default, build.value(names[0]), weight, rows)
+    tensors = {names[1]: torch.from_numpy((weight if attributes.get("transB") else weight.T).copy())}
+    if len(names) > 2:
+        bias = build.constant(names[2]) * attributes.get("beta", 1.0)
+        tensors[names[2]] = torch.from_numpy(bias.reshape(-1).copy())
+    return build.call(aten.linear.default, build.value(names[0]), *build.layer(tensors))
 
 
 @operator("Conv")

@@ -5,6 +5,7 @@ free, the graph is built for 11 images: no other size in a network is 11, so the
 sizes (models/graph/tracing/atoms.py).
 """
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -97,6 +98,7 @@ class Builder:
     """Translates ONNX nodes to nodes of a graph.
 
     values: the nodes, by the ONNX names of their values.
+    layers: the weights of linear layers, by a digest of their contents.
     constants: the constants, by ONNX name.
     uses: how often each value is used, by nodes and as an output of the file.
     types: the element types of the values, by ONNX name.
@@ -110,6 +112,7 @@ class Builder:
         self.meta: dict[Node, Any] = {}
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.values: dict[str, Node] = {}
+        self.layers: dict[bytes, list[Node]] = {}
         self.uses = Counter(name for node in model.graph.node for name in node.input)
         self.uses.update(output.name for output in model.graph.output)
         self.types = {info.name: info.type.tensor_type.elem_type for info in value_infos(model)}
@@ -197,6 +200,19 @@ class Builder:
         node = self.graph.get_attr(place)
         self.meta[node] = tensor.to("meta")
         return node
+
+    def layer(self, tensors: dict[str, Tensor]) -> list[Node]:
+        """Return nodes for the weights of a linear layer, by ONNX name: first its matrix, then its bias if it has one.
+
+        A layer that the file uses several times becomes one layer with several uses. So its weights are stored, counted
+        and cut once. Matrices without different values, such as zeros, can be equal by chance, so they are not shared.
+        """
+        matrix = next(iter(tensors.values()))
+        key = b"|".join(np.ascontiguousarray(one.numpy()).tobytes() for one in tensors.values())
+        key = hashlib.sha256(key + repr([tuple(one.shape) for one in tensors.values()]).encode()).digest()
+        if key not in self.layers or bool((matrix == matrix.flatten()[0]).all()):
+            self.layers[key] = [self.weight(name, one) for name, one in tensors.items()]
+        return self.layers[key]
 
     def constant(self, name: str) -> Any:
         """Return the numbers of a constant value. Raises: ValueError when the value depends on the images."""

@@ -48,6 +48,8 @@ def token_flow(traced: Traced, blocks: Sequence[GraphBlock]) -> TokenFlow:
     """Find the first block that can remove tokens, and return the token flow behind it.
 
     A block can remove tokens if all operators behind it allow fewer tokens."""
+    if any(block.is_shared for block in blocks):
+        return TokenFlow(reason="several blocks share their weights")
     moving = _moving(traced)
     rows = _rows(traced, moving)
     streams = _streams(traced, blocks, rows)

@@ -3,6 +3,9 @@
 Heads count the products of an attention, and one layer, the projection, sums over them. One layer makes the neurons
 (two layers if the MLP is gated), one layer sums over them, and no attention reads them. If an attention has only one
 head, its dims are treated as its heads.
+
+A network can use the same weights several times. Then all uses are one block, because a cut of the weights changes
+all of them.
 """
 
 from collections import defaultdict
@@ -21,20 +24,35 @@ class Half:
 
     atom: its heads or neurons, which can be cut.
     makers: the products with weights whose outputs have this atom.
-    reader: the product with weights that sums over this atom.
+    uses: the products with weights that sum over this atom. All of them use the weights of one layer, the reader.
     """
 
     atom: Atom
     makers: tuple[Node, ...]
-    reader: Node
+    uses: tuple[Node, ...]
     mixtures: tuple[Node, ...] = ()
     """Products of activations (queries with keys, attention with values) that this atom counts, or that sum over it."""
+
+    @property
+    def reader(self) -> Node:
+        """The first use of the layer that sums over this atom."""
+        return self.uses[0]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the network uses this sublayer several times, with the same weights."""
+        return len(self.uses) > 1
 
 
 @dataclass(frozen=True)
 class GraphBlock:
     heads: Half
     neurons: Half
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the network uses this block several times, with the same weights."""
+        return self.heads.is_shared or self.neurons.is_shared
 
 
 def find_blocks(traced: Traced) -> list[GraphBlock]:
@@ -69,19 +87,26 @@ def _halves(traced: Traced) -> list[Half]:
     for atom, made_by in makers.items():
         if atom.fixed or not readers[atom] or not _is_dense(readers[atom][-1], traced):
             continue
-        half = Half(atom, tuple(made_by), readers[atom][-1], tuple(counted[atom] or summed[atom]))
-        inner = [node for node in readers[atom][:-1] if leaves(tracer.contractions[node][0]) != [atom]]
+        uses = tuple(node for node in readers[atom] if _weights(node) == _weights(readers[atom][-1]))
+        others = [node for node in readers[atom] if node not in uses]
+        half = Half(atom, tuple(made_by), uses, tuple(counted[atom] or summed[atom]))
+        inner = [node for node in others if leaves(tracer.contractions[node][0]) != [atom]]
         if counted[atom]:
             if not inner:  # other readers must sum over heads only, as the layers of talking-heads attention do
                 found.append(half)
-        elif len(readers[atom]) > 1:
+        elif others:
             continue
         elif summed[atom]:
             if not atom.normed and not any(_can_lose_heads(node, traced) for node in summed[atom]):
                 found.append(half)
-        elif len(made_by) <= 2:
+        elif len(set(map(_weights, made_by))) <= 2:
             found.append(half)
     return found
+
+
+def _weights(node: Node) -> tuple[str, ...]:
+    """Return the names of the tensors that a product reads: its matrix, and its bias if it has one."""
+    return tuple(str(one.target) for one in node.all_input_nodes if one.op == "get_attr")
 
 
 def _can_lose_heads(mixture: Node, traced: Traced) -> bool:
