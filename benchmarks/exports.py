@@ -28,7 +28,8 @@ from benchmarks.machine import machine
 from latency.devices.setting import Setting, runtime_version
 from latency.measuring.meter import Effort, Meter
 from latency.measuring.sampling import Interval, ratio
-from models.export.onnx_export import INPUT, OPSET, OUTPUT, run_onnx
+from models.export.onnx_export import OPSET, run_onnx
+from models.export.signature import INPUT, OUTPUT
 from models.loading.load_model import untrained
 from models.networks.network import Network
 from models.structure import Plan, Structure, identity

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from models.data.dataset import Batch
 from models.evaluation.metrics import correct, same_answer
-from models.export.onnx_export import INPUT, OUTPUT, Parity, compare_outputs, run_onnx, to_onnx
+from models.export.onnx_export import Parity, compare_outputs, run_onnx, to_onnx
+from models.export.signature import INPUT, OUTPUT
 from models.networks.network import Network
 from models.pruning.token_reduction import TokenReduction, all_recorded
 from models.record import Record

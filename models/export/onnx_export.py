@@ -20,11 +20,11 @@ from models.atomic_write import UNFINISHED
 from models.data.preprocessing import Preprocessing
 from models.export.onnx_store import save_onnx
 from models.export.share_weights import share_equal_weights
+from models.export.signature import Signature, judged_output
 from models.record import Record
 from models.statistics.class_logits import class_logits
 
 OPSET = 20
-INPUT, OUTPUT = "images", "logits"
 RELATIVE_TOLERANCE = 1e-3
 EXACT_PRODUCTS = "session.x64quantprecision"
 """Session option of ONNX Runtime: use unsigned weights in 8-bit products where products of signed weights saturate."""
@@ -37,20 +37,21 @@ def export_onnx(
     path: Path,
     *,
     batch: int | None,
+    signature: Signature,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Export a network from images to logits with `write_onnx`.
+    """Export a network from images to the outputs of `signature` with `write_onnx`.
 
     batch: a fixed batch size. None: the batch dimension is free.
     """
     example = torch.zeros(batch or 2, *image)
-    write_onnx(module, example, [OUTPUT], preprocessing, path=path, free_batch=batch is None, finish=finish)
+    write_onnx(module, example, signature, preprocessing, path=path, free_batch=batch is None, finish=finish)
 
 
 def write_onnx(
     module: nn.Module,
     images: Tensor,
-    outputs: Sequence[str],
+    signature: Signature,
     preprocessing: Preprocessing,
     *,
     path: Path,
@@ -65,11 +66,11 @@ def write_onnx(
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-", suffix=UNFINISHED) as folder:
         plain = Path(folder) / "model.onnx"
-        to_onnx(module, {INPUT: images}, outputs, plain, free_batch=free_batch)
+        to_onnx(module, {signature.input: images}, signature.outputs, plain, free_batch=free_batch)
         if finish is not None:
             finish(plain)
         model = onnx.load(plain)
-    onnx.helper.set_model_props(model, preprocessing.to_metadata())
+    onnx.helper.set_model_props(model, preprocessing.to_metadata() | signature.to_metadata())
     share_equal_weights(model)
     save_onnx(model, path)
 
@@ -108,14 +109,20 @@ class OnnxFile:
         if exact_products:
             options.add_session_config_entry(EXACT_PRODUCTS, "1")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in self._session.get_outputs()]
+        self._output = judged_output(names, self._session.get_modelmeta().custom_metadata_map)
 
     def outputs(self, images: Tensor, batch: int) -> Tensor:
-        """Return the logits. Images run in batches of a fixed size; the last batch is padded with zeros."""
+        """Return the judged output: the logits, or features.
+
+        Images run in batches of a fixed size; the last batch is padded with zeros.
+        """
+        (entry,) = self._session.get_inputs()
         outputs = []
         for chunk in images.split(batch):
             fill = torch.zeros(batch - len(chunk), *chunk.shape[1:])
             full = torch.cat([chunk, fill]).numpy().astype(np.float32)
-            outputs.append(torch.from_numpy(self._session.run([OUTPUT], {INPUT: full})[0][: len(chunk)]))
+            outputs.append(torch.from_numpy(self._session.run([self._output], {entry.name: full})[0][: len(chunk)]))
         return torch.cat(outputs)
 
 

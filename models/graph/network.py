@@ -17,6 +17,7 @@ from models.data.preprocessing import Preprocessing
 from models.errors import InvalidRequest, UnsupportedModel
 from models.export.inference_blocks import Form
 from models.graph.describe import describe_graph
+from models.graph.judged_output import JudgedOutput, all_outputs, judging
 from models.graph.linear_layers import as_modules, linear_layers, linear_of
 from models.graph.plain_model import plain_transformer
 from models.graph.tokens.axes import NotFree
@@ -56,8 +57,11 @@ class GraphNetwork(Network):
         *,
         batch: int = BATCH,
         image: tuple[int, int, int] | None = None,
+        judged: int = 0,
     ) -> None:
         """module: any module, or a graph that was captured for `batch` images of size `image`.
+
+        judged: the place of the output that vitfit compares with the original, for a graph with several outputs.
 
         Raises: UnsupportedModel.
         """
@@ -80,7 +84,7 @@ class GraphNetwork(Network):
         except NotFree as error:
             self._flow = TokenFlow(reason=str(error))
             self._structure = describe(flow=self._flow)
-        self.module, self.preprocessing = graph, preprocessing
+        self.module, self.preprocessing, self._judged = judging(graph, judged), preprocessing, judged
 
     def __copy__(self) -> "GraphNetwork":
         """Return a network that shares the traced graph."""
@@ -105,8 +109,8 @@ class GraphNetwork(Network):
 
         Everything in a plain vision transformer can be cut.
         """
-        if any(block.is_shared for block in self._blocks):
-            return None  # a plain transformer has weights of its own in each block
+        if isinstance(self.module, JudgedOutput) or any(block.is_shared for block in self._blocks):
+            return None  # a plain transformer has one output, and weights of its own in each block
         return plain_transformer(self._traced, self._blocks, self._structure.classes)
 
     @property
@@ -168,24 +172,29 @@ class GraphNetwork(Network):
         kept = {}
         for block, wanted in zip(self._blocks, plan.blocks, strict=True):
             kept[block.heads.atom], kept[block.neurons.atom] = _heads(wanted), wanted.neurons
-        small.module = self._traced.cut(kept)
+        graph = self._traced.cut(kept)
         if statistics is not None:
             for block, wanted, seen in zip(self._blocks, plan.blocks, statistics.blocks, strict=True):
-                self._refit(small.module, block.heads, _heads(wanted), seen.projection)
-                self._refit(small.module, block.neurons, wanted.neurons, seen.neurons)
+                self._refit(graph, block.heads, _heads(wanted), seen.projection)
+                self._refit(graph, block.neurons, wanted.neurons, seen.neurons)
         reductions = {i: block.tokens for i, block in enumerate(plan.blocks) if block.tokens is not None}
         if reductions:
-            TokenCut(small.module, self._flow, self._traced.tracer.sizes, reductions).write()
+            TokenCut(graph, self._flow, self._traced.tracer.sizes, reductions).write()
         nodes = [node for layers in self._layers for some in layers.values() for node in some]
-        small._placed = as_modules(small.module, nodes)
+        small._placed = as_modules(graph, nodes)
+        small.module = judging(graph, self._judged)
         return small
+
+    @property
+    def with_all_outputs(self) -> nn.Module:
+        return all_outputs(self.module)
 
     def int8_layers_of(self, module: nn.Module) -> Iterator[nn.Linear]:
         assert self.plan is not None
         for plan, layers in zip(self.plan.blocks, self._layers, strict=True):
             for layer in LAYERS:
                 for node in () if layer in plan.exact else layers[layer]:
-                    found = module.get_submodule(self._placed[node])
+                    found = all_outputs(module).get_submodule(self._placed[node])
                     assert isinstance(found, nn.Linear)
                     yield found
 
@@ -233,7 +242,8 @@ class GraphNetwork(Network):
         return linear_of(total.sqrt()[:, None], None)
 
     def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
-        self.write(self.module if self.rounding is None else copy.deepcopy(self.module), path, batch)
+        module = self.with_all_outputs
+        self.write(module if self.rounding is None else copy.deepcopy(module), path, batch)
 
 
 class _Reader(Interpreter):

@@ -20,12 +20,14 @@ def open_graph(
     *,
     batch: int = BATCH,
     image: tuple[int, int, int] | None = None,
+    judged: int = 0,
 ) -> Network:
-    """Opens any module.
+    """Open any module.
 
     batch, image: for a module that is itself a graph: the batch size and the image size (C, H, W) that it was made for.
+    judged: the place of the output that is judged, for a graph with several outputs.
     Raises: UnsupportedModel.
     """
-    network = GraphNetwork(module, name, preprocessing, classes, batch=batch, image=image)
+    network = GraphNetwork(module, name, preprocessing, classes, batch=batch, image=image, judged=judged)
     plain = network.plain()
     return network if plain is None else TorchNetwork(plain, name, preprocessing)

@@ -1,5 +1,6 @@
 """Opens an ONNX file as a network that can be pruned. It does not need the original PyTorch model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,30 @@ FEATURES = ("hidden", "feature", "embed", "pool")
 """Words in the name of an output that mark it as features instead of logits."""
 
 
-def open_onnx(file: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:
-    """Opens an ONNX file.
+def open_onnx(
+    file: Path, name: str, preprocessing: dict[str, Any] | None, outputs: Sequence[str] | None = None
+) -> Network:
+    """Open an ONNX file.
 
     preprocessing: as in model.json. None: it is read from the files of Hugging Face beside the file, or from the
-    file's metadata. Without both, it is that of ImageNet.
+    file's metadata. Without both, it is that of ImageNet. outputs: the names of the outputs to keep; None keeps all.
 
     Raises: DamagedFile, UnsafeFile, UnsupportedModel, InvalidRequest.
     """
     config = read_json(beside) if (beside := file.parent / "config.json").is_file() else {}
     described = Preprocessing.from_json(preprocessing) if preprocessing else _beside(file.parent, config)
-    model = read_onnx(file, described.size if described else None)
-    classes = 0 if any(word in model.output.lower() for word in FEATURES) else model.width
+    model = read_onnx(file, described.size if described else None, outputs)
+    names = model.signature
+    classes = 0 if any(word in names.judged_output.lower() for word in FEATURES) else model.width
     network = open_graph(
-        model.graph, name, described or _preprocessing(model), classes, batch=model.batch, image=model.image
-    )
+        model.graph,
+        name,
+        described or _preprocessing(model),
+        classes,
+        batch=model.batch,
+        image=model.image,
+        judged=names.judged,
+    ).with_signature(names)
     if isinstance(network, GraphNetwork):  # a file opened as a plain transformer cannot mix images
         _check_images_apart(network)
     prove(file, model, network)
@@ -51,10 +61,14 @@ def _assumptions(model: OnnxModel, is_described: bool) -> list[str]:
             "Neither the ONNX file nor a file beside it says how to prepare a picture: vitfit uses the mean and the"
             " standard deviation of ImageNet. If this is wrong, give --preprocessing."
         )
-    if left := [name for name in model.outputs if name != model.output]:
+    names = model.signature
+    if len(names.outputs) > 1:
         said.append(
-            f"The ONNX file has several outputs. vitfit takes {model.output!r} and leaves out: {', '.join(left)}."
+            f"The ONNX file has several outputs: {', '.join(names.outputs)}. vitfit delivers all of them, and judges"
+            f" {names.judged_output!r}. With the option outputs you can keep fewer, and then vitfit can remove more."
         )
+    if model.left_out:
+        said.append(f"As asked, vitfit leaves out these outputs of the ONNX file: {', '.join(model.left_out)}.")
     return said
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from models.errors import InvalidRequest
 from models.export.inference_blocks import fold_scales
-from models.export.onnx_export import INPUT, OUTPUT, RELATIVE_TOLERANCE, relative_difference, write_onnx
+from models.export.onnx_export import RELATIVE_TOLERANCE, relative_difference, write_onnx
+from models.export.signature import Signature
 from models.families.family import replace_part
 from models.networks.torch_network import TorchNetwork
 from models.pruning import token_reducers as tokens
@@ -121,7 +122,8 @@ def export_dynamic(network: TorchNetwork, path: Path) -> None:
     fold_scales(dynamic)
     # the example image must keep some tokens and lose others; otherwise the tracer could take a mask for a constant
     example = torch.randn(1, *network.structure.image, generator=torch.Generator().manual_seed(0))
-    write_onnx(dynamic, example, [OUTPUT, KEPT], network.preprocessing, path=path)
+    names = Signature(network.signature.input, (*network.signature.outputs, KEPT), network.signature.judged)
+    write_onnx(dynamic, example, names, network.preprocessing, path=path)
 
 
 def run_dynamic(network: TorchNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +166,8 @@ def check_dynamic(network: TorchNetwork, file: Path, images: Tensor) -> DynamicP
     expected, counts = run_dynamic(network, images)
     largest, other = 0.0, 0
     for image, logits, kept in zip(images, expected, counts, strict=True):
-        found, found_kept = session.run([OUTPUT, KEPT], {INPUT: image.unsqueeze(0).numpy()})
+        names = [network.signature.judged_output, KEPT]
+        found, found_kept = session.run(names, {network.signature.input: image.unsqueeze(0).numpy()})
         if found_kept.tolist() != kept.tolist():
             other += 1
             continue

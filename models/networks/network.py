@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.data.preprocessing import Preprocessing
 from models.export.inference_blocks import Form
 from models.export.onnx_export import export_onnx
+from models.export.signature import Signature
 from models.pruning.token_reduction import TokenReduction
 from models.quantization.int8 import Quantiser
 from models.quantization.number_formats import Half, Int8, Rounding
@@ -39,6 +40,8 @@ class Network(ABC):
     assumptions: tuple[str, ...] = ()
     """Sentences that say what vitfit has assumed about the model, because no file said it."""
     class_names: tuple[str, ...] | None = None
+    signature: Signature = Signature()
+    """The names of the input and the outputs in exported files."""
     _structure: Structure
     _quantiser: Quantiser | None = None
 
@@ -75,6 +78,17 @@ class Network(ABC):
         same = copy.copy(self)
         same.class_names = tuple(names)
         return same
+
+    def with_signature(self, signature: Signature) -> Self:
+        """Return the same network with other names in its exported files."""
+        same = copy.copy(self)
+        same.signature = signature
+        return same
+
+    @property
+    def with_all_outputs(self) -> nn.Module:
+        """The module that returns all outputs of `signature`. `module` returns the judged output only."""
+        return self.module
 
     def with_module(self, module: nn.Module) -> Self:
         """Returns the same network with another module of the same structure, such as a trained copy of its own."""
@@ -172,7 +186,8 @@ class Network(ABC):
         if rounding is not None:
             rounding.prepare(module)
         finish = None if rounding is None else rounding.finish
-        export_onnx(module, self._structure.image, self.preprocessing, path, batch=batch, finish=finish)
+        image, names = self._structure.image, self.signature
+        export_onnx(module, image, self.preprocessing, path, batch=batch, signature=names, finish=finish)
 
 
 def outputs_of(module: nn.Module, images: Tensor, batch: int = 64) -> Tensor:

@@ -3,6 +3,7 @@
 import errno
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -40,6 +41,20 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
+
+
+def temporary_folder() -> Path:
+    """Return the folder for temporary files: that of TMPDIR, or the first usable one that Python finds.
+
+    Raises: StorageFull if no file can be written to any of them.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:  # Python tries to write a file, so this is also a full disk
+        raise StorageFull(
+            f"vitfit cannot write temporary files ({error}). Every folder that Python tried is full or read-only. Set"
+            " the environment variable TMPDIR to a folder with space.",
+        ) from error
 
 
 def storage_full(folder: Path, what: str) -> StorageFull:

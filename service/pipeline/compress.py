@@ -1,9 +1,10 @@
 """Run a job without a server, for `vitfit compress`."""
 
+import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from vitfit.model_source import packed
 
 from models.loading.model_files import stored_name
 from service.core.data_folder import JobFiles
+from service.core.disk_space import free_bytes, is_full, temporary_folder
+from service.core.errors import StorageFull
 from service.jobs.job_request import JobRequest
 from service.jobs.journal import MemoryJournal
 from service.pipeline.pipeline import run
@@ -35,8 +38,13 @@ def compress(  # noqa: PLR0917  programs call it by position
 
     Raises: a subclass of VitfitError.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="vitfit-") as folder:
+    temporary = temporary_folder()
+    with (
+        _writing(output),
+        tempfile.TemporaryDirectory(prefix="vitfit-", dir=temporary) as folder,
+        _writing(output),  # this one sees the free space before the temporary files are deleted
+    ):
+        output.mkdir(parents=True, exist_ok=True)
         root = Path(folder)
         files = JobFiles(
             model_folder(root / "model", model, checkpoint),
@@ -48,6 +56,31 @@ def compress(  # noqa: PLR0917  programs call it by position
         allowed = () if data is None else (data.resolve(),)
         result = run(request, files, MemoryJournal(on_change=on_progress), allowed=allowed)
     return {**result.to_json(), "report": str(output / "report.html")}
+
+
+@contextlib.contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Name the folders and their free space in the error if a disk is full. Raises: StorageFull."""
+    try:
+        yield
+    except StorageFull:
+        raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        places = {"the temporary folder": temporary_folder(), "the output folder": existing(output)}
+        free = {name: free_bytes(place) for name, place in places.items()}
+        shown = " and ".join(f"{name} {str(place)!r} has {free[name]:,}" for name, place in places.items())
+        raise StorageFull(
+            f"vitfit cannot write a file, because there is no space left. Free bytes: {shown}. Make room there. For"
+            " another temporary folder, set the environment variable TMPDIR.",
+            free_bytes=min(free.values()),
+        ) from error
+
+
+def existing(folder: Path) -> Path:
+    """Return the folder itself, or the nearest folder above it that exists."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
 
 
 def model_folder(folder: Path, model: dict[str, Any], checkpoint: Path | None) -> Path:

@@ -20,7 +20,8 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from models.errors import UnsupportedModel
+from models.errors import InvalidRequest, UnsupportedModel
+from models.export.signature import Signature, judged_output
 from models.graph.onnx import layout, products, reductions  # noqa: F401  they add their operators to OPERATORS
 from models.graph.onnx.operators import OPERATORS, OUTPUTS, WHOLE, WHOLE_NUMBERS
 from models.graph.onnx.prepare import Image, Prepared, inputs_of, load, prepare, value_infos
@@ -30,9 +31,10 @@ from models.graph.onnx.prepare import Image, Prepared, inputs_of, load, prepare,
 class OnnxModel:
     """A model that was read from an ONNX file.
 
-    image: (channels, height, width). batch: the number of images for which the graph was built. is_free: whether the
-    file takes any number of images. input, outputs: the names in the file. output: the name of the output that is used.
-    width: the number of its values per image. nodes: for each ONNX value, the name of the node that computes it in the
+    graph: from the images to all outputs of `signature`. image: (channels, height, width). batch: the number of images
+    for which the graph was built. is_free: whether the file takes any number of images. signature: the names in the
+    file. left_out: the outputs that the graph does not compute. width: the number of values of the judged output per
+    image. nodes: for each ONNX value, the name of the node that computes it in the
     graph. prepared: the ONNX model with the same sizes as the graph.
     """
 
@@ -40,40 +42,44 @@ class OnnxModel:
     image: Image
     batch: int
     is_free: bool
-    input: str
-    outputs: tuple[str, ...]
-    output: str
+    signature: Signature
+    left_out: tuple[str, ...]
     width: int
     metadata: dict[str, str]
     nodes: dict[str, str]
     prepared: ModelProto
 
 
-def read_onnx(path: Path, image: Image | None = None) -> OnnxModel:
+def read_onnx(path: Path, image: Image | None = None, outputs: Sequence[str] | None = None) -> OnnxModel:
     """Read an ONNX file.
 
-    image: the size of the images, for a file that leaves height and width free.
+    image: the size of the images, for a file that leaves height and width free. outputs: the names of the outputs to
+    keep; None keeps all.
 
-    Raises: DamagedFile; UnsafeFile; UnsupportedModel, which names the node or the value that cannot be used.
+    Raises: InvalidRequest for an output that the file does not have; DamagedFile; UnsafeFile; UnsupportedModel, which
+        names the node or the value that cannot be used.
     """
     model = load(path)
-    names = tuple(output.name for output in model.graph.output)
+    present = tuple(output.name for output in model.graph.output)
+    names = present if outputs is None else _wanted(outputs, present)
+    wanted = [output for output in model.graph.output if output.name in names]
+    del model.graph.output[:]
+    model.graph.output.extend(wanted)  # then nothing that only the other outputs need must be understood
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     prepared = prepare(model, OPERATORS, image)
     (entry,) = inputs_of(prepared.model)
     builder = Builder(prepared)
     builder.translate_all()
-    output = _chosen(names, builder)
-    graph = builder.graph_of(output)
+    output = _chosen(names, builder, metadata)
+    graph = builder.graph_of(names)
     left = {node.name for node in graph.graph.nodes}
     return OnnxModel(
         graph=graph,
         image=prepared.image,
         batch=prepared.batch,
         is_free=prepared.is_free,
-        input=entry.name,
-        outputs=names,
-        output=output,
+        signature=Signature(entry.name, names, names.index(output)),
+        left_out=tuple(name for name in present if name not in names),
         width=int(builder.sizes(output)[1]),
         metadata=metadata,
         nodes={name: node.name for name, node in builder.values.items() if node.name in left},
@@ -81,9 +87,24 @@ def read_onnx(path: Path, image: Image | None = None) -> OnnxModel:
     )
 
 
-def _chosen(names: Sequence[str], builder: "Builder") -> str:
-    """Return the first output that has one row for each image. Raises: UnsupportedModel if there is none."""
-    for name in names:
+def _wanted(outputs: Sequence[str], present: Sequence[str]) -> tuple[str, ...]:
+    """Return the outputs to keep, in the order of the file. Raises: InvalidRequest for one that does not exist."""
+    if not outputs or (unknown := [name for name in outputs if name not in present]):
+        raise InvalidRequest(
+            f"The option outputs names {', '.join(map(repr, unknown)) if outputs else 'no output'}. The ONNX file has"
+            f" these outputs: {', '.join(map(repr, present))}. Name one or more of them.",
+            outputs=list(outputs),
+            allowed=list(present),
+        )
+    return tuple(name for name in present if name in outputs)
+
+
+def _chosen(names: Sequence[str], builder: "Builder", metadata: dict[str, str]) -> str:
+    """Return the output that is judged: the first one that has one row for each image.
+
+    Raises: UnsupportedModel if there is none.
+    """
+    for name in (judged_output(list(names), metadata), *names):
         if len(builder.sizes(name)) == 2:
             return name
     shown = ", ".join(f"{name!r} {list(builder.sizes(name))}" for name in names)
@@ -141,9 +162,10 @@ class Builder:
                     reasons=[f"{node.op_type} (node {node.name!r})"],
                 ) from error
 
-    def graph_of(self, output: str) -> GraphModule:
-        """Return the graph from the images to one output of the file."""
-        self.graph.output(self.values[output])
+    def graph_of(self, outputs: Sequence[str]) -> GraphModule:
+        """Return the graph from the images to these outputs of the file: a tensor, or a tuple of several tensors."""
+        values = tuple(self.value(name) for name in outputs)
+        self.graph.output(values if len(values) > 1 else values[0])
         graph = GraphModule(self.root, self.graph)
         graph.graph.eliminate_dead_code()
         graph.recompile()

@@ -57,6 +57,19 @@ OPERATORS["ReduceMax"] = _reduction(aten.amax.default)
 OPERATORS["ReduceMin"] = _reduction(aten.amin.default)
 
 
+def _place_of(target: Any) -> Operator:
+    def find(build: Build, names: Names, attributes: Attributes) -> Node:
+        if attributes.get("select_last_index"):
+            raise ValueError("it takes the last of several equal values")
+        return build.call(target, build.value(names[0]), attributes.get("axis", 0), bool(attributes.get("keepdims", 1)))
+
+    return find
+
+
+OPERATORS["ArgMax"] = _place_of(aten.argmax.default)
+OPERATORS["ArgMin"] = _place_of(aten.argmin.default)
+
+
 @operator("ReduceL2")
 def reduce_l2(build: Build, names: Names, attributes: Attributes) -> Node:
     axes, keep = axes_of(build, names, attributes), bool(attributes.get("keepdims", 1))

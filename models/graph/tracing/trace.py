@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 import models.graph.tracing.rules  # noqa: F401  # the import registers the rules
-from models.graph.tracing.atoms import Atom, Dim, leaves, places
+from models.graph.tracing.atoms import Atom, Dim, fix, leaves, places
 from models.graph.tracing.capture import BATCH, sizes_of, stored
 from models.graph.tracing.normalize import normalise
 from models.graph.tracing.shared_tables import cut_shared, part_shared
@@ -67,9 +67,19 @@ def trace(graph: GraphModule, image: tuple[int, int, int], batch: int = BATCH) -
         if node.target == aten.scaled_dot_product_attention.default and node.kwargs.get("scale") is None:
             node.update_kwarg("scale", 1 / math.sqrt(sizes[node.args[0]][-1]))  # cutting dims must not change it
         tracer.visit(node)
+    _fix_outputs(graph, tracer)
     write_sizes(graph, {node.name: node for node in graph.graph.nodes}, tracer, lambda atom: atom.size)
     graph.recompile()
     return Traced(graph, tracer, image)
+
+
+def _fix_outputs(graph: GraphModule, tracer: Tracer) -> None:
+    """Fix all dims of the outputs: a user's code relies on their sizes."""
+    for node in graph.graph.nodes:
+        for source in node.all_input_nodes if node.op == "output" else ():
+            for dims in tracer.each(source):
+                for dim in dims:
+                    fix(dim)
 
 
 def _weights(graph: GraphModule) -> dict[str, Node]:

@@ -92,7 +92,9 @@ def test_a_timm_folder_is_read_as_timm_reads_it(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    module: Any = open_timm_folder(tmp_path, config)
+    module: Any
+    module, said = open_timm_folder(tmp_path, config)
+    assert said == []
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(module.eval()(images), model.eval()(images))

@@ -1,5 +1,6 @@
 """Tests of `vitfit compress`: a job without a server, in the user's own folders."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from vitfit.cli import app
 
 from models.errors import CheckpointMismatch, InvalidRequest
+from service.core.errors import StorageFull
 from service.jobs.journal import MemoryJournal
 from service.pipeline.compress import compress
 from tests.support.small_jobs import ARTIFACTS, OPTIONS, budget, job_request, model_folder, random_images
@@ -38,6 +40,23 @@ def test_the_files_lie_in_the_output_folder_and_nothing_else_is_left(
     assert Path(result["report"]).is_file() and result["guarantee"] == "counted"
     assert heard[0] == "validating" and "searching" in heard and heard[-1] == "reporting"
     assert list(scratch.iterdir()) == []
+
+
+def test_a_full_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    weights = model_folder(tmp_path / "model") / "weights.safetensors"
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StorageFull, match=r"temporary folder '.*' has .*Make room there.*TMPDIR"):
+        run(tmp_path / "out", checkpoint=weights)
+
+
+def test_without_any_temporary_folder_the_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [str(tmp_path / "absent")])
+    with pytest.raises(StorageFull, match="cannot write temporary files.*TMPDIR"):
+        run(tmp_path / "out")
 
 
 def test_checkpoint_and_npz_are_read(tmp_path: Path) -> None:
