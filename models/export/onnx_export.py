@@ -20,7 +20,7 @@ from models.atomic_write import UNFINISHED
 from models.data.preprocessing import Preprocessing
 from models.export.onnx_store import save_onnx
 from models.export.share_weights import share_equal_weights
-from models.export.signature import Signature, judged_output
+from models.export.signature import Signature, as_logits, judged_output, judged_scores
 from models.record import Record
 from models.statistics.class_logits import class_logits
 
@@ -110,10 +110,11 @@ class OnnxFile:
             options.add_session_config_entry(EXACT_PRODUCTS, "1")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [output.name for output in self._session.get_outputs()]
-        self._output = judged_output(names, self._session.get_modelmeta().custom_metadata_map)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._output, self._scores = judged_output(names, metadata), judged_scores(metadata)
 
     def outputs(self, images: Tensor, batch: int) -> Tensor:
-        """Return the judged output: the logits, or features.
+        """Return the judged output, as logits or features.
 
         Images run in batches of a fixed size; the last batch is padded with zeros.
         """
@@ -123,7 +124,7 @@ class OnnxFile:
             fill = torch.zeros(batch - len(chunk), *chunk.shape[1:])
             full = torch.cat([chunk, fill]).numpy().astype(np.float32)
             outputs.append(torch.from_numpy(self._session.run([self._output], {entry.name: full})[0][: len(chunk)]))
-        return torch.cat(outputs)
+        return as_logits(torch.cat(outputs), self._scores)
 
 
 def run_onnx(path: Path, images: Tensor, batch: int, exact_products: bool = False) -> Tensor:

@@ -1,29 +1,36 @@
-"""Graphs with several outputs. vitfit judges a network by one of them, and exported files have all of them."""
+"""Graphs whose outputs are not just logits.
+
+vitfit judges a network by one of its outputs, as logits. Exported files have all outputs of the file handed in.
+"""
 
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from models.export.signature import Signature, as_logits
+
 
 class JudgedOutput(nn.Module):
-    """A graph with several outputs, as a module with one of them."""
+    """A graph as a module with one output: the judged one, as logits."""
 
-    def __init__(self, graph: GraphModule, place: int) -> None:
+    def __init__(self, graph: GraphModule, signature: Signature, several: bool) -> None:
         super().__init__()
-        self.graph_module, self._place = graph, place
+        self.graph_module, self._several = graph, several
+        self._place, self._scores = signature.judged, signature.scores
 
     def forward(self, images: Tensor) -> Tensor:
-        found: tuple[Tensor, ...] = self.graph_module(images)
-        return found[self._place]
+        found = self.graph_module(images)
+        value: Tensor = found[self._place] if self._several else found
+        return as_logits(value, self._scores)
 
 
-def judging(graph: GraphModule, place: int) -> nn.Module:
-    """Return a module that computes the output at this place. A graph with a single output is returned as it is."""
+def judging(graph: GraphModule, signature: Signature) -> nn.Module:
+    """Return a module that computes the judged output. A graph that computes only this is returned as it is."""
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
     values: Any = output.args[0]
     several = isinstance(values, tuple | list) and len(values) > 1
-    return JudgedOutput(graph, place) if several else graph
+    return JudgedOutput(graph, signature, several) if several or signature.scores != "logits" else graph
 
 
 def all_outputs(module: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from models.data.preprocessing import Preprocessing
 from models.errors import InvalidRequest, UnsupportedModel
 from models.export.inference_blocks import Form
+from models.export.signature import Signature
 from models.graph.describe import describe_graph
 from models.graph.judged_output import JudgedOutput, all_outputs, judging
 from models.graph.linear_layers import as_modules, linear_layers, linear_of
@@ -57,11 +58,11 @@ class GraphNetwork(Network):
         *,
         batch: int = BATCH,
         image: tuple[int, int, int] | None = None,
-        judged: int = 0,
+        signature: Signature | None = None,
     ) -> None:
         """module: any module, or a graph that was captured for `batch` images of size `image`.
 
-        judged: the place of the output that vitfit compares with the original, for a graph with several outputs.
+        signature: the names of the outputs, and which of them vitfit compares with the original.
 
         Raises: UnsupportedModel.
         """
@@ -84,7 +85,8 @@ class GraphNetwork(Network):
         except NotFree as error:
             self._flow = TokenFlow(reason=str(error))
             self._structure = describe(flow=self._flow)
-        self.module, self.preprocessing, self._judged = judging(graph, judged), preprocessing, judged
+        self.signature = signature or Signature()
+        self.module, self.preprocessing = judging(graph, self.signature), preprocessing
 
     def __copy__(self) -> "GraphNetwork":
         """Return a network that shares the traced graph."""
@@ -110,7 +112,7 @@ class GraphNetwork(Network):
         Everything in a plain vision transformer can be cut.
         """
         if isinstance(self.module, JudgedOutput) or any(block.is_shared for block in self._blocks):
-            return None  # a plain transformer has one output, and weights of its own in each block
+            return None  # a plain transformer gives logits only, and each block has weights of its own
         return plain_transformer(self._traced, self._blocks, self._structure.classes)
 
     @property
@@ -182,7 +184,7 @@ class GraphNetwork(Network):
             TokenCut(graph, self._flow, self._traced.tracer.sizes, reductions).write()
         nodes = [node for layers in self._layers for some in layers.values() for node in some]
         small._placed = as_modules(graph, nodes)
-        small.module = judging(graph, self._judged)
+        small.module = judging(graph, self.signature)
         return small
 
     @property

@@ -6,6 +6,7 @@ If the graph turns out to be a plain vision transformer, it is opened as one, be
 from torch import nn
 
 from models.data.preprocessing import Preprocessing
+from models.export.signature import Signature
 from models.graph.network import GraphNetwork
 from models.graph.tracing.capture import BATCH
 from models.networks.network import Network
@@ -20,14 +21,14 @@ def open_graph(
     *,
     batch: int = BATCH,
     image: tuple[int, int, int] | None = None,
-    judged: int = 0,
+    signature: Signature | None = None,
 ) -> Network:
     """Open any module.
 
     batch, image: for a module that is itself a graph: the batch size and the image size (C, H, W) that it was made for.
-    judged: the place of the output that is judged, for a graph with several outputs.
+    signature: the names of the outputs, and which of them vitfit compares with the original.
     Raises: UnsupportedModel.
     """
-    network = GraphNetwork(module, name, preprocessing, classes, batch=batch, image=image, judged=judged)
+    network = GraphNetwork(module, name, preprocessing, classes, batch=batch, image=image, signature=signature)
     plain = network.plain()
-    return network if plain is None else TorchNetwork(plain, name, preprocessing)
+    return network if plain is None else TorchNetwork(plain, name, preprocessing).with_signature(network.signature)

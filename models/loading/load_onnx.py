@@ -1,5 +1,6 @@
 """Opens an ONNX file as a network that can be pruned. It does not need the original PyTorch model."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 
 from models.data.preprocessing import Preprocessing
 from models.errors import UnsupportedModel
+from models.export.signature import Signature
 from models.graph.network import GraphNetwork
 from models.graph.onnx.proof import prove
 from models.graph.onnx.reader import OnnxModel, read_onnx
@@ -35,7 +37,9 @@ def open_onnx(
     described = Preprocessing.from_json(preprocessing) if preprocessing else _beside(file.parent, config)
     model = read_onnx(file, described.size if described else None, outputs)
     names = model.signature
-    classes = 0 if any(word in names.judged_output.lower() for word in FEATURES) else model.width
+    if is_features(names.judged_output):
+        names = dataclasses.replace(names, scores="logits")
+    classes = 0 if is_features(names.judged_output) else model.width
     network = open_graph(
         model.graph,
         name,
@@ -43,29 +47,39 @@ def open_onnx(
         classes,
         batch=model.batch,
         image=model.image,
-        judged=names.judged,
-    ).with_signature(names)
+        signature=names,
+    )
     if isinstance(network, GraphNetwork):  # a file opened as a plain transformer cannot mix images
         _check_images_apart(network)
     prove(file, model, network)
     labels = config.get("id2label")
     if isinstance(labels, dict) and len(labels) == classes:
         network = network.with_class_names(str(labels.get(str(i), i)) for i in range(classes))
-    return network.with_assumptions(_assumptions(model, described is not None))
+    return network.with_assumptions(_assumptions(model, names, described is not None))
 
 
-def _assumptions(model: OnnxModel, is_described: bool) -> list[str]:
+def is_features(output: str) -> bool:
+    """Return whether the name of an output says that it holds features instead of logits."""
+    return any(word in output.lower() for word in FEATURES)
+
+
+def _assumptions(model: OnnxModel, names: Signature, is_described: bool) -> list[str]:
     said = []
     if not is_described and not _has_preprocessing(model):
         said.append(
             "Neither the ONNX file nor a file beside it says how to prepare a picture: vitfit uses the mean and the"
             " standard deviation of ImageNet. If this is wrong, give --preprocessing."
         )
-    names = model.signature
     if len(names.outputs) > 1:
         said.append(
             f"The ONNX file has several outputs: {', '.join(names.outputs)}. vitfit delivers all of them, and judges"
             f" {names.judged_output!r}. With the option outputs you can keep fewer, and then vitfit can remove more."
+        )
+    if names.scores != "logits":
+        said.append(
+            f"The output {names.judged_output!r} of the ONNX file ends in a"
+            f" {'softmax' if names.scores == 'probabilities' else 'sigmoid'}: vitfit judges these probabilities, and"
+            " the delivered file gives them too."
         )
     if model.left_out:
         said.append(f"As asked, vitfit leaves out these outputs of the ONNX file: {', '.join(model.left_out)}.")

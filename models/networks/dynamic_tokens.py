@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from models.errors import InvalidRequest
 from models.export.inference_blocks import fold_scales
 from models.export.onnx_export import RELATIVE_TOLERANCE, relative_difference, write_onnx
-from models.export.signature import Signature
 from models.families.family import replace_part
 from models.networks.torch_network import TorchNetwork
 from models.pruning import token_reducers as tokens
@@ -122,7 +121,7 @@ def export_dynamic(network: TorchNetwork, path: Path) -> None:
     fold_scales(dynamic)
     # the example image must keep some tokens and lose others; otherwise the tracer could take a mask for a constant
     example = torch.randn(1, *network.structure.image, generator=torch.Generator().manual_seed(0))
-    names = Signature(network.signature.input, (*network.signature.outputs, KEPT), network.signature.judged)
+    names = dataclasses.replace(network.signature, outputs=(*network.signature.outputs, KEPT))
     write_onnx(dynamic, example, names, network.preprocessing, path=path)
 
 

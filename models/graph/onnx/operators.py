@@ -100,6 +100,7 @@ for _name, _target in {
     "GreaterOrEqual": aten.ge.Tensor,
     "LessOrEqual": aten.le.Tensor,
     "Dropout": aten.alias.default,
+    "Softplus": aten.softplus.default,
     "Cos": aten.cos.default,
     "Sin": aten.sin.default,
 }.items():
@@ -114,6 +115,8 @@ def cast(build: Build, names: Names, attributes: Attributes) -> Node:
         return x
     if kind in WHOLE:
         return build.call(aten.mul.Tensor, build.call(aten.sign.default, x), _floor_of_size(build, x))
+    if kind == TensorProto.BOOL:
+        return build.call(aten.ne.Scalar, x, 0)
     raise ValueError(f"it converts to the type {TensorProto.DataType.Name(kind)}")
 
 
@@ -154,6 +157,11 @@ def mean(build: Build, names: Names, attributes: Attributes) -> Node:
 def gelu(build: Build, names: Names, attributes: Attributes) -> Node:
     how = attributes.get("approximate", b"none").decode()
     return build.call(aten.gelu.default, build.value(names[0]), approximate=how)
+
+
+@operator("Elu")
+def elu(build: Build, names: Names, attributes: Attributes) -> Node:
+    return build.call(aten.elu.default, build.value(names[0]), attributes.get("alpha", 1.0))
 
 
 @operator("Clip")

@@ -189,8 +189,22 @@ def _inlined(model: ModelProto, known: Collection[str]) -> ModelProto:
     defined = [("", name) for name in sorted(unknown) if _has_definition(name, opset_of(model))]
     if not defined:
         return model
-    model.graph.value_info.extend(value_infos(model))  # some definitions depend on the types of their inputs
-    return onnx.inliner.inline_selected_functions(model, defined, inline_schema_functions=True)
+    model.graph.value_info.extend([*value_infos(model), *_types_of_weights(model)])  # some definitions depend on types
+    try:
+        inlined = onnx.inliner.inline_selected_functions(model, defined, inline_schema_functions=True)
+    except RuntimeError as error:
+        names = ", ".join(name for _, name in defined)
+        raise UnsupportedModel(
+            f"onnx cannot replace the operators {names} by their definitions ({str(error)[:200]}). Export the model"
+            " with an older opset, which writes them as simpler operators.",
+            reasons=[f"operators without a definition that can be used: {names}"],
+        ) from error
+    left = {node.op_type for node in inlined.graph.node}
+    return model if all(name in left for _, name in defined) else inlined  # onnx leaves what it cannot replace
+
+
+def _types_of_weights(model: ModelProto) -> list[ValueInfoProto]:
+    return [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer]
 
 
 def _has_definition(operator: str, opset: int) -> bool:

@@ -21,10 +21,13 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from models.errors import InvalidRequest, UnsupportedModel
-from models.export.signature import Signature, judged_output
+from models.export.signature import Scores, Signature, judged_output
 from models.graph.onnx import layout, products, reductions  # noqa: F401  they add their operators to OPERATORS
 from models.graph.onnx.operators import OPERATORS, OUTPUTS, WHOLE, WHOLE_NUMBERS
 from models.graph.onnx.prepare import Image, Prepared, inputs_of, load, prepare, value_infos
+
+UNCHANGED = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
+"""Operators that leave the values as they are."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def read_onnx(path: Path, image: Image | None = None, outputs: Sequence[str] | N
         image=prepared.image,
         batch=prepared.batch,
         is_free=prepared.is_free,
-        signature=Signature(entry.name, names, names.index(output)),
+        signature=Signature(entry.name, names, names.index(output), _scores_of(output, prepared.model)),
         left_out=tuple(name for name in present if name not in names),
         width=int(builder.sizes(output)[1]),
         metadata=metadata,
@@ -113,6 +116,15 @@ def _chosen(names: Sequence[str], builder: "Builder", metadata: dict[str, str]) 
         f" outputs are: {shown}. Export the model with such an output.",
         reasons=["no output that is one row for each image"],
     )
+
+
+def _scores_of(output: str, model: ModelProto) -> Scores:
+    """Return what an output holds, from the last operator that changes its values."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    while (node := makers.get(output)) is not None and node.op_type in UNCHANGED:
+        output = node.input[0]
+    known: dict[str, Scores] = {"Softmax": "probabilities", "Sigmoid": "sigmoids"}
+    return "logits" if node is None else known.get(node.op_type, "logits")
 
 
 class Builder:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import InvalidRequest, UnsupportedModel
+from models.evaluation.metrics import correct
 from models.export.onnx_export import run_onnx
 from models.graph.onnx import operators
 from models.loading.load_onnx import open_onnx
@@ -130,3 +131,49 @@ def test_the_proof_compares_every_output(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(operators.OPERATORS, "Sigmoid", operators.OPERATORS["Tanh"])
     with pytest.raises(UnsupportedModel, match="Sigmoid"):
         open_onnx(path, "several", None)
+
+
+class Ending(nn.Module):
+    """A vision transformer whose logits go through an activation."""
+
+    def __init__(self, end: nn.Module, classes: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.vit = timm.create_model("vit_tiny_patch16_224", num_classes=classes, **SHAPE)
+        self.end = end
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.end(4 * self.vit(images))
+        return scores
+
+
+@pytest.mark.parametrize(
+    ("end", "classes", "said"),
+    [(nn.Softmax(-1), 5, "softmax"), (nn.Sigmoid(), 5, "sigmoid"), (nn.Sigmoid(), 1, "sigmoid")],
+)
+def test_probabilities_are_judged_as_the_logits_that_give_them(
+    tmp_path: Path, end: nn.Module, classes: int, said: str
+) -> None:
+    module = Ending(end, classes).eval()
+    network = open_onnx(file_of(tmp_path, module, ("scores",)), "ending", None)
+    assert said in network.assumptions[-1]
+    with torch.inference_mode():
+        logits, scores = 4 * module.vit(images()), module(images())
+    got = network.outputs(images())
+    if said == "softmax":
+        assert torch.allclose(got, logits.log_softmax(-1), atol=1e-4)
+    else:
+        assert torch.allclose(got, logits, atol=1e-3)
+    network.export(tmp_path / "same.onnx", None)
+    assert torch.allclose(all_of(tmp_path / "same.onnx")["scores"], scores, atol=1e-5)  # the file gives probabilities
+    assert torch.allclose(run_onnx(tmp_path / "same.onnx", images(), 4), got, atol=1e-3)  # vitfit reads logits
+    labels = (logits > 0).long()[:, 0] if classes == 1 else logits.argmax(1)
+    assert correct(got, labels) == len(labels)
+
+
+def test_features_between_0_and_1_are_no_probabilities(tmp_path: Path) -> None:
+    module = Ending(nn.Sigmoid(), 5).eval()
+    network = open_onnx(file_of(tmp_path, module, ("embedding",)), "ending", None)
+    assert network.structure.classes == 0
+    with torch.inference_mode():
+        assert torch.allclose(network.outputs(images()), module(images()), atol=1e-5)
