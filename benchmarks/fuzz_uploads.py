@@ -11,15 +11,11 @@ The server must answer every upload in time, either with success or with a probl
 500. No code of a pickle may run. A file may appear only in the upload's own folder, and no file may stay after a
 refusal. The script also tries each accepted upload in a job (`validate_only`). Expected: 0 failures.
 
-The application runs in this process, with the same validation as in the server. The validation processes are forked
-from a process that has already imported torch, which saves time.
+The application runs in this process, with the same validation as in the server.
 """
 
 import argparse
-import asyncio
-import io
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -31,7 +27,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +36,6 @@ from benchmarks.hostile import archives, arrays, checkpoints, documents
 from benchmarks.hostile.upload import Upload
 from service.app import create_app
 from service.core.settings import Settings
-from service.jobs.validator import Validator, parsed
 
 PATIENCE_S = 60.0
 """Time limit. A validation that takes longer counts as a hang."""
@@ -49,49 +43,6 @@ KINDS = ("checkpoint", "archive", "npz", "folder", "model", "device")
 OURS = re.compile(
     r"(model|dataset)\.json|weights\.(safetensors|pth)|model\.(onnx|zip)|data\.(npz|zip|tar)|pictures/(index\.json|\d{8}\.\w{3,4})"
 )
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["service.pipeline.validate_job"])
-
-
-class ForkedValidator(Validator):
-    """A validator that runs the same program in a forked process, which does not have to import torch first."""
-
-    async def _ask(self, document: dict[str, Any]) -> dict[str, Any]:
-        ours, theirs = FORKS.Pipe(duplex=False)
-        process = FORKS.Process(target=_validate, args=(document, theirs))
-        process.start()
-        theirs.close()
-        try:
-            while process.is_alive() and not ours.poll():
-                await asyncio.sleep(0.005)
-            output, complaints = ours.recv() if ours.poll() else (b"", b"")
-            process.join()
-        except EOFError:
-            output, complaints = b"", b"it died"
-            process.join()
-        finally:
-            if process.is_alive():
-                process.kill()
-            process.join()
-        return parsed(output, complaints, process.exitcode)
-
-
-def _validate(document: dict[str, Any], answer: Connection) -> None:
-    """Run `python -m service.pipeline.validate_job` in a forked process."""
-    import torch
-
-    from service.pipeline import validate_job as validate
-
-    torch.set_num_threads(1)
-    heard, said = io.StringIO(), io.StringIO()
-    sys.stdin, sys.stdout, sys.stderr = io.StringIO(json.dumps(document)), said, heard
-    try:
-        validate.main()
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        answer.send((b"", heard.getvalue().encode(errors="replace")))
-        os._exit(1)
-    answer.send((said.getvalue().encode(), b""))
 
 
 @dataclass
@@ -212,8 +163,7 @@ def fuzzer() -> Iterator[Fuzzer]:
         register_timeout_s=PATIENCE_S,
     )
     try:
-        app = create_app(settings, ForkedValidator((), environment=settings.worker_environment()))
-        with TestClient(app, raise_server_exceptions=False) as web:
+        with TestClient(create_app(settings), raise_server_exceptions=False) as web:
             answer = web.post("/v1/models", json=documents.MODEL_JSON)
             assert answer.status_code == 201, answer.text
             yield Fuzzer(web, root, answer.json()["id"])

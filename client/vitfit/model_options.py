@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights of the model: .safetensors or .pth.", metavar="FILE")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="Weights of the model: .safetensors or .pth, or a folder with shards.", metavar="FILE"),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Which weights to take if the checkpoint has several sets: `ema` (averaged weights), `model`, or the name "
+        "of a set, such as `student`. Without it, the averaged weights.",
+        metavar="NAME",
+    ),
+]
 Options = Annotated[
     str | None, typer.Option(help="Arguments of timm's create_model: JSON, or @FILE with JSON.", metavar="JSON")
 ]

@@ -6,7 +6,6 @@ or a Hugging Face folder.
 
 import json
 import re
-import shutil
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,13 @@ from vitfit.errors import VitfitError
 
 WEIGHTS = ("weights.safetensors", "weights.pth")
 PACKAGES = (".onnx", ".zip")
-FIELDS = ("name", "options", "pretrained", "preprocessing", "classes")
+FIELDS = ("name", "options", "pretrained", "preprocessing", "classes", "weights")
+CONFIGS = ("config.json", "checkpoint-*/config.json", "adapter_config.json")
+"""Files by which a folder of Hugging Face is known; its trainer writes the checkpoints below it."""
+
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+TRAINERS_FILES = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states", "events.out.")
+"""What the names of files begin with that a trainer writes and that hold no weights."""
 
 DESCRIPTIONS = ("config.json", "preprocessor_config.json", "processor_config.json")
 """Files of Hugging Face that say how pictures are prepared and what the classes are called."""
@@ -24,7 +29,10 @@ DESCRIPTIONS = ("config.json", "preprocessor_config.json", "processor_config.jso
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The content of a model.json, and the path of the weights."""
+    """The content of a model.json, and the path of the weights.
+
+    weights: which set of weights of the checkpoint is taken: "ema", "model" or its name. None: vitfit chooses.
+    """
 
     name: str
     options: dict[str, Any]
@@ -32,6 +40,7 @@ class ModelSource:
     preprocessing: dict[str, Any] | None = None
     classes: list[str] | None = None
     checkpoint: Path | None = None
+    weights: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a complete model.json."""
@@ -42,6 +51,7 @@ class ModelSource:
             "pretrained": pretrained,
             "preprocessing": self.preprocessing,
             "classes": self.classes,
+            **({"weights": self.weights} if self.weights else {}),  # earlier servers do not know the field
         }
 
 
@@ -51,15 +61,18 @@ def model_source(  # noqa: PLR0917  programs call it by position
     checkpoint: Path | None = None,
     pretrained: bool | None = None,
     preprocessing: str | None = None,
+    *,
+    weights: str | None = None,
 ) -> ModelSource:
     """Create the source of a model from command-line values.
 
-    `options` and `preprocessing` are JSON or `@FILE`. They override the values in the folder's model.json.
+    `options` and `preprocessing` are JSON or `@FILE`. They override the values in the folder's model.json. `weights`
+    chooses one of several sets of weights in the checkpoint.
 
     Raises: VitfitError if a file is missing or has the wrong content.
     """
     path = Path(name)
-    if path.suffix.lower() in PACKAGES or ((path / "config.json").is_file() and not (path / "model.json").is_file()):
+    if path.suffix.lower() in PACKAGES or _is_hugging_face(path):
         source = _from_package(path)
     else:
         source = _from_folder(path) if _is_file_or_folder(name) else ModelSource(name, {})
@@ -69,6 +82,8 @@ def model_source(  # noqa: PLR0917  programs call it by position
         source = replace(source, preprocessing=_object(preprocessing, "--preprocessing"))
     if checkpoint is not None:
         source = replace(source, checkpoint=checkpoint)
+    if weights is not None:
+        source = replace(source, weights=weights)
     if pretrained is not None:
         source = replace(source, pretrained=pretrained)
     if source.checkpoint is not None and not source.checkpoint.exists():
@@ -91,6 +106,10 @@ def _from_package(path: Path) -> ModelSource:
     return ModelSource(name, {}, pretrained=False, checkpoint=path)
 
 
+def _is_hugging_face(path: Path) -> bool:
+    return not (path / "model.json").is_file() and any(next(path.glob(name), None) for name in CONFIGS)
+
+
 def _is_file_or_folder(name: str) -> bool:
     """Return whether `name` is a path and not a timm name.
 
@@ -104,7 +123,9 @@ def _from_folder(path: Path) -> ModelSource:
     if not file.is_file():
         raise VitfitError.local(
             "no-such-file",
-            f"There is no file {str(file)!r}. Give the name of a timm model, or a folder with model.json.",
+            f"There is no file {str(file)!r}. Give the name of a timm model, or a folder with model.json or"
+            f" config.json. If the folder {str(path)!r} holds only weights, give the name of their timm model, and the"
+            " folder as --checkpoint.",
         )
     value = _object("@" + str(file), str(file))
     if unknown := sorted(set(value) - set(FIELDS)):
@@ -141,23 +162,58 @@ def packed(model: Path, folder: Path) -> Path:
     """Return the single file that represents `model`; a zip file is written to `folder` if it is needed.
 
     model: a file or a folder. An ONNX file is packed with its external data, and with the files of Hugging Face that
-    are in its folder.
+    are in its folder. The index of shards is packed with the shards. Of a folder, hidden files and a trainer's other
+    files are left out; its checkpoints are left out if the folder has weights itself.
+
+    Raises: VitfitError if a shard is missing.
     """
-    if model.is_dir():
-        return Path(shutil.make_archive(str(folder / "model"), "zip", model))
-    beside = companions(model)
-    if not beside:
+    members = _members(model) if model.is_dir() else [model, *companions(model)]
+    if members == [model]:
         return model
+    base = model if model.is_dir() else model.parent
     archive = folder / "model.zip"
-    with zipfile.ZipFile(archive, "w") as file:
-        for path in (model, *beside):
-            file.write(path, path.name)
+    with zipfile.ZipFile(archive, "w", strict_timestamps=False) as file:
+        for path in members:
+            file.write(path, path.relative_to(base).as_posix())
     return archive
 
 
+def _members(folder: Path) -> list[Path]:
+    has_weights = any(next(folder.glob(pattern), None) for pattern in WEIGHT_FILES)
+    found = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if not path.is_file() or any(part.startswith(".") for part in parts) or path.name.startswith(TRAINERS_FILES):
+            continue
+        if has_weights and path.suffix != ".json" and any(re.fullmatch(r"checkpoint-\d+", part) for part in parts):
+            continue
+        found.append(path)
+    return found
+
+
 def companions(model: Path) -> list[Path]:
-    """Return the files beside an ONNX file that belong to it: external data by usual names, and descriptions."""
+    """Return the files that belong to a file and are beside it.
+
+    For an ONNX file: external data by usual names, and descriptions. For the index of shards: the shards.
+
+    Raises: VitfitError if a shard is missing.
+    """
+    if model.name.endswith(".index.json"):
+        return _shards(model)
     if model.suffix.lower() != ".onnx":
         return []
     data = (f"{model.name}.data", f"{model.name}_data", f"{model.stem}.data", f"{model.stem}_data", "weights.data")
     return [path for name in (*data, *DESCRIPTIONS) if (path := model.parent / name).is_file()]
+
+
+def _shards(index: Path) -> list[Path]:
+    placed = _object(f"@{index}", str(index)).get("weight_map")
+    names = sorted(set(placed.values())) if isinstance(placed, dict) else []
+    shards = [index.parent / Path(str(name)).name for name in names]
+    if missing := [path.name for path in shards if not path.is_file()]:
+        raise VitfitError.local(
+            "no-such-file",
+            f"The shard {missing[0]!r}, which {index.name} names, is not in the folder {str(index.parent)!r}. Add all"
+            f" shards: {', '.join(missing[:8])}.",
+        )
+    return shards

@@ -1,8 +1,8 @@
 """Opens a Hugging Face folder (config.json, model.safetensors, preprocessor_config.json) with the package transformers.
 
-Nothing in the folder is executed: no remote code and no pickles. The hub is not contacted. Of CLIP and SigLIP, only the
-vision tower is used. The network is compared with the model that transformers itself builds, and the preprocessing with
-the folder's own image processor.
+Nothing in the folder is executed: no remote code and no pickles. `weight_files.py` makes safetensors of pickled weights
+first. The hub is not contacted. Of CLIP and SigLIP, only the vision tower is used. The network is compared with the
+model that transformers itself builds, and the preprocessing with the folder's own image processor.
 """
 
 from pathlib import Path
@@ -32,8 +32,8 @@ TOWERS = {
 def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:
     """Opens a Hugging Face folder. preprocessing: as in model.json; None: as the folder's image processor says.
 
-    Raises: InvalidRequest if the package transformers is not installed; UnsafeFile for remote code or pickles;
-    CheckpointMismatch, DamagedFile, UnsupportedModel.
+    Raises: InvalidRequest if the package transformers is not installed; UnsafeFile for remote code; CheckpointMismatch,
+    DamagedFile, UnsupportedModel.
     """
     config = read_json(folder / "config.json")
     if "auto_map" in config:
@@ -42,9 +42,9 @@ def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | N
             " architecture that the package transformers contains."
         )
     if not any(folder.glob("*.safetensors")):
-        raise UnsafeFile(
-            f"The folder {name} holds no .safetensors file. vitfit does not read pickles of a Hugging Face folder."
-            " Save the weights as safetensors."
+        raise CheckpointMismatch(
+            f"The folder {name} holds no weights. A Hugging Face folder has model.safetensors, or shards and"
+            " model.safetensors.index.json. Save the model with save_pretrained, and give the folder again."
         )
     model = _model(folder, name, config)
     wanted = Preprocessing.from_json(preprocessing) if preprocessing else preprocessing_of(folder, config)
@@ -96,6 +96,7 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            dtype=torch.float32,
             output_loading_info=True,
         )
     except (ValueError, ImportError) as error:

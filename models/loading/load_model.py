@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import timm
 from torch import nn
 
 from models.data.preprocessing import Preprocessing
@@ -17,7 +18,8 @@ from models.errors import (
     UnsupportedModel,
 )
 from models.families.describe_stages import classes_of
-from models.loading.checkpoint import load_checkpoint
+from models.loading.build_for_checkpoint import build_for
+from models.loading.checkpoint_file import refuse_other_files
 from models.loading.image_processor import read_json
 from models.loading.load_graph import open_graph
 from models.loading.load_hugging_face import open_hugging_face
@@ -25,8 +27,13 @@ from models.loading.load_onnx import open_onnx
 from models.loading.load_timm_folder import is_timm_folder, open_timm_folder
 from models.loading.model_archive import unpack_model
 from models.loading.timm_builder import build
+from models.loading.trainer_folder import model_in
+from models.loading.weight_files import as_safetensors, read_weights, weight_files
 from models.networks.network import Network
 from models.networks.torch_network import TorchNetwork
+
+UPLOADED = ("weights.safetensors", "weights.pth", "model.zip")
+"""Names of the files with weights in a model folder."""
 
 
 def open_model(folder: Path) -> Network:
@@ -58,40 +65,90 @@ def open_model(folder: Path) -> Network:
 def _opened(folder: Path, description: dict[str, Any]) -> Network:
     name, wanted = description["name"], description.get("preprocessing")
     if (file := folder / "model.onnx").exists():
+        _refuse_choice(description)
+        refuse_other_files(file)
         return open_onnx(file, name, wanted)
     if (archive := folder / "model.zip").exists():
         with tempfile.TemporaryDirectory(prefix="vitfit-model-") as unpacked:
             unpack_model(archive, Path(unpacked))
-            return _packed(Path(unpacked), name, wanted)
-    checkpoint = next((p for p in (folder / "weights.safetensors", folder / "weights.pth") if p.exists()), None)
-    options = description.get("options") or {}
-    module = build(name, options, pretrained=checkpoint is None and bool(description.get("pretrained")))
-    assumed = [] if checkpoint is None else load_checkpoint(module, checkpoint)
-    preprocessing = Preprocessing.from_json(wanted) if wanted else Preprocessing.of_model(module)
-    return network_of(module, name, preprocessing).with_assumptions(assumed)
+            return _packed(Path(unpacked), description)
+    if files := _model_files(folder):  # a zip has been opened above
+        return _timm_checkpoint(files, description)
+    _refuse_choice(description)
+    module = build(name, description.get("options") or {}, pretrained=bool(description.get("pretrained")))
+    return network_of(module, name, _preprocessing(module, wanted))
 
 
-def _packed(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:
-    files = sorted(folder.glob("*.onnx"))
-    if len(files) == 1:
-        return open_onnx(files[0], name, preprocessing)
-    if (folder / "config.json").is_file():
-        config = read_json(folder / "config.json")
-        if not is_timm_folder(config):
-            return open_hugging_face(folder, name, preprocessing)
-        module = open_timm_folder(folder, config)
-        wanted = Preprocessing.from_json(preprocessing) if preprocessing else Preprocessing.of_model(module)
-        network = network_of(module, name, wanted)
-        names = config.get("label_names")
-        if isinstance(names, list) and len(names) == network.structure.classes:
-            return network.with_class_names(map(str, names))
-        return network
+def _model_files(folder: Path) -> list[Path]:
+    return [path for name in UPLOADED if (path := folder / name).exists()][:1]
+
+
+def _timm_checkpoint(files: list[Path], description: dict[str, Any]) -> Network:
+    """Opens weights of a timm model: one file, or several shards."""
+    name, options = description["name"], description.get("options") or {}
+    module, assumed = build_for(read_weights(files), name, options, description.get("weights") or None)
+    return network_of(module, name, _preprocessing(module, description.get("preprocessing"))).with_assumptions(assumed)
+
+
+def _preprocessing(module: nn.Module, wanted: dict[str, Any] | None) -> Preprocessing:
+    return Preprocessing.from_json(wanted) if wanted else Preprocessing.of_model(module)
+
+
+def _packed(unpacked: Path, description: dict[str, Any]) -> Network:
+    name, preprocessing = description["name"], description.get("preprocessing")
+    onnx = sorted(unpacked.glob("*.onnx"))
+    if len(onnx) == 1:
+        _refuse_choice(description)
+        return open_onnx(onnx[0], name, preprocessing)
+    folder, said = model_in(unpacked)
+    files = weight_files(folder)
+    if not (folder / "config.json").is_file():
+        _check_has_weights(files, unpacked, name)
+        return _timm_checkpoint(files, description).with_assumptions(said)
+    config = read_json(folder / "config.json")
+    if is_timm_folder(config):
+        return _timm_folder(folder, config, description).with_assumptions(said)
+    _refuse_choice(description)
+    said += as_safetensors(folder, files)
+    return open_hugging_face(folder, name, preprocessing).with_assumptions(said)
+
+
+def _timm_folder(folder: Path, config: dict[str, Any], description: dict[str, Any]) -> Network:
+    module, said = open_timm_folder(folder, config, description.get("weights") or None)
+    wanted = _preprocessing(module, description.get("preprocessing"))
+    network = network_of(module, description["name"], wanted).with_assumptions(said)
+    names = config.get("label_names")
+    if isinstance(names, list) and len(names) == network.structure.classes:
+        return network.with_class_names(map(str, names))
+    return network
+
+
+def _refuse_choice(description: dict[str, Any]) -> None:
+    """Raises: InvalidRequest if the request chooses among sets of weights, and the model has no checkpoint."""
+    if weights := description.get("weights"):
+        raise InvalidRequest(
+            f"The request chooses the weights {weights!r}, but only a checkpoint of a timm model can have several sets"
+            " of weights. Leave --weights out, or give such a checkpoint.",
+            field="weights",
+            value=weights,
+        )
+
+
+def _check_has_weights(files: list[Path], folder: Path, name: str) -> None:
+    """Raises: InvalidRequest if a folder without config.json has no weights, or weights of an unknown model."""
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
-    raise InvalidRequest(
-        f"The archive holds {found or 'no files'}. It must hold one .onnx file with its data, or a Hugging Face folder"
-        " with its config.json. Pack one of the two.",
-        files=found,
-    )
+    if not files:
+        raise InvalidRequest(
+            f"The archive holds {found or 'no files'}. It must hold one .onnx file with its data, or a Hugging Face"
+            " folder with its config.json. Pack one of the two.",
+            files=found,
+        )
+    if not timm.is_model(name):
+        raise InvalidRequest(
+            f"The archive holds weights ({files[0].name}) but no config.json, and {name!r} is no model of timm. Add the"
+            " config.json. If the weights are those of a timm model, give its name, and the archive as --checkpoint.",
+            files=found,
+        )
 
 
 def untrained(name: str, **options: Any) -> Network:

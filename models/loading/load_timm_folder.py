@@ -1,13 +1,13 @@
-"""Opens a folder as timm's hub has them: config.json with `architecture` and `pretrained_cfg`, and safetensors."""
+"""Opens a folder as timm's hub has them: config.json with `architecture` and `pretrained_cfg`, and weights."""
 
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from models.errors import InvalidRequest, UnsafeFile
-from models.loading.checkpoint import load_checkpoint
-from models.loading.timm_builder import build
+from models.errors import InvalidRequest
+from models.loading.build_for_checkpoint import build_for
+from models.loading.weight_files import read_weights, weight_files
 
 
 def is_timm_folder(config: dict[str, Any]) -> bool:
@@ -15,18 +15,19 @@ def is_timm_folder(config: dict[str, Any]) -> bool:
     return isinstance(config.get("architecture"), str) and "model_type" not in config
 
 
-def open_timm_folder(folder: Path, config: dict[str, Any]) -> nn.Module:
+def open_timm_folder(folder: Path, config: dict[str, Any], weights: str | None = None) -> tuple[nn.Module, list[str]]:
     """Return the timm model of a folder with its weights, its classifier and its preprocessing (`pretrained_cfg`).
 
-    timm reads `model_args` as constructor arguments, and the number of classes from config.json.
+    timm reads `model_args` as constructor arguments, and the number of classes from config.json. weights: which of
+    several sets of weights. The second value are sentences that say what was assumed.
 
-    Raises: UnsafeFile without safetensors; InvalidRequest; UnknownName; CheckpointMismatch.
+    Raises: InvalidRequest without weights; UnknownName; CheckpointMismatch; UnsafeFile; DamagedFile.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        raise UnsafeFile(
-            f"The folder holds {len(files)} .safetensors files. A folder of timm's hub has one, model.safetensors."
-            " vitfit does not read pickles of such a folder. Save the weights as safetensors."
+    files = weight_files(folder)
+    if not files:
+        raise InvalidRequest(
+            "The folder has a config.json of timm, but no weights. A folder of timm's hub has model.safetensors. Add"
+            " this file."
         )
     described, arguments = config.get("pretrained_cfg") or {}, config.get("model_args") or {}
     if not isinstance(described, dict) or not isinstance(arguments, dict):
@@ -39,7 +40,6 @@ def open_timm_folder(folder: Path, config: dict[str, Any]) -> nn.Module:
         options.setdefault("num_classes", classes)
     if config.get("global_pool"):
         options.setdefault("global_pool", config["global_pool"])
-    module = build(config["architecture"], options, pretrained=False)
-    load_checkpoint(module, files[0])
+    module, said = build_for(read_weights(files), config["architecture"], options, weights)
     vars(module)["pretrained_cfg"] = {**(getattr(module, "pretrained_cfg", None) or {}), **described}
-    return module
+    return module, said

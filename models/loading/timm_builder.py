@@ -60,14 +60,7 @@ def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -
     Raises: UnknownName with the closest names of timm; InvalidRequest for a wrong option or if the hub cannot be
     reached; TooLarge.
     """
-    if name not in timm.list_models() and not timm.is_model(name):
-        raise UnknownName("model", name, timm.list_models())
-    unknown = sorted(set(options) - OPTIONS)
-    if unknown:
-        raise InvalidRequest(
-            f"The model option {unknown[0]!r} is not allowed. Use only these options: {', '.join(sorted(OPTIONS))}."
-        )
-    check_size(name, options)
+    check_options(name, options)
     torch.manual_seed(seed)
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
@@ -82,6 +75,35 @@ def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -
             f"timm could not download the pre-trained weights of {name!r} ({type(error).__name__}: {str(error)[:200]})."
             " Upload a checkpoint, or set pretrained to false to use random weights."
         ) from error
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Checks a name and its options. Raises: UnknownName, InvalidRequest, TooLarge."""
+    if name not in timm.list_models() and not timm.is_model(name):
+        raise UnknownName("model", name, timm.list_models())
+    unknown = sorted(set(options) - OPTIONS)
+    if unknown:
+        raise InvalidRequest(
+            f"The model option {unknown[0]!r} is not allowed. Use only these options: {', '.join(sorted(OPTIONS))}."
+        )
+    check_size(name, options)
+
+
+def shapes_of(name: str, options: dict[str, Any]) -> nn.Module:
+    """Returns a timm model that has shapes and no values.
+
+    If timm cannot build a model with these options alone, it is the model with timm's own options.
+
+    Raises: UnknownName, InvalidRequest, TooLarge.
+    """
+    check_options(name, options)
+    for chosen in (options, {}):
+        try:
+            with torch.device("meta"):
+                return timm.create_model(name, pretrained=False, **chosen)
+        except Exception:  # timm checks few options; `build` reports this error
+            continue
+    return build(name, options, pretrained=False)
 
 
 def check_size(name: str, options: dict[str, Any]) -> None:

@@ -186,7 +186,7 @@ def _inlined(model: ModelProto, known: Collection[str]) -> ModelProto:
     Return the same object if there is nothing to replace.
     """
     unknown = {node.op_type for node in model.graph.node} - set(known)
-    defined = [("", name) for name in sorted(unknown) if _has_definition(name, opset_of(model))]
+    defined = [("", name) for name in sorted(unknown) if has_definition(name, opset_of(model))]
     if not defined:
         return model
     model.graph.value_info.extend([*value_infos(model), *_types_of_weights(model)])  # some definitions depend on types
@@ -207,7 +207,8 @@ def _types_of_weights(model: ModelProto) -> list[ValueInfoProto]:
     return [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer]
 
 
-def _has_definition(operator: str, opset: int) -> bool:
+def has_definition(operator: str, opset: int) -> bool:
+    """Return whether onnx defines an operator by simpler ones."""
     try:
         schema: Any = onnx.defs.get_schema(operator, opset)
     except onnx.defs.SchemaError:

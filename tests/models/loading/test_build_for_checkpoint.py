@@ -52,6 +52,7 @@ def test_given_options_that_fit_are_not_said_again(tmp_path: Path) -> None:
 
 def test_norms_of_heads_tell_the_number_of_heads(tmp_path: Path) -> None:
     model = vit(1, qk_norm=True, num_heads=6)
+    module: Any
     module, said = build_for(model.state_dict(), NAME, {"qk_norm": True})
     assert module.blocks[0].attn.num_heads == 6 and "num_heads 6" in said[0]
 
@@ -73,6 +74,7 @@ def test_a_contradiction_names_both_values(tmp_path: Path, wrong: dict[str, int]
 def test_a_hierarchical_model_tells_its_classes_but_not_its_image_size() -> None:
     name = "swin_tiny_patch4_window7_224"
     model = timm.create_model(name, num_classes=7)
+    module: Any
     module, said = build_for(model.state_dict(), name, {})
     assert module.head.fc.out_features == 7 and said[0].endswith("num_classes 7.")
     other = timm.create_model(name, num_classes=7, img_size=112)
