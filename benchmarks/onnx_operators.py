@@ -11,8 +11,9 @@ from pathlib import Path
 
 import onnx.defs
 
+import models.graph.onnx.reader  # noqa: F401  it registers all operators
+from models.graph.onnx.operators import OPERATORS
 from models.graph.onnx.prepare import NEWEST, STANDARD, has_definition
-from models.graph.onnx.reader import OPERATORS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "onnx.md"
 BEGIN = "<!-- the table is written by python -m benchmarks.onnx_operators --write -->"

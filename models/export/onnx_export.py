@@ -37,7 +37,7 @@ def export_onnx(
     path: Path,
     *,
     batch: int | None,
-    signature: Signature,
+    signature: Signature | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Export a network from images to the outputs of `signature` with `write_onnx`.
@@ -45,7 +45,7 @@ def export_onnx(
     batch: a fixed batch size. None: the batch dimension is free.
     """
     example = torch.zeros(batch or 2, *image)
-    write_onnx(module, example, signature, preprocessing, path=path, free_batch=batch is None, finish=finish)
+    write_onnx(module, example, signature or Signature(), preprocessing, path=path, free_batch=batch is None, finish=finish)
 
 
 def write_onnx(

@@ -87,11 +87,27 @@ def _find(traced: Traced, half: Half) -> _Found:
     assert isinstance(q, Node) and isinstance(k, Node) and isinstance(weights, Node) and isinstance(v, Node)
     node = weights
     while getattr(node.target, "overloadpacket", None) not in SOFTMAX:
+        if (guarded := _guarded(node)) is not None:
+            node = guarded
+            continue
         if len(node.all_input_nodes) != 1:
             raise NotPlain("an operator changes the softmax of an attention")
         (node,) = node.all_input_nodes
     scale = _factor(Part(traced, logits, node.all_input_nodes[0]), dims_of(traced, logits))
     return _Found(q, k, v, context, True, scale)
+
+
+def _guarded(node: Node) -> Node | None:
+    """Return x if a node computes `where(isnan(x), 0, x)`, otherwise None.
+
+    torch's newer exporter writes this behind each softmax, for rows in which a mask hides everything. Without a mask
+    there are no such rows.
+    """
+    if node.target != aten.where.self:
+        return None
+    condition, _, value = node.args
+    is_guard = isinstance(condition, Node) and condition.target == aten.isnan.default and condition.args[0] is value
+    return value if is_guard and isinstance(value, Node) else None
 
 
 def _sees_all(traced: Traced, mask: object) -> bool:

@@ -101,6 +101,9 @@ for _name, _target in {
     "LessOrEqual": aten.le.Tensor,
     "Dropout": aten.alias.default,
     "Softplus": aten.softplus.default,
+    "IsNaN": aten.isnan.default,
+    "Tan": aten.tan.default,
+    "Atan": aten.atan.default,
     "Cos": aten.cos.default,
     "Sin": aten.sin.default,
 }.items():
