@@ -13,7 +13,6 @@ from service.api.context import Service, server_version
 from service.api.openapi import PROBLEMS, describe
 from service.api.routes import agents, artifacts, datasets, jobs, models, offers, pages
 from service.core.settings import Settings
-from service.jobs.validator import Validator
 from service.middleware.body_limit import BodyLimit
 from service.middleware.metrics import Measured, Metrics
 from service.middleware.problems import add_handlers
@@ -22,16 +21,14 @@ from service.middleware.request_ids import RequestIds
 from service.middleware.security_headers import SecurityHeaders
 
 
-def create_app(settings: Settings, validator: Validator | None = None) -> FastAPI:
+def create_app(settings: Settings) -> FastAPI:
     """Create the application for the data folder in `settings`.
 
     The call creates or upgrades the data folder. Jobs run from the start of the application until its shutdown.
 
-    validator: checks models, data sets and jobs. None starts one process of the configured engine for each check.
-
     Raises: OSError if the data folder cannot be written; NewerData if a newer version of vitfit wrote it.
     """
-    service = Service.open(settings, validator)
+    service = Service.open(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -39,7 +36,15 @@ def create_app(settings: Settings, validator: Validator | None = None) -> FastAP
         yield
         await run_in_threadpool(service.close)
 
-    app = FastAPI(title="vitfit", version=server_version(), lifespan=lifespan, responses=PROBLEMS)
+    # FastAPI's own documentation pages load scripts from other hosts. /docs is in service/api/routes/pages.py.
+    app = FastAPI(
+        title="vitfit",
+        version=server_version(),
+        lifespan=lifespan,
+        responses=PROBLEMS,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.service = service
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     app.state.metrics = Metrics(service.jobs, settings.data)

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from vitfit.budget_options import BudgetOptions, SearchOptions
 from vitfit.errors import VitfitError as ClientError
-from vitfit.model_options import Checkpoint, NoPretrained, Options, Preprocessing
+from vitfit.model_options import Checkpoint, NoPretrained, Options, Preprocessing, Weights
 from vitfit.model_source import ModelSource, model_source
-from vitfit.render import JobBar, console, show_result
+from vitfit.render import JobBar, add_row, say, show_result, show_table, table_of
 from vitfit.report import JobResult
 from vitfit.results import Job, Progress
 from vitfit.verbs import print_json, verb
@@ -59,14 +58,20 @@ def serve(
     ] = None,
 ) -> None:
     """Run the server. Environment variables VITFIT_... set further options; docs/operations.md lists them."""
-    from service.core.settings import Settings
+    from pydantic import ValidationError
+
+    from service.core.settings import Settings, wrong_settings
     from service.serve import serve as run
 
     asked = {"data": data, "host": host, "port": port, "allowed_roots": tuple(allow) if allow else None}
     asked["anonymous"] = anonymous or None
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    with our_errors(), _readable_fields():
-        run(Settings(**given), ready_file=ready_file)
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        raise ClientError.local("invalid-request", wrong_settings(error)) from error
+    with our_errors():
+        run(settings, ready_file=ready_file)
 
 
 def compress(
@@ -84,6 +89,7 @@ def compress(
     ],
     *,
     checkpoint: Checkpoint = None,
+    weights: Weights = None,
     options: Options = None,
     preprocessing: Preprocessing = None,
     no_pretrained: NoPretrained = False,
@@ -97,7 +103,8 @@ def compress(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a complete job on this machine, without a server."""
-    source = model_source(model, options, checkpoint, False if no_pretrained else None, preprocessing=preprocessing)
+    pretrained = False if no_pretrained else None
+    source = model_source(model, options, checkpoint, pretrained, preprocessing=preprocessing, weights=weights)
     if data is not None and not data.exists():
         raise ClientError.local("no-such-file", f"--data {data}: this does not exist. Give a file or a folder.")
     body = _request_body(source, budgets, search, data)
@@ -107,14 +114,14 @@ def compress(
         print_json(result)
     else:
         show_result(JobResult.from_json(result))
-        console.print(f"Report: {result['report']}", markup=False, highlight=False, soft_wrap=True)
+        say(f"Report: {result['report']}")
 
 
 def _request_body(
     source: ModelSource, budgets: BudgetOptions, search: SearchOptions, data: Path | None
 ) -> dict[str, Any]:
     """Return a JobRequest as JSON, with placeholder ids for the local files."""
-    limits = [budget.to_json() for budget in budgets.budgets()]
+    limits = [budget.to_json() for budget in budgets.budgets(search.objective)]
     dataset = LOCAL if data is not None else None
     return {"model": LOCAL, "dataset": dataset, "name": source.name[:100], "budgets": limits, **search.options()}
 
@@ -136,7 +143,7 @@ def _compress(
 
 def _as_job(journal: "MemoryJournal") -> Job:
     """Return the state of a local job as the `Job` that the progress bar expects."""
-    progress = Progress(*journal.last_progress) if journal.last_progress else Progress()
+    progress = Progress(*(journal.last_progress or (0, 0, None, None)), journal.last_note or None)
     return Job(LOCAL, "running", stage=journal.stages[-1] if journal.stages else None, progress=progress)
 
 
@@ -145,11 +152,13 @@ def _readable_fields() -> Iterator[None]:
     """Turn a pydantic ValidationError into one client error that lists each field with its message."""
     from pydantic import ValidationError
 
+    from models.field_errors import field_errors, in_words
+
     try:
         yield
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, item['loc'])) or 'request'}: {item['msg']}" for item in error.errors()]
-        raise ClientError.local("invalid-request", "; ".join(found) + ".") from error
+        found = field_errors(error.errors(include_url=False))
+        raise ClientError.local("invalid-request", in_words(found)) from error
 
 
 def measure(
@@ -205,7 +214,7 @@ def _write_table(source: ModelSource, table: Path, name: str, threads: int, *, b
     table.write_text(json.dumps(document, indent=1))
     count, model = len(document["samples"]), document["original"]["name"]
     text = f"{table} has the latencies of {count} structures of {model}. Next: vitfit add-device {table}"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(text)
 
 
 def _measure(files: list[Path], device: str, threads: int, batch: int, *, seconds: float) -> dict[str, Any]:
@@ -232,14 +241,13 @@ def _measure(files: list[Path], device: str, threads: int, batch: int, *, second
 
 
 def _show_measurements(found: dict[str, Any]) -> None:
-    table = Table("file", "median", "95 % interval", "runs", box=None, pad_edge=False)
+    table = table_of("file", "median", "95 % interval", "runs")
     for row in found["files"]:
         p50 = row["p50_ms"]
         spread = f"{p50['low']:.3f} .. {p50['high']:.3f} ms"
-        table.add_row(Path(row["file"]).name, f"{p50['value']:.3f} ms", spread, str(row["runs"]))
-    console.print(table)
+        add_row(table, Path(row["file"]).name, f"{p50['value']:.3f} ms", spread, str(row["runs"]))
+    show_table(table)
     if found["ratio"]:
         keep = found["ratio"]
-        text = f"{keep['value']:.3f} of the original's latency ({keep['low']:.3f} .. {keep['high']:.3f})"
-        console.print(text, highlight=False)
-    console.print(f"{found['machine']}, {found['setting']}", highlight=False, markup=False)
+        say(f"{keep['value']:.3f} of the original's latency ({keep['low']:.3f} .. {keep['high']:.3f})")
+    say(f"{found['machine']}, {found['setting']}")

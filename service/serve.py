@@ -15,7 +15,7 @@ from models.atomic_write import write_whole
 from models.errors import VitfitError
 from service.app import create_app
 from service.core import logs
-from service.core.settings import Settings
+from service.core.settings import Settings, wrong_settings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CANNOT_START = 2  # exit status
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         settings = Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
-        parser.error("; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors()))
+        parser.error(wrong_settings(error))
     serve(settings, ready_file)
 
 

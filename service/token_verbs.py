@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from vitfit.errors import Problem
 from vitfit.errors import VitfitError as ClientError
-from vitfit.render import console
+from vitfit.render import add_row, say, show_table, table_of
 from vitfit.verbs import print_json, verb
 
 from models.errors import VitfitError
@@ -48,15 +47,24 @@ DataOption = Annotated[
 
 @contextlib.contextmanager
 def _tokens(data: Path | None) -> "Iterator[Tokens]":
-    """Open the access tokens of the server that uses this data folder. The server may be running."""
+    """Open the access tokens of the server that uses this data folder. The server may be running.
+
+    Raises: ClientError if no server has used the folder yet, because it is then probably the wrong one.
+    """
     from service.api.access_tokens import Tokens
-    from service.core.data_folder import DataFolder
     from service.core.settings import Settings
     from service.db.migrate import upgrade
     from service.db.tables import Store
 
     settings = Settings(data=data) if data else Settings()
-    DataFolder(settings.data).create()
+    if isinstance(settings.database, Path) and not settings.database.is_file():
+        state = "has no vitfit.sqlite" if settings.data.is_dir() else "does not exist"
+        raise ClientError.local(
+            "no-such-folder",
+            f"The data folder {settings.data} {state}, so no server has used it. Give the folder of your server with "
+            f"--data or VITFIT_DATA. For a new server, first start it: vitfit serve --data {settings.data}",
+            path=str(settings.data),
+        )
     with our_errors(), contextlib.closing(Store(settings.database)) as store:
         upgrade(store)
         yield Tokens(store)
@@ -74,9 +82,10 @@ def create_token(
     """Create an access token. Its secret is shown only now."""
     with _tokens(data) as tokens:
         token, secret = tokens.create(name, tuple(scope))
-    print_json({**token.to_json(), "secret": secret}) if as_json else console.print(
-        secret, markup=False, soft_wrap=True
-    )
+    if as_json:
+        print_json({**token.to_json(), "secret": secret})
+    else:
+        say(secret)
 
 
 def list_tokens(
@@ -90,11 +99,11 @@ def list_tokens(
         for token in found:
             print_json(token.to_json())
         return
-    table = Table("id", "name", "scopes", "created", "revoked", box=None, pad_edge=False)
+    table = table_of("id", "name", "scopes", "created", "revoked")
     for token in found:
         revoked = f"{token.revoked_at:%Y-%m-%d %H:%M}" if token.revoked_at else ""
-        table.add_row(token.id, token.name, ", ".join(token.scopes), f"{token.created_at:%Y-%m-%d %H:%M}", revoked)
-    console.print(table)
+        add_row(table, token.id, token.name, ", ".join(token.scopes), f"{token.created_at:%Y-%m-%d %H:%M}", revoked)
+    show_table(table)
 
 
 def revoke_token(

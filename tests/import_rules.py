@@ -21,7 +21,7 @@ MAY_IMPORT = {
 }
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "models": (
-        ("errors", "record", "atomic_write", "throttle"),
+        ("errors", "field_errors", "record", "atomic_write", "throttle"),
         ("structure", "data"),
         ("families",),
         ("statistics",),
@@ -55,6 +55,7 @@ Folders on the same floor do not import each other, except on the lowest and the
 """
 LIGHT = (
     "models.errors",
+    "models.field_errors",
     "models.record",
     "models.atomic_write",
     "models.throttle",

@@ -86,16 +86,20 @@ class BudgetOptions:
         ),
     ] = "p50"
 
-    def budgets(self) -> tuple[Budget, ...]:
+    def budgets(self, objective: str | None = None) -> tuple[Budget, ...]:
         """Return all budgets that were given.
 
-        Raises: typer.BadParameter if no budget was given, or if a limit is not a number above 0.
+        objective: with latency, the latency on the device is limited to that of the original if no budget was given.
+
+        Raises: typer.BadParameter if there is no budget, or if a limit is not allowed.
         """
         found = [self._budget(metric, text) for metric in METRICS for text in getattr(self, metric) or ()]
+        if not found and objective == "latency":
+            return (Budget("latency_keep", 1.0, self.device, self.threads, self.batch, self.statistic),)
         if not found:
             raise typer.BadParameter(
                 "There is no budget. Give at least one budget, for example --budget-latency-keep 0.6, "
-                "--budget-latency-ms 20 or --budget-macs-keep 0.6."
+                "--budget-latency-ms 20 or --budget-macs-keep 0.6. Or give --objective latency and --max-loss 0.01."
             )
         return tuple(found)
 
@@ -112,7 +116,7 @@ class BudgetOptions:
 
 
 def parse_limit(text: str, flag: str) -> float:
-    """Parse a limit, which must be a number above 0.
+    """Parse a limit, which must be a number above 0. A fraction must be at most 1.
 
     The number can have the suffix K, M or G. For a fraction, it can have the suffix % instead.
 
@@ -131,6 +135,11 @@ def parse_limit(text: str, flag: str) -> float:
     if not 0 < limit < float("inf"):
         raise typer.BadParameter(
             f"{flag} {text}: the limit must be a number above 0, for example {flag} {_example(flag)}."
+        )
+    if fraction and limit > 1:
+        raise typer.BadParameter(
+            f"{flag} {text}: the limit is a fraction of the original's value, so it must be above 0 and at most 1 "
+            f"(100%). For 60 % of the original's value, give {flag} 0.6."
         )
     return limit
 

@@ -17,9 +17,9 @@ from vitfit.budget_options import BudgetOptions, SearchOptions
 from vitfit.client import DEFAULT_SERVER, Client
 from vitfit.connection import Connection
 from vitfit.errors import VitfitError
-from vitfit.model_options import Checkpoint, NoPretrained, Options, Preprocessing
+from vitfit.model_options import Checkpoint, NoPretrained, Options, Preprocessing, Weights
 from vitfit.model_source import model_source
-from vitfit.results import Artifact, Job
+from vitfit.results import Artifact, Job, Validation
 from vitfit.verbs import INTERRUPTED, ServerOptions, fail, load_verbs, print_json, verb
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ def options(
 
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.", show_default=False)]
+NOT_CHECKED = 3
 CACHE = Path.home() / ".cache" / "vitfit-agent"
 ID_PATTERN = re.compile(r"[a-z]{2,5}_[A-Za-z0-9]{6,}")
 MODEL_ID_PATTERN = re.compile(r"mdl_[A-Za-z0-9]+")
@@ -67,6 +68,7 @@ def submit(
     search: SearchOptions,
     *,
     checkpoint: Checkpoint = None,
+    weights: Weights = None,
     options: Options = None,
     preprocessing: Preprocessing = None,
     no_pretrained: NoPretrained = False,
@@ -79,30 +81,45 @@ def submit(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the job.")] = None,
     validate_only: Annotated[
-        bool, typer.Option("--validate-only", help="Check the request, and start no job.")
+        bool,
+        typer.Option(
+            "--validate-only",
+            help="Check the request, and start no job. The exit status is 3 if the server had no time to check it.",
+        ),
     ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job until it ends.")] = False,
 ) -> None:
     """Upload the model and the data if necessary, and queue a compression job."""
-    limits, chosen = budgets.budgets(), search.options()
+    limits, chosen = budgets.budgets(search.objective), search.options()
     if name is not None:
         chosen["name"] = name
     source = None
     if not MODEL_ID_PATTERN.fullmatch(model):
-        source = model_source(model, options, checkpoint, False if no_pretrained else None, preprocessing=preprocessing)
-    elif checkpoint or options or no_pretrained or preprocessing:
+        pretrained = False if no_pretrained else None
+        source = model_source(model, options, checkpoint, pretrained, preprocessing=preprocessing, weights=weights)
+    elif checkpoint or weights or options or no_pretrained or preprocessing:
         raise typer.BadParameter(
             f"--model {model} is already uploaded, so its options cannot change. "
-            "Leave out --checkpoint, --options, --no-pretrained and --preprocessing."
+            "Leave out --checkpoint, --weights, --options, --no-pretrained and --preprocessing."
         )
     with target.client() as client:
         dataset = _dataset_id(client, data)
         model_id = client.upload_source(source).id if source else model
         if validate_only:
-            print_json(client.validate(model_id, limits, dataset=dataset, **chosen).to_json())
+            _show_validation(client.validate(model_id, limits, dataset=dataset, **chosen), target)
             return
         job = client.submit(model_id, limits, dataset=dataset, **chosen)
         _after_start(client, job, target, watch)
+
+
+def _show_validation(found: Validation, target: ServerOptions) -> None:
+    """Print what the server has found. If it has not checked the request, the exit status is `NOT_CHECKED`."""
+    if found.valid or target.as_json:
+        print_json(found.to_json())
+    if not found.valid:
+        reason = found.reason or "The server did not check the request in time. Try again when it is less busy."
+        typer.echo(f"not checked: {reason}", err=True)
+        raise typer.Exit(NOT_CHECKED)
 
 
 def _dataset_id(client: Client, data: str | None) -> str | None:
@@ -125,7 +142,7 @@ def _dataset_id(client: Client, data: str | None) -> str | None:
 def _after_start(client: Client, job: Job, target: ServerOptions, watch: bool) -> None:
     if watch:
         if not target.as_json:
-            render.console.print(f"{job.id} at {client.server}", highlight=False, soft_wrap=True)
+            render.say(f"{job.id} at {client.server}")
         _follow(client, job.id, target)
     else:
         _show(job, target)
@@ -165,9 +182,7 @@ def status(
     target: ServerOptions,
     job: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[JOB]", help="Id of a job. Without it, the command lists all jobs.", show_default=False
-        ),
+        typer.Argument(metavar="JOB", help="Id of a job. Without it, the command lists all jobs.", show_default=False),
     ] = None,
 ) -> None:
     """Show one job, or all jobs."""
@@ -178,7 +193,7 @@ def status(
             for found in client.jobs():
                 print_json(found.to_json())
         else:
-            render.console.print(render.job_table(client.jobs()))
+            render.show_table(render.job_table(client.jobs()))
 
 
 @verb(app)
@@ -196,7 +211,7 @@ def trials(job: JobId, target: ServerOptions) -> None:
             for trial in client.trials(job):
                 print_json(trial.to_json())
         else:
-            render.console.print(render.trial_table(client.trials(job)))
+            render.show_table(render.trial_table(client.trials(job)))
 
 
 @verb(app)
@@ -243,7 +258,7 @@ def _named(listed: list[Artifact], name: str, job: str) -> Artifact:
 
 
 def _download_all(client: Client, job: str, artifacts: list[Artifact], output: Path, *, target: ServerOptions) -> None:
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description:<20}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=render.console, disable=target.as_json) as bar:
         for artifact in artifacts:
             task = bar.add_task(artifact.name, total=artifact.bytes)
@@ -255,7 +270,7 @@ def _download_all(client: Client, job: str, artifacts: list[Artifact], output: P
                 )
     if not target.as_json:
         text = f"{len(artifacts)} files are in {output.resolve()}. Every SHA-256 is the one that the server listed."
-        render.console.print(text, highlight=False, soft_wrap=True)
+        render.say(text)
 
 
 def _mover(bar: Progress, task: TaskID) -> Callable[[int], None]:
@@ -278,7 +293,7 @@ def devices(target: ServerOptions) -> None:
             for device in found:
                 print_json(device.to_json())
         else:
-            render.console.print(render.device_table(found))
+            render.show_table(render.device_table(found))
 
 
 @verb(app, "add-device")
@@ -304,7 +319,7 @@ def add_device(
         if target.as_json:
             print_json(device.to_json())
         else:
-            render.console.print(render.device_table([device]))
+            render.show_table(render.device_table([device]))
 
 
 @verb(app, "delete-device")
@@ -350,7 +365,7 @@ def methods(target: ServerOptions) -> None:
             for method in found:
                 print_json(method.to_json())
         else:
-            render.console.print(render.method_table(found))
+            render.show_table(render.method_table(found))
 
 
 load_verbs(app)

@@ -94,12 +94,15 @@ class Client:
         preprocessing: Mapping[str, Any] | None = None,
         pretrained: bool | None = None,
         classes: Sequence[str] | None = None,
+        *,
+        weights: str | None = None,
     ) -> Model:
         """Register a model.
 
         checkpoint: weights of a timm model (.safetensors or .pth), an ONNX file, a zip file, or a folder that Hugging
         Face's `save_pretrained` has written. For the last three, `name` is any name. Without a checkpoint, the
-        server uses the pretrained weights, unless `pretrained` is False.
+        server uses the pretrained weights, unless `pretrained` is False. weights: which of several sets of weights of a
+        checkpoint: "ema", "model", or the name of a set.
         """
         if pretrained is None:
             pretrained = checkpoint is None
@@ -109,6 +112,7 @@ class Client:
             "pretrained": pretrained,
             "preprocessing": dict(preprocessing) if preprocessing else None,
             "classes": list(classes) if classes else None,
+            **({"weights": weights} if weights else {}),
         }
         if checkpoint is None:
             return Model.from_json(self._post("/v1/models", json=config, timeout=UPLOAD_TIMEOUT_S))
@@ -133,6 +137,7 @@ class Client:
             source.preprocessing,
             pretrained=source.pretrained,
             classes=source.classes,
+            weights=source.weights,
         )
 
     def upload_dataset(self, path: str | Path) -> Dataset:
@@ -167,7 +172,7 @@ class Client:
     def submit(
         self,
         model: Model | str,
-        budgets: Iterable[Budget],
+        budgets: Iterable[Budget] = (),
         *,
         dataset: Dataset | str | None = None,
         idempotency_key: str | None = None,
@@ -175,7 +180,8 @@ class Client:
     ) -> Job:
         """Queue a compression job.
 
-        The request carries an idempotency key, so a repeated request never creates a second job.
+        Without budgets, it needs `objective="latency"` and a `max_loss`: it then lowers the latency on the server's
+        CPU. The request carries an idempotency key, so a repeated request never creates a second job.
         """
         body = _job_body(model, budgets, dataset, options)
         return Job.from_json(self._post("/v1/jobs", key=idempotency_key, json=body))
@@ -183,7 +189,7 @@ class Client:
     def validate(
         self,
         model: Model | str,
-        budgets: Iterable[Budget],
+        budgets: Iterable[Budget] = (),
         *,
         dataset: Dataset | str | None = None,
         **options: Unpack[JobOptions],
@@ -351,7 +357,8 @@ def _job_path(job: Job | str) -> str:
 def _job_body(
     model: Model | str, budgets: Iterable[Budget], dataset: Dataset | str | None, options: JobOptions
 ) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": _id(model), "budgets": [budget.to_json() for budget in budgets]}
+    limits = [budget.to_json() for budget in budgets]
+    body: dict[str, Any] = {"model": _id(model), **({"budgets": limits} if limits else {})}
     if dataset is not None:
         body["dataset"] = _id(dataset)
     return {**body, **options}

@@ -67,12 +67,17 @@ class Dataset(Result):
 
 @dataclass(frozen=True)
 class Progress(Result):
-    """The progress of a search. A larger `best_score` is better. `seconds_left` is an estimate."""
+    """The progress of a search. A larger `best_score` is better.
+
+    seconds_left: an estimate; None if it is unknown, or if the job has ended. note: what the job does now, or what it
+    waits for.
+    """
 
     trials_done: int = 0
     trials_total: int = 0
     best_score: float | None = None
     seconds_left: float | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,10 +126,12 @@ class JobDescription(Result):
 class Validation(Result):
     """The answer to a request that was only checked.
 
-    valid: None if the check was not finished within its time limit.
+    valid: None if the request was not checked within the time limit, so it may be invalid. reason: why it was not
+    checked, and what to do next.
     """
 
     valid: bool | None = None
+    reason: str | None = None
     description: JobDescription | None = None
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from models.errors import InvalidRequest
+from models.field_errors import field_errors, in_words
 from models.structure import Structure
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -212,15 +213,7 @@ def parse_profile(document: Any) -> AnyProfile:
     try:
         return _ADAPTER.validate_python(document)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the profile"
-        problem = first["msg"].removeprefix("Value error, ")
+        said = in_words(field_errors(error.errors(include_url=False)))
         raise InvalidRequest(
-            f"The device profile is not valid. The problem is in {where}: {problem}. The value is"
-            f" {_shown(first['input'])}. Correct the profile as docs/devices.md describes it."
+            f"The device profile is not valid. {said} docs/devices.md describes all fields of a profile."
         ) from error
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

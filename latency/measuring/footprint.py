@@ -18,17 +18,20 @@ from vitfit.child import ChildFailed, ask, die_with_parent
 from vitfit.report import Footprint, OperatorTime
 
 from latency.devices.setting import Setting
-from latency.measuring.machine_lock import measuring_lease
+from latency.measuring.machine_lock import Tell, measuring_lease, silent
 from models.errors import DeviceUnavailable
 
 PROFILED_RUNS, WARM_RUNS = 20, 5
 
 
-def footprint(file: Path, setting: Setting) -> Footprint:
-    """Take the footprint of a file in a new process. Raises: DeviceUnavailable when the runtime refuses."""
+def footprint(file: Path, setting: Setting, tell: Tell = silent) -> Footprint:
+    """Take the footprint of a file in a new process. Raises: DeviceUnavailable when the runtime refuses.
+
+    tell: is told when the process waits for another measurement.
+    """
     request = {"file": str(file), "threads": setting.threads, "batch": setting.batch, "provider": setting.provider}
     try:
-        with measuring_lease():
+        with measuring_lease(tell):
             return Footprint.from_json(ask([sys.executable, "-m", "latency.measuring.footprint"], request))
     except ChildFailed as error:
         raise DeviceUnavailable(

@@ -9,9 +9,14 @@ import contextlib
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+Tell = Callable[[str], None]
+"""A function that takes a few words on what happens now."""
+WAITING: Final = "waiting: another job measures on this machine"
 
 FOLDER = Path(os.environ.get("VITFIT_LOCKS", tempfile.gettempdir()))
 """Folder of the locks, the same for all processes of a machine. Tests that run in parallel have one folder each."""
@@ -19,9 +24,18 @@ READABLE, ATTEMPTS = 0o644, 10
 GATE, FLOOR = FOLDER / "vitfit-measuring.gate", FOLDER / "vitfit-measuring.lock"
 
 
+def silent(_words: str) -> None:
+    """Take the words, and do nothing with them."""
+
+
 @contextmanager
-def measuring_lease() -> Iterator[None]:
-    """Hold the machine for a measurement. First wait for the end of other measurements and of work steps under way."""
+def measuring_lease(tell: Tell = silent) -> Iterator[None]:
+    """Hold the machine for a measurement. First wait for the end of other measurements and of work steps under way.
+
+    tell: is told `WAITING` before the wait for another measurement.
+    """
+    if _is_measured():
+        tell(WAITING)
     with _locked(GATE, fcntl.LOCK_EX), _locked(FLOOR, fcntl.LOCK_EX):
         yield
 
@@ -36,6 +50,18 @@ def working() -> Iterator[None]:
         pass
     with _locked(FLOOR, fcntl.LOCK_SH):
         yield
+
+
+def _is_measured() -> bool:
+    """Return whether a process measures on this machine, or waits for the end of work steps to measure."""
+    handle = _opened(GATE)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # steps of work share the gate, so they are not noticed
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from vitfit.machine import cpu_name
 
 from latency.devices.devices import CPU, CUDA
 from latency.devices.setting import Setting
-from latency.measuring.machine_lock import measuring_lease
+from latency.measuring.machine_lock import Tell, measuring_lease, silent
 from latency.measuring.sampling import Measurement, ratio
 from models.errors import DeviceUnavailable
 
@@ -41,18 +41,28 @@ class Meter:
         self.device, self.setting, self.machine = device, setting, machine or cpu_name()
 
     def measure(
-        self, files: Sequence[Path], effort: Effort, seed: int = 0, images: Path | None = None
+        self,
+        files: Sequence[Path],
+        effort: Effort,
+        seed: int = 0,
+        images: Path | None = None,
+        *,
+        what: str = "the files",
+        tell: Tell = silent,
     ) -> list[Measurement]:
         """Take one measurement per file, in order. The first file is the original, with which the others are compared.
 
-        images: an .npy file of float32 (n, C, H, W), which the rounds feed in turn. None: the input is noise.
+        images: an .npy file of float32 (n, C, H, W), which the rounds feed in turn. None: the input is noise. tell: is
+        told which process measures `what`, and when the measurement waits for another one.
 
         Raises: DeviceUnavailable when the runtime refuses (threads, provider, batch).
         """
         slice_s = effort.seconds / (2 * effort.processes)
         processes: list[Rounds] = []
-        with self._lease():
-            for number in range(2 * effort.processes):
+        most = 2 * effort.processes
+        with self._lease(tell):
+            for number in range(most):
+                tell(f"measuring {what}, process {number + 1} of at most {most}")
                 processes.append(self._one_process(files, slice_s, effort.rounds, seed + number, images=images))
                 found = [self._measurement([p[i] for p in processes]) for i in range(len(files))]
                 if number + 1 >= effort.processes and _narrow(found, effort.width):
@@ -63,8 +73,8 @@ class Meter:
         samples = tuple(tuple(tuple(burst) for burst in rounds) for rounds in processes)
         return Measurement(self.device, self.machine, self.setting, samples)
 
-    def _lease(self) -> AbstractContextManager[None]:
-        return measuring_lease()
+    def _lease(self, tell: Tell) -> AbstractContextManager[None]:
+        return measuring_lease(tell)
 
     def _one_process(
         self, files: Sequence[Path], seconds: float, rounds: int, seed: int, *, images: Path | None

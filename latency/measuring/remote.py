@@ -9,6 +9,7 @@ from pathlib import Path
 from latency.devices.devices import is_here, machine_of, mailbox_of
 from latency.devices.mailbox import Mailbox
 from latency.devices.setting import Setting
+from latency.measuring.machine_lock import Tell
 from latency.measuring.meter import Meter, Rounds
 from models.errors import DeviceUnavailable
 from models.export.onnx_store import files_of
@@ -26,7 +27,7 @@ class RemoteMeter(Meter):
         self._mailbox: Mailbox = mailbox_of(device)
         self._heard: tuple[float | None, float] = (None, time.monotonic())
 
-    def _lease(self) -> AbstractContextManager[None]:
+    def _lease(self, tell: Tell) -> AbstractContextManager[None]:
         """Take no lock on this machine. Tasks of several jobs queue at the device instead."""
         return nullcontext()
 

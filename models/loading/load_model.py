@@ -65,9 +65,8 @@ def open_model(folder: Path) -> Network:
 def _opened(folder: Path, description: dict[str, Any]) -> Network:
     name, wanted = description["name"], description.get("preprocessing")
     if (file := folder / "model.onnx").exists():
-        _refuse_choice(description)
         refuse_other_files(file)
-        return open_onnx(file, name, wanted)
+        return _onnx(file, description)
     if (archive := folder / "model.zip").exists():
         with tempfile.TemporaryDirectory(prefix="vitfit-model-") as unpacked:
             unpack_model(archive, Path(unpacked))
@@ -98,19 +97,44 @@ def _packed(unpacked: Path, description: dict[str, Any]) -> Network:
     name, preprocessing = description["name"], description.get("preprocessing")
     onnx = sorted(unpacked.glob("*.onnx"))
     if len(onnx) == 1:
-        _refuse_choice(description)
-        return open_onnx(onnx[0], name, preprocessing)
+        return _onnx(onnx[0], description)
     folder, said = model_in(unpacked)
     files = weight_files(folder)
     if not (folder / "config.json").is_file():
         _check_has_weights(files, unpacked, name)
         return _timm_checkpoint(files, description).with_assumptions(said)
+    _check_options(description, (), f"the file config.json of {name} describes the model")
     config = read_json(folder / "config.json")
     if is_timm_folder(config):
         return _timm_folder(folder, config, description).with_assumptions(said)
     _refuse_choice(description)
     said += as_safetensors(folder, files)
     return open_hugging_face(folder, name, preprocessing).with_assumptions(said)
+
+
+def _onnx(file: Path, description: dict[str, Any]) -> Network:
+    """Open an ONNX file. Its only option is `outputs`, a list of names."""
+    _refuse_choice(description)
+    _check_options(description, ("outputs",), "an ONNX file describes the model itself")
+    outputs = (description.get("options") or {}).get("outputs")
+    if outputs is not None and not (isinstance(outputs, list) and all(isinstance(name, str) for name in outputs)):
+        raise InvalidRequest(
+            f'The option outputs is {outputs!r}. It must be a list of names of outputs, such as ["logits"]. Change it.',
+            field="options.outputs",
+        )
+    return open_onnx(file, description["name"], description.get("preprocessing"), outputs)
+
+
+def _check_options(description: dict[str, Any], allowed: tuple[str, ...], why: str) -> None:
+    """Raises: InvalidRequest for options that would change nothing."""
+    unknown = [name for name in description.get("options") or {} if name not in allowed]
+    if unknown:
+        raise InvalidRequest(
+            f"The options {', '.join(unknown)} have no effect, because {why}. Allowed options:"
+            f" {', '.join(allowed) or 'none'}. Leave the others out.",
+            field="options",
+            allowed=list(allowed),
+        )
 
 
 def _timm_folder(folder: Path, config: dict[str, Any], description: dict[str, Any]) -> Network:

@@ -15,7 +15,7 @@ from service.core.settings import Settings
 from service.db.migrate import upgrade
 from service.db.tables import Store
 from service.jobs.cluster_runner import ClusterRunner
-from service.jobs.engine import Catalog, catalog, validate_command
+from service.jobs.engine import Catalog, catalog, validate_module
 from service.jobs.job_store import Jobs
 from service.jobs.leases import Leases
 from service.jobs.runner import Runner
@@ -55,7 +55,7 @@ class Service:
     runner: Runner
 
     @classmethod
-    def open(cls, settings: Settings, validator: Validator | None = None) -> Self:
+    def open(cls, settings: Settings) -> Self:
         """Create or upgrade the data folder and the database, and build all parts of the server.
 
         Raises: OSError if the data folder cannot be written; NewerData, DatabaseUnusable, StorageUnusable, Away.
@@ -70,8 +70,7 @@ class Service:
         jobs, library, engine = Jobs(store, settings.most_unfinished), Library(store, storage), catalog(settings.engine)
         shelf = DeviceShelf(store, folder.devices, folder.tables, engine.devices)
         offered = Catalog(engine.devices if settings.ray_jobs else shelf.all, engine.methods)
-        if validator is None:
-            validator = Validator(validate_command(settings.engine), environment=settings.worker_environment())
+        validator = Validator(validate_module(settings.engine), environment=settings.worker_environment())
         submissions = Submissions(settings, jobs, library, offered, validator=validator)
         retention = Retention(
             store,
@@ -108,10 +107,12 @@ class Service:
 
     def start(self) -> None:
         """Start to run jobs, including the unfinished jobs of an earlier server."""
+        self.validator.start()
         self.runner.start()
 
     def close(self) -> None:
         """Stop the workers and close the database. Their jobs continue at the next start."""
+        self.validator.close()
         self.runner.stop()
         self.store.close()
 

@@ -11,7 +11,7 @@ from vitfit.trial import Trial
 
 from service.api.artifacts import Artifact
 from service.core.errors import stored_problem
-from service.db.job_states import Status
+from service.db.job_states import FINISHED, LEASED, Status
 from service.db.tables import DatasetRow, JobRow, ModelRow
 from service.jobs.job_request import Strict
 
@@ -83,6 +83,12 @@ class ModelRequest(Strict):
         default=None, description="How images are preprocessed. Without it, the server uses timm's configuration."
     )
     classes: list[str] | None = Field(default=None, max_length=100_000, description="Names of the classes, in order.")
+    weights: str | None = Field(
+        default=None,
+        max_length=200,
+        description="Which weights to take if the checkpoint has several sets: `ema`, `model`, or the name of a set. "
+        "null: the averaged weights.",
+    )
 
 
 class DatasetRequest(Strict):
@@ -139,7 +145,21 @@ class Progress(BaseModel):
     trials_done: int
     trials_total: int
     best_score: float | None = Field(description="Best score so far. A larger score is better.")
-    seconds_left: float | None
+    seconds_left: float | None = Field(
+        description="Estimate of the seconds until the end. null: unknown, or the job has ended."
+    )
+    note: str | None = Field(
+        default=None,
+        description="What the job does now, or what it waits for, for example "
+        "`measuring candidate 2 of at most 6, process 3 of at most 8`. null: there is nothing to say.",
+    )
+
+    @classmethod
+    def of(cls, row: JobRow) -> "Progress":
+        # The last estimate stays in the row of a job that ends before its last trial, and so does the last note.
+        ended = {"seconds_left": None} if row.status in FINISHED else {}
+        idle = {} if row.status in LEASED else {"note": None}
+        return cls.model_validate({**row.progress, **ended, **idle})
 
 
 class JobLinks(BaseModel):
@@ -179,24 +199,26 @@ class JobView(BaseModel):
 
     @classmethod
     def of(cls, row: JobRow) -> "JobView":
-        same = ("id", "name", "status", "stage", "progress", "attempt", "guarantee", "request")
+        same = ("id", "name", "status", "stage", "attempt", "guarantee", "request")
         times = ("created_at", "started_at", "finished_at")
         values = {name: getattr(row, name) for name in (*same, *times)}
         error = stored_problem(row.error) if row.error else None
         result = JobResult.from_json(row.result) if row.result else None
-        links = JobLinks.of(row.id)
-        return cls.model_validate(
-            {**values, "result": result, "error": error, "parent": row.parent_job_id, "links": links}
-        )
+        more = {"progress": Progress.of(row), "parent": row.parent_job_id, "links": JobLinks.of(row.id)}
+        return cls.model_validate({**values, **more, "result": result, "error": error})
 
 
 class Validated(BaseModel):
     """The response to `validate_only=true`."""
 
     valid: bool | None = Field(
-        description="true: the request is valid. null: the check was not finished within its time limit."
+        description="true: the request is valid. null: it was not checked within the time limit, so it may be invalid. "
+        "An invalid request is answered with a problem."
     )
-    description: JobDescription | None
+    reason: str | None = Field(
+        description="Why the request was not checked, and what to do next. null if it was checked."
+    )
+    description: JobDescription | None = Field(description="null if the request was not checked.")
 
 
 class ArtifactView(BaseModel):

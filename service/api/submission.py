@@ -20,6 +20,7 @@ from service.db.tables import DatasetRow, ModelRow
 from service.jobs.engine import Catalog
 from service.jobs.job_request import JobRequest
 from service.jobs.job_store import Jobs, KeyTaken, NewJob
+from service.jobs.quick_checks import check_counts
 from service.jobs.validator import Validator
 from service.library.library import Library
 
@@ -59,15 +60,15 @@ class Submissions:
         Raises: VitfitError if the request is rejected.
         """
         try:
-            return Validated(valid=True, description=await self._describe(request, caller))
-        except ValidationSlow:
-            return Validated(valid=None, description=None)
+            return Validated(valid=True, reason=None, description=await self._describe(request, caller))
+        except ValidationSlow as slow:
+            return Validated(valid=None, reason=slow.detail, description=None)
 
     async def submit(self, request: JobRequest, key: str | None, caller: Caller) -> Submitted:
         """Validate a request and queue it as a job.
 
         If the validation takes too long, the job is queued without it, because validation is also the first stage of a
-        job.
+        job. The quick checks always run.
 
         Raises: VitfitError if the request is rejected; KeyReused.
         """
@@ -112,6 +113,8 @@ class Submissions:
     async def _describe(self, request: JobRequest, caller: Caller) -> dict[str, Any]:
         await run_in_threadpool(self._catalog.check, request)
         model = await run_in_threadpool(self._library.path, ModelRow, request.model, caller.sees)
+        row = await run_in_threadpool(self._library.get, ModelRow, request.model, caller.sees)
+        check_counts(request.budgets, row.description)
         dataset = None
         if request.dataset is not None:
             dataset = str(await run_in_threadpool(self._library.path, DatasetRow, request.dataset, caller.sees))

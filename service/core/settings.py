@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from models.field_errors import field_errors, in_words
 from service.core.data_folder import DataFolder
 
 PREFIX = "VITFIT_"
@@ -197,6 +198,17 @@ class Settings(BaseSettings):
         if self.ray is not None:
             values["RAY"] = self.ray
         return {f"{PREFIX}{name}": value for name, value in values.items()}
+
+
+def wrong_settings(error: ValidationError) -> str:
+    """Return the sentences for settings that are not allowed. The value of a secret setting is not in them."""
+    secret = [name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)]
+    found = [
+        {name: value for name, value in item.items() if name != "input" or item["loc"][0] not in secret}
+        for item in error.errors(include_url=False)
+        if item["loc"]
+    ]
+    return in_words(field_errors(found or error.errors(include_url=False, include_input=False)))
 
 
 def _backend(url: SecretStr) -> str | None:

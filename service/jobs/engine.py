@@ -5,7 +5,6 @@ imports torch.
 """
 
 import importlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from models.errors import InvalidRequest, UnknownName
 from service.core.data_folder import JobFiles
 from service.jobs.job_request import JobRequest
 from service.jobs.journal import Journal
+from service.jobs.quick_checks import check_keeps, check_threads
 
 EngineName = Literal["pipeline", "fake"]
 
@@ -49,14 +49,17 @@ class Catalog:
     methods: Callable[[], Sequence[dict[str, Any]]]
 
     def check(self, request: JobRequest) -> None:
-        """Check the names in a request.
+        """Check the names in a request, and the numbers that need no model.
 
         Raises: UnknownName for a device, method, criterion or space that does not exist; InvalidRequest for a criterion
-        or space that the method does not support.
+        or space that the method does not support, and for a number that is not allowed; DeviceUnavailable for more
+        threads than the device has.
         """
-        devices = [str(device["name"]) for device in self.devices()]
+        devices = {str(device["name"]): device for device in self.devices()}
         for budget in request.budgets:
-            require("device", budget.device, devices)
+            require("device", budget.device, list(devices))
+            check_threads(budget, devices[budget.device])
+        check_keeps(request)
         methods = {str(method["name"]): method for method in self.methods()}
         require("method", request.method, list(methods))
         if request.criterion is not None:
@@ -114,7 +117,6 @@ def load_run(engine: EngineName) -> Run:
     return cast(Run, importlib.import_module(module).run)
 
 
-def validate_command(engine: EngineName) -> tuple[str, ...]:
-    """Return the command of the validation, which reads and writes one JSON object (service/jobs/validator.py)."""
-    module = "service.jobs.fake_engine" if engine == "fake" else "service.pipeline.validate_job"
-    return (sys.executable, "-m", module)
+def validate_module(engine: EngineName) -> str:
+    """Return the module whose `main` validates. It reads and writes one JSON object (service/jobs/validator.py)."""
+    return "service.jobs.fake_engine" if engine == "fake" else "service.pipeline.validate_job"

@@ -150,7 +150,8 @@ def _measure(files: JobFiles, journal: Journal) -> None:
     seconds = float(os.environ.get("VITFIT_FAKE_MEASURE_S", "0"))
     if seconds:
         journal.stage("verifying")
-        with measuring_lease():
+        with measuring_lease(journal.note):
+            journal.note("measuring candidate 1 of 1, process 1 of 1")
             try:
                 ask(
                     [sys.executable, "-m", "service.jobs.fake_engine", "--measure", str(files.work)],

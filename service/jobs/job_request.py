@@ -3,9 +3,9 @@
 This module does not import torch.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from models.structure import Precision
 from search.budgets import Metric, quantity_of
@@ -32,9 +32,9 @@ class SettingRequest(Strict):
 class BudgetRequest(Strict):
     """One upper limit.
 
-    `*_keep` is a fraction of the original's value. `latency_ms` is the latency of one run in milliseconds. `macs` is
-    the number of multiply-accumulates for one image. `file_*` is the size of model.cpu.onnx. `memory_*` is the peak
-    growth in memory of a process that loads and runs this file. `*_bytes` is a number of bytes.
+    `*_keep` is a fraction of the original's value, above 0 and at most 1. `latency_ms` is the latency of one run in
+    milliseconds. `macs` is the number of multiply-accumulates for one image. `file_*` is the size of model.cpu.onnx.
+    `memory_*` is the peak growth in memory of a process that loads and runs this file. `*_bytes` is a number of bytes.
     """
 
     metric: Metric
@@ -107,6 +107,15 @@ class TrialResources(Strict):
     )
 
 
+def _at_least_one(budgets: tuple[BudgetRequest, ...]) -> tuple[BudgetRequest, ...]:
+    if not budgets:
+        raise ValueError(
+            'there is no budget. Give at least one, such as {"metric": "latency_keep", "limit": 0.6}, or give '
+            "objective latency and max_loss, which need none"
+        )
+    return budgets
+
+
 class JobRequest(Strict):
     """The request for one compression job. The ids come from `POST /v1/models` and `POST /v1/datasets`."""
 
@@ -114,7 +123,14 @@ class JobRequest(Strict):
     dataset: str | None = Field(
         None, max_length=200, description="Id of a data set. Without a data set, accuracy is not assessed."
     )
-    budgets: Annotated[tuple[BudgetRequest, ...], Field(min_length=1, max_length=8)]
+    budgets: Annotated[tuple[BudgetRequest, ...], AfterValidator(_at_least_one)] = Field(
+        default_factory=tuple,
+        validate_default=True,
+        max_length=8,
+        json_schema_extra={"minItems": 1},
+        description="Upper limits, which must all hold. With objective latency, they may be left out: the latency on "
+        "cpu is then lowered from that of the original.",
+    )
     objective: Literal["score", "latency"] = Field(
         "score",
         description="score: find the best score within the budgets. "
@@ -141,8 +157,9 @@ class JobRequest(Strict):
         max_length=200,
         description="For method up-vit: a smaller timm model. The job delivers its exact shape, without a search.",
     )
-    precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = Field(
+    precisions: tuple[Precision, ...] = Field(
         ("fp32",),
+        min_length=1,
         description="The precisions that the search may use. int8: linear layers have 8 bits; the search leaves "
         "sensitive layers in fp32 if this gives a better result. fp32 and int8: the search also chooses between more "
         "pruning in fp32 and less pruning in int8. fp16: all layers have 16 bits; it must be the only precision, and "
@@ -175,6 +192,14 @@ class JobRequest(Strict):
         le=30 * 86_400,
         description="Time limit in seconds after the first start of the job. A job that has not ended by then fails.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lowers_the_latency(cls, body: Any) -> Any:
+        """Add the budget that objective latency has if the request names none."""
+        if isinstance(body, dict) and body.get("objective") == "latency" and "budgets" not in body:
+            return {**body, "budgets": [{"metric": "latency_keep", "limit": 1.0}]}
+        return body
 
     @model_validator(mode="after")
     def _objective_has_its_limit(self) -> "JobRequest":

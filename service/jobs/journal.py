@@ -34,6 +34,12 @@ class Journal(Protocol):
     def progress(self, done: int, total: int, best: float | None, seconds_left: float | None) -> None:
         """Report the progress of the search in trials. `best` is the best score so far (larger is better)."""
 
+    def note(self, words: str) -> None:
+        """Report in a few words what the job does now, or what it waits for. An empty text: there is nothing to say.
+
+        The words stand until the next note, stage or progress. An engine may call this often.
+        """
+
     def check(self) -> None:
         """Check whether the engine has to stop. The engine calls this often.
 
@@ -55,6 +61,7 @@ class MemoryJournal:
     rows: list[dict[str, Any]] = field(default_factory=list)
     stages: list[str] = field(default_factory=list)
     last_progress: tuple[int, int, float | None, float | None] | None = None
+    last_note: str = ""
     on_change: Callable[["MemoryJournal"], None] | None = None
     canceled: bool = False
 
@@ -69,10 +76,16 @@ class MemoryJournal:
 
     def stage(self, name: str) -> None:
         self.stages.append(require_stage(name))
+        self.last_note = ""
         self._changed()
 
     def progress(self, done: int, total: int, best: float | None, seconds_left: float | None) -> None:
         self.last_progress = (done, total, best, seconds_left)
+        self.last_note = ""
+        self._changed()
+
+    def note(self, words: str) -> None:
+        self.last_note = words
         self._changed()
 
     def check(self) -> None:

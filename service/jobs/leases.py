@@ -148,6 +148,12 @@ class Leases:
         """Store the stage that begins. Raises: Fenced."""
         with self._writing(lease) as (_, job):
             job.stage = name
+            job.progress = {key: value for key, value in job.progress.items() if key != "note"}
+
+    def note(self, lease: Lease, words: str) -> None:
+        """Store what the job does now. The next stage or progress removes it. Raises: Fenced."""
+        with self._writing(lease) as (_, job):
+            job.progress = {**job.progress, "note": words or None}
 
     def progress(self, lease: Lease, done: int, total: int, best: float | None, *, seconds_left: float | None) -> None:
         """Store the progress of the search. Raises: Fenced."""

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from models.errors import InvalidRequest, VitfitError
+from models.field_errors import field_errors, in_words
 from service.core import logs
 from service.core.disk_space import is_full, storage_full
 from service.core.errors import InternalError, problem, status_of
@@ -112,27 +113,11 @@ def _methods_at(request: Request) -> str:
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return answer(invalid_fields(error.errors()))
+    # The first part of each place is the part of the request: body, query, path or header.
+    return answer(invalid_fields([{**item, "loc": item["loc"][1:]} for item in error.errors()]))
 
 
 def invalid_fields(errors: Any) -> InvalidRequest:
     """Combine all errors that pydantic found into one, with field, value and allowed values for each."""
-    found = [_invalid_field(item) for item in errors]
-    first = found[0]
-    where = f"{first['field']}: " if first["field"] else ""
-    more = f" ({len(found) - 1} more errors are listed in `errors`)" if len(found) > 1 else ""
-    return InvalidRequest(f"{where}{first['detail']}{more}", errors=found)
-
-
-def _invalid_field(item: Mapping[str, Any]) -> dict[str, Any]:
-    location = [str(part) for part in item["loc"] if part not in ("body", "query", "path", "header")]
-    context = {name: _json(value) for name, value in item.get("ctx", {}).items() if name != "error"}
-    found = {"field": ".".join(location), "detail": item["msg"], "value": _json(item.get("input"))}
-    return {**found, "allowed": context} if context else found
-
-
-def _json(value: Any) -> Any:
-    """Return a short JSON scalar unchanged, and the first 200 characters of any other value as text."""
-    if value is None or isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= 200):
-        return value
-    return value if isinstance(value, float) and value - value == 0 else repr(value)[:200]
+    found = field_errors(errors)
+    return InvalidRequest(in_words(found), errors=found)

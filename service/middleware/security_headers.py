@@ -11,8 +11,6 @@ HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-DOCUMENTED: Final = ("/docs", "/redoc")
-"""FastAPI's documentation pages. They load scripts from other hosts, so the Content-Security-Policy is left out."""
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -31,8 +29,7 @@ class SecurityHeaders:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                if not scope["path"].startswith(DOCUMENTED):
-                    headers.setdefault("Content-Security-Policy", POLICY)
+                headers.setdefault("Content-Security-Policy", POLICY)
             await send(message)
 
         await self._app(scope, receive, with_headers if scope["type"] == "http" else send)

@@ -1,5 +1,6 @@
 """Measure the best trials of a search, and choose the network that the job delivers."""
 
+import itertools
 from dataclasses import dataclass
 
 from models.errors import ImpossibleBudget
@@ -68,7 +69,7 @@ class Candidates:
         trial: Trial | None = self._finalists()[0]
         while trial is not None and len(measured) < VERIFICATIONS:
             measured.add(trial.number)
-            candidate = self.candidate(trial)
+            candidate = self.candidate(trial, f"candidate {len(measured)} of at most {VERIFICATIONS}")
             nearest = min(nearest, candidate.verdict.fullest)
             self._journal.check()
             if candidate.verdict.met and candidate.trial.allowed:
@@ -87,17 +88,29 @@ class Candidates:
             )
         return min(met, key=lambda c: best([x.trial for x in met]).index(c.trial))
 
-    def candidate(self, trial: Trial) -> Candidate:
-        """Make the network of the trial in its final form, measure it, and return both."""
+    def candidate(self, trial: Trial, what: str | None = None) -> Candidate:
+        """Make the network of the trial in its final form, measure it, and return both.
+
+        what: names the candidate in progress notes; None: by its trial.
+        """
+        what = what or f"trial {trial.number}"
+        self._journal.note(f"preparing {what}")
         network, score = self._final(trial.policy)
         name = f"trial{trial.number}"
-        return Candidate(name, self._trials.rescored(trial, score), network, self._verifier.judge(name, network))
+        verdict = self._verifier.judge(name, network, what=what)
+        return Candidate(name, self._trials.rescored(trial, score), network, verdict)
 
     def _finalists(self) -> list[Trial]:
         """Return the best few trials, ordered by the score of their final form."""
         if not self._request.recovery:
             return best(self._trials.rows)
-        return self._trials.finalists(FINALISTS, lambda policy: self._final(policy)[1])
+        numbers = itertools.count(1)
+
+        def final_score(policy: Policy) -> Score:
+            self._journal.note(f"scoring finalist {next(numbers)} of at most {FINALISTS}")
+            return self._final(policy)[1]
+
+        return self._trials.finalists(FINALISTS, final_score)
 
     def _final(self, policy: Policy) -> tuple[Network, Score]:
         if self._best is not None and self._best[0] == policy:

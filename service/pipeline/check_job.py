@@ -1,14 +1,13 @@
 """Check a job as far as this is possible without measurements. Validation and the job itself make the same checks."""
 
-from latency.devices.devices import describe_device, is_reachable
-from models.errors import DeviceUnavailable
+from latency.devices.devices import describe_device
 from models.statistics.gradient_scores import check_classes
 from models.statistics.leave_one_out import check_cost
 from models.structure import Structure
-from search.budgets import quantity_of
 from search.criteria import CRITERIA
 from search.methods import check_suits, criterion_of, method_for, space_for
 from service.jobs.job_request import JobRequest
+from service.jobs.quick_checks import check_threads
 from service.pipeline.evaluation import Evaluation
 from service.pipeline.precision import check_quantisable
 from service.pipeline.pricing import Pricing
@@ -52,16 +51,8 @@ def check_budgets(request: JobRequest, structure: Structure) -> None:
     """Check the devices and settings of all budgets.
 
     Raises: UnknownName; DeviceUnavailable when a budget asks for more threads than its device has; InvalidRequest when
-    two budgets limit the same value.
+    a profile does not describe the number of threads, or when two budgets limit the same value.
     """
     for budget in request.budgets:
-        if quantity_of(budget.metric) in ("latency", "memory") and is_reachable(budget.device):
-            threads = int(describe_device(budget.device)["threads"])
-            if budget.setting.threads > threads:
-                raise DeviceUnavailable(
-                    f"A budget asks for {budget.setting.threads} threads on {budget.device}, but this device has "
-                    f"{threads}. Set threads to {threads} or less.",
-                    threads=budget.setting.threads,
-                    available=threads,
-                )
+        check_threads(budget, describe_device(budget.device))
     Pricing(request, structure)

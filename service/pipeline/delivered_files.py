@@ -50,7 +50,7 @@ def export_files(delivery: Delivery, folder: Path) -> ParityReport:
     if delivery.request.target is not None:
         loaded = to_timm(network, delivery.evaluation.network, delivery.request.target)
         save_file({k: v.contiguous() for k, v in loaded.state_dict().items()}, folder / "timm.safetensors")
-    save_program(network.module, network.structure.image, folder / "program.pt2")
+    save_program(network.with_all_outputs, network.structure.image, folder / "program.pt2")
     write_json(folder / "plan.json", delivery.plan.to_json())
     parity = _parity(delivery, folder, batch)
     if not parity.passed:

@@ -85,7 +85,8 @@ class Job:
         """Run all stages in their order."""
         evaluation = self.open(allowed)
         pricing = Pricing(self.request, evaluation.network.structure)
-        verifier = Verifier(evaluation.network, pricing, self.files.work, self.request.seed)
+        tell = self.journal.note
+        verifier = Verifier(evaluation.network, pricing, self.files.work, self.request.seed, tell=tell)
         cluster = None if deliver is not None else cluster_for(self.request, address, self.journal.check)
         ranked = self.rank(evaluation)
         self.profile(evaluation, pricing, verifier)

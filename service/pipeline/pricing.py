@@ -15,6 +15,7 @@ from models.structure import Structure
 from search.budgets import Budget, Budgets, quantity_of
 from search.ranking import Array
 from service.jobs.job_request import BudgetRequest, JobRequest
+from service.jobs.quick_checks import check_threads
 
 SAFETY = 0.012
 """Safety margin of a measured budget, as a share of its limit.
@@ -41,13 +42,7 @@ def place_of(request: BudgetRequest) -> DeviceSetting:
         setting = Setting(request.setting.threads, request.setting.batch, provider=provider, runtime=runtime)
         return request.device, setting
     described = describe_device(request.device)
-    if request.setting.threads != described["threads"]:
-        raise InvalidRequest(
-            f"The profile {request.device!r} does not describe {request.setting.threads} threads. "
-            f"Set threads to {described['threads']}.",
-            threads=request.setting.threads,
-            allowed=[described["threads"]],
-        )
+    check_threads(request, described)
     return request.device, Setting(request.setting.threads, request.setting.batch, described["precision"])
 
 

@@ -83,10 +83,13 @@ def measure_probes(
     The weights do not change the latency, so nothing is ranked or recovered.
     """
     probes = []
-    for number, plan in enumerate(probe_plans(network.structure, precision=precision)):
+    plans = list(probe_plans(network.structure, precision=precision))
+    for number, plan in enumerate(plans):
+        verifier.tell(f"exporting smaller network {number + 1} of {len(plans)}")
         pruned = network.pruned(plan, None)  # the next turn replaces it, so memory holds only one pruned network
         name = f"probe{number}" if precision == "fp32" else f"probe{number}-{precision}"
         probes.append((pruned.structure, verifier.file(pruned, name, place[1].batch)))
-    evidence = verifier.measure_files([file for _, file in probes], place, PROFILE)
+    what = f"{len(probes)} smaller networks in {precision}"
+    evidence = verifier.measure_files([file for _, file in probes], place, PROFILE, what=what)
     samples = [Sample(structure, e.ratio) for (structure, _), e in zip(probes, evidence, strict=True)]
     return samples, evidence[0].original.p50_ms.value

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from models.data.open_dataset import open_data
 from models.errors import InvalidRequest, VitfitError
+from models.field_errors import field_errors, in_words
 from models.loading.load_model import open_model
 from models.networks.network import Network
 from search.methods import criterion_of, method_for, space_for
@@ -41,7 +42,9 @@ def main() -> None:
             answer = {"ok": True, "description": describe(request)}
         except VitfitError as error:
             answer = _refused(request, error, error)
-        except (ValidationError, OSError, KeyError) as error:
+        except ValidationError as error:
+            answer = _refused(request, error, InvalidRequest(in_words(field_errors(error.errors(include_url=False)))))
+        except (OSError, KeyError) as error:
             answer = _refused(request, error, InvalidRequest(f"The request cannot be read: {error}"))
     json.dump(answer, sys.stdout)
 

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from latency.measuring.footprint import footprint
+from latency.measuring.machine_lock import Tell, silent
 from latency.measuring.meter import Effort
 from latency.measuring.remote import meter_of
 from latency.measuring.sampling import Interval, Measurement, bootstrap, ratio
@@ -73,8 +74,10 @@ class Verdict:
 class Verifier:
     """Exports and measures networks. It keeps the files in `work`, so it exports a network once for each batch size."""
 
-    def __init__(self, original: Network, pricing: Pricing, work: Path, seed: int) -> None:
+    def __init__(self, original: Network, pricing: Pricing, work: Path, seed: int, *, tell: Tell = silent) -> None:
+        """tell: is told what is measured, and when the measurement waits for another one."""
         self._original, self._pricing, self._work, self._seed = original, pricing, work, seed
+        self.tell = tell
 
     def file(self, network: Network, name: str, batch: int) -> Path:
         path = self._work / f"{name}-b{batch}.onnx"
@@ -82,30 +85,34 @@ class Verifier:
             network.export(path, batch, "cpu")
         return path
 
-    def measure(self, networks: Sequence[tuple[str, Network]], place: DeviceSetting, effort: Effort) -> list[Evidence]:
+    def measure(
+        self, networks: Sequence[tuple[str, Network]], place: DeviceSetting, effort: Effort, *, what: str | None = None
+    ) -> list[Evidence]:
         """Measure networks interleaved with the original, in the same processes. Return one `Evidence` for each.
 
-        networks: pairs of name and network.
+        networks: pairs of name and network. what: names the networks in progress notes; None: by their names.
         """
-        return self.measure_files(
-            [self.file(network, name, place[1].batch) for name, network in networks], place, effort
-        )
+        files = [self.file(network, name, place[1].batch) for name, network in networks]
+        return self.measure_files(files, place, effort, what=what or ", ".join(name for name, _ in networks))
 
-    def measure_files(self, files: Sequence[Path], place: DeviceSetting, effort: Effort) -> list[Evidence]:
+    def measure_files(
+        self, files: Sequence[Path], place: DeviceSetting, effort: Effort, *, what: str
+    ) -> list[Evidence]:
         """Measure files that `file` has written, in the same way as `measure`."""
         original = self.file(self._original, "original", place[1].batch)
-        found = meter_of(*place).measure([original, *files], effort, self._seed)
+        found = meter_of(*place).measure([original, *files], effort, self._seed, what=what, tell=self.tell)
         return [Evidence(place, found[0], candidate) for candidate in found[1:]]
 
-    def judge(self, name: str, network: Network, images: Tensor | None = None) -> Verdict:
+    def judge(self, name: str, network: Network, images: Tensor | None = None, *, what: str | None = None) -> Verdict:
         """Measure a network wherever this is possible, correct the prices, and compare the network with every budget.
 
         images (n, C, H, W): images over which the dynamic form of the network is measured too. Without them, the
-        prediction for the static form is compared with the budgets over images.
+        prediction for the static form is compared with the budgets over images. what: names the network in progress
+        notes; None: by its name.
         """
         evidence = []
         for place in self._pricing.measured_places:
-            (found,) = self.measure([(name, network)], place, VERIFY)
+            (found,) = self.measure([(name, network)], place, VERIFY, what=what)
             sample = Sample(network.structure, found.ratio)
             self._pricing.correct(place, [sample], found.original.p50_ms.value)
             self._keep_table(place)
@@ -126,7 +133,9 @@ class Verifier:
         for place in dict.fromkeys(place for request, place in requests if request.over_images):
             if place in self._pricing.measured_places:
                 files = [self.file(self._original, "original", 1), file]
-                original, candidate = meter_of(*place).measure(files, VERIFY, self._seed, inputs)
+                original, candidate = meter_of(*place).measure(
+                    files, VERIFY, self._seed, inputs, what=f"{name} over images", tell=self.tell
+                )
                 yield Evidence(place, original, candidate)
 
     def weigh(self, key: SizeKey, name: str, network: Network) -> float:
@@ -135,7 +144,11 @@ class Verifier:
         file = self.file(network, name, setting.batch)
         if quantity == "file":
             return float(bytes_of(file))
-        return max(footprint(file, setting).peak_mib for _ in range(FOOTPRINTS)) * 2**20
+        peaks = []
+        for number in range(FOOTPRINTS):
+            self.tell(f"measuring the memory of {name}, process {number + 1} of {FOOTPRINTS}")
+            peaks.append(footprint(file, setting, self.tell).peak_mib)
+        return max(peaks) * 2**20
 
     def _line(self, key: SizeKey) -> SizeLine:
         line = self._pricing.line(key)

@@ -1,17 +1,22 @@
 """Tests of the command line as a user sees it: stdout, stderr and exit status."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args
 
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner, Result
 from vitfit import cli, render
 from vitfit.budget_options import METRICS
+from vitfit.offers import Device
+from vitfit.results import Job
+from vitfit.verbs import verb
 
 from search.budgets import Metric
 from tests.support.fake_server import FakeServer
@@ -76,6 +81,16 @@ def test_submit_uploads_and_queues(server: FakeServer, tmp_path: Path) -> None:
     }
 
 
+def test_the_lowest_latency_within_a_loss_needs_no_budget(server: FakeServer) -> None:
+    options = ("--objective", "latency", "--max-loss", "0.01", "--device", "phone", "--threads", "4")
+    vitfit(server, "submit", "--json", "--model", "vit_tiny", *options)
+    sent = server.requests("POST", "/v1/jobs")[0].json
+    setting = {"threads": 4, "batch": 1}
+    assert sent["budgets"] == [{"metric": "latency_keep", "limit": 1.0, "device": "phone", "setting": setting}]
+    assert (sent["objective"], sent["max_loss"]) == ("latency", 0.01)
+    vitfit(server, "submit", "--json", "--model", "vit_tiny", "--budget-latency-keep", "100%")
+
+
 def test_epochs_of_gates_and_of_fine_tuning_are_sent(server: FakeServer) -> None:
     options = ("--method", "vtp", "--gate-epochs", "3", "--finetune-epochs", "2", "--budget-macs-keep", "0.6")
     vitfit(server, "submit", "--json", "--model", "vit_tiny", *options)
@@ -111,12 +126,24 @@ def test_validate_only_starts_nothing(server: FakeServer) -> None:
     assert server.jobs == {}
 
 
+def test_a_request_that_was_not_checked_does_not_look_valid(server: FakeServer) -> None:
+    server.validated = {"valid": None, "reason": "vitfit did not check the job within 10 s.", "description": None}
+    arguments = ("submit", "--model", "mdl_abc123", "--validate-only", *MACS)
+    done = vitfit(server, *arguments, status=3)
+    assert (done.stdout, done.stderr) == ("", "not checked: vitfit did not check the job within 10 s.\n")
+    (found,) = documents(vitfit(server, *arguments, "--json", status=3))
+    assert (found["valid"], found["reason"]) == (None, "vitfit did not check the job within 10 s.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
         (("--model", "vit_tiny"), "at least one budget"),
         (("--model", "vit_tiny", "--budget-macs", "many"), "--budget-macs many"),
         (("--model", "vit_tiny", "--budget-macs-keep", "0"), "above 0"),
+        (("--model", "vit_tiny", "--budget-latency-keep", "1.5"), "at most 1"),
+        (("--model", "vit_tiny", "--budget-macs-keep", "150%"), "at most 1"),
+        (("--model", "vit_tiny", "--objective", "latency"), "belong together"),
         (("--model", "vit_tiny", "--budget-macs", "1G@phone"), "only a latency budget can name a device"),
         (("--model", "vit_tiny", "--budget-latency-ms", "5@"), "missing after"),
         (("--model", "vit_tiny", "--max-loss", "0.01", *MACS), "belong together"),
@@ -190,6 +217,66 @@ def test_status_shows_one_job_or_all(server: FakeServer) -> None:
     assert len(documents(vitfit(server, "status", "--json"))) == 5
     assert "succeeded" in vitfit(server, "status", "job_000002").stdout
     assert "There is no job job_9." in vitfit(server, "status", "job_9", status=1).stderr
+
+
+LONG_ID, LONG_DEVICE = "job_0123456789abcdef0123", "galaxy-a03s-large-fp32"
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("status", LONG_ID), ("devices",)])
+def test_a_pipe_gets_every_cell_whole(server: FakeServer, arguments: tuple[str, ...]) -> None:
+    server.jobs[LONG_ID] = {**server.new_job({}), "id": LONG_ID, "name": "a job [agent] with a long name " * 3}
+    server.devices = [{"name": LONG_DEVICE, "kind": "profile", "description": "A phone [x] with a long text. " * 4}]
+    command = [sys.executable, "-m", "vitfit.cli", *arguments, "--server", server.url]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=True, env={**os.environ, "COLUMNS": "60"}
+    )
+    known = [LONG_DEVICE, server.devices[0]["description"].strip()]
+    for whole in known if arguments == ("devices",) else [LONG_ID, server.jobs[LONG_ID]["name"].strip(), "created"]:
+        assert whole in done.stdout
+    assert "…" not in done.stdout
+
+
+@pytest.mark.parametrize("width", [30, 60, 80])
+def test_a_narrow_terminal_shows_ids_and_names_whole(width: int) -> None:
+    """Columns that have no room are left out, and the output says which."""
+    job = Job(LONG_ID, "succeeded", name="digits [agent]", stage="reporting", created_at="2026-11-21T18:14:41Z")
+    device = Device.from_json({"name": LONG_DEVICE, "kind": "profile", "description": "Samsung [x] Galaxy A03s"})
+    for table, name in ((render.job_table([job]), LONG_ID), (render.device_table([device]), LONG_DEVICE)):
+        terminal = Console(force_terminal=True, color_system=None, width=width, file=io.StringIO())
+        render.show_table(table, terminal)
+        assert isinstance(terminal.file, io.StringIO)
+        shown = terminal.file.getvalue()
+        assert name in shown.split() and "…" not in shown
+        assert ("created" in shown) or name == LONG_DEVICE
+        assert max(len(line) for line in shown.splitlines() if "narrow" not in line) <= width
+
+
+def test_brackets_in_a_help_text_are_no_markup() -> None:
+    app = typer.Typer()
+
+    @verb(app)
+    def first(name: Annotated[str, typer.Option(help="A [bold] name.")] = "x") -> None:
+        """Needs vitfit[agent] here."""
+
+    @verb(app)
+    def second() -> None:
+        """Needs nothing."""
+
+    runner = CliRunner(env={"COLUMNS": "120"})
+    assert "vitfit[agent]" in runner.invoke(app, ["--help"]).output
+    page = runner.invoke(app, ["first", "--help"]).output
+    assert "vitfit[agent]" in page and "[bold]" in page
+
+
+def test_brackets_in_what_a_user_gave_are_shown(server: FakeServer, tmp_path: Path) -> None:
+    server.files = {"report.json": b"{}"}
+    server.new_job({}, name="the [bold] job")
+    done = vitfit(server, "download", "job_000001", "--output", str(tmp_path / "a[bold]"))
+    assert "a[bold]" in done.stdout
+    assert "the [bold] job" in vitfit(server, "status").stdout
+    done = vitfit(server, "submit", "--model", str(tmp_path / "x[bold].onnx"), *MACS, status=1)
+    assert "x[bold].onnx" in done.stderr
+    assert "[bold]" in vitfit(server, "submit", "--model", "vit", "--budget-macs", "[bold]", status=2).stderr
 
 
 def test_trials_devices_and_methods_are_listed(server: FakeServer) -> None:

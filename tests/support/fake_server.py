@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-DEVICES = [
+DEVICES: list[dict[str, Any]] = [
     {"name": "cpu", "kind": "measured", "reachable": True, "threads": 2, "precision": "fp32", "description": "here"},
     {"name": "generic-mobile", "kind": "profile", "reachable": False, "threads": None, "description": "a phone"},
 ]
@@ -23,8 +23,9 @@ MODEL = {
     **{"width": 8, "tokens": 17, "key": "0123456789abcdef"},
 }
 DATA: dict[str, Any] = {"images": 64, "labelled": False, "classes": None, "splits": {}, "warnings": []}
-VALIDATED = {
+VALIDATED: dict[str, Any] = {
     "valid": True,
+    "reason": None,
     "description": {"model": MODEL, "dataset": DATA, "criterion": "hsic", "space": "compact", "warnings": []},
 }
 METHODS = [{"name": "joint", "title": "Heads, neurons, tokens", "axes": ["heads"], "criteria": ["hsic"]}]
@@ -79,6 +80,8 @@ class FakeServer:
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     refusal: dict[str, Any] | None = None
+    devices: list[dict[str, Any]] = field(default_factory=lambda: DEVICES)
+    validated: dict[str, Any] = field(default_factory=lambda: VALIDATED)
 
     def __enter__(self) -> Self:
         self._http = _Quiet(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": self}))
@@ -157,14 +160,14 @@ class _Handler(BaseHTTPRequestHandler):
             case "GET", ["healthz"]:
                 self._answer(200, {"status": "ok"})
             case "GET", ["v1", "devices"]:
-                self._answer(200, {"devices": DEVICES})
+                self._answer(200, {"devices": fake.devices})
             case "GET", ["v1", "methods"]:
                 self._answer(200, {"methods": METHODS})
             case "POST", ["v1", ("models" | "datasets") as noun]:
                 self._create(fake, seen, lambda: {"id": f"{noun[:3]}_000001", "name": "uploaded", "description": None})
             case "POST", ["v1", "jobs"]:
                 if seen.query.get("validate_only") == "true":
-                    return self._answer(200, VALIDATED)
+                    return self._answer(200, fake.validated)
                 self._create(fake, seen, lambda: fake.new_job(seen.json), status=202)
             case "GET", ["v1", "jobs"]:
                 self._page("jobs", list(fake.jobs.values()), seen)

@@ -34,6 +34,19 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that this process has started and that still run."""
+    found = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [child for child in found if is_alive(child) and _parent(child) == pid]
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
 class Server:
     """The process `python -m service.serve --engine fake` on a data folder. It may start again on the same folder."""
 
@@ -54,6 +67,11 @@ class Server:
         wait_until(lambda: ready.exists() or self._process is None or self._process.poll() is not None, "the server")
         self.client = httpx.Client(base_url=ready.read_text().strip(), timeout=PATIENCE_S)
         return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal to the server, and return its exit status."""

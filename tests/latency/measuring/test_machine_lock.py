@@ -39,6 +39,36 @@ def test_work_waits_while_somebody_measures() -> None:
     thread.join()
 
 
+def test_a_measurement_that_waits_for_another_one_says_so() -> None:
+    told: list[str] = []
+    waits, done = threading.Event(), threading.Event()
+
+    def tell(words: str) -> None:
+        told.append(words)
+        waits.set()
+
+    def measure() -> None:
+        with measuring_lease(tell):
+            done.set()
+
+    thread = threading.Thread(target=measure)
+    with measuring_lease():
+        thread.start()
+        assert waits.wait(60) and not done.is_set()
+    assert done.wait(60)
+    thread.join()
+    assert told == ["waiting: another job measures on this machine"]
+
+
+def test_a_measurement_that_waits_for_a_step_of_work_names_no_other_job() -> None:
+    told: list[str] = []
+    with measuring_lease(told.append):
+        pass
+    with working():
+        pass
+    assert told == []
+
+
 def test_work_does_not_wait_for_work() -> None:
     with working(), working():
         pass

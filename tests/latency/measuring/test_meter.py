@@ -43,8 +43,9 @@ def test_original_and_candidate_are_measured_in_the_same_rounds(files: tuple[Pat
 
 
 def test_sampling_goes_on_while_the_interval_is_wide(files: tuple[Path, Path]) -> None:
-    never = Effort(seconds=0.4, processes=2, rounds=5, width=0.0)
-    found = Meter(Setting()).measure([files[0], files[0]], never)
+    never, told = Effort(seconds=0.4, processes=2, rounds=5, width=0.0), list[str]()
+    found = Meter(Setting()).measure([files[0], files[0]], never, what="two files", tell=told.append)
+    assert told == [f"measuring two files, process {number} of at most 4" for number in (1, 2, 3, 4)]
     assert len(found[0].samples_ms) == 4, "twice the processes, then the time is spent"
 
 

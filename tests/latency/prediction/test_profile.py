@@ -171,7 +171,7 @@ GOOD = {**read_device("generic-mobile"), "name": "user-phone"}
         ({"units": {**GOOD["units"], "speed": "fast"}}, "units names 'speed'"),
         ({"peak_macs_per_s": -1.0}, "peak_macs_per_s"),
         ({"peak_macs_per_s": float("nan")}, "peak_macs_per_s"),
-        ({"peak_macs_per_s": 22.7}, "greater than or equal to 1000000"),
+        ({"peak_macs_per_s": 22.7}, "at least 1,000,000"),
         ({"ns_per_value": {"softmax": float("inf")}}, "ns_per_value.softmax"),
         ({"ns_per_value": {"sofmax": 1.0}}, "ns_per_value"),
         ({"colour": "blue"}, "colour"),

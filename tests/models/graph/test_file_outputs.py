@@ -1,6 +1,7 @@
 """Tests of inputs and outputs: a delivered file has their names, number and types from the file handed in."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from models.errors import InvalidRequest, UnsupportedModel
 from models.evaluation.metrics import correct
 from models.export.onnx_export import run_onnx
 from models.graph.onnx import operators
+from models.loading.load_model import open_model
 from models.loading.load_onnx import open_onnx
 from models.networks.network import Network
 from models.networks.torch_network import TorchNetwork
@@ -177,3 +179,20 @@ def test_features_between_0_and_1_are_no_probabilities(tmp_path: Path) -> None:
     assert network.structure.classes == 0
     with torch.inference_mode():
         assert torch.allclose(network.outputs(images()), module(images()), atol=1e-5)
+
+
+def test_the_option_outputs_of_a_model(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    file_of(tmp_path).rename(folder / "model.onnx")
+
+    def opened(options: dict[str, Any]) -> Network:
+        (folder / "model.json").write_text(json.dumps({"name": "several", "options": options}))
+        return open_model(folder)
+
+    assert opened({"outputs": ["scores"]}).signature.outputs == ("scores",)
+    assert opened({}).signature.outputs == OUTPUTS
+    with pytest.raises(InvalidRequest, match="must be a list of names"):
+        opened({"outputs": "scores"})
+    with pytest.raises(InvalidRequest, match="options img_size have no effect"):
+        opened({"img_size": 64})

@@ -128,8 +128,23 @@ def vitfit(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment})
 
 
+def test_a_folder_that_no_server_has_used_gets_no_token(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, words in (("typo", "does not exist"), ("empty", "has no vitfit.sqlite")):
+        folder = tmp_path / name
+        for verb in (("create", "ann", "--scope", "submit"), ("list",), ("revoke", "tok_1")):
+            done = vitfit("token", *verb, "--data", str(folder))
+            assert done.returncode == 1 and f"{folder} {words}" in done.stderr
+            assert f"vitfit serve --data {folder}" in done.stderr
+    done = vitfit("token", "create", "ann", "--scope", "submit", VITFIT_DATA=str(tmp_path / "other"))
+    assert done.returncode == 1 and f"{tmp_path / 'other'} does not exist" in done.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
 def test_tokens_are_made_listed_and_revoked(tmp_path: Path) -> None:
     data = ("--data", str(tmp_path / "data"))
+    with TestClient(create_app(Settings(data=tmp_path / "data", engine="fake"))):
+        pass  # a server that has run once
     secret = vitfit("token", "create", "ann", "--scope", "submit", *data).stdout.strip()
     assert secret.startswith("vft_") and len(secret) > 40
     listed = vitfit("token", "list", *data).stdout

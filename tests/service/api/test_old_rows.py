@@ -20,3 +20,17 @@ def test_results_and_descriptions_of_earlier_versions_open(web: TestClient, stor
     jobs = web.get("/v1/jobs").json()["jobs"]
     assert sorted(job["result"]["delivered_trial"] for job in jobs) == [0, 2]
     assert web.get("/v1/models").json()["models"][0]["description"]["assumptions"] == []
+
+
+def test_an_ended_job_has_no_time_left_even_if_its_row_holds_an_estimate(web: TestClient, store_of_web: Store) -> None:
+    with store_of_web.write() as session:
+        session.add(ModelRow(id="mdl_a", owner="", name="m", description=DESCRIPTION))
+        session.flush()
+        for status in ("succeeded", "failed", "canceled"):
+            row = new_job().row()
+            row.status, row.progress = status, {**row.progress, "trials_done": 1, "seconds_left": 6678.4}
+            session.add(row)
+    jobs = web.get("/v1/jobs").json()["jobs"]
+    assert [job["progress"]["seconds_left"] for job in jobs] == [None] * 3
+    assert {web.get(job["links"]["self"]).json()["progress"]["seconds_left"] for job in jobs} == {None}
+    assert jobs[0]["progress"]["trials_done"] == 1

@@ -11,10 +11,11 @@ from fastapi.testclient import TestClient
 
 from service.core.errors import STATUS, status_of
 from service.db.tables import ModelRow, Store, now
+from service.jobs.job_store import NewJob
 from service.middleware.problems import add_handlers
 from tests.service.conftest import DESCRIPTION, new_job
 from tests.support.rest import create_model, problem
-from tests.support.running import job_body
+from tests.support.running import job_body, wait_until
 
 
 def test_lists_come_in_pages_newest_first(web: TestClient, store_of_web: Store) -> None:
@@ -106,12 +107,88 @@ def test_invalid_fields_are_named_with_value_and_bound(web: TestClient) -> None:
     assert "trails" in errors
 
 
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("request_of", "detail"),
+    [
+        ({"path": "/v1/jobs"}, "The request has no body. Send a JSON object"),
+        ({"path": "/v1/jobs", "content": b"{model:}", "headers": JSON}, "The text is not JSON at character 1: "),
+        (
+            {"path": "/v1/jobs", "content": b"[1]", "headers": JSON},
+            "The body [1] is not allowed. It must be a JSON object",
+        ),
+        ({"path": "/v1/models", "content": b"{name:}", "headers": JSON}, "The text is not JSON: "),
+        ({"path": "/v1/datasets", "json": {"path": 3}}, "path: 3 is not allowed. It must be a text in quotes."),
+        ({"path": "/v1/jobs/job_1/deliver", "json": {"trial": "x"}}, 'trial: "x" is not allowed. It must be a whole'),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_explained(web: TestClient, request_of: dict[str, Any], detail: str) -> None:
+    rest = {name: value for name, value in request_of.items() if name != "path"}
+    found = problem(web.post(request_of["path"], **rest), 422, "invalid-request")
+    assert found["detail"].startswith(detail) and len(found["errors"]) == 1
+
+
+def test_a_wrong_number_in_the_address_is_explained(web: TestClient) -> None:
+    found = problem(web.get("/v1/jobs", params={"page_size": 0}), 422, "invalid-request")
+    assert found["detail"] == 'page_size: "0" is not allowed. It must be at least 1. Correct it.'
+
+
 def test_validate_only_describes_and_creates_nothing(web: TestClient) -> None:
     answer = web.post("/v1/jobs", params={"validate_only": True}, json=job_body(create_model(web), trials=7))
     assert (answer.status_code, answer.json()["valid"]) == (200, True)
     found = answer.json()["description"]
     assert found["model"]["params"] == 1000 and found["dataset"]["images"] == 64 and found["criterion"] == "magnitude"
     assert web.get("/v1/jobs").json()["jobs"] == []
+
+
+def test_the_lowest_latency_within_a_loss_needs_no_budget(web: TestClient) -> None:
+    model = create_model(web)
+    answer = web.post("/v1/jobs", json={"model": model, "objective": "latency", "max_loss": 0.01, "trials": 1})
+    assert answer.status_code == 202, answer.text
+    (limit,) = answer.json()["request"]["budgets"]
+    assert (limit["metric"], limit["limit"], limit["device"]) == ("latency_keep", 1.0, "cpu")
+    refused = problem(web.post("/v1/jobs", json={"model": model}), 422, "invalid-request")
+    assert "objective latency" in refused["detail"]
+
+
+@pytest.mark.parametrize("query", [{}, {"validate_only": True}])
+def test_a_fraction_above_the_original_is_refused(web: TestClient, query: dict[str, Any]) -> None:
+    model = create_model(web)
+    for metric in ("macs_keep", "latency_keep", "memory_keep"):
+        body = job_body(model, budgets=[{"metric": "params_keep", "limit": 1}, {"metric": metric, "limit": 1.2}])
+        found = problem(web.post("/v1/jobs", params=query, json=body), 422, "invalid-request")
+        assert (found["field"], found["value"]) == ("budgets.1.limit", 1.2) and "at most 1" in found["detail"]
+
+
+def test_a_count_that_no_network_can_have_is_refused(web: TestClient, store_of_web: Store) -> None:
+    model = create_model(web)
+    with store_of_web.write() as session:
+        row = session.get(ModelRow, model)
+        assert row is not None
+        row.description = {**row.description, "macs": 4_598_882_304, "params": 22_050_664, "image": [3, 224, 224]}
+    for limit in ({"metric": "macs", "limit": 2.5}, {"metric": "macs_keep", "limit": 1e-6}):
+        found = problem(web.post("/v1/jobs", json=job_body(model, budgets=[limit])), 422, "invalid-request")
+        assert "4,598,882,304" in found["detail"] and "150,528" in found["detail"]
+    found = problem(
+        web.post("/v1/jobs", json=job_body(model, budgets=[{"metric": "params", "limit": 9}])), 422, "invalid-request"
+    )
+    assert (found["least"], found["original"]) == (10, 22_050_664)
+    assert web.post("/v1/jobs", json=job_body(model, budgets=[{"metric": "macs", "limit": 2.5e9}])).status_code == 202
+
+
+def test_a_stored_job_with_such_a_fraction_still_opens_and_can_be_delivered_from(
+    web: TestClient, store_of_web: Store
+) -> None:
+    request = job_body(create_model(web), budgets=[{"metric": "macs_keep", "limit": 1.2}], trials=1)
+    with store_of_web.write() as session:
+        row = NewJob(request).row()
+        session.add(row)
+        name = row.id
+    wait_until(lambda: web.get(f"/v1/jobs/{name}").json()["status"] in ("succeeded", "failed"), "the job")
+    assert web.get(f"/v1/jobs/{name}").json()["status"] == "succeeded"
+    assert web.post(f"/v1/jobs/{name}/deliver", json={"trial": 0}).status_code == 202
 
 
 def test_addresses_that_do_not_exist_are_problems_too(web: TestClient) -> None:

@@ -54,6 +54,7 @@ class TestEveryJournal:
     def test_check_and_progress_are_quiet_when_all_is_well(self, journal: Journal) -> None:
         journal.check()
         journal.progress(1, 4, None, 3.0)
+        journal.note("measuring candidate 1 of at most 6, process 1 of at most 8")
 
 
 def test_the_memory_journal_is_canceled_by_a_call_and_tells_of_changes() -> None:
@@ -67,6 +68,39 @@ def test_the_memory_journal_is_canceled_by_a_call_and_tells_of_changes() -> None
         journal.check()
 
 
+def test_a_note_stands_until_the_next_stage_or_progress(jobs: Jobs, leases: Leases, lease: Lease) -> None:
+    ends: list[Callable[[Journal], None]] = [lambda j: j.stage("verifying"), lambda j: j.progress(1, 4, -0.1, 3.0)]
+    for end in ends:
+        for journal in (StoredJournal(leases, lease), MemoryJournal()):
+            journal.note("measuring")
+            assert note_of(journal, jobs, lease) == "measuring"
+            end(journal)
+            assert not note_of(journal, jobs, lease)
+    assert jobs.get(lease.job_id).progress["trials_done"] == 1
+
+
+def note_of(journal: Journal, jobs: Jobs, lease: Lease) -> str | None:
+    found = journal.last_note if isinstance(journal, MemoryJournal) else jobs.get(lease.job_id).progress.get("note")
+    return found or None
+
+
+def test_notes_that_come_fast_are_written_seldom_and_the_last_one_at_last(
+    jobs: Jobs, leases: Leases, lease: Lease, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    now, seen = [100.0], set()
+    journal = StoredJournal(leases, lease, clock=lambda: now[0])
+    for number in range(100):
+        journal.note(f"process {number}")
+        now[0] += 0.08
+        seen.add(note_of(journal, jobs, lease))
+    assert len(seen) == 8, "4 in the first 4 s, and 4 in the second 4 s"
+    now[0] += 4
+    journal.check()
+    assert note_of(journal, jobs, lease) == "process 99"
+    assert [record.message for record in caplog.records] == [f"process {number}" for number in range(100)]
+
+
 def test_a_stored_journal_is_canceled_from_outside(jobs: Jobs, leases: Leases, lease: Lease) -> None:
     journal = StoredJournal(leases, lease)
     jobs.cancel(lease.job_id)
@@ -78,7 +112,11 @@ def test_a_stored_journal_is_canceled_from_outside(jobs: Jobs, leases: Leases, l
 def test_a_stored_journal_of_a_lost_job_writes_nothing(jobs: Jobs, leases: Leases, lease: Lease) -> None:
     journal = StoredJournal(leases, lease)
     leases.give_up(lease)
-    writes: list[Callable[[], None]] = [lambda: journal.record(trial(0)), lambda: journal.stage("searching")]
+    writes: list[Callable[[], None]] = [
+        lambda: journal.record(trial(0)),
+        lambda: journal.stage("searching"),
+        lambda: journal.note("measuring"),
+    ]
     for attempt in [*writes, journal.check]:
         with pytest.raises(Fenced):
             attempt()

@@ -159,11 +159,19 @@ def test_a_job_whose_validation_takes_too_long_is_queued_and_an_upload_is_not_ke
     with TestClient(create_app(settings)) as web:
         model = create_model(web)
         undecided = web.post("/v1/jobs", params={"validate_only": True}, json=job_body(model, name="slow"))
-        assert undecided.json() == {"valid": None, "description": None}
+        said = undecided.json()
+        assert (said["valid"], said["description"]) == (None, None)
+        assert "did not check the job within 0.5 s" in said["reason"] and "VITFIT_VALIDATE_TIMEOUT_S" in said["reason"]
+        for wrong in ({"threads": 64}, {"device": "generic-mobile", "threads": 2}):
+            device = wrong.get("device", "cpu")
+            limit = {"metric": "latency_keep", "limit": 0.6, "device": device, "setting": {"threads": wrong["threads"]}}
+            for query in ({}, {"validate_only": True}):
+                body = job_body(model, name="slow", budgets=[limit])
+                assert "Set threads to" in web.post("/v1/jobs", params=query, json=body).json()["detail"]
         accepted = web.post("/v1/jobs", json=job_body(model, name="slow"))
         assert (accepted.status_code, accepted.json()["status"]) == (202, "queued")
     with TestClient(create_app(settings.model_copy(update={"register_timeout_s": 0.5}))) as web:
         answer = web.post("/v1/datasets", files={"file": ("slow.npz", zip_bytes())})
-        problem(answer, 503, "validation-slow")
+        assert "did not check the data set" in problem(answer, 503, "validation-slow")["detail"]
         assert answer.headers["retry-after"] == "5"
     assert list((tmp_path / "data" / "datasets").iterdir()) == []

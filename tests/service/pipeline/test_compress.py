@@ -55,7 +55,7 @@ def test_a_full_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_any_temporary_folder_the_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [str(tmp_path / "absent")])
-    with pytest.raises(StorageFull, match="cannot write temporary files.*TMPDIR"):
+    with pytest.raises(StorageFull, match=r"cannot write temporary files.*TMPDIR"):
         run(tmp_path / "out")
 
 

@@ -34,8 +34,24 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 
 @pytest.fixture(scope="module")
-def measured(workshop: Workshop) -> Ran:
-    return workshop.run(budget("latency_keep", LIMIT))
+def told() -> list[str]:
+    """The notes of the job `measured`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def measured(workshop: Workshop, told: list[str]) -> Ran:
+    journal = MemoryJournal(on_change=lambda now: told.append(now.last_note))
+    return workshop.run(budget("latency_keep", LIMIT), journal=journal)
+
+
+@pytest.mark.usefixtures("measured")
+def test_the_job_says_what_it_measures(told: list[str]) -> None:
+    assert "measuring candidate 1 of at most 6, process 1 of at most 6" in told
+    assert "measuring candidate 1 of at most 6, process 3 of at most 6" in told
+    assert any(words.startswith("exporting smaller network 2 of") for words in told)
+    assert any(words.endswith("smaller networks in fp32, process 1 of at most 2") for words in told)
+    assert "scoring finalist 1 of at most 4" in told
 
 
 def test_a_latency_budget_is_met_by_the_upper_end_of_a_measurement(measured: Ran) -> None:
