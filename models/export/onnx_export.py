@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from models.atomic_write import UNFINISHED
 from models.data.preprocessing import Preprocessing
 from models.export.onnx_store import save_onnx
+from models.export.rename_values import rename_values
 from models.export.share_weights import share_equal_weights
-from models.export.signature import Signature, as_logits, judged_output, judged_scores
+from models.export.signature import INPUT, Signature, as_logits, judged_output, judged_scores
 from models.record import Record
 from models.statistics.class_logits import class_logits
 
@@ -45,7 +46,9 @@ def export_onnx(
     batch: a fixed batch size. None: the batch dimension is free.
     """
     example = torch.zeros(batch or 2, *image)
-    write_onnx(module, example, signature or Signature(), preprocessing, path=path, free_batch=batch is None, finish=finish)
+    write_onnx(
+        module, example, signature or Signature(), preprocessing, path=path, free_batch=batch is None, finish=finish
+    )
 
 
 def write_onnx(
@@ -66,12 +69,14 @@ def write_onnx(
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-", suffix=UNFINISHED) as folder:
         plain = Path(folder) / "model.onnx"
-        to_onnx(module, {signature.input: images}, signature.outputs, plain, free_batch=free_batch)
+        names = {INPUT: signature.input, **{f"output_{i}": name for i, name in enumerate(signature.outputs)}}
+        to_onnx(module, {INPUT: images}, list(names)[1:], plain, free_batch=free_batch)
         if finish is not None:
             finish(plain)
         model = onnx.load(plain)
     onnx.helper.set_model_props(model, preprocessing.to_metadata() | signature.to_metadata())
     share_equal_weights(model)
+    rename_values(model, names)
     save_onnx(model, path)
 
 

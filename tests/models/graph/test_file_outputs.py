@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.errors import InvalidRequest, UnsupportedModel
 from models.evaluation.metrics import correct
 from models.export.onnx_export import run_onnx
+from models.export.rename_values import rename_values
 from models.graph.onnx import operators
 from models.loading.load_model import open_model
 from models.loading.load_onnx import open_onnx
@@ -196,3 +197,19 @@ def test_the_option_outputs_of_a_model(tmp_path: Path) -> None:
         opened({"outputs": "scores"})
     with pytest.raises(InvalidRequest, match="options img_size have no effect"):
         opened({"img_size": 64})
+
+
+@pytest.mark.parametrize(
+    "names", [("x.1", "290"), ("output_0", "images"), ("images", "/blocks.0/attn/Softmax_output_0")]
+)
+def test_names_that_an_exporter_chose(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Exporters number values that have no name. Any name is kept, also one that a value inside has."""
+    path = file_of(tmp_path, timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, **SHAPE), ("scores",))
+    model = onnx.load(path)
+    rename_values(model, {"pixel_values": names[0], "scores": names[1]})
+    onnx.save(model, path)
+    network = open_onnx(path, "numbered", None)
+    network.export(tmp_path / "same.onnx", None)
+    found = onnx.load(tmp_path / "same.onnx").graph
+    assert (found.input[0].name, found.output[0].name) == names
+    assert torch.allclose(run_onnx(tmp_path / "same.onnx", images(), 4), network.outputs(images()), atol=1e-4)
