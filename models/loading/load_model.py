@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 
 from models.data.preprocessing import Preprocessing
 from models.errors import (
@@ -18,6 +18,7 @@ from models.errors import (
     UnsupportedModel,
 )
 from models.families.describe_stages import classes_of
+from models.graph.onnx import proof
 from models.loading.build_for_checkpoint import build_for
 from models.loading.checkpoint_file import refuse_other_files
 from models.loading.image_processor import read_json
@@ -110,6 +111,22 @@ def _packed(unpacked: Path, description: dict[str, Any]) -> Network:
     _refuse_choice(description)
     said += as_safetensors(folder, files)
     return open_hugging_face(folder, name, preprocessing).with_assumptions(said)
+
+
+def prove_on_images(folder: Path, network: Network, images: Tensor) -> None:
+    """Compare a network with the ONNX file that it was read from, on real images (n, C, H, W).
+
+    A model of another kind has no file to compare with.
+
+    Raises: UnsupportedModel if the outputs differ.
+    """
+    if (file := folder / "model.onnx").exists():
+        proof.prove_on_images(file, network, images)
+    elif (archive := folder / "model.zip").exists():
+        with tempfile.TemporaryDirectory(prefix="vitfit-model-") as unpacked:
+            unpack_model(archive, Path(unpacked))
+            for file in list(Path(unpacked).glob("*.onnx"))[:1]:
+                proof.prove_on_images(file, network, images)
 
 
 def _onnx(file: Path, description: dict[str, Any]) -> Network:

@@ -10,7 +10,7 @@ from models.data.dataset import Batch, Dataset
 from models.data.noise import noise_data
 from models.data.open_dataset import open_data
 from models.errors import InvalidRequest
-from models.loading.load_model import open_model
+from models.loading.load_model import open_model, prove_on_images
 from models.networks.network import Network
 from search.methods import method_named
 from service.core.data_folder import JobFiles
@@ -23,6 +23,8 @@ CALIBRATION, SELECTION = 512, 512
 
 More images cost more time and change the result little. The report uses all images of the test split.
 """
+PROOF = 8
+"""Number of real images on which an ONNX file and the network that was read from it must give the same outputs."""
 NOISE = 128
 """Number of noise images for a job without a data set.
 
@@ -44,7 +46,7 @@ class Evaluation:
     def open(cls, request: JobRequest, files: JobFiles, allowed: Sequence[Path] = ()) -> "Evaluation":
         """Load the model and the data.
 
-        Raises: the errors of `open_model`, `open_data` and `check_gates`.
+        Raises: the errors of `open_model`, `open_data`, `check_gates` and `prove_on_images`.
         """
         network = open_model(files.model).with_quantiser(quantiser_of(request))
         if files.dataset is None:
@@ -59,6 +61,8 @@ class Evaluation:
             )
         check_gates(request, data, network.structure.classes)
         calibration = data.take("calibration", CALIBRATION, request.seed)
+        if data.assessed:
+            prove_on_images(files.model, network, calibration.images[:PROOF])
         return cls(network, data, calibration, data.take("selection", SELECTION, request.seed), request.seed)
 
     @property

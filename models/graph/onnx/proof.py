@@ -21,7 +21,8 @@ from torch.nn import functional
 from models.errors import UnsupportedModel
 from models.export.onnx_export import relative_difference
 from models.export.onnx_store import is_large
-from models.graph.onnx.reader import OnnxModel
+from models.export.signature import Signature
+from models.graph.onnx.reader import OnnxModel, read_onnx
 from models.networks.network import Network
 
 TOLERANCE = 1e-4
@@ -39,12 +40,18 @@ REPORT = "Export the model without this operator, or report this file: vitfit tr
 class Original:
     """An uploaded file, open in ONNX Runtime. optimised: False turns all optimisations off, which changes rounding."""
 
-    def __init__(self, path: Path, model: OnnxModel, optimised: bool = True) -> None:
-        self._session, self._model = _session(path, optimised), model
+    def __init__(self, path: Path, signature: Signature, optimised: bool = True) -> None:
+        self._session, self._signature = _session(path, optimised), signature
+
+    @property
+    def batch(self) -> int | None:
+        """The number of images that the file takes at a time; None if it takes any number."""
+        (entry,) = self._session.get_inputs()
+        return entry.shape[0] if isinstance(entry.shape[0], int) else None
 
     def outputs(self, images: Tensor, batch: int) -> list[Tensor]:
         """Return all outputs, each (n, values), of images in batches of this size."""
-        given = self._model.signature
+        given = self._signature
         chunks = []
         for chunk in images.split(batch):
             found = self._session.run(list(given.outputs), {given.input: chunk.numpy()})
@@ -61,20 +68,42 @@ def _session(file: Path, optimised: bool) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def prove(path: Path, model: OnnxModel, network: Network, images: Tensor | None = None) -> None:
-    """Compare the network with the file. images: real images (n, C, H, W), beside those that are made here.
+def prove(path: Path, model: OnnxModel, network: Network) -> None:
+    """Compare the network with the file, on images that are made here.
 
     Raises: UnsupportedModel, which names the first node whose value differs.
     """
-    original = Original(path, model)
-    for some, batch in _inputs(model, images):
-        pairs = list(zip(original.outputs(some, batch), _all_outputs(network, some, batch), strict=True))
-        for place, (expected, got) in enumerate(pairs):
-            if not _differs(expected, got):
-                continue
-            unoptimised = Original(path, model, optimised=False).outputs(some, batch)[place]
-            if not _is_rounding(expected, got, unoptimised):
-                raise _refusal(model, some, _relative(expected, got))
+    for images, batch in _inputs(model):
+        difference = _largest_difference(path, network, images, batch)
+        if difference is not None:
+            raise _refusal(model, images, difference)
+
+
+def prove_on_images(path: Path, network: Network, images: Tensor) -> None:
+    """Compare the network with the file, on real images (n, C, H, W).
+
+    A file that takes several images at a time is compared on as many images as fill its batches.
+
+    Raises: UnsupportedModel, which names the first node whose value differs.
+    """
+    batch = Original(path, network.signature).batch or len(images)
+    images = images[: len(images) // batch * batch]
+    difference = _largest_difference(path, network, images, batch) if len(images) else None
+    if difference is not None:
+        model = read_onnx(path, network.structure.image, network.signature.outputs)
+        raise _refusal(model, images, difference)
+
+
+def _largest_difference(path: Path, network: Network, images: Tensor, batch: int) -> float | None:
+    """Return the relative difference of an output that rounding cannot explain, or None if there is no such output."""
+    expected = Original(path, network.signature).outputs(images, batch)
+    for place, got in enumerate(_all_outputs(network, images, batch)):
+        if not _differs(expected[place], got):
+            continue
+        unoptimised = Original(path, network.signature, optimised=False).outputs(images, batch)[place]
+        if not _is_rounding(expected[place], got, unoptimised):
+            return _relative(expected[place], got)
+    return None
 
 
 def _all_outputs(network: Network, images: Tensor, batch: int) -> list[Tensor]:
@@ -88,8 +117,8 @@ def _all_outputs(network: Network, images: Tensor, batch: int) -> list[Tensor]:
     return [torch.cat(some) for some in zip(*chunks, strict=True)]
 
 
-def _inputs(model: OnnxModel, images: Tensor | None) -> Iterator[tuple[Tensor, int]]:
-    """Yield images and a batch size: noise, images that resemble photographs, and real images."""
+def _inputs(model: OnnxModel) -> Iterator[tuple[Tensor, int]]:
+    """Yield images and a batch size: noise, and images that resemble photographs."""
     draw = torch.Generator().manual_seed(0)
     channels, height, width = model.image
     for batch in BATCHES if model.is_free else (model.batch,):
@@ -98,8 +127,6 @@ def _inputs(model: OnnxModel, images: Tensor | None) -> Iterator[tuple[Tensor, i
     count = model.batch if not model.is_free else 4
     coarse = torch.randn(count, channels, SMOOTH, SMOOTH, generator=draw)
     yield 2 * functional.interpolate(coarse, (height, width), mode="bicubic"), count
-    if images is not None and len(images) >= count:
-        yield images[:count], count
 
 
 def _relative(expected: Tensor, got: Tensor) -> float:

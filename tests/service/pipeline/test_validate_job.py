@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from latency.devices.devices import describe_device
+from models.graph.onnx.operators import OPERATORS
 from models.loading.load_model import open_model
 from service.core.processes import ROOT
 from service.pipeline import validate_job as validate
+from tests.models.graph.test_onnx_forms import Wrapped, exported
 from tests.support.small_jobs import OPTIONS, budget, data_folder, model_folder, random_images, store_npz
 
 
@@ -222,3 +225,25 @@ def test_a_precision_that_the_device_does_not_know_is_refused(ask: Any, model: P
     code, detail = refusal(ask(document))
     assert code == "invalid-request" and "generic-mobile" in detail and "fp32 only" in detail
     assert ask({**document, "job": job(precisions=["fp32", "int8"])})["ok"]
+
+
+def test_the_images_of_the_job_show_a_wrong_reading_of_an_onnx_file(
+    tmp_path: Path, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The translation of Clip is wrong only for values above those of noise. The user's images have such values."""
+    monkeypatch.setitem(OPERATORS, "Clip", lambda build, names, attributes: build.value(names[0]))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    exported(folder / "model.onnx", Wrapped(nn.Hardtanh(-50.0, 50.0)))
+    (folder / "model.json").write_text(json.dumps({"name": "clipped", "options": {}, "pretrained": False}))
+    images = torch.randn(120, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def answer(factor: float) -> dict[str, Any]:
+        data = store_npz(tmp_path / f"data-{factor}", images=(factor * images).numpy())
+        document = {"job": job(), "model": str(folder), "dataset": str(data), "allowed": []}
+        found: dict[str, Any] = ask(document)
+        return found
+
+    assert answer(1.0)["ok"]
+    code, detail = refusal(answer(100.0))
+    assert code == "unsupported-model" and "other outputs than the file itself" in detail
