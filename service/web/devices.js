@@ -10,9 +10,9 @@ function checked(device) {
   return device.kind === "profile" ? "not checked" : "measured by each job";
 }
 
-export async function devices(main) {
+export async function devices(place) {
   const found = (await get("/v1/devices")).devices;
-  main.replaceChildren(el("h1", {}, "Devices"),
+  place.replaceChildren(el("h1", {}, "Devices"),
     table(["device", "kind", "reachable", "description", "checks"], found.map((device) => [
       device.name, device.kind, device.reachable ? "yes" : "no", device.description, checked(device),
     ])));

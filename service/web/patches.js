@@ -15,13 +15,13 @@ function picture(image, found, stage) {
 }
 
 export function patchesView(found) {
-  const last = found.blocks.length, pictures = el("div", { class: "pictures" }), said = el("output", { for: "stage" });
+  const last = found.blocks.length, pictures = el("div", { class: "pictures" }), said = el("p");
   const slider = el("input", { id: "stage", type: "range", min: 0, max: last, step: 1, value: last, oninput: () => draw() });
   const draw = () => {
     const stage = Number(slider.value);
     const block = stage && found.blocks[stage - 1];
-    said.value = block ? `after ${block.block}: ${block.kept} of ${found.patches} patches` : `before the first block: ${found.patches} patches`;
-    slider.setAttribute("aria-valuetext", said.value);
+    said.textContent = block ? `after ${block.block}: ${block.kept} of ${found.patches} patches` : `before the first block: ${found.patches} patches`;
+    slider.setAttribute("aria-valuetext", said.textContent);
     pictures.replaceChildren(...found.images.map((image) => picture(image, found, stage)));
   };
   draw();

@@ -39,7 +39,7 @@ export function trialsPlot(trials, label, limit, delivered, onChoose) {
       const kind = t.number === delivered ? "delivered" : t.start ? "start" : "";
       const name = `trial ${t.number}: score ${t.score.toPrecision(4)}, ${label} ${t.costs[label].toPrecision(4)}`;
       return svg("circle", {
-        class: `trial ${kind}`, cx, cy, r: 6, tabindex: 0, role: "button", "aria-label": name, onclick: choose,
+        "data-key": t.number, class: `trial ${kind}`, cx, cy, r: 6, tabindex: 0, role: "button", "aria-label": name, onclick: choose,
         onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(); } },
       }, svg("title", {}, name));
     }));

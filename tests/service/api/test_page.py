@@ -5,48 +5,18 @@ screen of a phone.
 """
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import onnx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from tests.service.api.conftest import PATIENCE_MS
 from tests.support.agents import token
-from tests.support.running import Server
+from tests.support.running import Server, job_body
 from tests.support.served import served
 from tests.support.small_jobs import DIGITS
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium")
-PATIENCE_MS = 40_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser, server: Server) -> Iterator[Page]:
-    """A browser page at the server's address. No script may fail, and the page may load nothing from other servers."""
-    context = browser.new_context(base_url=str(server.client.base_url))
-    page = context.new_page()
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if "Content Security" in message.text else None)
-    page.on(
-        "request",
-        lambda r: None if r.url.startswith((str(server.client.base_url), "blob:", "data:")) else wrong.append(r.url),
-    )
-    page.set_default_timeout(PATIENCE_MS)
-    yield page
-    context.close()
-    assert not wrong, wrong
 
 
 def fill(page: Page, model: str, **fields: str) -> None:
@@ -118,9 +88,10 @@ def test_a_refusal_is_shown_where_it_happened(page: Page) -> None:
     page.get_by_role("button", name="Submit").click()
     assert page.url.endswith("#/submit"), "the browser itself refuses 0 threads"
     page.get_by_label("Threads").fill("1")
+    page.get_by_text("More options").click()
     page.get_by_label("Arguments of timm").fill("{")
     page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.get_by_role("alert")).to_contain_text("Arguments of timm's create_model: { is not a JSON object. Give")
 
 
 def test_names_of_users_are_text_and_never_markup(page: Page, server: Server) -> None:
@@ -148,14 +119,18 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, s
 def test_a_server_with_tokens_asks_for_one(browser: Browser, tmp_path: Path) -> None:
     with served(tmp_path, "--data", str(tmp_path / "data"), "--port", "0", VITFIT_ANONYMOUS="0") as address:
         secret = token(tmp_path / "data", "submit")
-        context = browser.new_context(base_url=address)
-        page = context.new_page()
-        page.goto("/")
-        page.get_by_label("Access token from `vitfit token create").fill(secret)
-        page.get_by_role("button", name="Use this token").click()
-        expect(page.get_by_text("No jobs yet.")).to_be_visible()
-        assert secret not in page.url
-        context.close()
+        with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {secret}"}) as client:
+            model = client.post("/v1/models", json={"name": "fake_tiny_patch4_32"}).json()["id"]
+            job = client.post("/v1/jobs", json=job_body(model, name="linked")).json()["id"]
+        for address_of_view, heading in (("/", "Jobs"), (f"/web/#/jobs/{job}", "linked"), ("/web/#/token", "Jobs")):
+            context = browser.new_context(base_url=address)
+            page = context.new_page()
+            page.goto(address_of_view)
+            page.get_by_label("Access token from `vitfit token create").fill(secret)
+            page.get_by_role("button", name="Use this token").click()
+            expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible()
+            assert secret not in page.url
+            context.close()
 
 
 @pytest.mark.slow
@@ -165,12 +140,16 @@ def test_the_digits_job_from_the_browser(browser: Browser, tmp_path: Path) -> No
         page = browser.new_context(base_url=address).new_page()
         page.goto("/")
         fill(page, document["name"], Trials="4")
+        page.get_by_text("More options").click()
         page.get_by_label("Arguments of timm").fill(json.dumps(document["options"]))
+        page.get_by_label("Preprocessing of an image").fill(json.dumps(document["preprocessing"]))
         page.get_by_label("Method").select_option("cp-vit")
         page.get_by_label("Weights:").set_input_files(DIGITS / "weights.safetensors")
         page.get_by_label("Data:").set_input_files(DIGITS / "digits.npz")
         page.get_by_role("button", name="Submit").click()
-        expect(page.locator("#content")).to_have_attribute("data-finished", "succeeded", timeout=300_000)
+        expect(page.locator("#content")).to_have_attribute("data-finished", "succeeded", timeout=900_000)
+        models = page.request.get(f"{address}/v1/models").json()["models"]
+        assert models[0]["description"]["preprocessing"]["mean"] == document["preprocessing"]["mean"]
         expect(page.locator("rect.kept")).to_have_count(6 * 5)
         expect(page.locator("svg.patches")).to_have_count(8)
         assert int(page.locator("svg.patches").first.get_attribute("data-gone") or 0) > 0
