@@ -1,8 +1,8 @@
 """Claim: vitfit accepts most of timm's transformers, and gives a reason for each one that it refuses.
 
-    python -m benchmarks.names                              shapes only, all names: about 5 s each
-    python -m benchmarks.names --whole deit_tiny_patch16_224 levit_128s
-    python -m benchmarks.names --table                      prints the rows that are stored already
+    python -m benchmarks.accepted.names                              shapes only, all names: about 5 s each
+    python -m benchmarks.accepted.names --whole deit_tiny_patch16_224 levit_128s
+    python -m benchmarks.accepted.names --table                      prints the rows that are stored already
 
 The script tries each name in a process of its own. It builds the model at its own image size, describes it, and prunes
 its heads and neurons to 0.7. It also prunes the tokens to 0.7 if the token grid may shrink. The MACs before and after
@@ -99,7 +99,7 @@ def _one(name: str, whole: bool, memory: int) -> dict[str, Any]:
     The process is forked from one that has loaded the libraries, which saves time.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.one_name"])
+    context.set_forkserver_preload(["benchmarks.accepted.one_name"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_tell, args=(theirs, name, whole, memory))
     process.start()
@@ -120,7 +120,7 @@ def _one(name: str, whole: bool, memory: int) -> dict[str, Any]:
 
 def _tell(pipe: Connection, name: str, whole: bool, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (memory << 30, memory << 30))
-    from benchmarks.one_name import row_of
+    from benchmarks.accepted.one_name import row_of
 
     pipe.send(row_of(name, whole))
 

@@ -1,7 +1,7 @@
 """Claim: docs/onnx.md says of every ONNX operator what vitfit does with it.
 
-    python -m benchmarks.onnx_operators            prints the table
-    python -m benchmarks.onnx_operators --write    writes it into docs/onnx.md
+    python -m benchmarks.accepted.onnx_operators            prints the table
+    python -m benchmarks.accepted.onnx_operators --write    writes it into docs/onnx.md
 
 The list of operators is that of the installed onnx, up to the newest opset that vitfit reads.
 """
@@ -15,8 +15,8 @@ import models.graph.onnx.reader  # noqa: F401  it registers all operators
 from models.graph.onnx.operators import OPERATORS
 from models.graph.onnx.prepare import NEWEST, STANDARD, has_definition
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "onnx.md"
-BEGIN = "<!-- the table is written by python -m benchmarks.onnx_operators --write -->"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"
+BEGIN = "<!-- the table is written by python -m benchmarks.accepted.onnx_operators --write -->"
 MEANINGS = {
     "translated": "vitfit has a translation.",
     "replaced": "onnx defines the operator by simpler ones. vitfit reads these.",

@@ -1,9 +1,9 @@
 """Claim: vitfit takes the ONNX files that people make of common models as what they are, or refuses them with a reason.
 
-    python -m benchmarks.exported_files                       all models, both exporters of torch
-    python -m benchmarks.exported_files --optimum PYTHON      also by optimum, which is installed for this Python
-    python -m benchmarks.exported_files --only vit swin       some models
-    python -m benchmarks.exported_files --table               prints the rows that are stored already
+    python -m benchmarks.accepted.exported_files                       all models, both exporters of torch
+    python -m benchmarks.accepted.exported_files --optimum PYTHON      also by optimum, installed for this Python
+    python -m benchmarks.accepted.exported_files --only vit swin       some models
+    python -m benchmarks.accepted.exported_files --table               prints the rows that are stored already
 
 The script builds 40 architectures of transformers (small configurations) and 40 names of timm, with random weights. It
 exports each one, hands the file to vitfit, and lets vitfit write the original again. For every file that is taken, all

@@ -1,0 +1,1 @@
+"""Benchmarks that show which models and files vitfit accepts."""
