@@ -61,7 +61,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     With images, all files get the same image in a round, and the images are used in turn. The number of rounds is a
     multiple of the number of images, so each process uses every image equally often.
 
-    Returns {"samples_ms": [file][round][run within the burst]}. The bursts of one round are measured one after the
+    Return {"samples_ms": [file][round][run within the burst]}. The bursts of one round are measured one after the
     other.
 
     Raises: Refused.

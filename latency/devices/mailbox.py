@@ -82,7 +82,7 @@ class Mailbox:
     # ---- for the agent, through the server
 
     def open_session(self) -> str:
-        """Open a session for an agent that registers, and close the one before it. Returns the session."""
+        """Open a session for an agent that registers, and close the one before it. Return the session."""
         self._tasks.mkdir(parents=True, exist_ok=True)
         session = secrets.token_hex(16)
         write_whole(self._folder / SESSION, session)

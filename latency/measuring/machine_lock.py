@@ -6,6 +6,7 @@ floor, so workers that follow one another without a pause cannot keep it out.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import tempfile
@@ -14,14 +15,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from models.errors import DeviceUnavailable
+
 Tell = Callable[[str], None]
 """A function that takes a few words on what happens now."""
 WAITING: Final = "waiting: another job measures on this machine"
 
-FOLDER = Path(os.environ.get("VITFIT_LOCKS", tempfile.gettempdir()))
-"""Folder of the locks, the same for all processes of a machine. Tests that run in parallel have one folder each."""
+LOCKS: Final = "VITFIT_LOCKS"
+"""Environment variable: the folder of the locks, the same for all processes of a machine. The default is the folder for
+temporary files. Tests that run in parallel have one folder each."""
 READABLE, ATTEMPTS = 0o644, 10
-GATE, FLOOR = FOLDER / "vitfit-measuring.gate", FOLDER / "vitfit-measuring.lock"
+GATE, FLOOR = "vitfit-measuring.gate", "vitfit-measuring.lock"
 
 
 def silent(_words: str) -> None:
@@ -54,7 +58,7 @@ def working() -> Iterator[None]:
 
 def _is_measured() -> bool:
     """Return whether a process measures on this machine, or waits for the end of work steps to measure."""
-    handle = _opened(GATE)
+    handle = _opened(lock_file(GATE))
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # steps of work share the gate, so they are not noticed
     except BlockingIOError:
@@ -64,14 +68,32 @@ def _is_measured() -> bool:
     return False
 
 
+def _unusable(path: Path, error: OSError) -> DeviceUnavailable:
+    return DeviceUnavailable(
+        f"vitfit cannot make the lock file {str(path)!r} ({error.strerror}). Measurements need it, so that only one"
+        f" process measures at a time. Set {LOCKS} to a folder that all users of this machine can write to."
+    )
+
+
 @contextmanager
-def _locked(path: Path, how: int) -> Iterator[None]:
-    handle = _opened(path)
+def _locked(name: str, how: int) -> Iterator[None]:
+    handle = _opened(lock_file(name))
     try:
         fcntl.flock(handle, how)
         yield
     finally:
         os.close(handle)
+
+
+def lock_file(name: str) -> Path:
+    """Return the path of a lock file. Raises: DeviceUnavailable if there is no folder for temporary files."""
+    try:
+        return Path(os.environ.get(LOCKS) or tempfile.gettempdir()) / name
+    except FileNotFoundError as error:
+        raise DeviceUnavailable(
+            f"vitfit cannot make the lock files for measurements ({error}). Set {LOCKS} to a folder that all users of"
+            " this machine can write to."
+        ) from error
 
 
 def _opened(path: Path) -> int:
@@ -83,8 +105,16 @@ def _opened(path: Path) -> int:
     for _ in range(ATTEMPTS):
         with contextlib.suppress(FileNotFoundError):
             return os.open(path, os.O_RDONLY)
-        with contextlib.suppress(FileExistsError):
+        try:
             handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, READABLE)
-            os.fchmod(handle, READABLE)  # whatever the umask is
-            return handle
-    raise FileNotFoundError(f"The lock file {path} is deleted again and again. Choose another folder: VITFIT_LOCKS.")
+        except FileExistsError:
+            continue
+        except PermissionError as error:
+            raise _unusable(path, error) from error
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.ENOENT):
+                raise _unusable(path, error) from error
+            raise  # a full disk is handled where the job waits for space
+        os.fchmod(handle, READABLE)  # whatever the umask is
+        return handle
+    raise FileNotFoundError(f"The lock file {path} is deleted again and again. Choose another folder: {LOCKS}.")

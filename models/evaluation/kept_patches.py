@@ -32,7 +32,7 @@ class KeptPatches:
 
 
 def kept_patches(network: Network, images: Tensor) -> list[KeptPatches]:
-    """Runs images (n, C, H, W) and returns the kept patches for each block that removes tokens, in their order.
+    """Run images (n, C, H, W), and return the kept patches for each block that removes tokens, in their order.
 
     The list is empty if the network removes no tokens.
     """

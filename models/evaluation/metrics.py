@@ -7,7 +7,7 @@ from models.statistics.class_logits import class_logits
 
 
 def agreement(dense: Tensor, pruned: Tensor) -> float:
-    """Returns minus the mean KL(p_dense || p_pruned) over images, in nats; at most 0, higher is better.
+    """Return minus the mean KL(p_dense || p_pruned) over images, in nats; at most 0, higher is better.
 
     dense, pruned: logits (n, C).
     """
@@ -16,7 +16,7 @@ def agreement(dense: Tensor, pruned: Tensor) -> float:
 
 
 def feature_agreement(dense: Tensor, pruned: Tensor) -> float:
-    """Returns minus the mean of |dense - pruned|^2 / |dense|^2 over images; at most 0, higher is better.
+    """Return minus the mean of |dense - pruned|^2 / |dense|^2 over images; at most 0, higher is better.
 
     For networks without a classifier. dense, pruned: features (n, D).
     """
@@ -25,7 +25,7 @@ def feature_agreement(dense: Tensor, pruned: Tensor) -> float:
 
 
 def same_answer(dense: Tensor, pruned: Tensor, classes: int) -> float:
-    """Returns the share of images for which both networks predict the same class.
+    """Return the share of images for which both networks predict the same class.
 
     For networks without a classifier (`classes` is 0), returns the mean cosine similarity of the features.
     """
@@ -35,5 +35,5 @@ def same_answer(dense: Tensor, pruned: Tensor, classes: int) -> float:
 
 
 def correct(logits: Tensor, labels: Tensor) -> int:
-    """Returns the number of images whose predicted class is their label."""
+    """Return the number of images whose predicted class is their label."""
     return int((class_logits(logits).argmax(1) == labels).sum())

@@ -104,7 +104,7 @@ class ParityReport(Record):
 
 
 def check_quantised(network: Network, file: Path, batch: int, data: Batch) -> ParityReport:
-    """Checks the file of a `network` that is not in fp32.
+    """Check the file of a `network` that is not in fp32.
 
     data: images for the comparison of predicted classes. The first EXACT_IMAGES of them are also used to check the
     network in fp32.
@@ -134,9 +134,9 @@ def check_quantised(network: Network, file: Path, batch: int, data: Batch) -> Pa
 
 
 def _with_given_tokens(network: Network, images: Tensor, batch: int) -> tuple[Tensor, int]:
-    """Runs the quantised network in ONNX Runtime with the tokens that its fake quantisation keeps.
+    """Run the quantised network in ONNX Runtime with the tokens that its fake quantisation keeps.
 
-    Returns the outputs, and the number of images for which the file would have kept other tokens.
+    Return the outputs, and the number of images for which the file would have kept other tokens.
     """
     rounding = network.rounding
     assert rounding is not None
@@ -155,12 +155,12 @@ def _with_given_tokens(network: Network, images: Tensor, batch: int) -> tuple[Te
 
 
 def same_clear_answers(mine: Tensor, fp32: Tensor, others: Tensor, classes: int) -> tuple[int, float]:
-    """Compares the predicted classes of two 8-bit networks on the clear images.
+    """Compare the predicted classes of two 8-bit networks on the clear images.
 
     An image is clear if its highest logit in `mine` exceeds the second highest by more than quantisation changed any of
     its logits, that is, by more than the largest difference of `mine` and `fp32`.
     mine, fp32, others: logits (n, C), or features (n, D) without classes; then all images are clear.
-    Returns the number of clear images, and the share of them with the same class (without classes: the mean cosine).
+    Return the number of clear images, and the share of them with the same class (without classes: the mean cosine).
     """
     clear = torch.ones(len(mine), dtype=torch.bool)
     if classes:
@@ -170,12 +170,12 @@ def same_clear_answers(mine: Tensor, fp32: Tensor, others: Tensor, classes: int)
 
 
 def enough_same(share: float, clear: int) -> bool:
-    """Returns True if the share is high enough. One image may always differ, even if there are only a few images."""
+    """Return True if the share is high enough. One image may always differ, even if there are only a few images."""
     return share >= min(SAME_ANSWERS, 1 - 1.01 / max(clear, 1))
 
 
 def check_parity(network: Network, file: Path, batch: int, images: Tensor) -> ParityReport:
-    """Compares the outputs of `file` with those of PyTorch.
+    """Compare the outputs of `file` with those of PyTorch.
 
     file: the exported network, for `batch` images per run. images: preprocessed, (n, C, H, W).
     """
@@ -192,7 +192,7 @@ def check_parity(network: Network, file: Path, batch: int, images: Tensor) -> Pa
 
 
 def _flipped(mine: list[Tensor], others: list[np.ndarray]) -> int:
-    """Returns the number of images whose kept tokens differ in any stage."""
+    """Return the number of images whose kept tokens differ in any stage."""
     flipped = torch.zeros(len(mine[0]), dtype=torch.bool)
     for one, other in zip(mine, others, strict=True):
         flipped |= (one.sort(dim=1).values != torch.from_numpy(other).sort(dim=1).values).any(dim=1)
@@ -229,10 +229,10 @@ def _run_probe(
     batch: int,
     finish: Callable[[Path], None] | None = None,
 ) -> list[np.ndarray]:
-    """Exports the probe and runs it in ONNX Runtime with `batch` images per run.
+    """Export the probe and run it in ONNX Runtime with `batch` images per run.
 
     finish: called with the path of the exported file before it is run.
-    Returns the outputs of all images, followed by the kept tokens of each stage.
+    Return the outputs of all images, followed by the kept tokens of each stage.
     """
     inputs = {INPUT: images, **{f"tokens{i}": index for i, index in enumerate(forced)}}
     outputs = [OUTPUT, *(f"kept{i}" for i in range(probe.stages))]

@@ -20,7 +20,7 @@ The KL divergence varies smoothly, so more images would hardly change the order.
 
 
 def quantisation_order(network: Network, images: Tensor, check: Callable[[], None]) -> list[tuple[int, Layer]]:
-    """Returns all pairs (block, layer), starting with those whose quantisation does the least harm for its benefit.
+    """Return all pairs (block, layer), starting with those whose quantisation does the least harm for its benefit.
 
     They are ordered by the divergence from the fp32 outputs per quantised MAC.
     images: (n, C, H, W). check: called before each pass; it may raise to stop.
@@ -38,7 +38,7 @@ def quantisation_order(network: Network, images: Tensor, check: Callable[[], Non
 
 
 def _with_one(whole: Network, place: int, layer: Layer) -> Network:
-    """Returns `whole`, the unpruned network, with one layer in int8."""
+    """Return `whole`, the unpruned network, with one layer in int8."""
     assert whole.plan is not None
     others = tuple(other for other in LAYERS if other != layer)
     blocks = tuple(
@@ -48,6 +48,6 @@ def _with_one(whole: Network, place: int, layer: Layer) -> Network:
 
 
 def _macs(block: Block, layer: Layer) -> int:
-    """Returns the MACs of the block that become int8 if only this layer is quantised."""
+    """Return the MACs of the block that become int8 if only this layer is quantised."""
     alone = dataclasses.replace(block, precision="int8", exact=tuple(other for other in LAYERS if other != layer))
     return sum(op.macs for op in alone.ops() if op.precision == "int8")

@@ -71,7 +71,7 @@ def _operands(node: Node) -> tuple[object, object, object]:
 def as_modules(graph: GraphModule, names: Iterable[str]) -> dict[str, str]:
     """Replace each of these nodes by an nn.Linear, in place. A weight keeps its name if it belongs to a single layer.
 
-    Returns the path of each module, by the name of the node that it replaces.
+    Return the path of each module, by the name of the node that it replaces.
     """
     wanted, alone, paths = set(names), _read_once(graph), {}
     for node in list(graph.graph.nodes):

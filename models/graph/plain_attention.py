@@ -41,7 +41,7 @@ def read_attention(
 
     seen: the node of the normed tokens.
     update: the node that is added to the residual stream.
-    Returns q, k and v as one layer, in that order and for logits that are scaled by 1 / sqrt(dim); the number of
+    Return q, k and v as one layer, in that order and for logits that are scaled by 1 / sqrt(dim); the number of
     heads; the projection. Raises: NotPlain.
     """
     found = _find(traced, half)

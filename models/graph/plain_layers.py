@@ -128,7 +128,7 @@ def _read_block(traced: Traced, block: GraphBlock) -> tuple[PlainBlock, Node, No
 def _added(traced: Traced, reader: Node) -> tuple[Node, Node, Node]:
     """Find where the output of a sublayer is added to the residual stream.
 
-    Returns (tokens before the addition, the added tensor, tokens after it).
+    Return (tokens before the addition, the added tensor, tokens after it).
     """
     node = reader
     while len(node.users) == 1:
@@ -251,7 +251,7 @@ def _read_tail(traced: Traced, x: Node, prefix: int) -> Tail:
 def _two_heads(part: Part, shape: tuple[int, ...]) -> tuple[Affine, Affine] | None:
     """Return the heads of a class token and a distillation token.
 
-    Returns None if the second token does not reach the logits, or if the patches do.
+    Return None if the second token does not reach the logits, or if the patches do.
     """
     width = shape[1]
     bias = part(torch.zeros(1, *shape))[0]

@@ -17,7 +17,7 @@ TRANSFORMERS = ("encoder.layer.", "embeddings.patch_embeddings.", "vision_model.
 
 
 def load_checkpoint(module: nn.Module, path: Path) -> list[str]:
-    """Loads the weights of a file into the module, in place. Averaged weights come first if there are several sets.
+    """Load the weights of a file into the module, in place. Averaged weights come first if there are several sets.
 
     Return sentences that say what was assumed about the checkpoint.
 
@@ -29,7 +29,7 @@ def load_checkpoint(module: nn.Module, path: Path) -> list[str]:
 
 
 def fill(module: nn.Module, weights: dict[str, Tensor], reasons: Sequence[str] = ()) -> list[str]:
-    """Puts weights of any float precision into the module, in place; they are converted to the module's precision.
+    """Put weights of any float precision into the module, in place; they are converted to the module's precision.
 
     reasons: sentences that say why the weights may not fit. Return a sentence if the precision changes.
 
@@ -118,7 +118,7 @@ def _refuse_quantised(weights: dict[str, Tensor]) -> None:
 
 
 def _same_kind(value: Tensor, own: Tensor) -> bool:
-    """Returns True if the dtype fits: any usual float dtype for a float tensor, the same dtype for other tensors."""
+    """Return True if the dtype fits: any usual float dtype for a float tensor, the same dtype for other tensors."""
     return value.dtype in FLOATS if own.is_floating_point() else value.dtype == own.dtype
 
 

@@ -30,7 +30,7 @@ TOWERS = {
 
 
 def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | None) -> Network:
-    """Opens a Hugging Face folder. preprocessing: as in model.json; None: as the folder's image processor says.
+    """Open a Hugging Face folder. preprocessing: as in model.json; None: as the folder's image processor says.
 
     Raises: InvalidRequest if the package transformers is not installed; UnsafeFile for remote code; CheckpointMismatch,
     DamagedFile, UnsupportedModel.

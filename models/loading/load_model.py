@@ -38,7 +38,7 @@ UPLOADED = ("weights.safetensors", "weights.pth", "model.zip")
 
 
 def open_model(folder: Path) -> Network:
-    """Opens the model of a folder.
+    """Open the model of a folder.
 
     The model can be a timm model with or without a checkpoint, an ONNX file, or a zip. The zip holds an ONNX file with
     its external data, or a Hugging Face folder.
@@ -84,7 +84,7 @@ def _model_files(folder: Path) -> list[Path]:
 
 
 def _timm_checkpoint(files: list[Path], description: dict[str, Any]) -> Network:
-    """Opens weights of a timm model: one file, or several shards."""
+    """Open weights of a timm model: one file, or several shards."""
     name, options = description["name"], description.get("options") or {}
     module, assumed = build_for(read_weights(files), name, options, description.get("weights") or None)
     return network_of(module, name, _preprocessing(module, description.get("preprocessing"))).with_assumptions(assumed)
@@ -193,7 +193,7 @@ def _check_has_weights(files: list[Path], folder: Path, name: str) -> None:
 
 
 def untrained(name: str, **options: Any) -> Network:
-    """Returns a timm model with random weights, which suffices for shapes, MACs and latencies.
+    """Return a timm model with random weights, which suffices for shapes, MACs and latencies.
 
     Raises: UnknownName, InvalidRequest.
     """
@@ -202,7 +202,7 @@ def untrained(name: str, **options: Any) -> Network:
 
 
 def network_of(module: nn.Module, name: str, preprocessing: Preprocessing) -> Network:
-    """Returns a module as a network.
+    """Return a module as a network.
 
     If a family describes the module, every part of it can be pruned. Any other module is read from its graph.
 

@@ -16,7 +16,7 @@ LIMITS = Limits(packed_bytes=16 * GIB, total_bytes=20 * GIB, file_bytes=16 * GIB
 
 
 def unpack_model(archive: Path, folder: Path) -> None:
-    """Unpacks all files of the archive directly into `folder`, without the archive's own folders.
+    """Unpack all files of the archive directly into `folder`, without the archive's own folders.
 
     Only the folders of a trainer's checkpoints remain, such as checkpoint-500.
 

@@ -55,7 +55,7 @@ MOST_BLOCKS = 1_000
 
 
 def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -> nn.Module:
-    """Returns a timm model. Random weights come from `seed`, so that a job can be repeated.
+    """Return a timm model. Random weights come from `seed`, so that a job can be repeated.
 
     Raises: UnknownName with the closest names of timm; InvalidRequest for a wrong option or if the hub cannot be
     reached; TooLarge.
@@ -78,7 +78,7 @@ def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
-    """Checks a name and its options. Raises: UnknownName, InvalidRequest, TooLarge."""
+    """Check a name and its options. Raises: UnknownName, InvalidRequest, TooLarge."""
     if name not in timm.list_models() and not timm.is_model(name):
         raise UnknownName("model", name, timm.list_models())
     unknown = sorted(set(options) - OPTIONS)
@@ -90,7 +90,7 @@ def check_options(name: str, options: dict[str, Any]) -> None:
 
 
 def shapes_of(name: str, options: dict[str, Any]) -> nn.Module:
-    """Returns a timm model that has shapes and no values.
+    """Return a timm model that has shapes and no values.
 
     If timm cannot build a model with these options alone, it is the model with timm's own options.
 
@@ -107,7 +107,7 @@ def shapes_of(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def check_size(name: str, options: dict[str, Any]) -> None:
-    """Checks the options before memory is allocated. Raises: InvalidRequest for numbers out of range; TooLarge."""
+    """Check the options before memory is allocated. Raises: InvalidRequest for numbers out of range; TooLarge."""
     for option, value in options.items():
         most = MOST_BLOCKS if option == "depth" else MOST
         if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= most):

@@ -28,7 +28,7 @@ NORMS = (nn.LayerNorm, LayerNorm)
 
 
 def target_module(network: Network, name: str, **options: Any) -> nn.Module:
-    """Returns the timm model `name` for the images and classes of `network`, with random weights.
+    """Return the timm model `name` for the images and classes of `network`, with random weights.
 
     options: arguments of timm that change the shape of the named model. Raises: UnknownName, InvalidRequest.
     """
@@ -41,7 +41,7 @@ def target_module(network: Network, name: str, **options: Any) -> nn.Module:
 
 
 def target_structure(network: Network, name: str, **options: Any) -> Structure:
-    """Returns the structure of the target. It does not check whether pruning can reach it; see `check_same_design`.
+    """Return the structure of the target. It does not check whether pruning can reach it; see `check_same_design`.
 
     Raises: UnknownName; UnsupportedModel; InvalidRequest for options that timm cannot build.
     """
@@ -61,7 +61,7 @@ def check_same_design(network: Network, name: str, **options: Any) -> None:
 
 
 def _details(module: nn.Module) -> str:
-    """Describes the design: activation, eps of the norms, and pooling.
+    """Describe the design: activation, eps of the norms, and pooling.
 
     A structure does not hold these details, and no choice of weights can make up for a difference.
     """
@@ -76,7 +76,7 @@ def _details(module: nn.Module) -> str:
 
 
 def to_timm(network: Network, original: Network, name: str, **options: Any) -> nn.Module:
-    """Returns the timm model `name` with the weights of the pruned network. It gives the same outputs.
+    """Return the timm model `name` with the weights of the pruned network. It gives the same outputs.
 
     original: the network before pruning.
     Raises: InvalidRequest if the network does not have this shape; ParityFailure if the outputs differ.
@@ -110,7 +110,7 @@ def _shape(weights: dict[str, Tensor], key: str) -> tuple[int, ...] | None:
 
 
 def timm_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
-    """Returns the weights of a pruned network under timm's names for its family.
+    """Return the weights of a pruned network under timm's names for its family.
 
     Raises: InvalidRequest if the network has no regular shape.
     """
@@ -135,7 +135,7 @@ def _irregular(reason: str) -> InvalidRequest:
 
 
 def _sliced_weights(network: TorchNetwork, family: Family) -> dict[str, Tensor]:
-    """Returns the weights of a network that was pruned inside timm's own blocks.
+    """Return the weights of a network that was pruned inside timm's own blocks.
 
     They already have timm's names, except for those of a `ReducedAttention`, which replaced timm's attention.
     """
@@ -164,11 +164,11 @@ def _reduced_weights(attention: ReducedAttention, family: Family) -> dict[str, T
 def _timm_s_q(
     weights: dict[str, Tensor], layer: str, attention: ReducedAttention | PrunedAttention
 ) -> dict[str, Tensor]:
-    """Rescales the rows that produce q, which are the first rows of `layer`.
+    """Rescale the rows that produce q, which are the first rows of `layer`.
 
     timm computes the attention scale from the size of the pruned heads, but the pruned network keeps the original
     scale.
-    Returns the changed tensors only.
+    Return the changed tensors only.
     """
     rows, rescale = attention.heads * attention.qk_dim, attention.scale * math.sqrt(attention.qk_dim)
     keys = [key for key in (f"{layer}.weight", f"{layer}.bias") if key in weights and rescale != 1]

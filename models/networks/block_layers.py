@@ -16,7 +16,7 @@ from models.structure import BlockPlan, Layer
 
 
 def int8_layers(module: nn.Module, family: Family, plans: Sequence[BlockPlan]) -> Iterator[nn.Linear]:
-    """Yields the linear layers of a pruned module that its int8 plan quantises."""
+    """Yield the linear layers of a pruned module that its int8 plan quantises."""
     for block, plan in zip(_blocks(module, family), plans, strict=True):
         for layer, linears in layers_of(block, family).items():
             if layer not in plan.exact:
@@ -24,14 +24,14 @@ def int8_layers(module: nn.Module, family: Family, plans: Sequence[BlockPlan]) -
 
 
 def _blocks(module: nn.Module, family: Family) -> Iterator[nn.Module]:
-    """Yields the blocks of all stages. It leaves out the last norm, which `PrunedBlocks` may hold."""
+    """Yield the blocks of all stages. It leaves out the last norm, which `PrunedBlocks` may hold."""
     for path in block_lists(module, family):
         owner = part(module, path)
         yield from owner.blocks() if isinstance(owner, PrunedBlocks) else owner.children()
 
 
 def layers_of(block: nn.Module, family: Family) -> dict[Layer, list[nn.Linear]]:
-    """Returns the linear layers of one block by role. The list of a removed layer is empty."""
+    """Return the linear layers of one block by role. The list of a removed layer is empty."""
     found = _of_plain(block) if isinstance(block, PrunedBlock) else _of_sliced(block, family)
     return {layer: [one for one in some if isinstance(one, nn.Linear)] for layer, some in found.items()}
 

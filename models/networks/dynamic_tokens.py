@@ -62,7 +62,7 @@ class DynamicBlocks(nn.Module):
         return self.blocks.leave(x, sizes + package * (gone - 1))
 
     def _reduced(self, reduction: TokenReduction, x: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
-        """Applies one reduction. Returns the remaining tokens and the number of tokens removed so far (a scalar
+        """Apply one reduction. Return the remaining tokens and the number of tokens removed so far (a scalar
         tensor).
 
         The fused token is treated as one more candidate, which is kept if any token has been removed. The exported
@@ -113,7 +113,7 @@ class DynamicNetwork(nn.Module):
 
 
 def export_dynamic(network: TorchNetwork, path: Path) -> None:
-    """Writes the dynamic form (`model.dynamic-tokens.onnx`) to `path` atomically.
+    """Write the dynamic form (`model.dynamic-tokens.onnx`) to `path` atomically.
 
     Raises: InvalidRequest, see `DynamicNetwork`.
     """
@@ -126,9 +126,9 @@ def export_dynamic(network: TorchNetwork, path: Path) -> None:
 
 
 def run_dynamic(network: TorchNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Runs the dynamic form in PyTorch, one image at a time.
+    """Run the dynamic form in PyTorch, one image at a time.
 
-    Returns logits (n, classes) and kept tokens (n, stages).
+    Return logits (n, classes) and kept tokens (n, stages).
     """
     dynamic = DynamicNetwork(network)
     with torch.inference_mode():
@@ -137,7 +137,7 @@ def run_dynamic(network: TorchNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kept_distribution(network: TorchNetwork, images: Tensor) -> Tensor:
-    """Returns the number of patch tokens that each image keeps at each stage, int64 (n, stages)."""
+    """Return the number of patch tokens that each image keeps at each stage, int64 (n, stages)."""
     return run_dynamic(network, images)[1]
 
 
@@ -160,7 +160,7 @@ class DynamicParity(Record):
 
 
 def check_dynamic(network: TorchNetwork, file: Path, images: Tensor) -> DynamicParity:
-    """Compares `file`, written by `export_dynamic`, with PyTorch. images: preprocessed, (n, C, H, W)."""
+    """Compare `file`, written by `export_dynamic`, with PyTorch. images: preprocessed, (n, C, H, W)."""
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     expected, counts = run_dynamic(network, images)
     largest, other = 0.0, 0
@@ -175,7 +175,7 @@ def check_dynamic(network: TorchNetwork, file: Path, images: Tensor) -> DynamicP
 
 
 def structure_of(plan: Plan, original: Structure, kept: Sequence[int]) -> Structure:
-    """Returns the static structure for an image that keeps these numbers of patch tokens, one number per stage.
+    """Return the static structure for an image that keeps these numbers of patch tokens, one number per stage.
 
     A stage that removes nothing still has the cost of its selector.
     """

@@ -62,7 +62,7 @@ class Network(ABC):
         return Half() if self.plan.precision == "fp16" else Int8(self.int8_layers_of, self.quantiser)
 
     def with_quantiser(self, quantiser: Quantiser) -> Self:
-        """Returns the same network with another quantiser for its int8 files."""
+        """Return the same network with another quantiser for its int8 files."""
         same = copy.copy(self)
         same._quantiser = quantiser
         return same
@@ -74,7 +74,7 @@ class Network(ABC):
         return same
 
     def with_class_names(self, names: Iterable[str]) -> Self:
-        """Returns the same network with these class names, in the order of its outputs."""
+        """Return the same network with these class names, in the order of its outputs."""
         same = copy.copy(self)
         same.class_names = tuple(names)
         return same
@@ -91,13 +91,13 @@ class Network(ABC):
         return self.module
 
     def with_module(self, module: nn.Module) -> Self:
-        """Returns the same network with another module of the same structure, such as a trained copy of its own."""
+        """Return the same network with another module of the same structure, such as a trained copy of its own."""
         same = copy.copy(self)
         same.module = module
         return same
 
     def with_plan(self, plan: Plan) -> Self:
-        """Returns the same module with a plan that differs only in precision.
+        """Return the same module with a plan that differs only in precision.
 
         If the new precision is fp32, the structure becomes fp32 too.
         """
@@ -108,14 +108,14 @@ class Network(ABC):
         return same
 
     def exact(self) -> Self:
-        """Returns the same network in fp32."""
+        """Return the same network in fp32."""
         if self.rounding is None or self.plan is None:
             return self
         blocks = tuple(dataclasses.replace(block, exact=()) for block in self.plan.blocks)
         return self.with_plan(dataclasses.replace(self.plan, blocks=blocks, precision="fp32"))
 
     def outputs(self, images: Tensor, batch: int = 64) -> Tensor:
-        """Returns the logits (n, classes) of images (n, C, H, W), without gradients.
+        """Return the logits (n, classes) of images (n, C, H, W), without gradients.
 
         For fp16 and int8 networks, fake quantisation rounds the values as the exported file does.
         """
@@ -123,7 +123,7 @@ class Network(ABC):
             return outputs_of(self.module, images, batch)
 
     def reductions(self) -> list[TokenReduction]:
-        """Returns the token reductions, in the order of the blocks."""
+        """Return the token reductions, in the order of the blocks."""
         return [module for module in self.module.modules() if isinstance(module, TokenReduction)]
 
     @property
@@ -138,7 +138,7 @@ class Network(ABC):
 
     @abstractmethod
     def weights(self) -> tuple[LayerWeights, ...]:
-        """Returns the linear layers of each block, which rankings and recovery read."""
+        """Return the linear layers of each block, which rankings and recovery read."""
 
     @abstractmethod
     def check_kinds(self, kinds: Collection[Kind]) -> None:
@@ -146,21 +146,21 @@ class Network(ABC):
 
     @abstractmethod
     def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
-        """Collects the moments of layer inputs, and the further statistics named in `kinds`.
+        """Collect the moments of layer inputs, and the further statistics named in `kinds`.
 
         images: (n, C, H, W). labels: (n,), read by the kind `taylor` only.
         """
 
     @abstractmethod
     def pruned(self, plan: Plan, statistics: Statistics | None) -> Self:
-        """Returns the network pruned by `plan`.
+        """Return the network pruned by `plan`.
 
         If `statistics` of this network are given, it is recovered in closed form.
         """
 
     @abstractmethod
     def recovered_in_sequence(self, dense: Self, images: Tensor) -> Self:
-        """Returns this pruned network after sequential recovery: each layer is refitted on the inputs that it really
+        """Return this pruned network after sequential recovery: each layer is refitted on the inputs that it really
         gets.
 
         dense: the network that this one was pruned from. images: (n, C, H, W), from the calibration split.
@@ -168,17 +168,17 @@ class Network(ABC):
 
     @abstractmethod
     def int8_layers_of(self, module: nn.Module) -> Iterator[nn.Linear]:
-        """Yields the linear layers that the int8 plan quantises. module: a copy of the network's own module."""
+        """Yield the linear layers that the int8 plan quantises. module: a copy of the network's own module."""
 
     @abstractmethod
     def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
-        """Writes an ONNX file. batch: images per run; None for any batch size.
+        """Write an ONNX file. batch: images per run; None for any batch size.
 
         form: the runtime that the file is for.
         """
 
     def write(self, module: nn.Module, path: Path, batch: int | None) -> None:
-        """Writes an ONNX file in the network's precision.
+        """Write an ONNX file in the network's precision.
 
         module: a copy of the network's own module, in its exported form.
         """
@@ -191,7 +191,7 @@ class Network(ABC):
 
 
 def outputs_of(module: nn.Module, images: Tensor, batch: int = 64) -> Tensor:
-    """Returns the outputs of a module, without gradients.
+    """Return the outputs of a module, without gradients.
 
     They are computed on the device of the module's parameters, and returned on the device of the images.
     """

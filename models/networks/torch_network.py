@@ -58,13 +58,13 @@ class TorchNetwork(Network):
         return self._family.pooling(self.module) != "token"
 
     def with_gates(self, gates: Sequence[Gates]) -> Self:
-        """Returns the same network with the values of its trained gates."""
+        """Return the same network with the values of its trained gates."""
         same = copy.copy(self)
         same.gates = tuple(gates)
         return same
 
     def with_threshold(self, threshold: float) -> Self:
-        """Returns the same network with another threshold for the selector scores of its dynamic form."""
+        """Return the same network with another threshold for the selector scores of its dynamic form."""
         same = copy.copy(self)
         same.threshold = threshold
         return same
@@ -103,7 +103,7 @@ class TorchNetwork(Network):
         return [block for block in self.blocks() if isinstance(block, PrunedBlock)]
 
     def readers(self) -> list[Readers]:
-        """Returns the layers of each block of a pruned network that recovery may refit."""
+        """Return the layers of each block of a pruned network that recovery may refit."""
         found = []
         for block in self.blocks():
             if isinstance(block, PrunedBlock):
@@ -158,7 +158,7 @@ class TorchNetwork(Network):
         )
 
     def _observe(self, observer: Observer, images: Tensor, batch: int, sides: Sides) -> None:
-        """Runs the images through the network and passes the inputs of two layers of each block to the observer."""
+        """Run the images through the network, and pass the inputs of two layers of each block to the observer."""
 
         def hook_of(block: int, side: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
             return lambda _module, inputs: observer(block, side, inputs[0])
@@ -175,7 +175,7 @@ class TorchNetwork(Network):
                 handle.remove()
 
     def _path_of(self, layer: Layer) -> str:
-        """Returns the path of a layer inside a block."""
+        """Return the path of a layer inside a block."""
         if layer == "qkv":
             return self._family.qkv
         return {"proj": self._family.projection, "fc1": self._family.fc1, "fc2": self._family.fc2}[layer]
@@ -190,7 +190,7 @@ class TorchNetwork(Network):
 
 
 def of_known_family(network: Network, purpose: str) -> TorchNetwork:
-    """Returns `network` itself if a family describes its architecture.
+    """Return `network` itself if a family describes its architecture.
 
     purpose: what needs the family; part of the error message.
 

@@ -21,7 +21,7 @@ from models.structure import PACKAGING, BlockPlan, Plan, Stage, Structure, Token
 
 
 def prune(model: nn.Module, family: Family, structure: Structure, plan: Plan) -> nn.Module:
-    """Returns a new model that holds only what `plan` keeps. `model` itself is not changed.
+    """Return a new model that holds only what `plan` keeps. `model` itself is not changed.
 
     Raises: InvalidRequest if the plan does not fit the structure.
     """
@@ -52,7 +52,7 @@ def prune(model: nn.Module, family: Family, structure: Structure, plan: Plan) ->
 def _together(
     model: nn.Module, family: Family, structure: Structure, blocks: list[PrunedBlock], *, plans: list[BlockPlan]
 ) -> PrunedBlocks:
-    """Joins the blocks of one stage in one module.
+    """Join the blocks of one stage in one module.
 
     If the model pools its tokens and a plan fuses or merges tokens, the last norm moves from the model into this
     module.
@@ -75,7 +75,7 @@ def _prune_blocks(
     plans: list[BlockPlan],
     embed: Sequence[int],
 ) -> list[PrunedBlock]:
-    """Prunes the blocks of one stage.
+    """Prune the blocks of one stage.
 
     first: index of the stage's first block in the network.
     """
@@ -106,7 +106,7 @@ def _prune_blocks(
 
 
 def watching_blocks(plans: Sequence[BlockPlan]) -> dict[int, TokenScore]:
-    """Returns the blocks of one stage whose attention a later token reduction reads.
+    """Return the blocks of one stage whose attention a later token reduction reads.
 
     Maps the index of such a block in `plans` to the score that is computed from its attention.
     """
@@ -150,7 +150,7 @@ def _prune_block(
 
 
 def _positions(block: nn.Module, family: Family, plan: BlockPlan) -> RelativePositions | None:
-    """Returns the relative position bias of the kept heads; None if the family has none."""
+    """Return the relative position bias of the kept heads; None if the family has none."""
     if not family.position_index:
         return None
     ((table, dim),) = family.head_tables.items()
@@ -178,7 +178,7 @@ def _attention(block: nn.Module, family: Family, plan: BlockPlan, embed: Sequenc
 
 
 def qkv_rows(plan: BlockPlan, width: int) -> list[int]:
-    """Returns the indices of the kept outputs of the joint q/k/v layer; q, k and v have `width` outputs each."""
+    """Return the indices of the kept outputs of the joint q/k/v layer; q, k and v have `width` outputs each."""
     qk = [i for head in plan.heads for i in head.qk]
     v = [i for head in plan.heads for i in head.v]
     return qk + [width + i for i in qk] + [2 * width + i for i in v]
@@ -222,7 +222,7 @@ def _after(block: nn.Module, scale: str, drop_path: str, embed: Sequence[int]) -
 
 
 def _narrow_ends(model: nn.Module, family: Family, embed: Sequence[int]) -> None:
-    """Reduces the embedding width of all layers outside the blocks.
+    """Reduce the embedding width of all layers outside the blocks.
 
     Changes `model`, which is a copy made by `prune`.
     """

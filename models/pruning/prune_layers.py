@@ -10,13 +10,13 @@ from models.families.family import is_present
 
 
 def take(tensor: Tensor | nn.Module, dim: int, members: Sequence[int]) -> Tensor:
-    """Returns a detached copy of the given indices (`members`) along one dim."""
+    """Return a detached copy of the given indices (`members`) along one dim."""
     assert isinstance(tensor, Tensor)
     return tensor.detach().index_select(dim, torch.tensor(members, device=tensor.device)).clone()
 
 
 def narrow_linear(linear: nn.Linear, rows: Sequence[int], columns: Sequence[int]) -> nn.Linear:
-    """Returns a linear layer with the given outputs (rows) and inputs (columns) of the original, in the given order."""
+    """Return a linear layer with the given outputs (rows) and inputs (columns) of the original, in the given order."""
     small = nn.Linear(len(columns), len(rows), bias=linear.bias is not None, device="meta")
     small.weight = nn.Parameter(take(take(linear.weight, 0, rows), 1, columns))
     if linear.bias is not None:
@@ -25,14 +25,14 @@ def narrow_linear(linear: nn.Linear, rows: Sequence[int], columns: Sequence[int]
 
 
 def split_linear(linear: nn.Linear, rows: Sequence[int]) -> list[nn.Linear]:
-    """Splits a layer into several ones with the same inputs. rows: number of consecutive outputs of each new layer."""
+    """Split a layer into several ones with the same inputs. rows: number of consecutive outputs of each new layer."""
     ends = [sum(rows[: i + 1]) for i in range(len(rows))]
     inputs = range(linear.in_features)
     return [narrow_linear(linear, range(end - n, end), inputs) for n, end in zip(rows, ends, strict=True)]
 
 
 def narrow_norm(norm: nn.Module, members: Sequence[int]) -> nn.Module:
-    """Returns a norm over the kept dims. It computes the mean and the variance over these dims only."""
+    """Return a norm over the kept dims. It computes the mean and the variance over these dims only."""
     if not is_present(norm):
         return norm
     small = copy.deepcopy(norm)
@@ -45,7 +45,7 @@ def narrow_norm(norm: nn.Module, members: Sequence[int]) -> nn.Module:
 
 
 def narrow_depthwise(conv: nn.Conv2d, channels: Sequence[int]) -> nn.Conv2d:
-    """Returns a depthwise convolution with the given channels of the original."""
+    """Return a depthwise convolution with the given channels of the original."""
     small = copy.deepcopy(conv)
     small.in_channels = small.out_channels = small.groups = len(channels)
     small.weight = nn.Parameter(take(conv.weight, 0, channels))

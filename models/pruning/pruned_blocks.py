@@ -83,13 +83,13 @@ class PrunedAttention(nn.Module):
         return self._join(functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale))
 
     def with_attention(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the result of `forward`, the attention after softmax (B, H, N, N) and the keys (B, H, N, q)."""
+        """Return the result of `forward`, the attention after softmax (B, H, N, N) and the keys (B, H, N, q)."""
         q, k, v = self._split(x)
         attention = self._attention(q, k, bias)
         return self._join(attention @ v), attention, k
 
     def masked(self, x: Tensor, allowed: Tensor) -> Tensor:
-        """Computes attention with a mask through which gradients flow.
+        """Compute attention with a mask through which gradients flow.
 
         allowed: (B, 1, N, N), 1 if query i may see key j, otherwise 0. Each query must see itself.
         """
@@ -99,7 +99,7 @@ class PrunedAttention(nn.Module):
         return self._join(weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-30) @ v)
 
     def fold_scale(self) -> None:
-        """Multiplies the weights that produce q by the scale, in place.
+        """Multiply the weights that produce q by the scale, in place.
 
         This saves one product per run in exported copies.
         """
@@ -115,12 +115,12 @@ class PrunedAttention(nn.Module):
         self.scale = 1.0
 
     def _attention(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-        """Returns the attention after softmax, (B, H, N, N)."""
+        """Return the attention after softmax, (B, H, N, N)."""
         logits = (q if self.scale == 1.0 else q * self.scale) @ k.transpose(-2, -1)
         return torch.softmax(logits if bias is None else logits + bias, dim=-1)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns q, k (B, H, N, q) and v (B, H, N, v).
+        """Return q, k (B, H, N, q) and v (B, H, N, v).
 
         The joint output is split into heads first, and then into q, k and v. This order copies contiguous rows; the
         reverse order would copy strided ones.
@@ -137,7 +137,7 @@ class PrunedAttention(nn.Module):
         return self.q_norm(q), self.k_norm(k), v
 
     def _join(self, x: Tensor) -> Tensor:
-        """Joins the heads and applies the projection: (B, H, N, v) -> (B, N, D)."""
+        """Join the heads and apply the projection: (B, H, N, v) -> (B, N, D)."""
         batch, _, tokens, _ = x.shape
         joined: Tensor = self.projection(
             self.outputs(x.transpose(1, 2).reshape(batch, tokens, self.heads * self.v_dim))
@@ -190,7 +190,7 @@ class PrunedBlock(nn.Module):
         return self.walk(x, lambda x: self.reduce(x, state), lambda x: self.attend(x, state), self.transform)
 
     def walk(self, x: Tensor, reduce: Step, attend: Step, transform: Step) -> Tensor:
-        """Runs the steps of a block in their order. x: (B, N, D). Each step gets the current residual stream.
+        """Run the steps of a block in their order. x: (B, N, D). Each step gets the current residual stream.
 
         reduce: returns the tokens that remain.
         attend, transform: return the update that is added to the residual stream, before layer scale.
@@ -207,13 +207,13 @@ class PrunedBlock(nn.Module):
         return x
 
     def reduce(self, x: Tensor, state: TokenState) -> Tensor:
-        """Returns the tokens that remain after the block's token reduction."""
+        """Return the tokens that remain after the block's token reduction."""
         assert self.reduction is not None
         left: Tensor = self.reduction(x, state)
         return left
 
     def attend(self, x: Tensor, state: TokenState) -> Tensor:
-        """Returns the attention's update of the residual stream.
+        """Return the attention's update of the residual stream.
 
         If the block has a `TokenWatch`, it reads the attention.
         """
@@ -230,7 +230,7 @@ class PrunedBlock(nn.Module):
         return update
 
     def transform(self, x: Tensor) -> Tensor:
-        """Returns the MLP's update of the residual stream."""
+        """Return the MLP's update of the residual stream."""
         assert self.mlp is not None and self.norm2 is not None
         update: Tensor = self.mlp(self.norm2(x))
         return update
@@ -277,7 +277,7 @@ class PrunedBlocks(nn.Module):
         return x.unsqueeze(1) if grid else x
 
     def __len__(self) -> int:
-        """Returns the number of blocks.
+        """Return the number of blocks.
 
         timm's `forward_intermediates` needs the length of a model's blocks, iterates over them and slices them.
         """
@@ -293,13 +293,13 @@ class PrunedBlocks(nn.Module):
         return [block for block in self.children() if isinstance(block, PrunedBlock)]
 
     def run(self, x: Tensor, state: TokenState) -> Tensor:
-        """Runs x (B, N, D) through all blocks."""
+        """Run x (B, N, D) through all blocks."""
         for block in self.blocks():
             x = block(x, state)
         return x
 
     def leave(self, x: Tensor, sizes: Tensor | None) -> Tensor:
-        """Returns the tokens for the rest of the network.
+        """Return the tokens for the rest of the network.
 
         sizes: (1 or B, N - P), number of tokens that each one stands for.
         """
@@ -314,5 +314,5 @@ class PrunedBlocks(nn.Module):
 
 
 def row_of_blocks(module: nn.Module) -> PrunedBlocks:
-    """Returns the blocks of a pruned plain network, which has exactly one `PrunedBlocks`."""
+    """Return the blocks of a pruned plain network, which has exactly one `PrunedBlocks`."""
     return next(found for found in module.modules() if isinstance(found, PrunedBlocks))

@@ -27,7 +27,7 @@ FLOOR = 1e-8
 
 
 def refit(weight: Tensor, bias: Tensor | None, inputs: InputStatistics, kept: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Returns the new weight (O, S) and bias (O,), float64.
+    """Return the new weight (O, S) and bias (O,), float64.
 
     weight: (O, D). bias: (O,). kept: indices of the S kept inputs among the D original ones.
     """
@@ -59,7 +59,7 @@ class Readers:
 def recover(
     readers: Sequence[Readers], plan: Plan, weights: Sequence[LayerWeights], statistics: Sequence[BlockStatistics]
 ) -> None:
-    """Refits the projection and fc2 of every pruned block, in place.
+    """Refit the projection and fc2 of every pruned block, in place.
 
     It also refits q/k/v and fc1 if they read only some of their inputs and the statistics hold the moments of these
     inputs.

@@ -85,7 +85,7 @@ class ReducedAttention(nn.Module):
         return out
 
     def fold_scale(self) -> None:
-        """Multiplies the weights that produce q by the scale, in place.
+        """Multiply the weights that produce q by the scale, in place.
 
         This saves one product per run in exported copies.
         """
@@ -99,7 +99,7 @@ class ReducedAttention(nn.Module):
         self.scale = 1.0
 
     def _split(self, made: str, joined: Tensor) -> dict[str, Tensor]:
-        """Splits the output of one layer (B, N, sum of widths) into its parts, each (B, heads, N, dim)."""
+        """Split the output of one layer (B, N, sum of widths) into its parts, each (B, heads, N, dim)."""
         dims = [self.v_dim if name == "v" else self.qk_dim for name in made]
         parts = joined.split([self.heads * dim for dim in dims], dim=-1)
         return {

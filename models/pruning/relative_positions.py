@@ -19,7 +19,7 @@ class RelativePositions(nn.Module):
         self.register_buffer("index", index.clone(), persistent=False)
 
     def forward(self, places: Tensor | None, tokens: int) -> Tensor:
-        """Returns the bias, (1 or B, H, tokens, tokens).
+        """Return the bias, (1 or B, H, tokens, tokens).
 
         places: (B, K), grid positions of the first K tokens; None if all tokens are present, in their order.
         """

@@ -28,7 +28,7 @@ RIDGE = 1e-2
 
 
 def can_recover_in_sequence(plan: Plan, structure: Structure) -> bool:
-    """Returns True if every token of the pruned network is either a token of the dense network or a fused token.
+    """Return True if every token of the pruned network is either a token of the dense network or a fused token.
 
     The network must also have a single stage of plain blocks.
     """
@@ -39,7 +39,7 @@ def can_recover_in_sequence(plan: Plan, structure: Structure) -> bool:
 
 
 def recover_in_sequence(small: nn.Module, plan: Plan, dense: nn.Module, images: Tensor, *, tokens: int) -> None:
-    """Refits the pruned module `small` layer by layer, in place.
+    """Refit the pruned module `small` layer by layer, in place.
 
     plan: the plan that `small` was pruned with.
     dense: the dense network, built with a plan that removes nothing, so that it has the same kind of blocks.
@@ -76,7 +76,7 @@ class _Entered(Exception):
 
 
 def _entering(network: nn.Module, images: Tensor) -> Tensor:
-    """Returns the input of the first block, (B, N, D)."""
+    """Return the input of the first block, (B, N, D)."""
     found: list[Tensor] = []
 
     def stop(_module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -94,7 +94,7 @@ def _entering(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def _dense_block(block: PrunedBlock, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the residual stream after the attention and after the MLP, each (B, N, D)."""
+    """Return the residual stream after the attention and after the MLP, each (B, N, D)."""
     seen: list[Tensor] = []
 
     def transform(x: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def _dense_block(block: PrunedBlock, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fit_block(block: PrunedBlock, lane: Lane, middle: Tensor, after: Tensor) -> None:
-    """Fits the projection and fc2 of one block, and moves `lane` to the output of this block."""
+    """Fit the projection and fc2 of one block, and move `lane` to the output of this block."""
 
     def attend(x: Tensor) -> Tensor:
         assert block.attention is not None
@@ -128,7 +128,7 @@ def _fit_block(block: PrunedBlock, lane: Lane, middle: Tensor, after: Tensor) ->
 
 
 def _reduce(block: PrunedBlock, lane: Lane, x: Tensor) -> Tensor:
-    """Applies the block's token reduction to x (B, N', D). Returns the remaining tokens and updates `lane.places`."""
+    """Apply the block's token reduction to x (B, N', D). Return the remaining tokens and updates `lane.places`."""
     reduction = block.reduction
     assert reduction is not None
     batch, tokens = x.shape[:2]
@@ -143,12 +143,12 @@ def _reduce(block: PrunedBlock, lane: Lane, x: Tensor) -> Tensor:
 
 
 def _present(lane: Lane) -> Tensor | None:
-    """Returns which tokens exist in the dense network too, bool (B, N'); None if all do."""
+    """Return which tokens exist in the dense network too, bool (B, N'); None if all do."""
     return None if lane.places is None else lane.places >= 0
 
 
 def _missing(lane: Lane, x: Tensor, dense: Tensor) -> Tensor:
-    """Returns the dense residual stream minus x, token by token, (B, N', D).
+    """Return the dense residual stream minus x, token by token, (B, N', D).
 
     x: current residual stream of the pruned network, (B, N', D). dense: that of the dense network, (B, N, D).
     """
@@ -169,7 +169,7 @@ def _inputs_of(linear: nn.Linear, run: Callable[[], object]) -> Tensor:
 
 
 def _fit(linear: nn.Linear, inputs: Tensor, wanted: Tensor, after: nn.Module, *, present: Tensor | None) -> None:
-    """Solves scale * (W z + b) = wanted for W and b by least squares, in place.
+    """Solve scale * (W z + b) = wanted for W and b by least squares, in place.
 
     A ridge pulls W towards its current value.
     inputs: z, (B, N', K). wanted: (B, N', D). after: module that holds the layer scale, if there is one.

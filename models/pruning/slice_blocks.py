@@ -47,7 +47,7 @@ def slice_blocks(
     first: int,
     plans: Sequence[BlockPlan],
 ) -> None:
-    """Replaces all blocks of one stage by their pruned form. Changes `originals`, which are copies made by `prune`."""
+    """Replace all blocks of one stage by their pruned form. Changes `originals`, which are copies made by `prune`."""
     for plan in plans:
         _slice_block(originals[plan.source - first], family, plan)
     kept = [_half(originals[plan.source - first], family, plan) for plan in plans]
@@ -57,7 +57,7 @@ def slice_blocks(
 
 
 def readers(block: nn.Module, family: Family) -> tuple[nn.Linear | None, nn.Linear | None]:
-    """Returns the two layers of a sliced block that read its heads (the projection) and its neurons (fc2).
+    """Return the two layers of a sliced block that read its heads (the projection) and its neurons (fc2).
 
     A layer that was removed is None.
     """
@@ -84,7 +84,7 @@ def _slice_block(block: nn.Module, family: Family, plan: BlockPlan) -> None:
 
 
 def _slice_heads(block: nn.Module, family: Family, plan: BlockPlan) -> None:
-    """Keeps the heads of the plan, which are never cut in part, in the block's attention, in place."""
+    """Keep the heads of the plan, which are never cut in part, in the block's attention, in place."""
     count = head_count(block, family)
     dim = part_rows(block, family, plan)[0][2] // count
     kept = [head.qk[0] // dim for head in plan.heads]
@@ -121,7 +121,7 @@ def _rebuilt(block: nn.Module, family: Family, plan: BlockPlan) -> ReducedAttent
 
 
 def part_rows(block: nn.Module, family: Family, plan: BlockPlan) -> list[tuple[str, list[int], int]]:
-    """Returns three facts for each layer that produces q, k or v.
+    """Return three facts for each layer that produces q, k or v.
 
     They are the layer's path, the rows to keep, and the number of rows that each of q, k and v has in the original
     layer.
@@ -156,7 +156,7 @@ def _slice_neurons(block: nn.Module, family: Family, neurons: Sequence[int]) -> 
 
 
 def _half(block: nn.Module, family: Family, plan: BlockPlan) -> nn.Module:
-    """Returns the block without the sublayers (attention, MLP) that the plan removes."""
+    """Return the block without the sublayers (attention, MLP) that the plan removes."""
     after = optional_part(block, family.drop_paths[1]) or nn.Identity()
     scale = optional_part(block, family.layer_scale2)
     if not plan.heads:

@@ -18,7 +18,7 @@ It avoids division by 0.
 def class_attention(attention: Tensor, prefix: int) -> Tensor:
     """Scores each token after the prefix by the class token's attention to it, averaged over heads (MDC, section 3.3).
 
-    attention: (B, H, N, N) after softmax. Returns (B, N - P).
+    attention: (B, H, N, N) after softmax. Return (B, N - P).
     """
     return attention[:, :, 0, prefix:].mean(dim=1)
 
@@ -26,21 +26,21 @@ def class_attention(attention: Tensor, prefix: int) -> Tensor:
 def received_attention(attention: Tensor, prefix: int) -> Tensor:
     """Scores each token after the prefix by the attention that it receives, averaged over heads and queries.
 
-    For networks without a class token. Returns (B, N - P).
+    For networks without a class token. Return (B, N - P).
     """
     return attention[:, :, :, prefix:].mean(dim=(1, 2))
 
 
 def strongest_attention(attention: Tensor, prefix: int) -> Tensor:
-    """Computes CP-ViT's score of one layer: the largest attention of any query to the token, summed over heads.
+    """Compute CP-ViT's score of one layer: the largest attention of any query to the token, summed over heads.
 
-    Returns (B, N - P).
+    Return (B, N - P).
     """
     return attention[:, :, :, prefix:].amax(dim=2).sum(dim=1)
 
 
 def best_tokens(scores: Tensor, kept: int) -> Tensor:
-    """Returns the indices of the `kept` highest scores, best first: (B, M) -> (B, kept). Ties go to the lower index.
+    """Return the indices of the `kept` highest scores, best first: (B, M) -> (B, kept). Ties go to the lower index.
 
     torch.topk does not define the order of ties, so PyTorch uses a stable sort. ONNX has no stable sort, but its TopK
     orders ties by index, so the export uses topk.
@@ -51,7 +51,7 @@ def best_tokens(scores: Tensor, kept: int) -> Tensor:
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """Selects tokens: x (B, M, D), index (B, K) -> (B, K, D).
+    """Select tokens: x (B, M, D), index (B, K) -> (B, K, D).
 
     It looks up rows of the flattened tokens. ONNX's Gather then copies whole rows, which is faster than GatherElements,
     which copies single values.
@@ -62,7 +62,7 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 
 
 def membership(index: Tensor, size: int) -> Tensor:
-    """Returns bool (B, size): True for the values that occur in index (B, K), whose values are below `size`.
+    """Return bool (B, size): True for the values that occur in index (B, K), whose values are below `size`.
 
     It compares values instead of using a scatter.
     """
@@ -70,7 +70,7 @@ def membership(index: Tensor, size: int) -> Tensor:
 
 
 def drop(x: Tensor, index: Tensor, prefix: int, patches: int) -> Tensor:
-    """Keeps prefix, indexed patch tokens, and the fused token if there is one: (B, N, D) -> (B, P + K [+ 1], D)."""
+    """Keep prefix, indexed patch tokens, and the fused token if there is one: (B, N, D) -> (B, P + K [+ 1], D)."""
     kept = gather_tokens(x[:, prefix : prefix + patches], index)
     return torch.cat([x[:, :prefix], kept, x[:, prefix + patches :]], dim=1)
 
@@ -108,10 +108,10 @@ def fuse(
 
 
 def merge(x: Tensor, keys: Tensor, sizes: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """Merges the most similar tokens until `kept` remain (ToMe, arXiv 2210.09461, section 3: bipartite matching).
+    """Merge the most similar tokens until `kept` remain (ToMe, arXiv 2210.09461, section 3: bipartite matching).
 
     x: (B, M, D). keys: (B, M, q); the similarity of two tokens is the cosine of their keys. sizes: (1 or B, M).
-    Returns the merged tokens (B, kept, D), which are means weighted by size, and their sizes (B, kept).
+    Return the merged tokens (B, kept, D), which are means weighted by size, and their sizes (B, kept).
     One round merges at most half of the tokens, so a small `kept` takes several rounds. Tokens are added to their
     partners by a product with a one-hot matrix, so that no scatter is needed.
     """
@@ -125,9 +125,9 @@ def merge(x: Tensor, keys: Tensor, sizes: Tensor, kept: int) -> tuple[Tensor, Te
 
 
 def _merge_round(x: Tensor, keys: Tensor, sizes: Tensor, removed: int) -> tuple[Tensor, Tensor]:
-    """Runs one round: merges tokens at odd positions into their most similar token at an even position.
+    """Run one round: merges tokens at odd positions into their most similar token at an even position.
 
-    Only the `removed` most similar pairs are merged. Returns the new tokens and their sizes.
+    Only the `removed` most similar pairs are merged. Return the new tokens and their sizes.
     """
     unit = functional.normalize(keys, dim=-1)
     similarity = unit[:, 1::2] @ unit[:, 0::2].transpose(1, 2)

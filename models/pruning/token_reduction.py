@@ -32,7 +32,7 @@ class TokenState:
     merged: bool = False
 
     def attention_bias(self, prefix: int) -> Tensor | None:
-        """Returns log(size) of each key, (1 or B, 1, 1, N); None if attention does not depend on sizes."""
+        """Return log(size) of each key, (1 or B, 1, 1, N); None if attention does not depend on sizes."""
         if not self.merged or self.sizes is None:
             return None
         ones = self.sizes.new_ones(self.sizes.shape[0], prefix)
@@ -138,6 +138,6 @@ class TokenReduction(nn.Module):
 
 @contextmanager
 def all_recorded(reductions: Sequence[TokenReduction]) -> Iterator[list[list[Tensor]]]:
-    """Applies `TokenReduction.recorded` to several reductions. Yields one list for each of them."""
+    """Apply `TokenReduction.recorded` to several reductions. Yields one list for each of them."""
     with ExitStack() as stack:
         yield [stack.enter_context(reduction.recorded()) for reduction in reductions]

@@ -37,7 +37,7 @@ class TokenSelector(nn.Module):
         self._initialise(torch.Generator().manual_seed(seed))
 
     def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
-        """Returns T_keep, in (0, 1): x (B, M, D) -> (B, M).
+        """Return T_keep, in (0, 1): x (B, M, D) -> (B, M).
 
         present: (B, M), 0 for masked tokens, which are still in x but do not count in the mean over tokens; otherwise
         1. None: no token is masked.
@@ -50,7 +50,7 @@ class TokenSelector(nn.Module):
         return (weights * votes).sum(dim=-1) / weights.sum(dim=-1)
 
     def _initialise(self, draw: torch.Generator) -> None:
-        """Initialises the linear layers with the generator `draw`: weights as nn.Linear does, biases with zero."""
+        """Initialise the linear layers with the generator `draw`: weights as nn.Linear does, biases with zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=draw)
@@ -59,7 +59,7 @@ class TokenSelector(nn.Module):
 
 
 def _mean_over_tokens(x: Tensor, present: Tensor | None) -> Tensor:
-    """Averages the features over the present tokens: x (B, M, H, d), present (B, M) -> (B, 1, H, d)."""
+    """Average the features over the present tokens: x (B, M, H, d), present (B, M) -> (B, 1, H, d)."""
     if present is None:
         return x.mean(dim=1, keepdim=True)
     shares = present / present.sum(dim=1, keepdim=True).clamp(min=1)

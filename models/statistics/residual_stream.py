@@ -55,7 +55,7 @@ def change_without(norm: nn.Module, x: Tensor, gradient: Tensor, own: bool) -> T
     The change is exact for the norm itself, whose mean and variance are computed over the dims that stay. It is a
     first-order estimate for the later layers.
 
-    x, gradient: (B, T, D), the input of the norm and the gradient at its output. Returns (B, D), summed over tokens.
+    x, gradient: (B, T, D), the input of the norm and the gradient at its output. Return (B, D), summed over tokens.
     """
     if not isinstance(norm, nn.LayerNorm):
         return -(x * gradient).sum(1) if own else torch.zeros_like(x[:, 0])

@@ -34,7 +34,7 @@ class Processes:
     cpu: bool
 
     def accelerator(self, index: int, port: int) -> Accelerator:
-        """Returns the accelerator of one process. index: of this process.
+        """Return the accelerator of one process. index: of this process.
 
         port: where the processes meet, on 127.0.0.1.
         """
@@ -46,7 +46,7 @@ class Processes:
 
 
 def on_gpus() -> Processes | None:
-    """Returns one process for each GPU; None if the machine has no GPU."""
+    """Return one process for each GPU; None if the machine has no GPU."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return Processes(gpus, cpu=False) if gpus else None
 
@@ -54,7 +54,7 @@ def on_gpus() -> Processes | None:
 def in_processes(
     where: Processes, work: Callable[..., None], arguments: tuple[Any, ...], after_epoch: AfterEpoch
 ) -> None:
-    """Calls work(*arguments, after_epoch, accelerator) in each process, and returns when all processes have ended.
+    """Call work(*arguments, after_epoch, accelerator) in each process, and return when all processes have ended.
 
     after_epoch: called in this process with the reports (epoch, mean loss) of the main training process. If it raises,
     all training processes are killed.
@@ -91,7 +91,7 @@ def _begin(
     work: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
-    """Runs in each training process.
+    """Run in each training process.
 
     The main process takes turns with other work on this machine. After each epoch it waits until after_epoch has
     returned.

@@ -57,7 +57,7 @@ def finetune(
     checkpoint: Path,
     after_epoch: Callable[[int, float], None],
 ) -> Network:
-    """Returns a trained copy of `network`.
+    """Return a trained copy of `network`.
 
     after_epoch: called with (epoch, mean loss). It may raise to stop the training; the checkpoint is then kept.
 
@@ -87,7 +87,7 @@ def train_to_answer(  # noqa: PLR0917  called with a tuple of its arguments
     after_epoch: AfterEpoch,
     accelerator: Accelerator,
 ) -> None:
-    """Trains `student` in place on the teacher's logits and the labels. Each process of the accelerator calls this."""
+    """Train `student` in place on the teacher's logits and the labels. Each process of the accelerator calls this."""
     teacher.to(accelerator.device)
     optimizer = create_optimizer_v2(student, opt="adamw", lr=recipe.learning_rate, weight_decay=0.01)
     targets = outputs_of(teacher, data.images)
@@ -124,7 +124,7 @@ def check_cutmix(cutmix: float, labelled: bool) -> None:
 
 
 def mixing(teacher: nn.Module, classes: int, alpha: float) -> Mix:
-    """Returns a function that applies CutMix; see `Mix`.
+    """Return a function that applies CutMix; see `Mix`.
 
     alpha: of CutMix. The random numbers come from the generators that each epoch seeds.
     """
@@ -142,7 +142,7 @@ def mixing(teacher: nn.Module, classes: int, alpha: float) -> Mix:
 
 
 def distillation_loss(outputs: Tensor, targets: Tensor, labels: Tensor | None, distill: float) -> Tensor:
-    """Returns cross-entropy + distill * KL(teacher || student), both averaged over images, at temperature 1.
+    """Return cross-entropy + distill * KL(teacher || student), both averaged over images, at temperature 1.
 
     Without labels, it returns KL alone.
     outputs, targets: logits of student and teacher, (n, C). labels: (n,), or probabilities (n, C) for mixed images.

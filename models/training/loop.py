@@ -48,7 +48,7 @@ def train(
     after_epoch: Callable[[int, float], None],
     accelerator: Accelerator | None = None,
 ) -> None:
-    """Trains `module` in place.
+    """Train `module` in place.
 
     optimizer: the learning rate of each parameter group is the highest one of its schedule.
     images: number of images.
@@ -87,7 +87,7 @@ def _train_epoch(
     loss: Loss,
     epoch: int,
 ) -> float:
-    """Trains one epoch. Each batch is divided among the processes. Returns the mean loss over all images."""
+    """Train one epoch. Each batch is divided among the processes. Return the mean loss over all images."""
     module.train()
     seed = course.seed * 10007 + epoch
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
@@ -113,7 +113,7 @@ def _train_epoch(
 
 
 def _own(batch: Tensor, accelerator: Accelerator) -> tuple[Tensor, float]:
-    """Returns this process's share of a batch, and the weight of its loss.
+    """Return this process's share of a batch, and the weight of its loss.
 
     With this weight, the mean over the processes equals the mean over the whole batch. A batch with fewer images than
     processes is not divided: each process then computes all of it.
@@ -126,7 +126,7 @@ def _own(batch: Tensor, accelerator: Accelerator) -> tuple[Tensor, float]:
 
 
 def _set_learning_rates(optimizer: torch.optim.Optimizer, rates: list[float], progress: float) -> None:
-    """Sets the learning rates: a linear warm-up, then half a cosine period down to zero.
+    """Set the learning rates: a linear warm-up, then half a cosine period down to zero.
 
     rates: highest learning rate of each group. progress: in [0, 1) over the whole training.
     """
@@ -139,7 +139,7 @@ def _set_learning_rates(optimizer: torch.optim.Optimizer, rates: list[float], pr
 
 
 def _resume(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Loads the checkpoint if it exists. Returns the number of finished epochs."""
+    """Load the checkpoint if it exists. Return the number of finished epochs."""
     if not checkpoint.exists():
         return 0
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
@@ -153,7 +153,7 @@ def finished_epochs(checkpoint: Path) -> int:
 
 
 def load_trained(checkpoint: Path, module: nn.Module) -> None:
-    """Loads the weights that another process has trained."""
+    """Load the weights that another process has trained."""
     module.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["module"])
     module.eval()
 

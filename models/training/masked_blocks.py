@@ -26,13 +26,13 @@ Choose = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def choose_best(scores: Tensor, present: Tensor, kept: int) -> Tensor:
-    """Keeps the `kept` present tokens with the highest scores, as a delivered network does."""
+    """Keep the `kept` present tokens with the highest scores, as a delivered network does."""
     best = tokens.best_tokens(scores.masked_fill(present == 0, -1.0), kept)
     return tokens.membership(best, scores.shape[1]).to(scores.dtype) * present
 
 
 def choose_by_gumbel(scores: Tensor, present: Tensor, _kept: int) -> Tensor:
-    """Keeps each token at random, with the probability T_keep.
+    """Keep each token at random, with the probability T_keep.
 
     It is a straight-through Gumbel-softmax: the forward pass uses 0 or 1, and the backward pass uses the soft values.
     """
@@ -57,13 +57,13 @@ class Masks:
     tokens: Tensor | None = None
 
     def allowed(self, prefix: int) -> Tensor:
-        """Returns which keys each query may see, 0 or 1, (B, 1, N, N). Every token may see itself."""
+        """Return which keys each query may see, 0 or 1, (B, 1, N, N). Every token may see itself."""
         seen = _joined(self.present.new_ones(1, prefix), self.present, self.package())
         every, own = seen[:, None, None, :], torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
         return every + (1 - every) * own
 
     def sizes(self) -> Tensor:
-        """Returns the number of original tokens that each token stands for, (B, N - P)."""
+        """Return the number of original tokens that each token stands for, (B, N - P)."""
         gone = self.present.shape[1] - self.present.sum(dim=1, keepdim=True)
         return _joined(self.present, gone if self.packaged else None)
 
@@ -109,7 +109,7 @@ class MaskedBlocks(nn.Module):
         return self.blocks.leave(x, masks.sizes())
 
     def _through(self, block: PrunedBlock, x: Tensor, masks: Masks) -> Tensor:
-        """Runs one block like `PrunedBlock.forward`, but with masks."""
+        """Run one block like `PrunedBlock.forward`, but with masks."""
         in_use = self._places.get(id(block), -1) >= self.first
 
         def reduce(x: Tensor) -> Tensor:
@@ -141,13 +141,13 @@ class MaskedBlocks(nn.Module):
 
 
 def _shares(weights: Tensor, present: Tensor) -> Tensor:
-    """Scales the weights to mean 1 over the present tokens, as `tokens.fuse` does. Returns (B, M)."""
+    """Scales the weights to mean 1 over the present tokens, as `tokens.fuse` does. Return (B, M)."""
     mean = (weights * present).sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True).clamp(min=1)
     return (weights / mean.clamp(min=1e-12)).clamp(min=tokens.LEAST_SHARE)
 
 
 def mask_tokens(network: TorchNetwork, choose: Choose) -> MaskedBlocks:
-    """Replaces the blocks of a pruned network by masked blocks, in place, and returns them. `unmask_tokens` undoes
+    """Replace the blocks of a pruned network by masked blocks, in place, and return them. `unmask_tokens` undoes
     this.
 
     Raises: InvalidRequest if a reduction has no selector, or if it drops tokens and the network pools its tokens. The

@@ -39,7 +39,7 @@ class GateRecipe:
 def train_gates(
     network: Network, data: Batch, recipe: GateRecipe, checkpoint: Path, *, after_epoch: Callable[[int, float], None]
 ) -> TorchNetwork:
-    """Returns a trained copy of the dense `network`. Its gates are folded into the weights; `gates` holds their values.
+    """Return a trained copy of the dense `network`. Its gates are folded into the weights; `gates` holds their values.
 
     The task loss is the cross-entropy with the labels. Without labels it is the KL divergence from the outputs of
     `network`.
@@ -66,5 +66,5 @@ def train_gates(
 
 
 def size(gates: Sequence[Tensor]) -> Tensor:
-    """Returns the sum of |a| over all gates."""
+    """Return the sum of |a| over all gates."""
     return torch.stack([gate.abs().sum() for gate in gates]).sum()

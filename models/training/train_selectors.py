@@ -44,7 +44,7 @@ def train_selectors(
     after_epoch: Callable[[int, float], None],
     frozen: float = FROZEN,
 ) -> TorchNetwork:
-    """Returns a copy of `network` with trained selectors. Its plan must use selectors.
+    """Return a copy of `network` with trained selectors. Its plan must use selectors.
 
     recipe.learning_rate: learning rate of the selectors.
     recipe.distill: factor on the paper's weight of the KL term.
@@ -98,7 +98,7 @@ def _halves(module: nn.Module, learnt: set[int]) -> tuple[list[nn.Parameter], li
 
 
 def first_in_use(progress: float, stages: int) -> int:
-    """Returns the index of the first stage that is in use at this point of the training.
+    """Return the index of the first stage that is in use at this point of the training.
 
     The last stage is in use from the start; the others follow one by one. progress: in [0, 1).
     """
@@ -106,7 +106,7 @@ def first_in_use(progress: float, stages: int) -> int:
 
 
 def teacher_outputs(teacher: TorchNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the teacher's logits (B, C) and the tokens after its last block (B, N, D).
+    """Return the teacher's logits (B, C) and the tokens after its last block (B, N, D).
 
     They are computed again in each epoch, because the tokens of all images would take too much memory.
     """
@@ -120,7 +120,7 @@ def teacher_outputs(teacher: TorchNetwork, images: Tensor) -> tuple[Tensor, Tens
 
 
 def answer_loss(outputs: Tensor, answers: Tensor, labels: Tensor | None, distill: float) -> Tensor:
-    """Returns 0.5 * distill * KL(teacher || student), plus the cross-entropy if there are labels.
+    """Return 0.5 * distill * KL(teacher || student), plus the cross-entropy if there are labels.
 
     outputs, answers: logits of student and teacher, (B, C).
     """
@@ -129,7 +129,7 @@ def answer_loss(outputs: Tensor, answers: Tensor, labels: Tensor | None, distill
 
 
 def keep_loss(masked: MaskedBlocks, targets: Sequence[float]) -> Tensor:
-    """Returns the sum of (share of kept patch tokens - target)^2 over the stages in use.
+    """Return the sum of (share of kept patch tokens - target)^2 over the stages in use.
 
     The share is the mean over all images and tokens. targets: one for each stage in use.
     """
@@ -139,7 +139,7 @@ def keep_loss(masked: MaskedBlocks, targets: Sequence[float]) -> Tensor:
 
 
 def feature_loss(masked: MaskedBlocks, features: Tensor) -> Tensor:
-    """Returns the mean squared distance to the teacher's tokens after the last block, over the tokens kept to the end.
+    """Return the mean squared distance to the teacher's tokens after the last block, over the tokens kept to the end.
 
     features: the teacher's tokens, (B, N, D). Both sides are normalised per token, so that the scale of the residual
     stream does not matter.

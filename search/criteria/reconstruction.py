@@ -72,7 +72,7 @@ def _precision(inputs: InputStatistics) -> Array:
 
 
 def eliminate(weight: Array, inputs: InputStatistics) -> Array:
-    """Remove all input columns, the cheapest first. weight (O, D). Returns (D,): the loss at each column's removal."""
+    """Remove all input columns, the cheapest first. weight (O, D). Return (D,): the loss at each column's removal."""
     weight, precision = weight.copy(), _precision(inputs)
     size = weight.shape[1]
     alive, scores, worst = np.arange(size), np.empty(size), 0.0
@@ -119,7 +119,7 @@ def _without(weight: Array, precision: Array, gone: Members) -> tuple[Array, Arr
 
 
 def eliminate_groups(weight: Array, inputs: InputStatistics, groups: int) -> Array:
-    """Like `eliminate`, for `groups` runs of neighbouring columns of equal length (heads). Returns (groups,)."""
+    """Like `eliminate`, for `groups` runs of neighbouring columns of equal length (heads). Return (groups,)."""
     weight, precision = weight.copy(), _precision(inputs)
     size = weight.shape[1] // groups
     alive, scores, worst = list(range(groups)), np.empty(groups), 0.0

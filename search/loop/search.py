@@ -52,7 +52,7 @@ class Search:
     parallel: int = 1
 
     def run(self, done: Sequence[Trial], total: int) -> list[Trial]:
-        """Search until there are `total` trials, or no new policy is left. Returns all trials, including `done`. New
+        """Search until there are `total` trials, or no new policy is left. Return all trials, including `done`. New
         ones are recorded in the order of their numbers.
 
         Raises: ImpossibleBudget when no policy meets the budgets.

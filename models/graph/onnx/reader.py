@@ -268,7 +268,7 @@ class Builder:
 def _biases(nodes: Sequence[NodeProto], constants: dict[str, Any], uses: Counter[str]) -> dict[str, tuple[str, str]]:
     """Find the additions of a constant row to a product with weights.
 
-    Returns the name of each product's output -> (name of the addition's output, name of the bias).
+    Return the name of each product's output -> (name of the addition's output, name of the bias).
     """
     linear = {n.output[0]: n for n in nodes if n.op_type == "MatMul" and n.input[1] in constants}
     found = {}

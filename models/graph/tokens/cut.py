@@ -38,7 +38,7 @@ class OpenAttention(nn.Module):
         """q, k: (B, H, N, d). v: (B, H, N, e).
 
         mask: if boolean, True marks the logits that are kept; otherwise it is added to the logits.
-        Returns the attention's output (B, H, N, e) and its weights (B, H, N, N).
+        Return the attention's output (B, H, N, e) and its weights (B, H, N, N).
         """
         logits = (q * self.scale) @ k.transpose(-2, -1)
         if mask is not None:
@@ -58,7 +58,7 @@ class TokenChoice(nn.Module):
         """x: (B, N, D). attention: (B, H, N, N).
 
         places: (B, M), the positions of the patches in the original grid; None if no patch has been removed.
-        Returns x and places for the tokens that remain.
+        Return x and places for the tokens that remain.
         """
         state = TokenState(places=places)
         self.watch(attention, attention, state)
@@ -85,7 +85,7 @@ class TokenRows(nn.Module):
         self.axes = tuple(axis % rank for axis in axes)  # torch's exporter does not convert negative axes
 
     def forward(self, table: Tensor, places: Tensor) -> Tensor:
-        """places: (B, K). Returns a tensor with `rank` dims, whose first dim is B."""
+        """places: (B, K). Return a tensor with `rank` dims, whose first dim is B."""
         table = table[:1] if table.dim() == self.rank else table.reshape((1,) * (self.rank - table.dim()) + table.shape)
         for number, axis in enumerate(self.axes):
             rows = table.movedim(axis, 1)

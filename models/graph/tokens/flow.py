@@ -188,7 +188,7 @@ def prefix_of(stream: Node, traced: Traced, moving: set[Node]) -> int:
 def _attention(known: TokenAxes, half: Half) -> Node | None:
     """Return the node in which each token attends to each token: a fused attention, or a softmax (B, H, N, N).
 
-    Returns None if there is no such node.
+    Return None if there is no such node.
     """
     for mixture in half.mixtures:
         if getattr(mixture.target, "overloadpacket", None) is aten.scaled_dot_product_attention:
@@ -207,7 +207,7 @@ def _counts(known: TokenAxes, node: object, places: Sequence[int]) -> bool:
 def _softmax_before(known: TokenAxes, mixture: Node) -> Node | None:
     """Return the nearest softmax before a product with values.
 
-    Returns None if there is none, or if it is not an attention of each token to each token.
+    Return None if there is none, or if it is not an attention of each token to each token.
     """
     node = mixture.args[0]
     while isinstance(node, Node) and node.op == "call_function":

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from latency.measuring import machine_lock
 from latency.measuring.machine_lock import measuring_lease, working
+from models.errors import DeviceUnavailable
 from models.throttle import paced, step
 from models.training.loop import Course, train
 
@@ -150,9 +150,25 @@ def test_two_users_of_one_machine_share_the_locks(tmp_path: Path, monkeypatch: p
     for folder in list(tmp_path.parents)[:3]:
         if folder.owner() == "root" and folder != Path(tempfile.gettempdir()):
             folder.chmod(0o755)
-    monkeypatch.setattr(machine_lock, "GATE", tmp_path / "gate")
-    monkeypatch.setattr(machine_lock, "FLOOR", tmp_path / "floor")
+    monkeypatch.setenv("VITFIT_LOCKS", str(tmp_path))
     assert [measured_as(user) for user in (65533, 65534)] == ["measured", "measured"]
+
+
+def test_a_folder_that_cannot_hold_the_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITFIT_LOCKS", str(tmp_path / "absent"))
+    with (
+        pytest.raises(DeviceUnavailable, match=r"lock file '.*absent.*Set VITFIT_LOCKS to a folder"),
+        measuring_lease(),
+    ):
+        pass
+
+
+def test_without_a_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VITFIT_LOCKS", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/absent"])
+    with pytest.raises(DeviceUnavailable, match="Set VITFIT_LOCKS"), measuring_lease():
+        pass
 
 
 def measured_as(user: int) -> str:
@@ -165,7 +181,7 @@ def measured_as(user: int) -> str:
         try:
             with measuring_lease():
                 os.write(writer, b"measured")
-        except OSError as error:
+        except (OSError, DeviceUnavailable) as error:
             os.write(writer, str(error).encode())
         os._exit(0)
     os.close(writer)

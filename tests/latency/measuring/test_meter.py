@@ -15,7 +15,7 @@ from vitfit.measuring import bind, feeds, open_session
 import latency.devices.devices
 from latency.devices.devices import describe_device, device_names, machine_of
 from latency.devices.setting import Setting
-from latency.measuring.machine_lock import FLOOR, measuring_lease
+from latency.measuring.machine_lock import FLOOR, lock_file, measuring_lease
 from latency.measuring.meter import Effort, Meter
 from latency.measuring.sampling import ratio
 from models.errors import DeviceUnavailable
@@ -121,7 +121,7 @@ def measuring_children() -> list[int]:
 
 def is_free() -> bool:
     """Return whether nobody measures on this machine."""
-    with FLOOR.open("a") as handle:
+    with lock_file(FLOOR).open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -72,7 +72,9 @@ def verdict(path: Path) -> str:
     images = torch.rand(3, *IMAGE, generator=torch.Generator().manual_seed(9)) * 3 - 1
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     expected = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-    got = network.outputs(images)
+    with torch.inference_mode():
+        found = network.with_all_outputs(images)
+    got = found[0] if isinstance(found, tuple) else found
     apart = float((expected - got).abs().max()) / max(float(expected.abs().max()), 1e-12)
     return "taken" if apart <= 5e-4 else "another network"
 
@@ -95,13 +97,13 @@ def verdicts(folder: Path, seeds: range, monkeypatch: pytest.MonkeyPatch, dynamo
 
 
 def test_a_few_random_networks_are_taken_as_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = verdicts(tmp_path, range(24), monkeypatch, dynamo_every=12)
-    assert found["taken"] >= 9 and found["planted, refused"] >= 3
+    found = verdicts(tmp_path, range(14), monkeypatch, dynamo_every=12)
+    assert found["taken"] >= 5 and found["planted, refused"] >= 2
 
 
 @pytest.mark.slow
 def test_500_random_networks_are_taken_as_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = verdicts(tmp_path, range(24, 24 + NETWORKS), monkeypatch, dynamo_every=2)
+    found = verdicts(tmp_path, range(14, 14 + NETWORKS), monkeypatch, dynamo_every=2)
     print(dict(found))
     assert found["taken"] >= 0.3 * NETWORKS and found["planted, refused"] >= 0.1 * NETWORKS
 

@@ -28,6 +28,7 @@ def test_a_model_is_created_listed_read_and_deleted(web: TestClient, tmp_path: P
         "pretrained": True,
         "preprocessing": None,
         "classes": None,
+        "weights": None,
     }
     assert web.get(f"/v1/models/{model['id']}").json() == model
     assert web.get("/v1/models").json() == {"models": [model], "next_page_token": None}
