@@ -150,6 +150,7 @@ def test_the_gates_are_in_the_trained_weights(network: TorchNetwork, trained: To
     torch.testing.assert_close(fc2_trained, expected, rtol=0.02, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_same_gates(
     network: TorchNetwork, data: Batch, trained: TorchNetwork, tmp_path: Path
 ) -> None:

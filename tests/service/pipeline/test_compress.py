@@ -89,6 +89,7 @@ def test_a_folder_of_pictures_is_read_where_it_is(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "report.json").read_text())["original"]["correct"] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="needs a second file system")
 def test_the_output_may_lie_on_another_file_system(tmp_path: Path) -> None:
     if SHARED_MEMORY.stat().st_dev == tmp_path.stat().st_dev:

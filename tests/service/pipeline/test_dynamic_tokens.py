@@ -60,6 +60,7 @@ def limited(statistic: str, limit: float) -> Pricing:
     return Pricing(request, small_network().structure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistic", ["mean", "p95"])
 def test_the_lowest_threshold_within_the_budget_is_taken(statistic: str) -> None:
     network = dynamic()

@@ -50,6 +50,7 @@ def test_what_is_reported_and_delivered_is_the_trained_network(workshop: Worksho
     assert "finetuning" in trained.journal.stages
 
 
+@pytest.mark.slow
 def test_a_training_that_made_it_worse_is_not_delivered(workshop: Workshop) -> None:
     """A learning rate that destroys the network: what was there before is delivered, and the report says so."""
     ruinous = TRAINING | {"epochs": 1, "learning_rate": 1.0}

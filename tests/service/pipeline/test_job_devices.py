@@ -21,6 +21,7 @@ from tests.support.small_jobs import Workshop, budget, delivered_network
 pytestmark = pytest.mark.usefixtures("brief")
 
 
+@pytest.mark.slow
 def test_a_device_that_a_user_added_prices_a_job(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

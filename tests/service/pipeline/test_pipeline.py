@@ -186,6 +186,7 @@ def test_the_share_of_each_axis_is_measured_alone(counted: Ran) -> None:
 # Budgets
 
 
+@pytest.mark.slow
 def test_a_profile_is_predicted_and_gives_the_same_again(workshop: Workshop) -> None:
     phone = budget("latency_keep", 0.6, "generic-mobile")
     first, second = workshop.run(phone), workshop.run(phone)
@@ -268,6 +269,7 @@ def test_a_budget_above_the_original_delivers_it_unpruned_and_says_so(workshop: 
     )
 
 
+@pytest.mark.slow
 def test_the_lowest_cost_within_a_loss(workshop: Workshop, counted: Ran) -> None:
     """Of the trials that lose little enough the cheapest is delivered, though the budget would allow a larger one."""
     ran = workshop.run(budget("macs_keep", 0.95), trials=TRIALS, objective="latency", max_loss=0.2)

@@ -143,6 +143,7 @@ def test_a_budget_that_only_the_table_believed_in_fails_and_says_how_near_it_cam
     assert list(files.artifacts.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_prediction_beside_a_measurement_is_of_the_same_device(workshop: Workshop) -> None:
     ran = workshop.run(budget("latency_keep", 0.7, "generic-fpga"), trials=1)
     plan, original = Plan.from_json(ran.json("plan.json")), open_model(workshop.model).structure

@@ -201,6 +201,7 @@ def test_parity_is_checked_exactly_before_and_by_answers_after_quantisation(ran:
     )
 
 
+@pytest.mark.slow
 def test_an_fp32_job_says_nothing_of_int8(workshop: Workshop) -> None:
     ran = workshop.run(MACS)
     assert ran.report["parity"]["quantised"] is None and ran.report["precision"]["name"] == "fp32"

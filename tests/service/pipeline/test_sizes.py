@@ -17,6 +17,7 @@ from tests.support.small_jobs import Workshop, budget, digits
 pytestmark = pytest.mark.usefixtures("brief")
 
 
+@pytest.mark.slow
 def test_the_delivered_file_is_as_small_as_asked_for(workshop: Workshop) -> None:
     ran = workshop.run(budget("file_bytes", 200_000), budget("macs_keep", 0.9), trials=3)
     size = ran.path("model.cpu.onnx").stat().st_size

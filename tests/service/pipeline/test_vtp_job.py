@@ -98,6 +98,7 @@ class StopsBetweenEpochs(MemoryJournal):
         super().check()
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_of_gates_goes_on(workshop: Workshop, ran: Ran) -> None:
     files, stopped = workshop.files(), StopsBetweenEpochs()
     stopped.work = files.work

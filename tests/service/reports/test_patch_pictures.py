@@ -24,6 +24,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return Workshop(root, *digits(root)).run(budget("macs_keep", 0.7), method="cp-vit", trials=1)
 
 
+@pytest.mark.slow
 def test_each_image_keeps_as_many_patches_as_the_plan_says(ran: Ran) -> None:
     found, plan = ran.json("patches.json"), Plan.from_json(ran.json("plan.json"))
     planned = [(f"blocks.{block.source}", block.tokens.kept) for block in plan.blocks if block.tokens is not None]
@@ -35,6 +36,7 @@ def test_each_image_keeps_as_many_patches_as_the_plan_says(ran: Ran) -> None:
             assert set(late) <= set(early) <= set(range(64))
 
 
+@pytest.mark.slow
 def test_pictures_are_small_and_are_digits(ran: Ran) -> None:
     for image in ran.json("patches.json")["images"]:
         picture = Image.open(io.BytesIO(base64.b64decode(image["png"], validate=True)))
@@ -42,6 +44,7 @@ def test_pictures_are_small_and_are_digits(ran: Ran) -> None:
         assert np.ptp(np.asarray(picture.convert("L"))) > 100
 
 
+@pytest.mark.slow
 def test_the_report_shows_them_and_loads_nothing_from_elsewhere(ran: Ran) -> None:
     text, found = ran.path("report.html").read_text(), ran.json("patches.json")
     assert text.count('<svg class="patches"') == len(found["images"]) * len(found["blocks"])
@@ -52,6 +55,7 @@ def test_the_report_shows_them_and_loads_nothing_from_elsewhere(ran: Ran) -> Non
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text)
 
 
+@pytest.mark.slow
 def test_the_report_has_the_trials_with_their_front_and_what_each_block_keeps(ran: Ran) -> None:
     text = ran.path("report.html").read_text()
     for words in ("Pareto front", "limit", "delivered", "score on the selection split"):

@@ -191,6 +191,7 @@ def test_keys_without_rights_are_told_which_they_need(bucket_url: str, refusing:
         Bucket(bucket_url, tmp_path, None).check()
 
 
+@pytest.mark.slow
 def test_a_storage_that_is_away_is_waited_for(bucket: Bucket, s3: S3, tmp_path: Path) -> None:
     folder = bundle(tmp_path / "new", weights=b"w")
     s3.stop()
