@@ -103,7 +103,7 @@ def test_a_few_random_networks_are_taken_as_what_they_are(tmp_path: Path, monkey
 
 @pytest.mark.slow
 def test_500_random_networks_are_taken_as_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = verdicts(tmp_path, range(14, 14 + NETWORKS), monkeypatch, dynamo_every=2)
+    found = verdicts(tmp_path, range(14, 14 + NETWORKS), monkeypatch, dynamo_every=4)
     print(dict(found))
     assert found["taken"] >= 0.3 * NETWORKS and found["planted, refused"] >= 0.1 * NETWORKS
 
