@@ -97,6 +97,7 @@ def prepare(model: ModelProto, known: Collection[str], image: Image | None = Non
     model = _folded(model)  # first, because some definitions have loops, which folding makes unnecessary
     while (inlined := _inlined(model, known)) is not model:
         model = _folded(inlined)
+    _check_flow(model)
     return Prepared(model, size, batch, is_free)
 
 
@@ -122,7 +123,7 @@ def _check(model: ModelProto) -> None:
         f"operator {name} ({number} nodes) is not an operator of the ONNX standard" for name, number in others.items()
     ]
     kinds = {node.op_type for node in model.graph.node}
-    reasons += [f"it has control flow ({kind})" for kind in sorted(kinds & {"If", "Loop", "Scan"})]
+    reasons += [f"it has control flow ({kind})" for kind in sorted(kinds & {"Loop", "Scan"})]
     if any("Quantize" in kind or "Integer" in kind or kind.startswith("QLinear") for kind in kinds):
         reasons.append("it is already quantised (upload the fp32 model and choose int8 in the job)")
     if len(inputs_of(model)) != 1:
@@ -134,6 +135,16 @@ def _check(model: ModelProto) -> None:
         raise UnsupportedModel(
             f"vitfit cannot prune this ONNX file. Reasons: {'; '.join(reasons)}. Export the model without these parts.",
             reasons=reasons,
+        )
+
+
+def _check_flow(model: ModelProto) -> None:
+    """Check a folded file. Raises: UnsupportedModel if a branch is left: its condition depends on the images."""
+    if any(node.op_type == "If" for node in model.graph.node):
+        raise UnsupportedModel(
+            "vitfit cannot prune this ONNX file, because it has control flow (If) that depends on the images. Export"
+            " the model without it.",
+            reasons=["it has control flow (If)"],
         )
 
 

@@ -78,7 +78,7 @@ def reduce_l2(build: Build, names: Names, attributes: Attributes) -> Node:
 
 @operator("GlobalAveragePool")
 def global_pool(build: Build, names: Names, attributes: Attributes) -> Node:
-    return build.call(aten.mean.dim, build.value(names[0]), [2, 3], True)
+    return build.call(aten.mean.dim, build.value(names[0]), list(range(2, len(build.sizes(names[0])))), True)
 
 
 @operator("MaxPool")
