@@ -23,7 +23,7 @@ from torch.fx import Graph, GraphModule, Node
 from models.errors import InvalidRequest, UnsupportedModel
 from models.export.signature import Scores, Signature, judged_output
 from models.graph.onnx import layout, products, reductions  # noqa: F401  they add their operators to OPERATORS
-from models.graph.onnx.operators import OPERATORS, OUTPUTS, WHOLE, WHOLE_NUMBERS
+from models.graph.onnx.operators import OPERATORS, OUTPUTS, WHOLE, WHOLE_NUMBERS, aten
 from models.graph.onnx.prepare import Image, Prepared, inputs_of, load, prepare, value_infos
 
 UNCHANGED = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
@@ -213,8 +213,18 @@ class Builder:
             found = torch.from_numpy(np.array(self.constants[name]))
             if self.batch > 1 and found.ndim > 2 and len(found) == self.batch and bool((found == found[:1]).all()):
                 found = found[:1]  # the exporter repeated it for each image
+            elif (rows := self._of_one_image(found)) is not None:
+                times = [self.images(), *[1] * (found.ndim - 1)]
+                return self.call(aten.repeat.default, self.weight(name, rows), times)
             return self.weight(name, found)
         return self.values[name]
+
+    def _of_one_image(self, tensor: Tensor) -> Tensor | None:
+        """Return the rows of one image if a table has the same rows for each image, such as the masks of windows."""
+        if self.batch == 1 or tensor.ndim < 3 or len(tensor) % self.batch or len(tensor) == self.batch:
+            return None
+        parts = tensor.unflatten(0, (self.batch, -1))
+        return parts[0] if bool((parts == parts[:1]).all()) else None
 
     def images(self) -> Node:
         """Return a node that gives the number of images."""

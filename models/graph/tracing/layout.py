@@ -79,7 +79,7 @@ def repeat(tracer: Tracer, node: Node) -> Dims:
     for place, count in enumerate(times):
         if count != 1:
             per_image = isinstance(count, Node) or (size_of(dims[place]) == 1 and count == tracer.batch.size)
-            dims[place] = [tracer.batch] if per_image else [*fixed(count), *dims[place]]
+            dims[place] = [*([tracer.batch] if per_image else fixed(count)), *dims[place]]
     return dims
 
 

@@ -12,6 +12,7 @@ import timm
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
+from transformers import SwinConfig, SwinForImageClassification
 
 from models.errors import UnsupportedModel
 from models.graph.onnx import operators
@@ -219,3 +220,27 @@ def test_real_images_show_what_noise_hides(tmp_path: Path, monkeypatch: pytest.M
     prove_on_images(path, network, torch.randn(4, 3, 32, 32))
     with pytest.raises(UnsupportedModel, match="other outputs"):
         prove_on_images(path, network, 200 * torch.randn(4, 3, 32, 32))
+
+
+def test_a_table_that_is_repeated_for_each_image_serves_any_number_of_images(tmp_path: Path) -> None:
+    """Swin of transformers: its masks have one row for each window of each image, and are constant in the file."""
+    torch.manual_seed(0)
+    sizes = {
+        "image_size": 64,
+        "patch_size": 4,
+        "window_size": 4,
+        "embed_dim": 24,
+        "depths": [2, 2],
+        "num_heads": [2, 4],
+    }
+    module = SwinForImageClassification(SwinConfig(num_labels=CLASSES, **sizes)).eval()
+    axes = {"images": {0: "n"}, "logits": {0: "n"}}
+    path = tmp_path / "swin.onnx"
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamic_axes": axes}
+    torch.onnx.export(module, (torch.rand(2, 3, 64, 64),), str(path), dynamo=False, opset_version=17, **names)
+    network = open_onnx(path, "swin", None)
+    for count in (1, 3):
+        images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(count))
+        assert torch.allclose(network.outputs(images), of_file(path, images), atol=1e-4)
+        network.export(tmp_path / "again.onnx", None)
+        assert torch.allclose(of_file(tmp_path / "again.onnx", images), of_file(path, images), atol=1e-4)
