@@ -225,15 +225,9 @@ def test_real_images_show_what_noise_hides(tmp_path: Path, monkeypatch: pytest.M
 def test_a_table_that_is_repeated_for_each_image_serves_any_number_of_images(tmp_path: Path) -> None:
     """Swin of transformers: its masks have one row for each window of each image, and are constant in the file."""
     torch.manual_seed(0)
-    sizes = {
-        "image_size": 64,
-        "patch_size": 4,
-        "window_size": 4,
-        "embed_dim": 24,
-        "depths": [2, 2],
-        "num_heads": [2, 4],
-    }
-    module = SwinForImageClassification(SwinConfig(num_labels=CLASSES, **sizes)).eval()
+    windows: dict[str, Any] = {"image_size": 64, "patch_size": 4, "window_size": 4, "num_labels": CLASSES}
+    config = SwinConfig(embed_dim=24, depths=[2, 2], num_heads=[2, 4], **windows)
+    module: Any = SwinForImageClassification(config).eval()
     axes = {"images": {0: "n"}, "logits": {0: "n"}}
     path = tmp_path / "swin.onnx"
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamic_axes": axes}
