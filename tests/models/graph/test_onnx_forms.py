@@ -227,7 +227,8 @@ def test_a_table_that_is_repeated_for_each_image_serves_any_number_of_images(tmp
     torch.manual_seed(0)
     windows: dict[str, Any] = {"image_size": 64, "patch_size": 4, "window_size": 4, "num_labels": CLASSES}
     config = SwinConfig(embed_dim=24, depths=[2, 2], num_heads=[2, 4], **windows)
-    module: Any = SwinForImageClassification(config).eval()
+    module: Any = SwinForImageClassification(config)
+    module.eval()
     axes = {"images": {0: "n"}, "logits": {0: "n"}}
     path = tmp_path / "swin.onnx"
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamic_axes": axes}
