@@ -11,16 +11,13 @@ outputs of vitfit's file must equal those of the file handed in. No model is dow
 """
 
 import argparse
-import json
-import multiprocessing
-import resource
 import subprocess
 import tempfile
 import warnings
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accepted.rows import in_a_process, store_row, stored_rows
 from benchmarks.machine import machine
 
 SECONDS = 300
@@ -126,50 +123,28 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("build/exported_files.jsonl"))
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row["model"], row["maker"]) for row in _rows(options.output)}
+    done = {(row["model"], row["maker"]) for row in stored_rows(options.output)}
     names = [(name, maker) for name in TRANSFORMERS for maker in MAKERS if maker != "optimum" or options.optimum]
     names += [(name, maker) for name in TIMM for maker in ("torchscript", "dynamo")]
     for name, maker in [] if options.table else names:
         if (name, maker) in done or not (options.only is None or name in options.only):
             continue
-        row = _in_a_process(name, maker, options.optimum)
-        print(json.dumps(row), flush=True)
-        with options.output.open("a") as handle:
-            handle.write(json.dumps(row) + "\n")
-    print(table(_rows(options.output)))
+        store_row(options.output, _one(name, maker, options.optimum))
+    print(table(stored_rows(options.output)))
 
 
-def _rows(stored: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in stored.read_text().splitlines()] if stored.exists() else []
-
-
-def _in_a_process(name: str, maker: str, optimum: str | None) -> dict[str, Any]:
+def _one(name: str, maker: str, optimum: str | None) -> dict[str, Any]:
     """Try one file in a process of its own. Return its row, or a row that says why the process failed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["models.loading.load_onnx", "transformers", "timm"])
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_tell, args=(theirs, name, maker, optimum))
-    process.start()
-    theirs.close()
-    why = f"not done in {SECONDS} s"
-    try:
-        if ours.poll(SECONDS):
-            row: dict[str, Any] = ours.recv()
-            return row
-    except EOFError:
-        process.join()
-        why = f"the process stopped with status {process.exitcode}"
-    finally:
-        process.kill()
-        process.join()
-    return {"model": name, "maker": maker, "said": "failed", "why": why}
+    preload = ["models.loading.load_onnx", "transformers", "timm"]
+    found = in_a_process(_row_of, name, maker, optimum, preload=preload, seconds=SECONDS, memory=MEMORY)
+    what_happened = {"said": "failed", "why": found} if isinstance(found, str) else found
+    return {"model": name, "maker": maker, **what_happened}
 
 
-def _tell(pipe: Connection, name: str, maker: str, optimum: str | None) -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+def _row_of(name: str, maker: str, optimum: str | None) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        pipe.send({"model": name, "maker": maker, **row_of(name, maker, optimum, Path(folder))})
+        return row_of(name, maker, optimum, Path(folder))
 
 
 def row_of(name: str, maker: str, optimum: str | None, folder: Path) -> dict[str, Any]:

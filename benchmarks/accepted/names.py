@@ -17,15 +17,12 @@ The script does not try finished names again.
 import argparse
 import collections
 import itertools
-import json
-import multiprocessing
-import resource
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import timm
 
+from benchmarks.accepted.rows import in_a_process, store_row, stored_rows
 from benchmarks.machine import machine
 
 MODULES = [
@@ -79,50 +76,24 @@ def main() -> None:
     if not options.table:
         by_turns = itertools.zip_longest(*(timm.list_models(module=module) for module in MODULES))
         names = options.names or [name for some in by_turns for name in some if name]
-        done = {row["name"] for row in _rows(stored)}
+        done = {row["name"] for row in stored_rows(stored)}
         for name in names:
             if name not in done:
-                row = _one(name, options.whole, options.memory)
-                print(json.dumps(row), flush=True)
-                with stored.open("a") as handle:
-                    handle.write(json.dumps(row) + "\n")
-    print(table(_rows(stored)))
-
-
-def _rows(stored: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in stored.read_text().splitlines()] if stored.exists() else []
+                store_row(stored, _one(name, options.whole, options.memory << 30))
+    print(table(stored_rows(stored)))
 
 
 def _one(name: str, whole: bool, memory: int) -> dict[str, Any]:
-    """Try one name in a process of its own. Return its row, or a row that says why the process failed.
-
-    The process is forked from one that has loaded the libraries, which saves time.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.accepted.one_name"])
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_tell, args=(theirs, name, whole, memory))
-    process.start()
-    theirs.close()
-    why = f"not done in {SECONDS} s"
-    try:
-        if ours.poll(SECONDS):
-            row: dict[str, Any] = ours.recv()
-            return row
-    except EOFError:
-        process.join()
-        why = f"stopped with status {process.exitcode}"
-    finally:
-        process.kill()
-        process.join()
-    return {"name": name, "works": False, "reasons": [why]}
+    """Try one name in a process of its own. Return its row, or a row that says why the process failed."""
+    preload = ["benchmarks.accepted.one_name"]
+    found = in_a_process(_row_of, name, whole, preload=preload, seconds=SECONDS, memory=memory)
+    return {"name": name, "works": False, "reasons": [found]} if isinstance(found, str) else found
 
 
-def _tell(pipe: Connection, name: str, whole: bool, memory: int) -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (memory << 30, memory << 30))
+def _row_of(name: str, whole: bool) -> dict[str, Any]:
     from benchmarks.accepted.one_name import row_of
 
-    pipe.send(row_of(name, whole))
+    return row_of(name, whole)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -4,18 +4,21 @@ torch's exporter turns each use of a weight into a tensor of its own when it lay
 file of a network that uses a layer three times would hold its weights three times.
 """
 
+import hashlib
+
 from onnx import ModelProto, TensorProto
 
 
 def share_equal_weights(model: ModelProto) -> None:
     """Let nodes read the same tensor where tensors have the same type, sizes and values, in place."""
-    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}  # the name of a tensor, by type, sizes and digest
     instead: dict[str, str] = {}
     kept: list[TensorProto] = []
     outputs = {output.name for output in model.graph.output}
     for tensor in model.graph.initializer:
-        key = (tensor.data_type, tuple(tensor.dims), tensor.raw_data)
-        if tensor.raw_data and tensor.name not in outputs and first.setdefault(key, tensor.name) != tensor.name:
+        content = tensor.raw_data
+        key = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(content).digest())
+        if content and tensor.name not in outputs and first.setdefault(key, tensor.name) != tensor.name:
             instead[tensor.name] = first[key]
         else:
             kept.append(tensor)

@@ -3,8 +3,6 @@
 vitfit judges a network by one of its outputs, as logits. Exported files have all outputs of the file handed in.
 """
 
-from typing import Any
-
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -14,23 +12,23 @@ from models.export.signature import Signature, as_logits
 class JudgedOutput(nn.Module):
     """A graph as a module with one output: the judged one, as logits."""
 
-    def __init__(self, graph: GraphModule, signature: Signature, several: bool) -> None:
+    def __init__(self, graph: GraphModule, signature: Signature) -> None:
         super().__init__()
-        self.graph_module, self._several = graph, several
-        self._place, self._scores = signature.judged, signature.scores
+        self.graph_module, self._signature = graph, signature
 
     def forward(self, images: Tensor) -> Tensor:
         found = self.graph_module(images)
-        value: Tensor = found[self._place] if self._several else found
-        return as_logits(value, self._scores)
+        value: Tensor = found[self._signature.judged] if len(self._signature.outputs) > 1 else found
+        return as_logits(value, self._signature.scores)
 
 
 def judging(graph: GraphModule, signature: Signature) -> nn.Module:
-    """Return a module that computes the judged output. A graph that computes only this is returned as it is."""
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    values: Any = output.args[0]
-    several = isinstance(values, tuple | list) and len(values) > 1
-    return JudgedOutput(graph, signature, several) if several or signature.scores != "logits" else graph
+    """Return a module that computes the judged output. A graph that computes only this is returned as it is.
+
+    signature: the names of the outputs. The graph returns a tuple if there are several.
+    """
+    is_plain = len(signature.outputs) == 1 and signature.scores == "logits"
+    return graph if is_plain else JudgedOutput(graph, signature)
 
 
 def all_outputs(module: nn.Module) -> nn.Module:

@@ -1,31 +1,16 @@
-"""Loads a checkpoint file into a module. The file may hold only tensors, and each of them must fit."""
+"""Put the weights of a checkpoint into a module. They may be only tensors, and each of them must fit."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from models.errors import CheckpointMismatch, DamagedFile
-from models.loading.checkpoint_file import read_checkpoint
-from models.loading.weight_sets import chosen_weights
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHOWN_KEYS = 5
 TRANSFORMERS = ("encoder.layer.", "embeddings.patch_embeddings.", "vision_model.encoder.layers.")
 """Parts of names that weights of the package transformers have."""
-
-
-def load_checkpoint(module: nn.Module, path: Path) -> list[str]:
-    """Load the weights of a file into the module, in place. Averaged weights come first if there are several sets.
-
-    Return sentences that say what was assumed about the checkpoint.
-
-    Raises: UnsafeFile, DamagedFile, and the errors of `fill`.
-    """
-    own = {name: value.shape for name, value in module.state_dict().items()}
-    weights = chosen_weights(read_checkpoint(path), own, None)
-    return weights.said + fill(module, weights.tensors)
 
 
 def fill(module: nn.Module, weights: dict[str, Tensor], reasons: Sequence[str] = ()) -> list[str]:

@@ -19,10 +19,10 @@ from benchmarks.hostile import checkpoints, documents
 from benchmarks.hostile.upload import Upload
 from latency.devices.profile_schema import parse_profile
 from models.errors import VitfitError
-from models.loading.checkpoint import load_checkpoint
 from models.loading.load_model import untrained
 from service.api.routes.bodies import parse
 from service.api.schemas import ModelRequest
+from tests.support.checkpoints import load_checkpoint
 
 SEED = 20261121
 QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

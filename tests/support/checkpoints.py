@@ -6,9 +6,12 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.loading.checkpoint import fill
+from models.loading.checkpoint_file import read_checkpoint
 from models.loading.load_model import open_model
+from models.loading.weight_sets import chosen_weights
 from models.networks.network import Network
 
 NAME = "vit_tiny_patch16_224"
@@ -25,6 +28,13 @@ OPTIONS: dict[str, Any] = {
 def vit(seed: int, name: str = NAME, **options: Any) -> Any:
     torch.manual_seed(seed)
     return timm.create_model(name, **{**OPTIONS, **options}).eval()
+
+
+def load_checkpoint(module: nn.Module, path: Path) -> list[str]:
+    """Load the weights of a file into a module, in place, and return what was assumed."""
+    own = {name: value.shape for name, value in module.state_dict().items()}
+    weights = chosen_weights(read_checkpoint(path), own, None)
+    return weights.said + fill(module, weights.tensors)
 
 
 def prefixed(prefix: str, model: Any) -> dict[str, Tensor]:

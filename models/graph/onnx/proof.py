@@ -41,7 +41,12 @@ class Original:
     """An uploaded file, open in ONNX Runtime. optimised: False turns all optimisations off, which changes rounding."""
 
     def __init__(self, path: Path, signature: Signature, optimised: bool = True) -> None:
-        self._session, self._signature = _session(path, optimised), signature
+        self._path, self._signature = path, signature
+        self._session = _session(path, optimised)
+
+    def unoptimised(self) -> "Original":
+        """Return the same file, without the optimisations of ONNX Runtime."""
+        return Original(self._path, self._signature, optimised=False)
 
     @property
     def batch(self) -> int | None:
@@ -73,8 +78,9 @@ def prove(path: Path, model: OnnxModel, network: Network) -> None:
 
     Raises: UnsupportedModel, which names the first node whose value differs.
     """
+    original = Original(path, network.signature)
     for images, batch in _inputs(model):
-        difference = _largest_difference(path, network, images, batch)
+        difference = _largest_difference(original, network, images, batch)
         if difference is not None:
             raise _refusal(model, images, difference)
 
@@ -86,27 +92,28 @@ def prove_on_images(path: Path, network: Network, images: Tensor) -> None:
 
     Raises: UnsupportedModel, which names the first node whose value differs.
     """
-    batch = Original(path, network.signature).batch or len(images)
+    original = Original(path, network.signature)
+    batch = original.batch or len(images)
     images = images[: len(images) // batch * batch]
-    difference = _largest_difference(path, network, images, batch) if len(images) else None
+    difference = _largest_difference(original, network, images, batch) if len(images) else None
     if difference is not None:
         model = read_onnx(path, network.structure.image, network.signature.outputs)
         raise _refusal(model, images, difference)
 
 
-def _largest_difference(path: Path, network: Network, images: Tensor, batch: int) -> float | None:
+def _largest_difference(original: Original, network: Network, images: Tensor, batch: int) -> float | None:
     """Return the relative difference of an output that rounding cannot explain, or None if there is no such output."""
-    expected = Original(path, network.signature).outputs(images, batch)
+    expected = original.outputs(images, batch)
     try:
         found = _all_outputs(network, images, batch)
     except (RuntimeError, IndexError, TypeError, ValueError):  # sizes that hold for another number of images only
         return float("inf")
-    for place, got in enumerate(found):
-        if not _differs(expected[place], got):
-            continue
-        unoptimised = Original(path, network.signature, optimised=False).outputs(images, batch)[place]
-        if not _is_rounding(expected[place], got, unoptimised):
-            return _relative(expected[place], got)
+    if not any(map(_differs, expected, found)):
+        return None
+    unoptimised = original.unoptimised().outputs(images, batch)
+    for one, got, rounded in zip(expected, found, unoptimised, strict=True):
+        if _differs(one, got) and not _is_rounding(one, got, rounded):
+            return _relative(one, got)
     return None
 
 

@@ -75,11 +75,11 @@ def trace(graph: GraphModule, image: tuple[int, int, int], batch: int = BATCH) -
 
 def _fix_outputs(graph: GraphModule, tracer: Tracer) -> None:
     """Fix all dims of the outputs: a user's code relies on their sizes."""
-    for node in graph.graph.nodes:
-        for source in node.all_input_nodes if node.op == "output" else ():
-            for dims in tracer.each(source):
-                for dim in dims:
-                    fix(dim)
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    for source in output.all_input_nodes:
+        for dims in tracer.each(source):
+            for dim in dims:
+                fix(dim)
 
 
 def _weights(graph: GraphModule) -> dict[str, Node]:

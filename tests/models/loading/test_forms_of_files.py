@@ -14,31 +14,18 @@ from safetensors.torch import save_file
 from vitfit.model_source import packed
 
 from models.errors import InvalidRequest, UnsupportedModel
-from models.loading.checkpoint import load_checkpoint
 from models.loading.image_processor import preprocessing_of
 from models.loading.load_hugging_face import open_hugging_face
 from models.loading.load_model import open_model
 from models.loading.load_timm_folder import open_timm_folder
 from models.loading.model_files import stored_name
+from tests.support.checkpoints import OPTIONS, load_checkpoint, vit
 
 transformers = pytest.importorskip("transformers")
-OPTIONS: dict[str, Any] = {
-    "img_size": 32,
-    "patch_size": 8,
-    "embed_dim": 48,
-    "depth": 2,
-    "num_heads": 3,
-    "num_classes": 4,
-}
 SIZES: dict[str, Any] = {
     **{"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96},
     **{"image_size": 32, "patch_size": 8},
 }
-
-
-def vit(seed: int) -> Any:
-    torch.manual_seed(seed)
-    return timm.create_model("vit_tiny_patch16_224", **OPTIONS)
 
 
 @pytest.mark.parametrize(
