@@ -10,14 +10,13 @@ from typing import Any
 
 from vitfit.machine import cpu_name, gpu_names
 
+from latency.devices.host import added_devices
 from latency.devices.mailbox import Mailbox
 from latency.devices.setting import has_cuda, runtime_version
 from models.errors import UnknownName
 
 CPU, CUDA = "cpu", "cuda:"
 PROFILES = Path(__file__).parent / "profiles"
-ADDED = "VITFIT_DEVICES"
-"""Environment variable: folder of the devices that users added. All processes of a server use the same one."""
 AGENT = "agent"
 """Kind of a device that an agent measures. The name of the device begins with this word too."""
 AGENT_SILENT_S = 90.0
@@ -26,8 +25,7 @@ AGENT_SILENT_S = 90.0
 
 def device_files() -> dict[str, Path]:
     """The files of devices, by name. A device of a user cannot replace one that vitfit ships with."""
-    users = sorted(Path(os.environ[ADDED]).glob("*.json")) if ADDED in os.environ else []
-    return {path.stem: path for path in [*users, *sorted(PROFILES.glob("*.json"))]}
+    return {path.stem: path for path in [*added_devices(), *sorted(PROFILES.glob("*.json"))]}
 
 
 def device_names() -> list[str]:

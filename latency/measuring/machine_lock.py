@@ -9,21 +9,18 @@ import contextlib
 import errno
 import fcntl
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from latency.devices.host import LOCKS, lock_folder
 from models.errors import DeviceUnavailable
 
 Tell = Callable[[str], None]
 """A function that takes a few words on what happens now."""
 WAITING: Final = "waiting: another job measures on this machine"
 
-LOCKS: Final = "VITFIT_LOCKS"
-"""Environment variable: the folder of the locks, the same for all processes of a machine. The default is the folder for
-temporary files. Tests that run in parallel have one folder each."""
 READABLE, ATTEMPTS = 0o644, 10
 GATE, FLOOR = "vitfit-measuring.gate", "vitfit-measuring.lock"
 
@@ -88,7 +85,7 @@ def _locked(name: str, how: int) -> Iterator[None]:
 def lock_file(name: str) -> Path:
     """Return the path of a lock file. Raises: DeviceUnavailable if there is no folder for temporary files."""
     try:
-        return Path(os.environ.get(LOCKS) or tempfile.gettempdir()) / name
+        return lock_folder() / name
     except FileNotFoundError as error:
         raise DeviceUnavailable(
             f"vitfit cannot make the lock files for measurements ({error}). Set {LOCKS} to a folder that all users of"

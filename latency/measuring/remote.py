@@ -1,12 +1,12 @@
 """Measures on a device that runs an agent: the same rounds, in the same processes, at the other end of a mailbox."""
 
-import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from latency.devices.devices import is_here, machine_of, mailbox_of
+from latency.devices.host import patience_s
 from latency.devices.mailbox import Mailbox
 from latency.devices.setting import Setting
 from latency.measuring.machine_lock import Tell
@@ -15,9 +15,6 @@ from models.errors import DeviceUnavailable
 from models.export.onnx_store import files_of
 
 POLL_S = 0.2
-PATIENCE = "VITFIT_DEVICE_PATIENCE_S"
-"""Environment variable: seconds that a job waits for an agent that is silent. Agents ask for work every half minute."""
-PATIENCE_S = 600.0
 
 
 class RemoteMeter(Meter):
@@ -68,7 +65,7 @@ class RemoteMeter(Meter):
         heard_at = self._mailbox.heard_at()
         if heard_at != self._heard[0]:
             self._heard = heard_at, time.monotonic()
-        silent, patience = time.monotonic() - self._heard[1], float(os.environ.get(PATIENCE, PATIENCE_S))
+        silent, patience = time.monotonic() - self._heard[1], patience_s()
         if silent > patience or heard_at is None:
             raise DeviceUnavailable(
                 f"The agent of {self.device} has been silent for {silent:.0f} s. The limit is {patience:.0f} s. Start"

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
 
+from latency.devices.host import patience_s
 from models.errors import InvalidRequest
 from search.loop.executor import Evaluate, Evaluated, Waiting
 from search.policy import Policy
@@ -23,12 +24,6 @@ from service.jobs.job_request import JobRequest, TrialResources
 log = logging.getLogger("vitfit.cluster")
 
 POLL_S, LOOK_S, KNOCK_S = 0.1, 5.0, 5.0
-PATIENCE = "VITFIT_DEVICE_PATIENCE_S"
-"""Environment variable: for how many seconds a job waits for a cluster, or for a node that it needs.
-
-The same variable applies to remote measuring devices.
-"""
-PATIENCE_S = 600.0
 RETRIES = 3
 """Number of retries of a trial whose node or process died. A trial that raises an exception is not retried."""
 Check = Callable[[], None]
@@ -160,7 +155,7 @@ class Cluster:
 
         Raises: ClusterUnavailable when that was longer ago than the job may wait.
         """
-        waited, patience = time.monotonic() - since, _patience_s()
+        waited, patience = time.monotonic() - since, patience_s()
         log.warning("trials wait for a node with %s: %.0f s of at most %.0f s", _shown(self._needs), waited, patience)
         if waited > patience:
             raise ClusterUnavailable(
@@ -250,7 +245,7 @@ def connected(address: str, check: Check) -> Any:
             _knock(address)
             ray.init(address=address, namespace="vitfit", logging_level=logging.WARNING)
         except (OSError, RuntimeError, ValueError) as error:
-            waited, patience = time.monotonic() - since, _patience_s()
+            waited, patience = time.monotonic() - since, patience_s()
             log.warning(
                 "the cluster at %s does not answer (%s): %.0f s of at most %.0f s", address, error, waited, patience
             )
@@ -269,10 +264,6 @@ def _knock(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), KNOCK_S).close()
-
-
-def _patience_s() -> float:
-    return float(os.environ.get(PATIENCE, PATIENCE_S))
 
 
 def _named(resources: TrialResources) -> dict[str, float]:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from latency.devices.devices import ADDED, machine_of
+from latency.devices.devices import machine_of
+from latency.devices.host import ADDED, PATIENCE
 from latency.devices.mailbox import ABANDONED_S, Mailbox
 from latency.devices.setting import Setting
 from latency.measuring.meter import Effort
-from latency.measuring.remote import PATIENCE, RemoteMeter, meter_of
+from latency.measuring.remote import RemoteMeter, meter_of
 from models.errors import DeviceUnavailable, UnknownName
 from tests.support.running import wait_until
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from latency.devices.devices import ADDED, read_device
+from latency.devices.devices import read_device
+from latency.devices.host import ADDED
 from latency.devices.setting import Setting
 from latency.measuring.machine_lock import measuring_lease
 from latency.prediction.profile import ProfilePricer

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from latency.devices.devices import ADDED
+from latency.devices.host import ADDED
 from latency.devices.profile_schema import parse_profile
 from models.errors import InvalidRequest
 from service.pipeline.measured_table import measured_table

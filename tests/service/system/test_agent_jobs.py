@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from latency.devices.devices import ADDED
+from latency.devices.host import ADDED
 from tests.support.agents import agent, token
 from tests.support.running import wait_until
 from tests.support.served import served
