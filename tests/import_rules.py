@@ -25,6 +25,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("structure", "data"),
         ("families",),
         ("statistics",),
+        ("rotation",),
         ("pruning",),
         ("export",),
         ("quantization",),

@@ -8,6 +8,7 @@ from torch import nn
 
 from models.families.describe_stages import describe_stages, head_count
 from models.families.family import Family, is_present, linear_part, part
+from models.families.feature_map import FeatureMap
 from models.structure import Attention, Block, Mlp, Op, Stage, Structure
 
 __all__ = ["describe", "head_count"]
@@ -88,13 +89,14 @@ def _tail(model: nn.Module, family: Family, tokens: int) -> tuple[tuple[Op, ...]
     for path in family.classifiers:
         if is_present(getattr(model, path, None)):
             head = linear_part(model, path)
-            classes = head.out_features
+            outputs = head.out_features
+            classes = 0 if isinstance(head, FeatureMap) else outputs
             ops.append(
                 Op(
                     "matmul",
                     path,
                     1,
-                    classes,
+                    outputs,
                     inner=width,
                     weights=True,
                     bias=head.bias is not None,

@@ -159,3 +159,9 @@ def block_lists(model: nn.Module, family: Family) -> list[str]:
 def blocks_of(model: nn.Module, family: Family) -> list[nn.Module]:
     """Return the blocks of all stages, in order."""
     return [block for path in block_lists(model, family) for block in part(model, path).children()]
+
+
+def classifiers(model: nn.Module, family: Family) -> list[nn.Linear]:
+    """Return the classifiers that a model has. A model that gives features has none."""
+    heads = (optional_part(model, path) for path in family.classifiers)
+    return [head for head in heads if isinstance(head, nn.Linear)]

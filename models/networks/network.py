@@ -22,6 +22,7 @@ from models.export.signature import Signature
 from models.pruning.token_reduction import TokenReduction
 from models.quantization.int8 import Quantiser
 from models.quantization.number_formats import Half, Int8, Rounding
+from models.rotation.bases import Bases
 from models.statistics.layer_weights import LayerWeights
 from models.statistics.statistics import Kind, Statistics
 from models.structure import Plan, Structure
@@ -39,6 +40,8 @@ class Network(ABC):
     """The plan that the network was pruned with; None for a dense network."""
     assumptions: tuple[str, ...] = ()
     """Sentences that say what vitfit has assumed about the model, because no file said it."""
+    rotation: Bases | None = None
+    """The bases that a rotated network, or the network that it was pruned from, is in; None for its own bases."""
     class_names: tuple[str, ...] | None = None
     signature: Signature = Signature()
     """The names of the input and the outputs in exported files."""
@@ -150,6 +153,17 @@ class Network(ABC):
 
         images: (n, C, H, W). labels: (n,), read by the kind `taylor` only.
         """
+
+    def bases(self, images: Tensor) -> Bases | None:
+        """Return the rotated bases of this dense network (models/rotation); None if it allows none.
+
+        images: (n, C, H, W), from the calibration split.
+        """
+        return None
+
+    def rotated(self, bases: Bases) -> Self:
+        """Return the same dense network in rotated bases. It computes the same, up to rounding."""
+        raise NotImplementedError
 
     @abstractmethod
     def pruned(self, plan: Plan, statistics: Statistics | None) -> Self:

@@ -14,12 +14,15 @@ from models.families import FAMILIES, family_of
 from models.families.describe import describe
 from models.families.family import Family, block_lists, blocks_of, part
 from models.networks.block_layers import int8_layers
-from models.networks.network import Network
+from models.networks.network import Network, outputs_of
 from models.pruning.prune import prune
 from models.pruning.pruned_blocks import PrunedBlock
 from models.pruning.recovery import Readers, recover
 from models.pruning.sequential_recovery import can_recover_in_sequence, recover_in_sequence
 from models.pruning.slice_blocks import readers
+from models.rotation.bases import ROTATED_AXES, Bases, find_bases
+from models.rotation.bases import refusals as rotation_refusals
+from models.rotation.rotate import rotate
 from models.statistics.attention_statistics import AttentionStatistics, attention_statistics
 from models.statistics.collect import Observer, Sides, collect
 from models.statistics.gates import Gates
@@ -67,6 +70,19 @@ class TorchNetwork(Network):
         """Return the same network with another threshold for the selector scores of its dynamic form."""
         same = copy.copy(self)
         same.threshold = threshold
+        return same
+
+    def bases(self, images: Tensor) -> Bases | None:
+        family, structure = self._family, self._structure
+        if len(rotation_refusals(self.module, family, structure)) == len(ROTATED_AXES):
+            return None
+        return find_bases(self.module, family, structure, lambda module: outputs_of(module, images))
+
+    def rotated(self, bases: Bases) -> Self:
+        same = self.with_module(copy.deepcopy(self.module))
+        rotate(same.module, self._family, self._structure, bases)
+        same.rotation = bases
+        same._structure = describe(same.module, self._family, self._structure.name, self.preprocessing.size[1:])
         return same
 
     def blocks(self) -> list[nn.Module]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from models.families.describe import head_count
 from models.families.family import Family, block_lists, optional_part, part, replace_part
+from models.pruning.narrow_stream import narrow_ends, rescale_norms
 from models.pruning.prune_layers import narrow_linear, narrow_norm, take
 from models.pruning.pruned_blocks import Gather, HeadNorm, PrunedAttention, PrunedBlock, PrunedBlocks, PrunedMlp
 from models.pruning.relative_positions import RelativePositions
@@ -42,10 +43,13 @@ def prune(model: nn.Module, family: Family, structure: Structure, plan: Plan) ->
                 )
             )
         first += len(stage.blocks)
-    if plan.embed and plan.embed != tuple(range(structure.width)):
-        _narrow_ends(small, family, plan.embed)
+    narrower = bool(plan.embed) and plan.embed != tuple(range(structure.width))
+    if narrower:
+        narrow_ends(small, family, plan.embed)
     for path, blocks, wanted in new:
         replace_part(small, path, _together(small, family, structure, blocks, plans=wanted))
+    if narrower and "embed" in plan.rotated:
+        rescale_norms(small, family, len(plan.embed) / structure.width)
     return small.train(model.training)
 
 
@@ -219,28 +223,3 @@ def _after(block: nn.Module, scale: str, drop_path: str, embed: Sequence[int]) -
         if hasattr(module, "gamma"):
             module.gamma = nn.Parameter(take(module.gamma, 0, embed))
     return nn.Sequential(*modules) if len(modules) > 1 else modules[0] if modules else nn.Identity()
-
-
-def _narrow_ends(model: nn.Module, family: Family, embed: Sequence[int]) -> None:
-    """Reduce the embedding width of all layers outside the blocks.
-
-    Changes `model`, which is a copy made by `prune`.
-    """
-    conv = part(model, family.patch)
-    assert isinstance(conv, nn.Conv2d)
-    conv.out_channels = len(embed)
-    conv.weight = nn.Parameter(take(conv.weight, 0, embed))
-    if conv.bias is not None:
-        conv.bias = nn.Parameter(take(conv.bias, 0, embed))
-    for path in family.tables:
-        table = getattr(model, path, None)
-        if table is not None:
-            setattr(model, path, nn.Parameter(take(table, 2, embed)))
-    for path in (*family.stem_norms, family.last_norm, *family.tail_norms):
-        replace_part(model, path, narrow_norm(part(model, path), embed))
-    for path in family.classifiers:
-        head = getattr(model, path, None)
-        if isinstance(head, nn.Linear):
-            setattr(model, path, narrow_linear(head, range(head.out_features), embed))
-    for name in family.width_attributes:
-        setattr(model, name, len(embed))

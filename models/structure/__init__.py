@@ -20,7 +20,7 @@ from models.structure.block import (
 from models.structure.block_plan import BlockPlan, HeadPlan, PlanAxis, TokenPlan, TokenScore, selector_heads
 from models.structure.op import BYTES_PER_VALUE, Op, OpKind, Precision
 from models.structure.plan import Plan, check, identity
-from models.structure.structure import Axis, Stage, Structure
+from models.structure.structure import Axis, RotatedAxis, Stage, Structure
 
 __all__ = [
     "BYTES_PER_VALUE",
@@ -42,6 +42,7 @@ __all__ = [
     "Reducer",
     "Reduction",
     "ReductionPoint",
+    "RotatedAxis",
     "Stage",
     "Structure",
     "TokenPlan",

@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from models.errors import InvalidRequest
-from models.record import Record
+from models.record import Record, later
 from models.structure.block import Block
 from models.structure.block_plan import BlockPlan, PlanAxis, apply_block, only_axis, whole_block, with_selector
 from models.structure.op import Op, Precision
@@ -22,7 +22,7 @@ from models.structure.plan_checks import (
     check_in_graph,
     check_scores,
 )
-from models.structure.structure import Stage, Structure
+from models.structure.structure import RotatedAxis, Stage, Structure
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Plan(Record):
     embed: tuple[int, ...]
     blocks: tuple[BlockPlan, ...]
     precision: Precision = "fp32"
+    rotated: tuple[RotatedAxis, ...] = later(())
+    """The axes whose indices count directions of a rotated basis (models/rotation), the most important ones first. The
+    indices of all other axes count members of the original network."""
 
     def apply_to(self, structure: Structure) -> Structure:
         """Return the structure of the pruned network.

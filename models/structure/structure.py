@@ -23,6 +23,10 @@ and one sublayer of a block alone ("halves"). Heads, neurons and complete blocks
 see `Stage`."""
 
 
+RotatedAxis = Literal["qk", "v", "embed"]
+"""Axes whose members can be directions of a rotated basis (models/rotation)."""
+
+
 @dataclass(frozen=True)
 class Stage(Record):
     """Blocks that share a token grid. `free_tokens`: no later layer needs the grid, so tokens may be removed."""

@@ -1,0 +1,1 @@
+"""Rotation: bases in which an axis is cut where it carries least (docs/rotation.md)."""

@@ -1,0 +1,82 @@
+"""Finds the bases of a dense network from calibration images (docs/rotation.md)."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+from torch import nn
+
+from models.families.family import Family, blocks_of, is_present, linear_part, optional_part, part
+from models.rotation.fold import fold
+from models.rotation.head_bases import PairBasis, ValueBasis, pair_basis, value_basis
+from models.rotation.moments import collect_moments
+from models.rotation.stream_basis import StreamBasis, stream_basis
+from models.structure import RotatedAxis, Structure
+
+ROTATED_AXES: tuple[RotatedAxis, ...] = get_args(RotatedAxis)
+
+
+@dataclass(frozen=True)
+class BlockBases:
+    """The bases of the heads of one block. None: this network does not allow it."""
+
+    qk: PairBasis | None = None
+    v: ValueBasis | None = None
+
+
+@dataclass(frozen=True)
+class Bases:
+    blocks: tuple[BlockBases, ...]
+    stream: StreamBasis | None = None
+
+    @property
+    def axes(self) -> tuple[RotatedAxis, ...]:
+        """The axes that are rotated."""
+        first = self.blocks[0]
+        there = {"qk": first.qk is not None, "v": first.v is not None, "embed": self.stream is not None}
+        return tuple(axis for axis in ROTATED_AXES if there[axis])
+
+
+def refusals(module: nn.Module, family: Family, structure: Structure) -> dict[RotatedAxis, str]:
+    """Return the axes that cannot be rotated in this network, each with the reason."""
+    if family.sliced or len(structure.stages) > 1:
+        return dict.fromkeys(ROTATED_AXES, f"the blocks of a {family.title} are not plain")
+    found: dict[RotatedAxis, str] = {}
+    if any(block.attention and block.attention.qk_norm != "none" for block in structure.blocks):
+        found["qk"] = "the model normalises q and k"
+    if "embed" in structure.fixed:
+        found["embed"] = "the embedding width is fixed"
+    elif any(is_present(part(module, path)) for path in family.stem_norms):
+        found["embed"] = "a norm stands between the patch embedding and the blocks"
+    elif len(last_norms(module, family)) != 1:
+        found["embed"] = "the model has no norm, or two norms, after its blocks"
+    return found
+
+
+def find_bases(module: nn.Module, family: Family, structure: Structure, run: Callable[[nn.Module], object]) -> Bases:
+    """Return the bases of all axes that the network allows.
+
+    run: runs the calibration images through the module that it is given.
+    """
+    axes = set(ROTATED_AXES) - set(refusals(module, family, structure))
+    folded = copy.deepcopy(module)
+    fold(folded, family, structure, stream="embed" in axes)
+    moments = collect_moments(folded, family, structure, lambda: run(folded))
+    found = []
+    for block, seen in zip(blocks_of(folded, family), moments.blocks, strict=True):
+        queries, keys = seen.queries.value, seen.keys.value
+        covariance, projection = seen.output_covariance(len(queries)), linear_part(block, family.projection)
+        found.append(
+            BlockBases(
+                pair_basis(queries, keys) if "qk" in axes else None,
+                value_basis(covariance, projection.weight.detach()) if "v" in axes else None,
+            )
+        )
+    return Bases(tuple(found), stream_basis(moments.stream) if "embed" in axes else None)
+
+
+def last_norms(module: nn.Module, family: Family) -> list[str]:
+    """Return the paths of the norms between the blocks and the classifier."""
+    paths = (family.last_norm, *family.tail_norms)
+    return [path for path in paths if path and is_present(optional_part(module, path))]

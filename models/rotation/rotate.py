@@ -1,0 +1,73 @@
+"""Turns a dense network into the same network in rotated bases. Its leading members carry most.
+
+Afterwards an axis is cut by slicing: a plan keeps the first q/k dims and v dims of each head, and the first embedding
+dims. The rotated network computes the same as the original, up to rounding.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from models.families.family import Family, blocks_of, classifiers, linear_part, part
+from models.rotation.bases import Bases, BlockBases
+from models.rotation.fold import fold
+from models.rotation.stream_basis import StreamBasis
+from models.structure import Structure
+
+
+def rotate(module: nn.Module, family: Family, structure: Structure, bases: Bases) -> None:
+    """Rotate a copy of a dense module, in place."""
+    fold(module, family, structure, stream=bases.stream is not None)
+    with torch.no_grad():
+        for block, found in zip(blocks_of(module, family), bases.blocks, strict=True):
+            _rotate_heads(block, family, found)
+        if bases.stream is not None:
+            _rotate_stream(module, family, bases.stream)
+
+
+def _rotate_heads(block: nn.Module, family: Family, bases: BlockBases) -> None:
+    layer, projection = linear_part(block, family.qkv), linear_part(block, family.projection)
+    q, k, v = (range(i, i + layer.out_features // 3) for i in range(0, layer.out_features, layer.out_features // 3))
+    if bases.qk is not None:
+        _map_heads(layer, q.start, bases.qk.queries)
+        _map_heads(layer, k.start, bases.qk.keys)
+    if bases.v is not None:
+        _map_heads(layer, v.start, bases.v.values)
+        _map_columns(projection, torch.block_diag(*bases.v.inverse))
+
+
+def _rotate_stream(module: nn.Module, family: Family, basis: StreamBasis) -> None:
+    written, read = basis.writer_map, basis.reader_map
+    conv = part(module, family.patch)
+    assert isinstance(conv, nn.Conv2d)
+    conv.weight.copy_((written @ conv.weight.double().flatten(1)).reshape_as(conv.weight))
+    if conv.bias is not None:
+        conv.bias.copy_(written @ conv.bias.double())
+    for path in family.tables:
+        table = getattr(module, path, None)
+        if isinstance(table, Tensor):
+            table.copy_(table.double() @ written.T)
+    for block in blocks_of(module, family):
+        for path in (family.projection, family.fc2):
+            _map_rows(linear_part(block, path), slice(None), written)
+        for path in (*family.attention_layers, family.fc1):
+            _map_columns(linear_part(block, path), read)
+    for head in classifiers(module, family):
+        _map_columns(head, read)
+
+
+def _map_heads(layer: nn.Linear, first: int, maps: Tensor) -> None:
+    """Map the rows of each head, (H, d, d), from the row `first` on."""
+    for head, matrix in enumerate(maps):
+        start = first + head * len(matrix)
+        _map_rows(layer, slice(start, start + len(matrix)), matrix)
+
+
+def _map_rows(layer: nn.Linear, rows: slice, matrix: Tensor) -> None:
+    """Replace some rows by linear combinations of them, bias included."""
+    layer.weight[rows] = (matrix @ layer.weight[rows].double()).to(layer.weight)
+    if layer.bias is not None:
+        layer.bias[rows] = (matrix @ layer.bias[rows].double()).to(layer.bias)
+
+
+def _map_columns(layer: nn.Linear, matrix: Tensor) -> None:
+    layer.weight.copy_(layer.weight.double() @ matrix)
