@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from models.errors import InvalidRequest, UnknownName
 from models.record import Record
@@ -22,6 +22,11 @@ CRITERION_TITLES = {
 }
 
 
+Basis = Literal["rotated", "chosen"]
+"""rotated: q/k dims, v dims and embedding dims are directions of a basis that is computed for the network, and the
+first ones stay. chosen: they are the members that the network has, and a criterion chooses among them."""
+
+
 @dataclass(frozen=True)
 class Method(Record):
     """A named preset: which axes may shrink, which criterion ranks their members, and how the network is trained."""
@@ -37,6 +42,8 @@ class Method(Record):
     tokens: TokenRule = field(default_factory=TokenRule)
     other_spaces: tuple[str, ...] = ()
     """Spaces that a job may choose instead of `space`."""
+    bases: tuple[Basis, ...] = ("chosen",)
+    """Bases of the axes qk, v and embed; the first is the default. The methods of the papers choose members."""
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -53,6 +60,7 @@ METHODS = {
             ("reconstruction", "variance", "hsic", "magnitude"),
             "none",
             "",
+            bases=("rotated", "chosen"),
         ),
         Method(
             "mdc",
@@ -149,6 +157,24 @@ def criterion_of(method: Method, wanted: str | None) -> str:
             f" {', '.join(method.criteria)}."
         )
     return wanted
+
+
+def basis_for(method: Method, wanted: str | None) -> Basis:
+    """The basis of a job: `wanted`, or the method's default.
+
+    Raises: UnknownName; InvalidRequest when the method does not allow it.
+    """
+    if wanted is None:
+        return method.bases[0]
+    if wanted not in get_args(Basis):
+        raise UnknownName("basis", wanted, get_args(Basis))
+    found = next((basis for basis in method.bases if basis == wanted), None)
+    if found is None:
+        raise InvalidRequest(
+            f"Method {method.name!r} does not allow basis {wanted!r}, because its paper chooses members. Use basis"
+            f" {' or '.join(method.bases)}, or use method 'joint'."
+        )
+    return found
 
 
 def space_for(method: Method, wanted: str | None) -> str:

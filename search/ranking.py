@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.structure import Structure
+from models.structure import RotatedAxis, Structure
 
 Array = npt.NDArray[np.float64]
 
@@ -41,6 +41,8 @@ class Ranking:
     seconds: float = 0.0
     embed: Array | None = None
     """(D,): scores of embedding dims. A dim is removed from the whole residual stream."""
+    rotated: tuple[RotatedAxis, ...] = ()
+    """The axes whose members are directions of a rotated basis (models/rotation), the most important ones first."""
     ranges: Array | None = None
     """(L,): attention range of each layer, in [0, 1]; near 1 if the layer attends locally (CP-ViT)."""
 

@@ -168,6 +168,15 @@ class SearchOptions:
             help="Criterion that scores the members. (default: the method's own)", rich_help_panel=SEARCH_PANEL
         ),
     ] = None
+    basis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="rotated|chosen",
+            help="rotated: cut dims in bases that are computed for the network. chosen: choose among its own dims. "
+            "(default: rotated for method joint)",
+            rich_help_panel=SEARCH_PANEL,
+        ),
+    ] = None
     space: Annotated[
         str | None,
         typer.Option(
@@ -269,6 +278,7 @@ class SearchOptions:
         for name in (
             "method",
             "criterion",
+            "basis",
             "space",
             "trials",
             "parallel_trials",

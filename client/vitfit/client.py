@@ -33,6 +33,7 @@ class JobOptions(TypedDict, total=False):
 
     method: str
     criterion: str
+    basis: str
     space: str
     target: str
     precisions: list[str]

@@ -75,7 +75,8 @@ class Method(Result):
     """A compression method.
 
     axes: what it prunes. criteria: the importance criteria that it supports; the first is the default. training: what
-    it trains by itself. space, other_spaces: the search spaces that it supports; `space` is the default.
+    it trains by itself. space, other_spaces: the search spaces that it supports; `space` is the default. bases: the
+    bases of q/k, v and embedding dims that it supports; the first is the default.
     """
 
     name: str
@@ -87,3 +88,4 @@ class Method(Result):
     space: str | None = None
     tokens: TokenRule | None = None
     other_spaces: tuple[str, ...] = field(default=())
+    bases: tuple[str, ...] = field(default=())

@@ -38,12 +38,15 @@ def narrow_ends(model: nn.Module, family: Family, embed: Sequence[int]) -> None:
 def rescale_norms(model: nn.Module, family: Family, share: float) -> None:
     """Multiply the weights of all norms on the stream by share^-1/2, in place. share: width over original width.
 
+    The eps of a norm is a mean square too, so it is divided by the share.
+
     In a rotated basis the dims that are gone carry next to nothing, so the sum of squares of a token stays what it was.
     A norm divides by the mean square instead, which is a mean over fewer dims (models/rotation/stream_basis.py).
     """
     with torch.no_grad():
         for norm in _norms(model, family):
             norm.weight.mul_(share**-0.5)
+            norm.eps /= share
 
 
 def _norms(model: nn.Module, family: Family) -> Iterator[nn.LayerNorm]:

@@ -57,13 +57,20 @@ class Statistics:
     deletion: StreamScores | None = None
 
 
-def to_tensors(statistics: Statistics) -> dict[str, Tensor]:
-    """Return the tensors under flat names, for a safetensors file."""
-    return {name: tensor.contiguous() for name, tensor in _flat("", statistics).items()}
+def to_tensors(record: object) -> dict[str, Tensor]:
+    """Return the tensors of a record (a dataclass of tensors, tuples and records) under flat names.
+
+    They can be stored in a safetensors file.
+    """
+    return {name: tensor.contiguous() for name, tensor in _flat("", record).items()}
 
 
-def from_tensors(flat: dict[str, Tensor]) -> Statistics:
-    return typing.cast(Statistics, _built(Statistics, "", flat))
+R = typing.TypeVar("R")
+
+
+def from_tensors(kind: type[R], flat: dict[str, Tensor]) -> R:
+    """Build a record of this kind again from its flat tensors."""
+    return typing.cast(R, _built(kind, "", flat))
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Tensor]:

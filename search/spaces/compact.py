@@ -25,6 +25,8 @@ from search.token_rule import TokenRule
 
 LEAST = {"heads": 0.15, "qk": 0.25, "v": 0.25, "neurons": 0.1, "tokens": 0.25, "embed": 0.25, "halves": 0.5}
 """Smallest keep ratio in the search: below it, nothing is left from which the network could recover."""
+LEAST_ROTATED = {"qk": 0.125, "v": 0.125, "embed": 0.25}
+"""Smallest keep ratio of an axis in a rotated basis."""
 
 
 class CompactSpace:
@@ -57,7 +59,7 @@ class CompactSpace:
         """The policy at t in [0, 2] along a direction (formula in the docstring of this module)."""
         values: dict[str, Any] = {}
         for name, amount in zip(self.keeps, amounts(direction[: len(self.keeps)], t, self._kinds), strict=True):
-            least = LEAST["tokens" if name.startswith("tokens") else name]
+            least = self._least(name)
             values[name] = float(1 - amount * (1 - least))
         tokens = tuple(values.pop(name) for name in self.keeps if name.startswith("tokens"))
         fade = min(1.0, 2 - t)  # every direction ends in the same smallest network
@@ -65,9 +67,15 @@ class CompactSpace:
             values[name] = fade * float(x)
         return Policy(tokens=tokens, **values)
 
+    def _least(self, name: str) -> float:
+        if name in self.ranking.rotated:
+            return LEAST_ROTATED[name]
+        return LEAST["tokens" if name.startswith("tokens") else name]
+
     @property
     def _kinds(self) -> list[str]:
-        return ["tokens" if name.startswith("tokens") else name for name in self.keeps]
+        rotated = {"embed": "rotated_embed"} if "embed" in self.ranking.rotated else {}
+        return ["tokens" if name.startswith("tokens") else rotated.get(name, name) for name in self.keeps]
 
     def canonical(self, points: Array) -> Array:
         return canonical(points, self._kinds)
@@ -109,7 +117,8 @@ class CompactSpace:
         embed = self._identity.embed
         if self._embed is not None:
             embed = best(self._embed, self._width(policy))
-        return self._shallower(dataclasses.replace(self._identity, blocks=tuple(blocks)), policy, embed)
+        whole = dataclasses.replace(self._identity, blocks=tuple(blocks), rotated=self.ranking.rotated)
+        return self._shallower(whole, policy, embed)
 
     def _width(self, policy: Policy) -> int:
         """Number of embedding dims kept."""

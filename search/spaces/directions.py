@@ -24,6 +24,15 @@ STARTS: tuple[dict[str, float], ...] = (
 """How much each axis is cut in the first directions: all axes alike, then what usually costs least by itself."""
 
 
+ROTATED_STARTS: tuple[dict[str, float], ...] = (
+    {"qk": 1.0, "v": 0.8, "neurons": 0.6, "rotated_embed": 0.35, "tokens": 0.35},
+    {"qk": 1.0, "v": 0.8, "neurons": 0.8, "rotated_embed": 0.6},
+    {"qk": 1.0, "v": 0.8, "neurons": 0.7, "rotated_embed": 0.4, "tokens": 0.2},
+    {"qk": 1.0, "v": 0.8, "neurons": 0.6, "rotated_embed": 0.2, "tokens": 0.5},
+)
+"""The first directions of a network in rotated bases, before those in `STARTS`."""
+
+
 def amounts(direction: Sequence[float], t: float, axes: Sequence[str]) -> Array:
     """How far each dimension is cut, as a share in [0, 1] of what can be cut.
 
@@ -59,6 +68,10 @@ def _reluctant(axes: Sequence[str]) -> npt.NDArray[np.bool_]:
 
 
 def analytic_starts(axes: Sequence[str]) -> list[list[float]]:
-    """`STARTS` for dimensions of these axes, without repetitions and without directions that cut none of the axes."""
-    starts = [[eager.get(axis, 0.0) for axis in axes] for eager in STARTS]
+    """`STARTS` for dimensions of these axes, without repetitions and without directions that cut none of the axes.
+
+    "rotated_embed" among the axes is an embedding width in a rotated basis. Then `ROTATED_STARTS` come first.
+    """
+    known = (*ROTATED_STARTS, *STARTS) if "rotated_embed" in axes else STARTS
+    starts = [[eager.get(axis, 0.0) for axis in axes] for eager in known]
     return [start for i, start in enumerate(starts) if any(start) and start not in starts[:i]]

@@ -51,9 +51,9 @@ class Catalog:
     def check(self, request: JobRequest) -> None:
         """Check the names in a request, and the numbers that need no model.
 
-        Raises: UnknownName for a device, method, criterion or space that does not exist; InvalidRequest for a criterion
-        or space that the method does not support, and for a number that is not allowed; DeviceUnavailable for more
-        threads than the device has.
+        Raises: UnknownName for a device, method, criterion, basis or space that does not exist; InvalidRequest for a
+        criterion, basis or space that the method does not support, and for a number that is not allowed;
+        DeviceUnavailable for more threads than the device has.
         """
         devices = {str(device["name"]): device for device in self.devices()}
         for budget in request.budgets:
@@ -66,6 +66,8 @@ class Catalog:
             self._check_criterion(request.criterion, methods[request.method])
         if request.space is not None:
             self._check_space(request.space, methods[request.method])
+        if request.basis is not None:
+            self._check_basis(request.basis, methods[request.method])
 
     def _check_criterion(self, criterion: str, method: dict[str, Any]) -> None:
         everywhere = {str(name) for other in self.methods() for name in other["criteria"]}
@@ -77,6 +79,17 @@ class Catalog:
                 field="criterion",
                 value=criterion,
                 allowed=list(method["criteria"]),
+            )
+
+    def _check_basis(self, basis: str, method: dict[str, Any]) -> None:
+        require("basis", basis, sorted({name for other in self.methods() for name in other["bases"]}))
+        if basis not in method["bases"]:
+            raise InvalidRequest(
+                f"Method {method['name']!r} does not support the basis {basis!r}. "
+                f"Choose one of: {', '.join(method['bases'])}.",
+                field="basis",
+                value=basis,
+                allowed=list(method["bases"]),
             )
 
     def _check_space(self, space: str, method: dict[str, Any]) -> None:

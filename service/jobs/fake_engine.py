@@ -74,11 +74,11 @@ def describe_devices() -> list[dict[str, Any]]:
 
 def describe_methods() -> list[dict[str, Any]]:
     """Describe two methods with different criteria."""
-    spaces: dict[str, Any] = {"space": "compact", "other_spaces": []}
+    spaces: dict[str, Any] = {"space": "compact", "other_spaces": [], "bases": ["chosen"]}
     joint = {"name": "joint", "title": "All axes at once", "axes": ["heads", "neurons", "tokens"], "training": "none"}
     uniform = {"name": "uniform", "title": "The same everywhere", "axes": ["heads", "neurons"], "training": "none"}
     return [
-        {**joint, **spaces, "other_spaces": ["paper"], "criteria": ["magnitude", "hsic"]},
+        {**joint, **spaces, "other_spaces": ["paper"], "bases": ["rotated", "chosen"], "criteria": ["magnitude", "hsic"]},
         {**uniform, **spaces, "criteria": ["magnitude"]},
     ]
 

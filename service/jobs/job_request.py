@@ -146,6 +146,13 @@ class JobRequest(Strict):
     criterion: str | None = Field(
         None, description="The criterion that scores members. Without it, the job uses the method's own criterion."
     )
+    basis: str | None = Field(
+        None,
+        max_length=40,
+        description="rotated: q/k dims, v dims and embedding dims are cut in bases that are computed for the network, "
+        "where they carry least. chosen: a criterion chooses among the dims that the network has. Without it, method "
+        "joint uses rotated, and all other methods use chosen.",
+    )
     space: str | None = Field(
         None,
         max_length=40,

@@ -5,7 +5,7 @@ from models.statistics.gradient_scores import check_classes
 from models.statistics.leave_one_out import check_cost
 from models.structure import Structure
 from search.criteria import CRITERIA
-from search.methods import check_suits, criterion_of, method_for, space_for
+from search.methods import basis_for, check_suits, criterion_of, method_for, space_for
 from service.jobs.job_request import JobRequest
 from service.jobs.quick_checks import check_threads
 from service.pipeline.evaluation import Evaluation
@@ -24,6 +24,7 @@ def check_job(request: JobRequest, evaluation: Evaluation) -> None:
     method = method_for(request.method, request.keep_spatial)
     criterion = criterion_of(method, request.criterion)
     space_for(method, request.space)
+    basis_for(method, request.basis)
     check_suits(method, structure)
     check_quantisable(request, structure)
     check_budgets(request, structure)

@@ -134,7 +134,7 @@ def _footprint(file: Path, place: DeviceSetting) -> Footprint | None:
 
 def _axes(delivery: Delivery) -> tuple[AxisShare, ...]:
     """Prune each axis alone, and measure the resulting networks in one run."""
-    original, plan = delivery.evaluation.network, delivery.plan
+    original, plan = delivery.ranked.source, delivery.plan
     axes = facts.axes_of(plan, original.structure)
     if not axes:
         return ()

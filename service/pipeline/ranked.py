@@ -13,11 +13,13 @@ from models.data.dataset import Batch
 from models.evaluation.sensitivity import quantisation_order
 from models.loading.timm_target import check_same_design, target_structure
 from models.networks.network import Network
+from models.rotation.bases import Bases
 from models.statistics.statistics import Statistics, from_tensors, to_tensors
 from models.structure import Layer, Plan, Structure
 from search.criteria import CRITERIA, rank
+from search.criteria.rotated import with_bases
 from search.loop.trial import Score
-from search.methods import criterion_of, method_for
+from search.methods import basis_for, criterion_of, method_for
 from search.ranking import Ranking
 from search.spaces import space_of
 from search.spaces.fp16 import HalfSpace
@@ -35,8 +37,9 @@ from service.pipeline.scoring import Answers, Scorer
 class Ranked:
     """The network of a job, with the statistics and the space that were computed on the calibration split.
 
-    source: the network that is pruned. This is the original. If the method trains it first (the gates of VTP), it is
-    the trained original. dense: outputs of the original on the selection split, (n, C).
+    source: the network that is pruned. This is the original, or the original in rotated bases, which computes the
+    same. If the method trains it first (the gates of VTP), it is the trained original.
+    dense: outputs of the original on the selection split, (n, C).
     """
 
     evaluation: Evaluation
@@ -48,7 +51,7 @@ class Ranked:
     @property
     def was_trained(self) -> bool:
         """Whether the original was trained before the pruning."""
-        return self.source is not self.evaluation.network
+        return self.source is not self.evaluation.network and self.source.rotation is None
 
     @property
     def answers(self) -> Answers:
@@ -100,9 +103,11 @@ def rank_network(
     source = evaluation.network if trained is None else trained
     method = method_for(request.method, request.keep_spatial)
     criterion = criterion_of(method, request.criterion)
+    if trained is None and basis_for(method, request.basis) == "rotated":
+        source = _rotated(source, evaluation.calibration, work)
     statistics = _statistics(source, evaluation.calibration, criterion, work)
-    ranking = rank(criterion, source.weights(), statistics)
-    space: Space = space_of(method, evaluation.network.structure, ranking, request.space)
+    ranking = with_bases(rank(criterion, source.weights(), statistics), source.rotation)
+    space: Space = space_of(method, source.structure, ranking, request.space)
     if request.target is not None:
         space = target_space(evaluation.network, ranking, request.target)
     if "int8" in request.precisions:
@@ -115,10 +120,24 @@ def rank_network(
     return Ranked(evaluation, source, statistics, space, dense)
 
 
-def _statistics(source: Network, calibration: Batch, criterion: str, work: Path) -> Statistics:
-    stored = work / f"statistics-{criterion}.safetensors"
+def _rotated(network: Network, calibration: Batch, work: Path) -> Network:
+    """Return the network in its rotated bases. A network that allows none stays as it is."""
+    stored = work / "bases.safetensors"
     if stored.exists():
-        return from_tensors(load_file(stored))
+        return network.rotated(from_tensors(Bases, load_file(stored)))
+    bases = network.bases(calibration.images)
+    if bases is None:
+        return network
+    with replacing(stored) as beside:
+        save_file(to_tensors(bases), beside)
+    return network.rotated(bases)
+
+
+def _statistics(source: Network, calibration: Batch, criterion: str, work: Path) -> Statistics:
+    basis = "" if source.rotation is None else "-rotated"
+    stored = work / f"statistics-{criterion}{basis}.safetensors"
+    if stored.exists():
+        return from_tensors(Statistics, load_file(stored))
     found = source.statistics(calibration.images, CRITERIA[criterion].needs, calibration.labels)
     with replacing(stored) as beside:
         save_file(to_tensors(found), beside)

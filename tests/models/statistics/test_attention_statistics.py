@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.pruning.token_reducers import strongest_attention
 from models.statistics.attention_statistics import AttentionSums, near
-from models.statistics.statistics import from_tensors, to_tensors
+from models.statistics.statistics import Statistics, from_tensors, to_tensors
 from tests.support.networks import VARIANTS, images_for, small_network
 
 
@@ -90,7 +90,7 @@ def test_attention_statistics_are_taken_on_request_and_stored() -> None:
     images = images_for(network, 4)
     assert network.statistics(images).blocks[0].attention is None
     found = network.statistics(images, {"attention"})
-    restored = from_tensors(to_tensors(found))
+    restored = from_tensors(Statistics, to_tensors(found))
     for before, after in zip(found.blocks, restored.blocks, strict=True):
         assert before.attention is not None and after.attention is not None
         assert torch.equal(before.attention.heads, after.attention.heads)

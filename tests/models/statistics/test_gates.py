@@ -17,7 +17,7 @@ from models.data.dataset import Batch
 from models.errors import InvalidRequest
 from models.networks.torch_network import TorchNetwork
 from models.statistics.gates import GatedLinear, Gates, attach, fold
-from models.statistics.statistics import from_tensors, to_tensors
+from models.statistics.statistics import Statistics, from_tensors, to_tensors
 from models.structure import identity
 from models.training.train_gates import GateRecipe, train_gates
 from tests.support.networks import images_for, small_network
@@ -174,7 +174,7 @@ def test_gates_are_statistics_of_the_trained_network_alone(
 ) -> None:
     found = trained.statistics(data.images, {"gates"})
     assert found.blocks[1].gates == gates_of(trained)[1] and trained.statistics(data.images).blocks[1].gates is None
-    stored = from_tensors(to_tensors(found)).blocks[0].gates
+    stored = from_tensors(Statistics, to_tensors(found)).blocks[0].gates
     assert stored is not None and stored.fc1_inputs.equal(gates_of(trained)[0].fc1_inputs)
     with pytest.raises(InvalidRequest, match="no learned gates"):
         network.statistics(data.images, {"gates"})

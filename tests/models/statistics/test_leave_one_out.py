@@ -165,7 +165,7 @@ def test_the_scores_survive_a_file_and_leave_the_network_alone() -> None:
     network = small("class token")
     before = {name: value.clone() for name, value in network.module.state_dict().items()}
     statistics = network.statistics(images_for(network, IMAGES), {"fisher", "deletion"})
-    back = from_tensors(to_tensors(statistics))
+    back = from_tensors(Statistics, to_tensors(statistics))
     assert back.taylor is None and back.blocks[0].taylor is None
     assert stream(back, "deletion").embed.equal(stream(statistics, "deletion").embed)
     assert all(value.equal(before[name]) for name, value in network.module.state_dict().items())

@@ -1,0 +1,48 @@
+"""Pictures of two kinds: clip art by subject, and photographs. Each picture belongs to one split only."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.real.backbone import MEAN, SIDE, STD
+
+
+@dataclass(frozen=True)
+class Split:
+    """images: (n, 3, 224, 224), normalised. subjects: (n,), the folder of each picture."""
+
+    images: Tensor
+    subjects: Tensor
+
+
+def clip_art(folder: Path, counts: Sequence[int], seed: int = 0) -> list[Split]:
+    """Return disjoint splits of the pictures below `folder`, drawn by chance. Their subject is their first folder."""
+    files = sorted(folder.rglob("*.png"))
+    random.Random(seed).shuffle(files)
+    names = sorted({file.relative_to(folder).parts[0] for file in files})
+    splits, start = [], 0
+    for count in counts:
+        taken = files[start : start + count]
+        start += count
+        images = torch.stack([picture(file) for file in taken])
+        splits.append(Split(images, torch.tensor([names.index(file.relative_to(folder).parts[0]) for file in taken])))
+    return splits
+
+
+def picture(file: Path) -> Tensor:
+    """Return a picture on white as (3, 224, 224), normalised. It is scaled and cut to a square."""
+    with Image.open(file) as opened:
+        drawn = opened.convert("RGBA")
+    white = Image.new("RGBA", drawn.size, "white")
+    flat = Image.alpha_composite(white, drawn).convert("RGB")
+    scale = SIDE / min(flat.size)
+    flat = flat.resize([max(SIDE, round(side * scale)) for side in flat.size], Image.Resampling.BICUBIC)
+    left, top = ((side - SIDE) // 2 for side in flat.size)
+    values = np.asarray(flat.crop((left, top, left + SIDE, top + SIDE)), dtype=np.float32) / 255
+    return ((torch.from_numpy(values) - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1).contiguous()
