@@ -78,7 +78,13 @@ def describe_methods() -> list[dict[str, Any]]:
     joint = {"name": "joint", "title": "All axes at once", "axes": ["heads", "neurons", "tokens"], "training": "none"}
     uniform = {"name": "uniform", "title": "The same everywhere", "axes": ["heads", "neurons"], "training": "none"}
     return [
-        {**joint, **spaces, "other_spaces": ["paper"], "bases": ["rotated", "chosen"], "criteria": ["magnitude", "hsic"]},
+        {
+            **joint,
+            **spaces,
+            "other_spaces": ["paper"],
+            "bases": ["rotated", "chosen"],
+            "criteria": ["magnitude", "hsic"],
+        },
         {**uniform, **spaces, "criteria": ["magnitude"]},
     ]
 

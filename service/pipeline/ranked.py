@@ -1,5 +1,6 @@
 """Compute what a job needs once before its search: statistics, ranking, space, and the outputs of the original."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,9 @@ class Ranked:
         return Answers(selection.images, selection.labels, self.dense, self.evaluation.classes)
 
     def prune(self, plan: Plan, recovery: bool) -> Network:
+        """Return the network that a plan describes. A plan that removes nothing gives the original, in its own bases."""
+        if self.source.rotation is not None and plan.apply_to(self.source.structure).macs == self.source.structure.macs:
+            return self.evaluation.network.pruned(dataclasses.replace(plan, rotated=()), None)
         return self.source.pruned(plan, self.statistics if recovery else None)
 
     def final(self, plan: Plan, recovery: bool) -> Network:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vitfit.report import JobResult
 
@@ -23,6 +23,8 @@ from latency.measuring.meter import Effort
 from latency.prediction.probes import probe_plans
 from models.loading.load_model import open_model
 from models.networks.torch_network import TorchNetwork
+from models.rotation.bases import Bases
+from models.statistics.statistics import from_tensors
 from models.structure import Plan
 from service.core.data_folder import JobFiles
 from service.jobs.job_request import JobRequest
@@ -186,4 +188,7 @@ def delivered_network(ran: Ran) -> TorchNetwork:
     """Return the original, pruned by the delivered plan, without recovery."""
     network = open_model(ran.files.model)
     assert isinstance(network, TorchNetwork)
-    return network.pruned(Plan.from_json(ran.json("plan.json")), None)
+    plan = Plan.from_json(ran.json("plan.json"))
+    if plan.rotated:
+        network = network.rotated(from_tensors(Bases, load_file(ran.files.work / "bases.safetensors")))
+    return network.pruned(plan, None)

@@ -13,7 +13,7 @@ from models.errors import Canceled, ImpossibleBudget, ParityFailure
 from models.export.onnx_export import run_onnx
 from models.loading.load_model import open_model
 from models.networks.torch_network import TorchNetwork
-from models.structure import Plan, identity
+from models.structure import Plan, PlanAxis, identity
 from service.jobs.journal import MemoryJournal
 from tests.support.small_jobs import (
     SPLITS,
@@ -175,7 +175,8 @@ def test_the_report_says_what_was_removed(counted: Ran) -> None:
 def test_the_share_of_each_axis_is_measured_alone(counted: Ran) -> None:
     original, plan = open_model(counted.files.model).structure, Plan.from_json(counted.json("plan.json"))
     axes = {row["axis"]: row for row in counted.report["axes"]}
-    kept = {axis: plan.only(axis, original).apply_to(original) for axis in ("heads", "neurons", "tokens")}
+    cut: tuple[PlanAxis, ...] = ("heads", "neurons", "tokens", "embed")
+    kept = {axis: plan.only(axis, original).apply_to(original) for axis in cut}
     assert axes.keys() == {axis for axis, alone in kept.items() if alone.macs < original.macs} != set()
     for axis, row in axes.items():
         alone = kept[axis]
@@ -357,6 +358,6 @@ def test_nothing_is_delivered_when_the_runtimes_disagree(workshop: Workshop) -> 
     shop = Workshop(workshop.root / "ill", model, data_folder(workshop.root / "ill" / "data", None))
     files = shop.files()
     with pytest.raises(ParityFailure) as caught:
-        shop.run(budget("macs_keep", 0.9), trials=1, files=files)
+        shop.run(budget("macs_keep", 0.9), trials=1, files=files, basis="chosen")
     assert caught.value.facts["parity"]["free"]["max_relative"] > 1e-3
     assert list(files.artifacts.iterdir()) == []
