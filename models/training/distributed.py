@@ -3,6 +3,7 @@
 A machine without a GPU trains in the calling process. Tests use two processes on the CPU.
 """
 
+import functools
 import os
 import socket
 from collections.abc import Callable
@@ -62,9 +63,19 @@ def in_processes(
     """
     here, there = multiprocessing.get_context("spawn").Pipe()
     threads = max(1, torch.get_num_threads() // where.count)
-    running = start_processes(
+    begin = functools.partial(
         _begin,
-        (where, _free_port(), threads, pace.current(), there, work, arguments),
+        where=where,
+        port=_free_port(),
+        threads=threads,
+        turn=pace.current(),
+        parent=there,
+        work=work,
+        arguments=arguments,
+    )
+    running = start_processes(
+        begin,
+        (),
         where.count,
         join=False,
         daemon=True,
@@ -82,10 +93,10 @@ def in_processes(
 
 def _begin(
     index: int,
+    *,
     where: Processes,
     port: int,
     threads: int,
-    *,
     turn: Turn,
     parent: "Connection[Any, Any]",
     work: Callable[..., None],

@@ -76,15 +76,10 @@ def describe_methods() -> list[dict[str, Any]]:
     """Describe two methods with different criteria."""
     spaces: dict[str, Any] = {"space": "compact", "other_spaces": [], "bases": ["chosen"]}
     joint = {"name": "joint", "title": "All axes at once", "axes": ["heads", "neurons", "tokens"], "training": "none"}
+    choices = {"other_spaces": ["paper"], "bases": ["rotated", "chosen"], "criteria": ["magnitude", "hsic"]}
     uniform = {"name": "uniform", "title": "The same everywhere", "axes": ["heads", "neurons"], "training": "none"}
     return [
-        {
-            **joint,
-            **spaces,
-            "other_spaces": ["paper"],
-            "bases": ["rotated", "chosen"],
-            "criteria": ["magnitude", "hsic"],
-        },
+        {**joint, **spaces, **choices},
         {**uniform, **spaces, "criteria": ["magnitude"]},
     ]
 

@@ -61,8 +61,9 @@ class Ranked:
         return Answers(selection.images, selection.labels, self.dense, self.evaluation.classes)
 
     def prune(self, plan: Plan, recovery: bool) -> Network:
-        """Return the network that a plan describes. A plan that removes nothing gives the original, in its own bases."""
-        if self.source.rotation is not None and plan.apply_to(self.source.structure).macs == self.source.structure.macs:
+        """Return the network that a plan describes. A plan that removes nothing gives the original itself."""
+        structure = self.source.structure
+        if self.source.rotation is not None and plan.apply_to(structure).macs == structure.macs:
             return self.evaluation.network.pruned(dataclasses.replace(plan, rotated=()), None)
         return self.source.pruned(plan, self.statistics if recovery else None)
 

@@ -2,12 +2,11 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.networks.torch_network import TorchNetwork
 from models.rotation.bases import Bases
@@ -72,10 +71,11 @@ def test_axes_that_a_network_refuses_stay_as_they_are(name: str, axes: tuple[Rot
     assert bases.axes == axes
 
 
-def heads_projected(network: TorchNetwork, bases: Bases, qk: int, v: int) -> Callable[[Tensor], Tensor]:
+def heads_projected(network: TorchNetwork, bases: Bases, qk: int, v: int) -> nn.Module:
     """Return the original network with the projectors of its heads put in, which has all of its dims."""
-    module: Any = copy.deepcopy(network.module)
-    for block, found in zip(module.blocks, bases.blocks, strict=True):
+    module = copy.deepcopy(network.module)
+    blocks: Any = module.blocks
+    for block, found in zip(blocks, bases.blocks, strict=True):
         assert found.qk is not None and found.v is not None
         weight = block.attn.qkv.weight.data.unflatten(0, (3, 3, -1))  # (q k v, heads, dims, D)
         bias = block.attn.qkv.bias.data.unflatten(0, (3, 3, -1))
@@ -174,7 +174,7 @@ def test_recovery_takes_up_what_the_mean_of_the_values_wrote() -> None:
     network = in_float64()
     with torch.no_grad():
         for block in network.module.blocks:  # type: ignore[union-attr]
-            block.attn.qkv.bias.add_(1.0)  # type: ignore[union-attr, operator]
+            block.attn.qkv.bias.add_(1.0)
     turned, _ = rotated(network)
     images = images_for(network, 24, seed=1).double()
     plan = plan_of(turned, 48, 16, 6)
