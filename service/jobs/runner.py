@@ -106,7 +106,7 @@ class Runner:
             except Away as away:
                 log.warning("no job can be started now: %s", away)
                 # Workers could not renew their leases either, so they get time for it before the next expiry check.
-                self._expiry_checked_at = time.monotonic() + self._settings.lease_s / 2
+                self._expiry_checked_at = time.monotonic() + self._settings.lease_s
                 self._stopping.wait(AWAY_POLL_S)
             self._wake.wait(POLL_S)
             self._wake.clear()
