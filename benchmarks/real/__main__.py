@@ -5,8 +5,9 @@
 
 The network is a trained DINOv2 ViT-S/14 at 224 pixels, and the pictures are clip art by subject. For each share of the
 MACs, a search runs as in a job. The table shows the mean cosine of the features with those of the dense network, and
-the share of pictures whose subject most of their 20 nearest neighbours have. It is measured on pictures that nothing else
-has seen. The packages are fetched once, into the cache folder. Without a network the command says so and ends with 2.
+the share of pictures whose subject most of their 20 nearest neighbours have. It is measured on pictures that nothing
+else has seen. The packages are fetched once, into the cache folder. Without a network the command says so and ends
+with 2.
 """
 
 import argparse
