@@ -17,6 +17,7 @@ import typer
 from vitfit.client import DEFAULT_SERVER, Client
 from vitfit.errors import VitfitError
 from vitfit.flatten import flattened
+from vitfit.machine import limit_hit
 
 GROUP = "vitfit.verbs"
 SERVER_VERBS = ("serve", "compress", "measure", "token")
@@ -65,7 +66,15 @@ def _guarded(run: Callable[..., None]) -> Callable[..., None]:
             fail(error.detail)
         except BrokenPipeError:  # the reader has closed the pipe, as in `vitfit trials JOB | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (MemoryError, ImportError, RuntimeError) as error:
+            reason = limit_hit(error)
+            if reason is None:
+                raise
+            fail(reason)
         except OSError as error:
+            reason = limit_hit(error)
+            if reason is not None:
+                fail(reason)
             place = f"{error.filename}: " if error.filename else ""
             fail(f"{place}{error.strerror or error}.")
         except KeyboardInterrupt:
