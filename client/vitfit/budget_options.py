@@ -187,7 +187,7 @@ class SearchOptions:
     target_shape: Annotated[
         str | None,
         typer.Option(
-            help="With --method up-vit: a smaller timm model. The job delivers its exact shape.",
+            help="A smaller timm model. The job delivers its exact shape. Methods joint and up-vit.",
             rich_help_panel=SEARCH_PANEL,
         ),
     ] = None

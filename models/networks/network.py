@@ -25,7 +25,7 @@ from models.quantization.number_formats import Half, Int8, Rounding
 from models.rotation.bases import Bases
 from models.statistics.layer_weights import LayerWeights
 from models.statistics.statistics import Kind, Statistics
-from models.structure import Plan, Structure
+from models.structure import Plan, RotatedAxis, Structure
 
 
 class Network(ABC):
@@ -153,6 +153,11 @@ class Network(ABC):
 
         images: (n, C, H, W). labels: (n,), read by the kind `taylor` only.
         """
+
+    @property
+    def rotatable(self) -> tuple[RotatedAxis, ...]:
+        """The axes that `bases` rotates."""
+        return ()
 
     def bases(self, images: Tensor) -> Bases | None:
         """Return the rotated bases of this dense network (models/rotation); None if it allows none.

@@ -31,7 +31,7 @@ from models.statistics.layer_weights import LayerWeights, layer_weights
 from models.statistics.leave_one_out import deletion_scores
 from models.statistics.member_kinds import MemberKinds, add_member_scores
 from models.statistics.statistics import Kind, Statistics
-from models.structure import Layer, Plan, identity
+from models.structure import Layer, Plan, RotatedAxis, identity
 
 PLAIN_KINDS: frozenset[Kind] = frozenset({"attention", "gates", "inputs", "deletion"})
 ATTENTION_BATCH = 16
@@ -72,11 +72,15 @@ class TorchNetwork(Network):
         same.threshold = threshold
         return same
 
+    @property
+    def rotatable(self) -> tuple[RotatedAxis, ...]:
+        refused = rotation_refusals(self.module, self._family, self._structure)
+        return tuple(axis for axis in ROTATED_AXES if axis not in refused)
+
     def bases(self, images: Tensor) -> Bases | None:
-        family, structure = self._family, self._structure
-        if len(rotation_refusals(self.module, family, structure)) == len(ROTATED_AXES):
+        if not self.rotatable:
             return None
-        return find_bases(self.module, family, structure, lambda module: outputs_of(module, images))
+        return find_bases(self.module, self._family, self._structure, lambda module: outputs_of(module, images))
 
     def rotated(self, bases: Bases) -> Self:
         same = self.with_module(copy.deepcopy(self.module))

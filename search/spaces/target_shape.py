@@ -6,6 +6,9 @@ pooled, and the best of them stay, the same rows in q, k and v. So the target ge
 has more heads of the same size. If the target has fewer blocks, whole blocks are removed by the summed scores of their
 sublayers, in each stage separately (PVTv2-B2 to B1). Where the embedding width cannot be cut, the target must have the
 source's width in each stage.
+
+In a network in rotated bases (models/rotation), no dims are pooled. The best heads stay with their leading dims, and
+the stream keeps its leading dims.
 """
 
 import dataclasses
@@ -15,8 +18,8 @@ from typing import Protocol
 import numpy as np
 
 from models.errors import InvalidRequest
-from models.structure import Attention, BlockPlan, HeadPlan, Op, Plan, Stage, Structure
-from search.ranking import Array
+from models.structure import Attention, BlockPlan, HeadPlan, Op, Plan, RotatedAxis, Stage, Structure
+from search.ranking import Array, BlockRanking, Ranking
 from search.spaces.best_members import best
 
 
@@ -55,6 +58,44 @@ def regular_plan(structure: Structure, blocks: Sequence[BlockScores], embed: Arr
     return _plan(structure, blocks, embed, target)
 
 
+def rotated_plan(structure: Structure, ranking: Ranking, target: Structure) -> Plan:
+    """The plan that leaves exactly the target's shape of a network in rotated bases.
+
+    Raises: InvalidRequest when the target cannot be reached.
+    """
+    check_rotated_target(structure, ranking.rotated, target)
+    sources = _sources(structure, ranking.blocks, target)
+    plans = []
+    for source, shape in zip(sources, target.blocks, strict=True):
+        scores = ranking.blocks[source]
+        assert shape.attention is not None and shape.mlp is not None
+        plans.append(BlockPlan(source, leading_heads(scores, shape.attention), best(scores.neurons, shape.mlp.neurons)))
+    return Plan(tuple(range(target.width)), tuple(plans), rotated=ranking.rotated)
+
+
+def check_rotated_target(structure: Structure, rotated: Sequence[RotatedAxis], target: Structure) -> None:
+    """Check that rotated bases lead to exactly this shape. Raises: InvalidRequest with the reason why not.
+
+    rotated: the axes of the network that can be rotated.
+    """
+    check_reachable(structure, target)
+    larger = max(a.v_dim for a in _attentions(target)) > min(a.v_dim for a in _attentions(structure))
+    if "embed" not in rotated or larger:
+        reason = "its heads have more dims" if larger else f"the width of {structure.name} cannot be rotated"
+        raise InvalidRequest(
+            f"Method 'joint' cannot prune {structure.name} to the shape of {target.name}, because {reason}. Use method"
+            " 'up-vit'.",
+            target=target.name,
+        )
+
+
+def leading_heads(scores: BlockRanking, wanted: Attention) -> tuple[HeadPlan, ...]:
+    """The best heads, with the leading dims of each."""
+    dim = scores.v.shape[1]
+    first = [head * dim for head in best(scores.heads, wanted.heads)]
+    return tuple(HeadPlan(tuple(range(i, i + wanted.qk_dim)), tuple(range(i, i + wanted.v_dim))) for i in first)
+
+
 def check_reachable(structure: Structure, target: Structure) -> None:
     """Check that pruning `structure` can give exactly `target`. Raises: InvalidRequest with all reasons why not."""
     problems = _beyond_pruning(structure, target) + _too_large(structure, target)
@@ -72,10 +113,7 @@ def check_reachable(structure: Structure, target: Structure) -> None:
 
 
 def _plan(structure: Structure, blocks: Sequence[BlockScores], embed: Array | None, target: Structure) -> Plan:
-    worth = np.asarray([0.0 if block.halves is None else float(block.halves.sum()) for block in blocks])
-    sources: list[int] = []
-    for first, stage, wanted in zip(structure.first_blocks, structure.stages, target.stages, strict=True):
-        sources += [first + i for i in best(worth[first : first + len(stage.blocks)], len(wanted.blocks))]
+    sources = _sources(structure, blocks, target)
     plans = []
     for source, shape in zip(sources, target.blocks, strict=True):
         scores = blocks[source]
@@ -83,6 +121,15 @@ def _plan(structure: Structure, blocks: Sequence[BlockScores], embed: Array | No
         heads = pooled_heads(scores.dims, shape.attention.heads, shape.attention.v_dim)
         plans.append(BlockPlan(source, heads, best(scores.neurons, shape.mlp.neurons)))
     return Plan(() if embed is None else best(embed, target.width), tuple(plans))
+
+
+def _sources(structure: Structure, blocks: Sequence[BlockScores], target: Structure) -> list[int]:
+    """The blocks that stay: in each stage as many as the target has, those whose sublayers score best."""
+    worth = np.asarray([0.0 if block.halves is None else float(block.halves.sum()) for block in blocks])
+    sources: list[int] = []
+    for first, stage, wanted in zip(structure.first_blocks, structure.stages, target.stages, strict=True):
+        sources += [first + i for i in best(worth[first : first + len(stage.blocks)], len(wanted.blocks))]
+    return sources
 
 
 def pooled_heads(dims: Array, heads: int, dim: int) -> tuple[HeadPlan, ...]:

@@ -162,7 +162,8 @@ class JobRequest(Strict):
     target: str | None = Field(
         None,
         max_length=200,
-        description="For method up-vit: a smaller timm model. The job delivers its exact shape, without a search.",
+        description="A smaller timm model. The job delivers its exact shape, without a search. Method joint uses "
+        "rotated bases, method up-vit chooses members.",
     )
     precisions: tuple[Precision, ...] = Field(
         ("fp32",),
@@ -227,10 +228,10 @@ class JobRequest(Strict):
 
     @model_validator(mode="after")
     def _target_fixes_the_shape(self) -> "JobRequest":
-        if self.target is not None and self.method != "up-vit":
+        if self.target is not None and self.method not in ("joint", "up-vit"):
             raise ValueError(
-                f"target is for method 'up-vit' only, but method is {self.method!r}. "
-                "Set method to 'up-vit', or leave out target"
+                f"target is for the methods 'joint' and 'up-vit' only, but method is {self.method!r}. "
+                "Set method to one of them, or leave out target"
             )
         if self.target is not None and self.objective != "score":
             raise ValueError(

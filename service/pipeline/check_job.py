@@ -1,11 +1,12 @@
 """Check a job as far as this is possible without measurements. Validation and the job itself make the same checks."""
 
 from latency.devices.devices import describe_device
+from models.errors import InvalidRequest
 from models.statistics.gradient_scores import check_classes
 from models.statistics.leave_one_out import check_cost
 from models.structure import Structure
 from search.criteria import CRITERIA
-from search.methods import basis_for, check_suits, criterion_of, method_for, space_for
+from search.methods import Basis, basis_for, check_suits, criterion_of, method_for, space_for
 from service.jobs.job_request import JobRequest
 from service.jobs.quick_checks import check_threads
 from service.pipeline.evaluation import Evaluation
@@ -24,14 +25,15 @@ def check_job(request: JobRequest, evaluation: Evaluation) -> None:
     method = method_for(request.method, request.keep_spatial)
     criterion = criterion_of(method, request.criterion)
     space_for(method, request.space)
-    basis_for(method, request.basis)
+    basis = basis_for(method, request.basis)
     check_suits(method, structure)
     check_quantisable(request, structure)
     check_budgets(request, structure)
     evaluation.network.check_kinds(CRITERIA[criterion].needs)
     check_importance(criterion, structure, len(evaluation.calibration.images))
     if request.target is not None:
-        reachable_target(evaluation.network, request.target)
+        check_target_basis(request, basis)
+        reachable_target(evaluation.network, request.target, basis)
     check_training(request, evaluation)
 
 
@@ -46,6 +48,15 @@ def check_importance(criterion: str, structure: Structure, images: int) -> None:
         check_cost(structure, images)
     elif needs & {"taylor", "fisher"}:
         check_classes(structure, criterion)
+
+
+def check_target_basis(request: JobRequest, basis: Basis) -> None:
+    """Check that the method can choose members for a target. Raises: InvalidRequest."""
+    if request.method == "joint" and basis == "chosen":
+        raise InvalidRequest(
+            f"The request has target {request.target!r}, method 'joint' and basis 'chosen', but the criteria of this"
+            " method do not score the dims of neighbouring heads together. Use basis 'rotated', or method 'up-vit'."
+        )
 
 
 def check_budgets(request: JobRequest, structure: Structure) -> None:

@@ -20,14 +20,14 @@ from models.structure import Layer, Plan, Structure
 from search.criteria import CRITERIA, rank
 from search.criteria.rotated import with_bases
 from search.loop.trial import Score
-from search.methods import basis_for, criterion_of, method_for
+from search.methods import Basis, basis_for, criterion_of, method_for
 from search.ranking import Ranking
 from search.spaces import space_of
 from search.spaces.fp16 import HalfSpace
 from search.spaces.precision import LEFT_OUT, PrecisionSpace
 from search.spaces.space import Space
 from search.spaces.target import TargetSpace
-from search.spaces.target_shape import check_reachable, regular_plan
+from search.spaces.target_shape import check_reachable, check_rotated_target, regular_plan, rotated_plan
 from service.jobs.job_request import JobRequest
 from service.pipeline.evaluation import Evaluation
 from service.pipeline.precision import priced_in_one_precision
@@ -114,7 +114,7 @@ def rank_network(
     ranking = with_bases(rank(criterion, source.weights(), statistics), source.rotation)
     space: Space = space_of(method, source.structure, ranking, request.space)
     if request.target is not None:
-        space = target_space(evaluation.network, ranking, request.target)
+        space = target_space(evaluation.network, source.structure, ranking, request.target)
     if "int8" in request.precisions:
         order = _quantisation_order(source, evaluation.calibration, work, check)
         left_out = 0.0 if priced_in_one_precision(request) else LEFT_OUT
@@ -160,21 +160,30 @@ def _quantisation_order(
     return order
 
 
-def reachable_target(network: Network, target: str) -> Structure:
+def reachable_target(network: Network, target: str, basis: Basis) -> Structure:
     """Return the structure of a job's target.
 
     Raises: InvalidRequest, which lists each reason why pruning cannot reach the target.
     """
     shape = target_structure(network, target)
-    check_reachable(network.structure, shape)
+    if basis == "rotated":
+        check_rotated_target(network.structure, network.rotatable, shape)
+    else:
+        check_reachable(network.structure, shape)
     check_same_design(network, target)
     return shape
 
 
-def target_space(network: Network, ranking: Ranking, target: str) -> TargetSpace:
-    """Return the space of a job with a target. Raises: InvalidRequest when pruning cannot reach the target."""
-    shape = reachable_target(network, target)
-    return TargetSpace(network.structure, regular_plan(network.structure, ranking.blocks, ranking.embed, shape))
+def target_space(network: Network, source: Structure, ranking: Ranking, target: str) -> TargetSpace:
+    """Return the space of a job with a target.
+
+    source: the structure of the network that is pruned, which may be `network` in rotated bases.
+    Raises: InvalidRequest when pruning cannot reach the target.
+    """
+    shape = reachable_target(network, target, "rotated" if ranking.rotated else "chosen")
+    if ranking.rotated:
+        return TargetSpace(source, rotated_plan(source, ranking, shape))
+    return TargetSpace(source, regular_plan(source, ranking.blocks, ranking.embed, shape))
 
 
 def better(one: Score, other: Score) -> bool:

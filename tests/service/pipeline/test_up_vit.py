@@ -59,6 +59,16 @@ def test_a_target_shape_is_delivered_with_timm_s_own_weights(wider: Workshop) ->
     assert ran.report["delivered"]["params"] == sum(p.numel() for p in loaded.parameters())
 
 
+def test_a_target_is_delivered_in_rotated_bases(wider: Workshop) -> None:
+    ran = wider.run(budget("macs_keep", 0.8), target=TARGET)
+    assert ran.json("plan.json")["rotated"] == ["qk", "v", "embed"]
+    loaded = timm.create_model(TARGET, img_size=32, num_classes=5).eval()
+    loaded.load_state_dict(load_file(ran.path("timm.safetensors")))
+    images = random_images(8)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(images), run_onnx(ran.path("model.onnx"), images, 1), rtol=1e-3, atol=1e-4)
+
+
 def test_a_target_above_its_budget_names_what_it_takes(wider: Workshop) -> None:
     with pytest.raises(ImpossibleBudget) as refused:
         wider.run(budget("macs_keep", 0.3), method="up-vit", target=TARGET, criterion="taylor")
@@ -68,7 +78,7 @@ def test_a_target_above_its_budget_names_what_it_takes(wider: Workshop) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": TARGET}, "method 'up-vit'"),
+        ({"target": TARGET, "method": "mdc"}, "methods 'joint' and 'up-vit' only"),
         ({"target": TARGET, "method": "up-vit", "objective": "latency", "max_loss": 0.1}, "fixes the shape"),
     ],
 )
