@@ -29,6 +29,7 @@ from benchmarks.real.pictures import Split, clip_art
 from models.data.preprocessing import Preprocessing
 from models.networks.network import Network
 from models.networks.torch_network import TorchNetwork
+from models.statistics.statistics import Kind
 from search.budgets import Budget, Budgets
 from search.criteria import rank
 from search.criteria.rotated import with_bases
@@ -106,7 +107,8 @@ class Searched:
         images = pictures.calibration.images
         bases = dense.bases(images) if basis == "rotated" else None
         source = dense if bases is None else dense.rotated(bases)
-        statistics = source.statistics(images)
+        kinds: tuple[Kind, ...] = ("inputs",)  # recovery fits the layers that read a narrower stream
+        statistics = source.statistics(images, kinds)
         ranking = with_bases(rank("reconstruction", source.weights(), statistics), bases)
         space = CompactSpace(source.structure, ranking, METHODS["joint"].axes)
         answers = Answers(pictures.selection.images, None, dense.outputs(pictures.selection.images), 0)

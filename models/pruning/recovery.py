@@ -6,6 +6,11 @@ For a layer y = W x + b that keeps the inputs S, the least-squares solution on t
 The bias absorbs the mean of the removed inputs. The kept columns absorb the part of the removed inputs that correlates
 with the kept ones. This is the update of OBS / ZipLM for whole columns. If C is diagonal, it is the mean fold of
 variance-based pruning.
+
+In a network whose width is cut in a rotated basis, q/k/v and fc1 lose inputs too. They read the first k coordinates of
+the stream after a norm, which takes the mean of these coordinates away (models/rotation/stream_basis.py). With M, the
+map (D, k) from the normalised stream to these inputs, they are fitted in the same way:
+    W' = (W C M + ridge W[:, :k]) (M' C M + ridge)^-1,    b' = b + W mean - W' M' mean
 """
 
 from collections.abc import Sequence
@@ -61,13 +66,19 @@ def recover(
 ) -> None:
     """Refit the projection and fc2 of every pruned block, in place.
 
-    It also refits q/k/v and fc1 if they read only some of their inputs and the statistics hold the moments of these
-    inputs.
+    It also refits q/k/v and fc1 if they read only some of their inputs, or a narrower stream in a rotated basis, and
+    the statistics hold the moments of these inputs.
     weights: layers of the dense network.
     """
     for layers, wanted in zip(readers, plan.blocks, strict=True):
         dense, seen = weights[wanted.source], statistics[wanted.source]
         embed = plan.embed or range(dense.fc2.out_features)
+        if "embed" in plan.rotated and len(embed) < dense.fc2.out_features and seen.inputs is not None:
+            if layers.qkv is not None:
+                rows = qkv_rows(wanted, dense.qkv.out_features // 3)
+                _refit_narrower(layers.qkv, dense.qkv, rows, seen.inputs.qkv)
+            if layers.fc1 is not None:
+                _refit_narrower(layers.fc1, dense.fc1, wanted.neurons, seen.inputs.fc1)
         if layers.qkv is not None and seen.inputs is not None and wanted.qkv_inputs is not None:
             rows = qkv_rows(wanted, dense.qkv.out_features // 3)
             _refit_linear(layers.qkv, dense.qkv, rows, seen.inputs.qkv, kept=wanted.qkv_inputs)
@@ -95,3 +106,24 @@ def _refit_linear(
         linear.weight.copy_(weight)
         if linear.bias is not None:
             linear.bias.copy_(shift)
+
+
+def _refit_narrower(linear: nn.Linear, dense: nn.Linear, outputs: Sequence[int], inputs: InputStatistics) -> None:
+    """Refit a layer that reads the first coordinates of a rotated stream, in place.
+
+    inputs: moments of the normalised stream of the dense network.
+    """
+    width = linear.in_features
+    reads = torch.zeros(dense.in_features, width, dtype=torch.float64)
+    reads[:width] = torch.eye(width, dtype=torch.float64) - 1 / width
+    full = dense.weight.detach()[torch.tensor(outputs)].double()
+    covariance = reads.T @ inputs.covariance @ reads
+    ridge = RIDGE * float(covariance.diagonal().mean()) + 1e-12
+    target = full @ inputs.covariance @ reads + ridge * linear.weight.detach().double()
+    system = covariance + ridge * torch.eye(width, dtype=torch.float64)
+    weight = torch.cholesky_solve(target.T, torch.linalg.cholesky(system)).T
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if linear.bias is not None:
+            bias = dense.bias.detach()[torch.tensor(outputs)].double()
+            linear.bias.copy_(bias + full @ inputs.mean - weight @ (reads.T @ inputs.mean))

@@ -143,7 +143,10 @@ def _statistics(source: Network, calibration: Batch, criterion: str, work: Path)
     stored = work / f"statistics-{criterion}{basis}.safetensors"
     if stored.exists():
         return from_tensors(Statistics, load_file(stored))
-    found = source.statistics(calibration.images, CRITERIA[criterion].needs, calibration.labels)
+    needs = CRITERIA[criterion].needs
+    if source.rotation is not None and "embed" in source.rotation.axes:
+        needs = needs | {"inputs"}  # recovery fits the layers that read a narrower stream
+    found = source.statistics(calibration.images, needs, calibration.labels)
     with replacing(stored) as beside:
         save_file(to_tensors(found), beside)
     return found

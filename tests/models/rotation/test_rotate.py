@@ -2,16 +2,22 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from models.data.open_dataset import open_data
+from models.evaluation.metrics import agreement
+from models.loading.load_model import open_model
 from models.networks.torch_network import TorchNetwork
 from models.rotation.bases import Bases
+from models.statistics.statistics import Kind
 from models.structure import HeadPlan, Plan, RotatedAxis, identity
 from tests.support.networks import VARIANTS, images_for, small_network
+from tests.support.small_jobs import digits
 
 ALL: tuple[RotatedAxis, ...] = ("qk", "v", "embed")
 OTHERS: dict[str, dict[str, Any]] = {
@@ -167,6 +173,25 @@ def test_the_same_images_give_the_same_bases() -> None:
     one, other = (rotated(small_network().with_module(small_network().module.double()))[0] for _ in range(2))
     pairs = zip(one.module.parameters(), other.module.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_recovery_fits_the_readers_of_a_narrower_stream(tmp_path: Path) -> None:
+    """In a trained network, the directions that stay say much of what the lost ones told a layer."""
+    model, folder = digits(tmp_path)
+    network = open_model(model)
+    assert isinstance(network, TorchNetwork)
+    data = open_data(folder, network.preprocessing, 10)
+    images, unseen = (data.take(split, 128, 0).images for split in ("calibration", "selection"))
+    bases = network.bases(images)
+    assert bases is not None
+    turned = network.rotated(bases)
+    block = turned.structure.blocks[0].attention
+    assert block is not None
+    plan = plan_of(turned, turned.structure.width // 2, block.qk_dim, block.v_dim)
+    kinds: tuple[tuple[Kind, ...], ...] = ((), ("inputs",))
+    found = [turned.pruned(plan, turned.statistics(images, kind)).outputs(unseen) for kind in kinds]
+    bare, recovered = (agreement(network.outputs(unseen), outputs) for outputs in found)
+    assert 0.7 * bare < recovered < 0
 
 
 def test_recovery_takes_up_what_the_mean_of_the_values_wrote() -> None:
