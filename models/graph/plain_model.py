@@ -14,7 +14,8 @@ from models.graph.tracing.trace import Traced
 def plain_transformer(traced: Traced, blocks: list[GraphBlock], classes: int) -> VisionTransformer | None:
     """Return a vision transformer that computes the same as a graph, or None if there is none.
 
-    classes: number of classes; 0 if the graph returns features.
+    classes: number of classes; 0 if the graph returns features. A transformer that ends without a classifier returns
+    features, whatever the name of its output says.
     """
     if next(traced.graph.parameters()).is_meta:
         return None
@@ -29,7 +30,7 @@ def plain_transformer(traced: Traced, blocks: list[GraphBlock], classes: int) ->
         AssertionError,
     ):  # a part that fails on the chosen inputs is not plain
         return None
-    return module if module.num_classes == classes and agrees(traced, module) else None
+    return module if module.num_classes in {classes, 0} and agrees(traced, module) else None
 
 
 def build(plain: Plain) -> VisionTransformer:

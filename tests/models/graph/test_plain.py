@@ -41,6 +41,15 @@ def test_a_distillation_token_has_its_own_head(tmp_path: Path) -> None:
     assert torch.allclose(read.outputs(images), network.outputs(images), atol=1e-4)
 
 
+def test_without_a_classifier_it_gives_features_whatever_its_output_is_called(tmp_path: Path) -> None:
+    """`exported` calls the output `logits`, but a transformer that ends in its norm has no classes."""
+    network = small_network(num_classes=0)
+    read = open_onnx(exported(tmp_path / "model.onnx", network), "read", None)
+    assert isinstance(read, TorchNetwork) and read.structure.classes == 0
+    images = images_for(network, 4)
+    assert torch.allclose(read.outputs(images), network.outputs(images), atol=1e-4)
+
+
 def test_it_trains(tmp_path: Path) -> None:
     read = open_onnx(exported(tmp_path / "model.onnx", small_network()), "read", None)
     read.module(images_for(read, 2)).sum().backward()
