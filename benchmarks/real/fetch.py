@@ -40,7 +40,7 @@ def clip_art(cache: Path) -> Path:
 
 
 def _one(cache: Path, pattern: str) -> Path:
-    return next(iter(sorted(cache.glob(pattern))))
+    return sorted(cache.glob(pattern))[0]
 
 
 def _run(command: list[str], cache: Path, package: str) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of two kinds: clip art by subject, and photographs. Each picture belongs to one split only."""
+"""Clip art by subject. Each picture belongs to one split only."""
 
 import random
 from collections.abc import Sequence

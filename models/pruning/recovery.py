@@ -40,11 +40,18 @@ def refit(weight: Tensor, bias: Tensor | None, inputs: InputStatistics, kept: Se
     full = weight.double()
     block = inputs.covariance[index][:, index]
     ridge = RIDGE * float(block.diagonal().mean()) + FLOOR * float((inputs.mean**2).mean()) + 1e-12
-    target = full @ inputs.covariance[:, index]
-    system = block + ridge * torch.eye(len(kept), dtype=torch.float64)
-    new = torch.cholesky_solve((target + ridge * full[:, index]).T, torch.linalg.cholesky(system)).T
+    new = ridge_solution(block, full @ inputs.covariance[:, index], full[:, index], ridge)
     shift = full @ inputs.mean - new @ inputs.mean[index]
     return new, shift if bias is None else bias.double() + shift
+
+
+def ridge_solution(covariance: Tensor, target: Tensor, current: Tensor, ridge: float) -> Tensor:
+    """Return the weight W (O, S) that minimises tr(W C W') - 2 tr(W T') + ridge |W - current|^2, float64.
+
+    covariance: C, (S, S), of the inputs. target: T, (O, S), the wanted outputs times the inputs. current: (O, S).
+    """
+    system = covariance + ridge * torch.eye(len(covariance), dtype=torch.float64)
+    return torch.cholesky_solve((target + ridge * current).T, torch.linalg.cholesky(system)).T
 
 
 @dataclass(frozen=True)
@@ -119,9 +126,8 @@ def _refit_narrower(linear: nn.Linear, dense: nn.Linear, outputs: Sequence[int],
     full = dense.weight.detach()[torch.tensor(outputs)].double()
     covariance = reads.T @ inputs.covariance @ reads
     ridge = RIDGE * float(covariance.diagonal().mean()) + 1e-12
-    target = full @ inputs.covariance @ reads + ridge * linear.weight.detach().double()
-    system = covariance + ridge * torch.eye(width, dtype=torch.float64)
-    weight = torch.cholesky_solve(target.T, torch.linalg.cholesky(system)).T
+    target = full @ inputs.covariance @ reads
+    weight = ridge_solution(covariance, target, linear.weight.detach().double(), ridge)
     with torch.no_grad():
         linear.weight.copy_(weight)
         if linear.bias is not None:

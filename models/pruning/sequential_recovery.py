@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.pruning.pruned_blocks import PrunedBlock, row_of_blocks
+from models.pruning.recovery import ridge_solution
 from models.pruning.token_reduction import TokenState
 from models.structure import Plan, Structure
 
@@ -184,9 +185,7 @@ def _fit(linear: nn.Linear, inputs: Tensor, wanted: Tensor, after: nn.Module, *,
     z, t = z - z_mean, t - t_mean
     covariance, together = (z.T @ z).double() / len(z), (t.T @ z).double() / len(z)
     ridge = RIDGE * float(covariance.diagonal().mean()) + 1e-12
-    system = covariance + ridge * torch.eye(len(covariance), dtype=torch.float64)
-    target = together + ridge * linear.weight.double()
-    weight = torch.cholesky_solve(target.T, torch.linalg.cholesky(system)).T
+    weight = ridge_solution(covariance, together, linear.weight.double(), ridge)
     linear.weight.copy_(weight)
     if linear.bias is not None:
         linear.bias.copy_(t_mean.double() - weight @ z_mean.double())

@@ -26,17 +26,17 @@ def rotate(module: nn.Module, family: Family, structure: Structure, bases: Bases
 
 def _rotate_heads(block: nn.Module, family: Family, bases: BlockBases) -> None:
     layer, projection = linear_part(block, family.qkv), linear_part(block, family.projection)
-    q, k, v = (range(i, i + layer.out_features // 3) for i in range(0, layer.out_features, layer.out_features // 3))
+    size = layer.out_features // 3  # of q, of k and of v
     if bases.qk is not None:
-        _map_heads(layer, q.start, bases.qk.queries)
-        _map_heads(layer, k.start, bases.qk.keys)
+        _map_heads(layer, 0, bases.qk.queries)
+        _map_heads(layer, size, bases.qk.keys)
     if bases.v is not None:
-        _map_heads(layer, v.start, bases.v.values)
+        _map_heads(layer, 2 * size, bases.v.values)
         _map_columns(projection, torch.block_diag(*bases.v.inverse))
 
 
 def _rotate_stream(module: nn.Module, family: Family, basis: StreamBasis) -> None:
-    written, read = basis.writer_map, basis.reader_map
+    written = basis.writer_map
     conv = part(module, family.patch)
     assert isinstance(conv, nn.Conv2d)
     conv.weight.copy_((written @ conv.weight.double().flatten(1)).reshape_as(conv.weight))
@@ -50,9 +50,9 @@ def _rotate_stream(module: nn.Module, family: Family, basis: StreamBasis) -> Non
         for path in (family.projection, family.fc2):
             _map_rows(linear_part(block, path), slice(None), written)
         for path in (*family.attention_layers, family.fc1):
-            _map_columns(linear_part(block, path), read)
+            _map_columns(linear_part(block, path), written.T)
     for head in classifiers(module, family):
-        _map_columns(head, read)
+        _map_columns(head, written.T)
 
 
 def _map_heads(layer: nn.Linear, first: int, maps: Tensor) -> None:

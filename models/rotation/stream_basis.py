@@ -39,13 +39,11 @@ class StreamBasis:
 
     @property
     def writer_map(self) -> Tensor:
-        """The map (D, D) of everything that is added to the stream: B V'."""
-        return centred_layout(len(self.directions)) @ self.directions.T
+        """The map (D, D) of everything that is added to the stream: B V'.
 
-    @property
-    def reader_map(self) -> Tensor:
-        """The map (D, D) that gives a reader of the new normalised stream the old one: V B'."""
-        return self.directions @ centred_layout(len(self.directions)).T
+        Its transpose, V B', gives a reader of the new normalised stream the old one.
+        """
+        return centred_layout(len(self.directions)) @ self.directions.T
 
 
 def stream_basis(moments: Tensor) -> StreamBasis:

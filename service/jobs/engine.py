@@ -62,45 +62,28 @@ class Catalog:
         check_keeps(request)
         methods = {str(method["name"]): method for method in self.methods()}
         require("method", request.method, list(methods))
-        if request.criterion is not None:
-            self._check_criterion(request.criterion, methods[request.method])
-        if request.space is not None:
-            self._check_space(request.space, methods[request.method])
-        if request.basis is not None:
-            self._check_basis(request.basis, methods[request.method])
+        method = methods[request.method]
+        self._check_supported("criterion", request.criterion, method, lambda offer: offer["criteria"])
+        self._check_supported("space", request.space, method, _spaces)
+        self._check_supported("basis", request.basis, method, lambda offer: offer["bases"])
 
-    def _check_criterion(self, criterion: str, method: dict[str, Any]) -> None:
-        everywhere = {str(name) for other in self.methods() for name in other["criteria"]}
-        require("criterion", criterion, sorted(everywhere))
-        if criterion not in method["criteria"]:
-            raise InvalidRequest(
-                f"Method {method['name']!r} does not support the criterion {criterion!r}. "
-                f"Choose one of: {', '.join(method['criteria'])}.",
-                field="criterion",
-                value=criterion,
-                allowed=list(method["criteria"]),
-            )
+    def _check_supported(
+        self, noun: str, name: str | None, method: dict[str, Any], names_of: Callable[[dict[str, Any]], Sequence[str]]
+    ) -> None:
+        """Check that a name exists, and that the method supports it. noun: the field of the request.
 
-    def _check_basis(self, basis: str, method: dict[str, Any]) -> None:
-        require("basis", basis, sorted({name for other in self.methods() for name in other["bases"]}))
-        if basis not in method["bases"]:
+        names_of: returns the names that a method supports.
+        """
+        if name is None:
+            return
+        require(noun, name, sorted({str(known) for other in self.methods() for known in names_of(other)}))
+        allowed = list(names_of(method))
+        if name not in allowed:
             raise InvalidRequest(
-                f"Method {method['name']!r} does not support the basis {basis!r}. "
-                f"Choose one of: {', '.join(method['bases'])}.",
-                field="basis",
-                value=basis,
-                allowed=list(method["bases"]),
-            )
-
-    def _check_space(self, space: str, method: dict[str, Any]) -> None:
-        require("space", space, sorted({name for other in self.methods() for name in _spaces(other)}))
-        if space not in _spaces(method):
-            raise InvalidRequest(
-                f"Method {method['name']!r} does not support the space {space!r}. "
-                f"Choose one of: {', '.join(_spaces(method))}.",
-                field="space",
-                value=space,
-                allowed=_spaces(method),
+                f"Method {method['name']!r} does not support the {noun} {name!r}. Choose one of: {', '.join(allowed)}.",
+                field=noun,
+                value=name,
+                allowed=allowed,
             )
 
 

@@ -62,8 +62,7 @@ class Ranked:
 
     def prune(self, plan: Plan, recovery: bool) -> Network:
         """Return the network that a plan describes. A plan that removes nothing gives the original itself."""
-        structure = self.source.structure
-        if self.source.rotation is not None and plan.apply_to(structure).macs == structure.macs:
+        if self._gives_the_original(plan):
             return self.evaluation.network.pruned(dataclasses.replace(plan, rotated=()), None)
         return self.source.pruned(plan, self.statistics if recovery else None)
 
@@ -74,10 +73,15 @@ class Ranked:
         selection split.
         """
         network = self.prune(plan, recovery)
-        if not recovery or not network.recovers_in_sequence:
+        if not recovery or self._gives_the_original(plan) or not network.recovers_in_sequence:
             return network
         again = network.recovered_in_sequence(self.source, self.evaluation.calibration.images)
         return again if better(self.score_of(again), self.score_of(network)) else network
+
+    def _gives_the_original(self, plan: Plan) -> bool:
+        """Return whether a plan for a network in rotated bases removes nothing."""
+        structure = self.source.structure
+        return self.source.rotation is not None and plan.apply_to(structure).macs == structure.macs
 
     def scorer(self, recovery: bool, device: str = "cpu") -> Scorer:
         """Return a scorer of policies, which can run in this process or in another one.
