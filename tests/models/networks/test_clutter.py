@@ -12,8 +12,10 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from benchmarks import train_clutter
-from benchmarks.scenes import COUNTS, SEEDS, scenes, sources, write_data
+from benchmarks.scenes.__main__ import write_data
+from benchmarks.scenes.digits import scenes, sources
+from benchmarks.scenes.task import COUNTS, SEEDS, TASKS
+from benchmarks.scenes.train import difficulty
 from models.data.preprocessing import Preprocessing
 
 FOLDER = Path(__file__).parents[3] / "benchmarks" / "clutter"
@@ -53,12 +55,12 @@ def test_each_digit_stands_somewhere_else() -> None:
 
 def test_the_curriculum_ends_at_the_task_itself() -> None:
     draw = torch.Generator().manual_seed(0)
-    assert float(train_clutter.difficulty(0.0, 100, draw).max()) < 0.2
-    assert float(train_clutter.difficulty(1.0, 100, draw).mean()) > 0.9
+    assert float(difficulty(0.0, 100, draw).max()) < 0.2
+    assert float(difficulty(1.0, 100, draw).mean()) > 0.9
 
 
 def test_written_data_have_the_splits(tmp_path: Path) -> None:
-    write_data(tmp_path / "scenes.npz", {"train": 20, "selection": 10, "test": 10})
+    write_data(TASKS["clutter"], tmp_path / "scenes.npz", {"train": 20, "selection": 10, "test": 10})
     with np.load(tmp_path / "scenes.npz", allow_pickle=False) as file:
         names, counts = np.unique(file["split"], return_counts=True)
         assert file["images"].shape == (40, 64, 64, 1)

@@ -1,28 +1,22 @@
 """Scenes of 64 x 64 pixels: one real handwritten digit at a random place among texture and distracting strokes.
 
-Clean digits are too easy to show differences between methods. A scene depends only on its seed. So this file and
-scikit-learn's digits are enough to make the same scenes again. `difficulty` runs from 0 (a large digit on black) to 1.
-Test scenes always have difficulty 1. Lower difficulties are for training, which starts with easy scenes. Without them,
-an untrained transformer does not learn this task.
+Clean digits are too easy to show differences between methods. This file and scikit-learn's digits are enough to make
+the same scenes again.
 """
 
-import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.nn import functional
+
+from benchmarks.scenes.drawing import placed, texture, uniform
 
 SIDE = 64
 SOURCES = {"train": 1000, "selection": 297, "test": 500}
 """Number of digits in each split. A scene of one split never shows a digit of another split."""
-COUNTS = {"train": 10_000, "selection": 2_000, "test": 5_000}
-SEEDS = (990_003, 990_002, 990_001)
-"""Seeds of the train, selection and test scenes that are written to the file. Training runs use other seeds."""
 OCTAVES = (4, 8, 16, 32)
 STROKES = 6
 CHUNK = 32
@@ -67,9 +61,11 @@ def scenes(digits: Sources, count: int, difficulty: Tensor | float, seed: int) -
     draw = torch.Generator(device).manual_seed(seed)
     hard = torch.as_tensor(difficulty, dtype=torch.float32, device=device).expand(count)
     rows = torch.randint(len(digits.labels), (count,), generator=draw, device=device)
-    shown = _placed(digits.images[rows], hard, draw)
-    contrast = 1 - hard * 0.4 * _uniform((count,), draw)
-    background = _texture(count, draw) * (hard * (0.2 + 0.3 * _uniform((count,), draw)))[:, None, None, None]
+    shown = _sized(digits.images[rows], hard, draw)
+    contrast = 1 - hard * 0.4 * uniform((count,), draw)
+    background = (
+        texture(count, SIDE, OCTAVES, draw) * (hard * (0.2 + 0.3 * uniform((count,), draw)))[:, None, None, None]
+    )
     strokes = _strokes(count, hard, draw)
     scene = torch.maximum(background, strokes)
     scene = scene + (contrast[:, None, None, None] - scene).clamp(min=0) * shown
@@ -78,43 +74,19 @@ def scenes(digits: Sources, count: int, difficulty: Tensor | float, seed: int) -
     return pixels.permute(0, 2, 3, 1), digits.labels[rows]
 
 
-def _uniform(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=draw, device=draw.device)
-
-
-def _placed(images: Tensor, hard: Tensor, draw: torch.Generator) -> Tensor:
-    """Turn, shear and scale each digit (n, 1, 8, 8), and put it at a random place of its scene, (n, 1, 64, 64)."""
-    count = len(images)
+def _sized(images: Tensor, hard: Tensor, draw: torch.Generator) -> Tensor:
+    """Place each digit (n, 1, 8, 8) in its scene, (n, 1, 64, 64). Digits of harder scenes are smaller."""
     low, high = ((1 - hard) * easy + hard * tough for easy, tough in zip(EASY_SIZE, HARD_SIZE, strict=True))
-    size = low + (high - low) * _uniform((count,), draw)
-    room = (1 - size / SIDE)[:, None]
-    centre = room * (2 * _uniform((count, 2), draw) - 1)  # coordinates in the grid run from -1 to 1
-    angle, shear = (0.5 * _uniform((count,), draw) - 0.25 for _ in range(2))
-    turn = torch.stack([angle.cos(), -angle.sin() + shear, angle.sin(), angle.cos()], 1).view(-1, 2, 2)
-    turn = turn * (SIDE / size)[:, None, None]
-    shift = -(turn @ centre[:, :, None])
-    grid = functional.affine_grid(torch.cat([turn, shift], 2), [count, 1, SIDE, SIDE], align_corners=False)
-    return functional.grid_sample(images, grid, mode="bilinear", align_corners=False)
-
-
-def _texture(count: int, draw: torch.Generator) -> Tensor:
-    """Return smooth noise of several octaves with random weights, approximately in [0, 1], (n, 1, 64, 64)."""
-    total = torch.zeros(count, 1, SIDE, SIDE, device=draw.device)
-    weights = _uniform((len(OCTAVES), count), draw)
-    weights = weights / weights.sum(0)
-    for weight, cells in zip(weights, OCTAVES, strict=True):
-        noise = _uniform((count, 1, cells, cells), draw)
-        total += weight[:, None, None, None] * functional.interpolate(noise, size=(SIDE, SIDE), mode="bilinear")
-    return total
+    return placed(images, SIDE, low + (high - low) * uniform((len(images),), draw), draw)
 
 
 def _strokes(count: int, hard: Tensor, draw: torch.Generator) -> Tensor:
     """Return up to STROKES straight pen strokes, (n, 1, 64, 64). Harder scenes have more strokes."""
     shape = (count, STROKES, 1, 1)
-    start_x, start_y = SIDE * _uniform(shape, draw), SIDE * _uniform(shape, draw)
-    length, angle = 5 + 15 * _uniform(shape, draw), 6.2832 * _uniform(shape, draw)
-    width, ink = 0.7 + 1.3 * _uniform(shape, draw), 0.3 + 0.5 * _uniform(shape, draw)
-    ink = ink * (_uniform(shape, draw) < hard[:, None, None, None])
+    start_x, start_y = SIDE * uniform(shape, draw), SIDE * uniform(shape, draw)
+    length, angle = 5 + 15 * uniform(shape, draw), 6.2832 * uniform(shape, draw)
+    width, ink = 0.7 + 1.3 * uniform(shape, draw), 0.3 + 0.5 * uniform(shape, draw)
+    ink = ink * (uniform(shape, draw) < hard[:, None, None, None])
     strokes = zip(*(p.split(CHUNK) for p in (start_x, start_y, length, angle, width, ink)), strict=True)
     return torch.cat([_drawn(*stroke).amax(1, keepdim=True) for stroke in strokes])
 
@@ -133,29 +105,3 @@ def _drawn(  # noqa: PLR0917  called with a tuple of its arguments
     beyond = along - along.clamp(min=0).minimum(length)
     distance = aside.mul_(aside).add_(beyond.mul_(beyond)).sqrt_()
     return distance.neg_().add_(1.2 + width).clamp_(0, 1).mul_(ink)
-
-
-def write_data(path: Path, counts: dict[str, int]) -> None:
-    """Write a data set of scenes at difficulty 1, with its splits, in vitfit's format.
-
-    Each split shows its own digits.
-    """
-    images, labels, split = [], [], []
-    for place, (name, count) in enumerate(counts.items()):
-        shown, truth = scenes(sources(name), count, 1.0, SEEDS[place])
-        images.append(shown.numpy())
-        labels.append(truth.numpy())
-        split += [name] * count
-    np.savez_compressed(path, images=np.concatenate(images), labels=np.concatenate(labels), split=np.asarray(split))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write scenes as a data set")
-    parser.add_argument("--output", type=Path, default=Path("build/scenes.npz"))
-    options = parser.parse_args()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_data(options.output, COUNTS)
-
-
-if __name__ == "__main__":
-    main()
