@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OURS := models search latency service client benchmarks tests examples
+COVERED := $(addprefix --cov=,models search latency service vitfit) --cov-report=term:skip-covered
 
-.PHONY: help install demo check format test test-slow coverage docs
+.PHONY: help install demo check format test test-slow docs
 
 help: ## List these commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -22,14 +23,11 @@ format: install ## Format the code, and mend what the linter can mend.
 	$(BIN)/ruff format $(OURS)
 	$(BIN)/ruff check --fix $(OURS)
 
-test: install ## The tests that every change must pass (at most 15 minutes on 2 cores).
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+test: install ## The tests that every change must pass (at most 15 minutes on 2 cores), and the share of lines that they run.
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(COVERED)
 
 test-slow: install ## The tests that take longer than a minute each.
 	$(BIN)/python -m pytest -m slow
-
-coverage: install ## The same tests as `make test`, with the share of lines that they run.
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --cov=models --cov=search --cov=latency --cov=service --cov=vitfit
 
 docs: install ## The documentation as a site in build/site; a broken link is an error.
 	$(BIN)/mkdocs build --strict --site-dir build/site

@@ -7,6 +7,7 @@ import ast
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +132,12 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
 def imports_of(module: str, path: Path) -> list[Import]:
     """Return every import of a file, also lazy imports and `import_module("...")`."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    return list(_imports(ast.parse(path.read_text()), module, package))
+    return list(_imports_in(path.read_text(), module, package))
+
+
+@cache
+def _imports_in(text: str, module: str, package: str) -> tuple[Import, ...]:
+    return tuple(_imports(ast.parse(text), module, package))
 
 
 def _imports(tree: ast.AST, module: str, package: str) -> Iterator[Import]:

@@ -57,10 +57,10 @@ TASKS: dict[str, Task] = {
     "letters": Task(
         {
             "img_size": letters.SIDE,
-            "patch_size": 6,
-            "embed_dim": 192,
+            "patch_size": 8,
+            "embed_dim": 160,
             "depth": 12,
-            "num_heads": 6,
+            "num_heads": 5,
             "num_classes": len(letters.CHARACTERS),
             "init_values": 0.1,
         },

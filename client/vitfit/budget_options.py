@@ -224,6 +224,15 @@ class SearchOptions:
             "--keep-spatial", help="Keep all tokens, for detection and segmentation.", rich_help_panel=SEARCH_PANEL
         ),
     ] = False
+    heal_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Number of steps of healing: training without labels, towards the internal states of the original. "
+            "(default: 0)",
+            rich_help_panel=SEARCH_PANEL,
+        ),
+    ] = None
     finetune_epochs: Annotated[
         int | None,
         typer.Option(min=0, help="Number of epochs of fine-tuning. (default: 0)", rich_help_panel=SEARCH_PANEL),
@@ -298,6 +307,8 @@ class SearchOptions:
             given["recovery"] = False
         if self.keep_spatial:
             given["keep_spatial"] = True
+        if self.heal_steps is not None:
+            given["heal"] = {"steps": self.heal_steps}
         if self.finetune_epochs is not None:
             given["finetune"] = {"epochs": self.finetune_epochs}
         if self.gate_epochs is not None:

@@ -43,6 +43,7 @@ class JobOptions(TypedDict, total=False):
     seed: int
     recovery: bool
     keep_spatial: bool
+    heal: dict[str, float]
     finetune: dict[str, float]
     gates: dict[str, float]
     objective: str

@@ -78,6 +78,14 @@ class FinetuneRequest(Strict):
     )
 
 
+class HealRequest(Strict):
+    """How the delivered network is healed: trained without labels until its internal states are the original's."""
+
+    steps: int = Field(0, ge=0, le=1_000_000, description="Number of training steps. 0 means no healing.")
+    learning_rate: float = Field(3e-4, gt=0, le=1)
+    batch: int = Field(32, ge=1, le=4096, description="Number of images in one training step.")
+
+
 class GatesRequest(Strict):
     """How the gates are trained before the ranking, for methods that rank by gates (vtp)."""
 
@@ -188,6 +196,7 @@ class JobRequest(Strict):
         False,
         description="Whether all tokens are kept. The features then keep their grid, for detection and segmentation.",
     )
+    heal: HealRequest = Field(default_factory=lambda: HealRequest())
     finetune: FinetuneRequest = Field(default_factory=lambda: FinetuneRequest())
     gates: GatesRequest = Field(default_factory=lambda: GatesRequest())
     name: str | None = Field(None, max_length=100, description="A name for the job, for people.")

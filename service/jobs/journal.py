@@ -10,7 +10,17 @@ from typing import Any, Protocol
 
 from models.errors import Canceled
 
-STAGES = ("validating", "ranking", "profiling", "searching", "verifying", "finetuning", "exporting", "reporting")
+STAGES = (
+    "validating",
+    "ranking",
+    "profiling",
+    "searching",
+    "verifying",
+    "healing",
+    "finetuning",
+    "exporting",
+    "reporting",
+)
 
 
 class Fenced(Canceled):

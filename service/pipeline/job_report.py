@@ -203,6 +203,11 @@ def _remarks(delivery: Delivery) -> list[str]:
         remarks.append(f"{original} meets the budgets, so it is delivered unpruned.")
         if delivery.ranked.was_trained:
             remarks.append("It has the weights after the training of its gates.")
+    if delivery.request.heal.steps and "-healed" not in delivery.name:
+        remarks.append(
+            "Healing did not bring the network nearer to the original on the selection split, so the network before "
+            "healing is delivered."
+        )
     if delivery.request.finetune.epochs and not delivery.name.endswith("-finetuned"):
         remarks.append(
             "Fine-tuning made the network worse on the selection split, so the network before fine-tuning is delivered."

@@ -1,7 +1,7 @@
-"""Run a job: the stages validating, ranking, profiling, searching, verifying, finetuning, exporting and reporting.
+"""Run a job: the stages that service/jobs/journal.py lists.
 
 Every slow result is stored, so that an interrupted job can continue. The journal holds the trials. The job's `work`
-folder holds statistics, exported files and epochs of fine-tuning. All jobs share a folder with the latency tables.
+folder holds statistics, exported files and the progress of trainings. All jobs share a folder with the latency tables.
 """
 
 import time
@@ -14,6 +14,7 @@ from torch import Tensor
 from vitfit.report import JobResult
 
 from latency.measuring.machine_lock import working
+from models.data.dataset import Batch
 from models.errors import ImpossibleBudget
 from models.networks.network import Network
 from models.networks.torch_network import of_known_family
@@ -37,15 +38,15 @@ from service.pipeline.precision import check_precisions
 from service.pipeline.pricing import Pricing
 from service.pipeline.profiling import profile
 from service.pipeline.ranked import Ranked, better, rank_network
-from service.pipeline.training import train
+from service.pipeline.training import heal, train
 from service.pipeline.trials import Trials
 from service.pipeline.verification import Verifier
 
-FINETUNED_VERIFICATIONS = 3
-"""Upper limit on the number of times that the fine-tuned network is measured."""
+TRAINED_VERIFICATIONS = 3
+"""Upper limit on the number of times that a healed or fine-tuned network is measured."""
 TIMED_IMAGES = 64
 """Number of images for the mean and the 95th percentile of the latency over images."""
-FINETUNE_IMAGES, FINETUNE_BYTES = 50_000, 4 * 2**30
+TRAINING_IMAGES, TRAINING_BYTES = 50_000, 4 * 2**30
 """Upper limits for a training: the number of its images, and the memory in bytes that they take."""
 
 
@@ -98,6 +99,7 @@ class Job:
                 chosen = candidates.verify()
             else:
                 chosen = candidates.candidate(trials.numbered(deliver))
+        chosen = self.heal(chosen, ranked, pricing, verifier)
         chosen = self.finetune(chosen, ranked, pricing, verifier)
         return self.deliver(chosen, ranked, pricing, verifier, trials=trials.rows)
 
@@ -120,7 +122,7 @@ class Job:
         recipe = GateRecipe(
             wanted.epochs, wanted.l1, wanted.learning_rate, wanted.gate_learning_rate, wanted.batch, self.request.seed
         )
-        data = evaluation.data.take("train", self._finetune_images(evaluation), self.request.seed)
+        data = self._training_images(evaluation)
         trials, ends = [Trial.from_json(row) for row in self.journal.trials()], [time.monotonic()]
 
         def after_epoch(epoch: int, _loss: float) -> None:
@@ -148,6 +150,27 @@ class Job:
         with cluster.place(ranked.scorer(self.request.recovery, device)) as executor:
             yield executor
 
+    def heal(self, chosen: Candidate, ranked: Ranked, pricing: Pricing, verifier: Verifier) -> Candidate:
+        """Heal the chosen network and measure the result. If it agrees less with the original, return it unhealed.
+
+        Raises: ImpossibleBudget when no measurement of the healed network meets all budgets.
+        """
+        if not self.request.heal.steps:
+            return chosen
+        self.journal.stage("healing")
+        checkpoint = self.files.work / f"heal-trial{chosen.trial.number}.pt"
+        network = heal(
+            self.request,
+            ranked,
+            chosen.network,
+            self._training_images(ranked.evaluation),
+            checkpoint=checkpoint,
+            after_epoch=lambda *_: self.journal.check(),
+        )
+        if not better(ranked.score_of(network), ranked.score_of(chosen.network)):
+            return chosen
+        return self._measured(f"{chosen.name}-healed", chosen, network, verifier=verifier, pricing=pricing)
+
     def finetune(self, chosen: Candidate, ranked: Ranked, pricing: Pricing, verifier: Verifier) -> Candidate:
         """Fine-tune the chosen network and measure the result.
 
@@ -160,7 +183,7 @@ class Job:
         if not wanted.epochs:
             return chosen
         self.journal.stage("finetuning")
-        data = evaluation.data.take("train", self._finetune_images(evaluation), self.request.seed)
+        data = self._training_images(evaluation)
         checkpoint = self.files.work / f"finetune-trial{chosen.trial.number}.pt"
         network = train(
             self.request,
@@ -176,8 +199,26 @@ class Job:
         name, images = f"{chosen.name}-finetuned", self._images_to_time(network, evaluation)
         if images is not None:
             network = with_threshold(of_known_family(network, "the dynamic form"), pricing, images)
-        # The same structure has already met the budgets, so a measurement above a limit is noise and is repeated.
-        for _ in range(FINETUNED_VERIFICATIONS):
+        return self._measured(name, chosen, network, verifier=verifier, pricing=pricing, images=images)
+
+    def _measured(
+        self,
+        name: str,
+        chosen: Candidate,
+        network: Network,
+        *,
+        verifier: Verifier,
+        pricing: Pricing,
+        images: Tensor | None = None,
+    ) -> Candidate:
+        """Measure a network that was trained, and return it as a candidate.
+
+        The same structure has already met the budgets, so a measurement above a limit is noise and is repeated.
+        images: the images over which a dynamic form is measured.
+
+        Raises: ImpossibleBudget when no measurement meets all budgets.
+        """
+        for _ in range(TRAINED_VERIFICATIONS):
             verdict = verifier.judge(name, network, images)
             if verdict.met or not chosen.verdict.met:
                 return Candidate(name, chosen.trial, network, verdict)
@@ -185,7 +226,7 @@ class Job:
                 known = of_known_family(network, "the dynamic form")
                 network = with_threshold(known, pricing, images, above=known.threshold)
         raise ImpossibleBudget(
-            f"The fine-tuned file was measured {FINETUNED_VERIFICATIONS} times, and never met all budgets. The last "
+            f"The trained file was measured {TRAINED_VERIFICATIONS} times, and never met all budgets. The last "
             f"measurement used {verdict.fullest:.3f} of the fullest budget; at most 1 is allowed. Run the job on a "
             "quieter machine.",
             nearest=verdict.fullest,
@@ -199,9 +240,10 @@ class Job:
         limited = selectors_of(network.module) and any(budget.over_images for budget in self.request.budgets)
         return evaluation.calibration.images[:TIMED_IMAGES] if limited else None
 
-    def _finetune_images(self, evaluation: Evaluation) -> int:
+    def _training_images(self, evaluation: Evaluation) -> Batch:
         channels, height, width = evaluation.network.structure.image
-        return min(FINETUNE_IMAGES, FINETUNE_BYTES // (4 * channels * height * width))
+        count = min(TRAINING_IMAGES, TRAINING_BYTES // (4 * channels * height * width))
+        return evaluation.data.take("train", count, self.request.seed)
 
     def deliver(
         self, chosen: Candidate, ranked: Ranked, pricing: Pricing, verifier: Verifier, *, trials: Sequence[Trial]

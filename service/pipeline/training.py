@@ -8,6 +8,8 @@ from models.errors import InvalidRequest
 from models.networks.network import Network
 from models.structure.selector_plan import merge_stages
 from models.training.finetune import Recipe, check_cutmix, finetune
+from models.training.heal import Healing
+from models.training.heal import heal as heal_states
 from models.training.train_selectors import train_selectors
 from search.methods import method_named
 from service.jobs.job_request import FinetuneRequest, JobRequest
@@ -33,6 +35,19 @@ def check_training(request: JobRequest, evaluation: Evaluation) -> None:
     """
     method, epochs = method_named(request.method), request.finetune.epochs
     selectors = method.training == "selectors"
+    if request.heal.steps and not evaluation.data.assessed:
+        raise InvalidRequest(
+            "Healing needs images, but the job has none. Add a data set (labels are not needed), or set heal.steps to"
+            " 0.",
+            field="heal.steps",
+            value=request.heal.steps,
+        )
+    if request.heal.steps and selectors:
+        raise InvalidRequest(
+            f"Method {method.name!r} trains token selectors, and its blocks cannot be healed. Set heal.steps to 0.",
+            field="heal.steps",
+            value=request.heal.steps,
+        )
     if selectors and not evaluation.data.assessed:
         raise InvalidRequest(
             f"Method {method.name!r} trains token selectors. This needs a data set, but the job has none. "
@@ -60,6 +75,15 @@ def check_training(request: JobRequest, evaluation: Evaluation) -> None:
         )
     if epochs:
         check_cutmix(request.finetune.cutmix, labelled=evaluation.calibration.labels is not None)
+
+
+def heal(
+    request: JobRequest, ranked: Ranked, network: Network, data: Batch, *, checkpoint: Path, after_epoch: AfterEpoch
+) -> Network:
+    """Heal the network, and return it. Finished steps are stored in `checkpoint`, so a resumed job can continue."""
+    wanted = request.heal
+    healing = Healing(wanted.steps, wanted.learning_rate, wanted.batch, request.seed)
+    return heal_states(network, ranked.source, data.images, healing, checkpoint=checkpoint, after_epoch=after_epoch)
 
 
 def train(

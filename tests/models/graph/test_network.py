@@ -56,7 +56,6 @@ def images(network: GraphNetwork, count: int = 2) -> Tensor:
     [
         "vit_srelpos_small_patch16_224",
         "levit_128s",
-        "xcit_nano_12_p16_224",
         *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES),
     ],
 )

@@ -251,6 +251,7 @@ def test_ways_that_a_graph_has_not_are_refused(tokens: TokenPlan, said: str) -> 
         network.pruned(dataclasses.replace(plan, blocks=blocks), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "said"),
     [
