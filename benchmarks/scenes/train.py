@@ -69,7 +69,7 @@ def train_epoch(
             group["lr"] = learning_rate(progress)
         hard = difficulty(progress, BATCH, draw).to(device)
         images, labels = task.draw(shown, BATCH, hard, int(torch.randint(2**31, (1,), generator=draw)))
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(prepared(images, task.preprocessing)).float()
         loss = functional.cross_entropy(logits, labels, label_smoothing=0.05)
         optimizer.zero_grad()

@@ -32,12 +32,14 @@ def pruned(dense: TorchNetwork) -> Network:
     return dense.pruned(random_plan(dense.structure, seed=2, embed=True), None)
 
 
-def healed(network: Network, dense: Network, folder: Path, stop: int | None = None) -> Network:
+def healed(
+    network: Network, dense: Network, folder: Path, stop: int | None = None, healing: Healing = HEALING
+) -> Network:
     def after(epoch: int, _loss: float) -> None:
         if epoch == stop:
             raise InterruptedError
 
-    return heal(network, dense, images_for(dense, 48), HEALING, checkpoint=folder / "heal.pt", after_epoch=after)
+    return heal(network, dense, images_for(dense, 48), healing, checkpoint=folder / "heal.pt", after_epoch=after)
 
 
 def weights(network: Network) -> dict[str, Tensor]:
@@ -91,7 +93,7 @@ def test_a_network_that_goes_by_its_graph_is_healed_by_its_outputs(tmp_path: Pat
             parameter.add_(0.1 * torch.randn_like(parameter))
     dense = GraphNetwork(module, "eva", Preprocessing.of_model(module), 0)
     pruned = dense.pruned(plan_of(dense.structure, 0.5), None)
-    found = healed(pruned, dense, tmp_path)
+    found = healed(pruned, dense, tmp_path, healing=Healing(50, 3e-4, 8, seed=1))
     unseen = images_for(dense, 16, seed=9)
     wanted = dense.outputs(unseen)
     assert feature_agreement(wanted, found.outputs(unseen)) > feature_agreement(wanted, pruned.outputs(unseen))
