@@ -15,10 +15,11 @@ from models.graph.tokens.axes import NotFree, TokenAxis
 from models.graph.tokens.flow import TokenFlow
 from models.graph.tracing.atoms import Atom, Dim, is_batch, leaves, size_of
 from models.graph.tracing.capture import stored
+from models.graph.tracing.inner_dims import InsideHeads
 from models.graph.tracing.products import convolution_groups, kernel
 from models.graph.tracing.sublayers import GraphBlock, Half
 from models.graph.tracing.trace import Traced
-from models.structure import Attention, Axis, Block, Layer, Mlp, Op, OpKind, Stage, Structure
+from models.structure import Attention, Axis, Block, Layer, Mlp, Op, OpKind, RotatedAxis, Stage, Structure
 
 aten = torch.ops.aten
 NORMS = (aten.layer_norm, aten.rms_norm, aten.batch_norm, aten.group_norm)
@@ -36,7 +37,7 @@ ACTIVATIONS = (
 ADDITIONS = (aten.add, aten.add_)
 SizeName = Literal["rows", "cols", "inner"]
 FIXED: tuple[Axis, ...] = ("embed", "inputs", "qk", "v", "halves")
-"""Axes that are never pruned: in a graph, only complete heads and neurons are cut."""
+"""Axes that cannot be cut in a graph. In rotated bases, q/k and v dims can be (models/graph/rotation.py)."""
 
 
 def describe_graph(
@@ -47,10 +48,13 @@ def describe_graph(
     *,
     layers: Sequence[Mapping[Layer, Sequence[str]]],
     flow: TokenFlow,
+    inside: Sequence[InsideHeads] = (),
+    free: Sequence[RotatedAxis] = (),
 ) -> Structure:
     """Describe a traced graph.
 
-    layers: for each block, the names of the nodes that are its linear layers.
+    layers: for each block, the names of the nodes that are its linear layers. inside: the dims inside the heads of each
+    block. free: the kinds of them that can be cut.
     Raises: UnsupportedModel when there is nothing to cut; NotFree when the cost of fewer tokens cannot be derived.
     """
     if not blocks:
@@ -61,6 +65,7 @@ def describe_graph(
         )
     counted = _Counted(traced, {node: layer for block in layers for layer, nodes in block.items() for node in nodes})
     owner = {half.atom: half for block in blocks for half in (block.heads, block.neurons)}
+    dims = {found.atom: axis for heads in inside for axis in free if (found := heads.of(axis)) is not None}
     rest: list[Op] = []
     parts: dict[Atom, list[Op]] = {atom: [] for atom in owner}
     for node in traced.nodes:
@@ -70,12 +75,14 @@ def describe_graph(
             op = _of_one_token(op, axes, flow)
             mine = next((atom for atom in owner if atom in atoms), None)
             if mine is not None:
-                parts[mine].append(_of_one(op, atoms[mine], mine.size))
+                parts[mine].append(_of_one_dim(_of_one(op, atoms[mine], mine.size), atoms, dims))
             elif behind is not None and op.tokens:
                 parts[blocks[behind].neurons.atom].append(op)
             else:
                 rest.append(op)
     made = [_block(traced, block, f"{i}", parts, flow=flow) for i, block in enumerate(blocks)]
+    if inside:
+        made = [_with_dims(block, heads, free) for block, heads in zip(made, inside, strict=True)]
     return Structure(
         name,
         traced.image,
@@ -85,8 +92,27 @@ def describe_graph(
         tuple(rest),
         tuple(_stages(made, flow)),
         (),
-        FIXED,
+        tuple(axis for axis in FIXED if axis not in free),
     )
+
+
+def _with_dims(block: Block, inside: InsideHeads, free: Sequence[RotatedAxis]) -> Block:
+    """Return a block with the numbers of the dims inside its heads that can be cut."""
+    shape = block.attention
+    assert shape is not None
+    qk = inside.qk.atom.size if inside.qk is not None and "qk" in free else shape.qk_dim
+    v = inside.v.atom.size if inside.v is not None and "v" in free else shape.v_dim
+    return dataclasses.replace(block, attention=dataclasses.replace(shape, qk_dim=qk, v_dim=v))
+
+
+def _of_one_dim(op: Op, atoms: Mapping[Atom, str], dims: Mapping[Atom, RotatedAxis]) -> Op:
+    """Return an operation of one head with its sizes for one q/k dim and one v dim."""
+    for atom, axis in dims.items():
+        if atom in atoms:
+            name = atoms[atom]
+            one = {axis: name, name: getattr(op, name) // atom.size}
+            op = dataclasses.replace(op, **one)
+    return op
 
 
 def _stages(blocks: Sequence[Block], flow: TokenFlow) -> Iterator[Stage]:
@@ -274,7 +300,9 @@ class _Counted:
         op = Op("attention", node.name, rows, cols, inner=inner, depth=depth, count=count)
         scales = {atom: "count" for dim in dims for atom in leaves(dim)}
         if depth:
-            scales |= dict.fromkeys(leaves(dims[-1]), "dims")
+            one, other = (set(leaves(dim)) for dim in (self.tracer.of(node.args[0])[-1], dims[-1]))
+            scales |= dict.fromkeys(one - other, "inner") | dict.fromkeys(other - one, "depth")
+            scales |= dict.fromkeys(one & other, "dims")
         else:  # an attention of one head is cut by its dims: the product sums over them, or its result has them
             scales |= dict.fromkeys(leaves(self.tracer.mixtures[node][1]), "inner")
             if len(dims) > 1:

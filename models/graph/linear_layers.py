@@ -123,3 +123,20 @@ def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 def _forget(graph: GraphModule, target: str) -> None:
     owner, _, name = target.rpartition(".")
     delattr(graph.get_submodule(owner), name)
+
+
+def reader_weight(graph: GraphModule, reader: Node) -> tuple[Tensor, Tensor | None]:
+    """Return a reader's weight (outputs, inputs), and its bias or None."""
+    weight = stored(graph, reader.args[1]).detach()
+    bias = reader.args[2] if len(reader.args) > 2 else reader.kwargs.get("bias")
+    turned = weight.T if "matmul" in str(reader.target) else weight.flatten(1)
+    return turned, stored(graph, bias).detach() if isinstance(bias, Node) else None
+
+
+def write_reader(graph: GraphModule, reader: Node, weight: Tensor, bias: Tensor | None) -> None:
+    with torch.no_grad():
+        target = stored(graph, reader.args[1])
+        target.copy_((weight.T if "matmul" in str(reader.target) else weight).reshape(target.shape))
+        if bias is not None:
+            place = reader.args[2] if len(reader.args) > 2 else reader.kwargs["bias"]
+            stored(graph, place).copy_(bias)

@@ -1,11 +1,13 @@
 """The `Network` of any model whose attention and MLPs are found in its graph.
 
-Heads and neurons can be cut, and also tokens if the graph allows their number to change.
+Heads and neurons can be cut, and also tokens if the graph allows their number to change. In rotated bases, the dims
+inside heads can be cut too.
 """
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,21 +21,25 @@ from models.export.inference_blocks import Form
 from models.export.signature import Signature
 from models.graph.describe import describe_graph
 from models.graph.judged_output import JudgedOutput, all_outputs, judging
-from models.graph.linear_layers import as_modules, linear_layers, linear_of
+from models.graph.linear_layers import as_modules, linear_layers, linear_of, reader_weight, write_reader
 from models.graph.plain_model import plain_transformer
+from models.graph.rotation import AXES, find_graph_bases, rotate_graph
 from models.graph.tokens.axes import NotFree
 from models.graph.tokens.cut import TokenCut
 from models.graph.tokens.flow import TokenFlow, token_flow
-from models.graph.tracing.atoms import by_members, leaves, places
+from models.graph.tracing.atoms import Atom, by_members, leaves, places, size_of
 from models.graph.tracing.capture import BATCH, capture, stored
+from models.graph.tracing.inner_dims import InsideHeads, inside_heads
+from models.graph.tracing.part_products import part_products
 from models.graph.tracing.sublayers import GraphBlock, Half, find_blocks
 from models.graph.tracing.trace import Traced, trace
 from models.networks.network import Network
 from models.pruning.recovery import refit
+from models.rotation.bases import Bases
 from models.statistics.collect import READERS, Observer, Sides, collect
 from models.statistics.layer_weights import LayerWeights
 from models.statistics.statistics import Kind, Statistics
-from models.structure import LAYERS, BlockPlan, Plan
+from models.structure import LAYERS, BlockPlan, Plan, RotatedAxis
 
 KINDS: frozenset[Kind] = frozenset({"dependence"})
 METHODS = "Use method 'joint' or 'mdc'."
@@ -59,10 +65,12 @@ class GraphNetwork(Network):
         batch: int = BATCH,
         image: tuple[int, int, int] | None = None,
         signature: Signature | None = None,
+        free: tuple[RotatedAxis, ...] = (),
     ) -> None:
         """module: any module, or a graph that was captured for `batch` images of size `image`.
 
         signature: the names of the outputs, and which of them vitfit compares with the original.
+        free: the dims inside heads that can be cut, because the graph is in rotated bases.
 
         Raises: UnsupportedModel.
         """
@@ -78,7 +86,17 @@ class GraphNetwork(Network):
                 " a known family.",
                 reasons=["vitfit cannot trace its graph"],
             ) from error
-        describe = partial(describe_graph, self._traced, self._blocks, name, classes, layers=self._layers)
+        self._inside = [inside_heads(self._traced, block) for block in self._blocks] if free else []
+        describe = partial(
+            describe_graph,
+            self._traced,
+            self._blocks,
+            name,
+            classes,
+            layers=self._layers,
+            inside=self._inside,
+            free=free,
+        )
         self._flow = token_flow(self._traced, self._blocks)
         try:
             self._structure = describe(flow=self._flow)
@@ -96,7 +114,8 @@ class GraphNetwork(Network):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the tracer, because its operators cannot be pickled. `__setstate__` traces the graph again."""
-        left = {name: value for name, value in vars(self).items() if name not in ("_traced", "_blocks", "_flow")}
+        traced = ("_traced", "_blocks", "_flow", "_inside", "_parted")
+        left = {name: value for name, value in vars(self).items() if name not in traced}
         return {**left, "dense": self._traced.graph}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -104,6 +123,8 @@ class GraphNetwork(Network):
         self._blocks = find_blocks(self._traced)
         free = any(stage.in_graph for stage in state["_structure"].stages)
         self._flow = token_flow(self._traced, self._blocks) if free else TokenFlow()
+        rotated = state.get("rotation") is not None
+        self._inside = [inside_heads(self._traced, block) for block in self._blocks] if rotated else []
         vars(self).update(state)
 
     def plain(self) -> nn.Module | None:
@@ -125,6 +146,42 @@ class GraphNetwork(Network):
 
     def recovered_in_sequence(self, dense: Self, images: Tensor) -> Self:
         raise AssertionError("a graph model has no sequential recovery: see recovers_in_sequence")
+
+    @cached_property
+    def _parted(self) -> "_Parted":
+        """The dense graph with layers of their own for q, k and v."""
+        graph = copy.deepcopy(self._traced.graph)
+        part_products(graph, self._structure.image)
+        traced = trace(graph, self._structure.image)
+        blocks = find_blocks(traced)
+        return _Parted(traced, blocks, [inside_heads(traced, block) for block in blocks])
+
+    @property
+    def rotatable(self) -> tuple[RotatedAxis, ...]:
+        return self._parted.rotatable if len(self._parted.blocks) == len(self._blocks) else ()
+
+    def bases(self, images: Tensor) -> Bases | None:
+        axes, parted = self.rotatable, self._parted
+        if not axes:
+            return None
+        return find_graph_bases(parted.traced, parted.blocks, parted.inside, axes, chunks=images.split(64))
+
+    def rotated(self, bases: Bases) -> Self:
+        structure = self._structure
+        made = GraphNetwork(
+            copy.deepcopy(self._parted.traced.graph),
+            structure.name,
+            self.preprocessing,
+            structure.classes,
+            image=structure.image,
+            signature=self.signature,
+            free=bases.axes,
+        )
+        rotate_graph(made._traced, made._blocks, made._inside, bases)
+        same = copy.copy(self)
+        vars(same).update(vars(made))
+        same.rotation = bases
+        return same
 
     def weights(self) -> tuple[LayerWeights, ...]:
         return tuple(self._layer_weights(block) for block in self._blocks)
@@ -171,14 +228,15 @@ class GraphNetwork(Network):
                 f"The plan keeps {len(plan.blocks)} of the {len(self._blocks)} blocks of {small._structure.name}. A"
                 " plan for a graph model must keep all blocks. Keep at least one head and one neuron of each block."
             )
-        kept = {}
-        for block, wanted in zip(self._blocks, plan.blocks, strict=True):
-            kept[block.heads.atom], kept[block.neurons.atom] = _heads(wanted), wanted.neurons
+        kept: dict[Atom, Sequence[int]] = {}
+        for place, (block, wanted) in enumerate(zip(self._blocks, plan.blocks, strict=True)):
+            kept[block.heads.atom], kept[block.neurons.atom] = self._heads(wanted), wanted.neurons
+            kept |= self._dims(place, wanted)
         graph = self._traced.cut(kept)
         if statistics is not None:
-            for block, wanted, seen in zip(self._blocks, plan.blocks, statistics.blocks, strict=True):
-                self._refit(graph, block.heads, _heads(wanted), seen.projection)
-                self._refit(graph, block.neurons, wanted.neurons, seen.neurons)
+            for block, seen in zip(self._blocks, statistics.blocks, strict=True):
+                self._refit(graph, block.heads, kept, seen.projection)
+                self._refit(graph, block.neurons, kept, seen.neurons)
         reductions = {i: block.tokens for i, block in enumerate(plan.blocks) if block.tokens is not None}
         if reductions:
             TokenCut(graph, self._flow, self._traced.tracer.sizes, reductions).write()
@@ -200,19 +258,42 @@ class GraphNetwork(Network):
                     assert isinstance(found, nn.Linear)
                     yield found
 
-    def _refit(self, module: GraphModule, half: Half, kept: Sequence[int], seen: Any) -> None:
+    def _heads(self, plan: BlockPlan) -> tuple[int, ...]:
+        """Return the heads that stay. The indices of a plan count the dims of all heads."""
+        attention = self._structure.blocks[plan.source].attention
+        assert attention is not None
+        return tuple(head.v[0] // attention.v_dim for head in plan.heads)
+
+    def _dims(self, place: int, plan: BlockPlan) -> dict[Atom, tuple[int, ...]]:
+        """Return the dims that stay inside each head of a block.
+
+        Raises: InvalidRequest if the heads keep different dims: one product computes all of them.
+        """
+        attention, kept = self._structure.blocks[place].attention, {}
+        assert attention is not None
+        for axis in () if self.rotation is None else self.rotation.axes:
+            dims, size = self._inside[place].of(axis), getattr(attention, f"{axis}_dim")
+            found = {tuple(i % size for i in getattr(head, axis)) for head in plan.heads}
+            if len(found) > 1:
+                raise InvalidRequest(
+                    f"Block {place} of the plan keeps different {axis} dims in its heads. In a graph model, all heads"
+                    " of a block must keep the same dims. Keep the same dims in every head."
+                )
+            assert dims is not None
+            kept[dims.atom] = found.pop()
+        return kept
+
+    def _refit(self, module: GraphModule, half: Half, kept: Mapping[Atom, Sequence[int]], seen: Any) -> None:
         """Refit the reader of a sublayer in closed form, in place (models/pruning/recovery.py)."""
-        if len(kept) == half.atom.size:
+        inputs = leaves(self._traced.tracer.contractions[half.reader][0])
+        left = places(inputs, dict(kept))
+        if len(left) == size_of(inputs):
             return
         columns = member_columns(self._traced, half)
-        each = len(columns) // half.atom.size
-        chosen = [member * each + i for member in kept for i in range(each)]  # ordered member by member
+        place_of = {column: place for place, column in enumerate(columns)}  # the statistics are ordered by members
         weight, bias = reader_weight(self._traced.graph, half.reader)
-        new, shift = refit(weight[:, columns], bias, seen, chosen)
-        dim = self._traced.tracer.contractions[half.reader][0]
-        place = {columns[i]: position for position, i in enumerate(chosen)}
-        order = [place[column] for column in places(leaves(dim), {half.atom: kept})]
-        write_reader(module, half.reader, new[:, order], shift if bias is not None else None)
+        new, shift = refit(weight[:, columns], bias, seen, [place_of[column] for column in left])
+        write_reader(module, half.reader, new, shift if bias is not None else None)
 
     def _layer_weights(self, block: GraphBlock) -> LayerWeights:
         heads = block.heads.atom.size
@@ -248,6 +329,20 @@ class GraphNetwork(Network):
         self.write(module if self.rounding is None else copy.deepcopy(module), path, batch)
 
 
+@dataclass(frozen=True)
+class _Parted:
+    """A graph in which q, k and v have layers of their own, with the dims inside the heads of each block."""
+
+    traced: Traced
+    blocks: list[GraphBlock]
+    inside: list[InsideHeads]
+
+    @property
+    def rotatable(self) -> tuple[RotatedAxis, ...]:
+        """The kinds of dims whose basis is free in every block."""
+        return tuple(axis for axis in AXES if all(block.of(axis) is not None for block in self.inside))
+
+
 class _Reader(Interpreter):
     def __init__(
         self,
@@ -271,24 +366,3 @@ class _Reader(Interpreter):
 def member_columns(traced: Traced, half: Half) -> list[int]:
     """Return the input columns of a sublayer's reader, ordered member by member."""
     return by_members(leaves(traced.tracer.contractions[half.reader][0]), half.atom)
-
-
-def reader_weight(graph: GraphModule, reader: Node) -> tuple[Tensor, Tensor | None]:
-    """Return a reader's weight (outputs, inputs), and its bias or None."""
-    weight = stored(graph, reader.args[1]).detach()
-    bias = reader.args[2] if len(reader.args) > 2 else reader.kwargs.get("bias")
-    turned = weight.T if "matmul" in str(reader.target) else weight.flatten(1)
-    return turned, stored(graph, bias).detach() if isinstance(bias, Node) else None
-
-
-def write_reader(graph: GraphModule, reader: Node, weight: Tensor, bias: Tensor | None) -> None:
-    with torch.no_grad():
-        target = stored(graph, reader.args[1])
-        target.copy_((weight.T if "matmul" in str(reader.target) else weight).reshape(target.shape))
-        if bias is not None:
-            place = reader.args[2] if len(reader.args) > 2 else reader.kwargs["bias"]
-            stored(graph, place).copy_(bias)
-
-
-def _heads(plan: BlockPlan) -> tuple[int, ...]:
-    return tuple(head.v[0] // len(head.v) for head in plan.heads)

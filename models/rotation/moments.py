@@ -45,13 +45,11 @@ class HeadMoments:
         dim = len(covariance) // heads
         return torch.stack([covariance[h * dim : (h + 1) * dim, h * dim : (h + 1) * dim] for h in range(heads)])
 
-    def add_pairs(self, joined: Tensor, heads: int) -> None:
-        """joined: (B, N, 3 H d), the output of the layer that makes q, k and v."""
-        batch, tokens, _ = joined.shape
-        q, k, _ = joined.reshape(batch, tokens, 3, heads, -1).unbind(2)
+    def add_pairs(self, q: Tensor, k: Tensor) -> None:
+        """q: (B, N, H, d). k: (B, K, H, d), the keys that compete in one softmax."""
         k = k - k.mean(1, keepdim=True)
-        self.queries.add(torch.einsum("bnhi,bnhj->hij", q, q), batch * tokens)
-        self.keys.add(torch.einsum("bnhi,bnhj->hij", k, k), batch * tokens)
+        self.queries.add(torch.einsum("bnhi,bnhj->hij", q, q), q.shape[0] * q.shape[1])
+        self.keys.add(torch.einsum("bnhi,bnhj->hij", k, k), k.shape[0] * k.shape[1])
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,12 @@ def collect_moments(module: nn.Module, family: Family, structure: Structure, run
 
 
 def _pairs_of(moments: HeadMoments, heads: int) -> Callable[[nn.Module, object, Tensor], None]:
-    return lambda _module, _inputs, joined: moments.add_pairs(joined, heads)
+    def add(_module: nn.Module, _inputs: object, joined: Tensor) -> None:
+        batch, tokens, _ = joined.shape  # (B, N, 3 H d)
+        q, k, _ = joined.reshape(batch, tokens, 3, heads, -1).unbind(2)
+        moments.add_pairs(q, k)
+
+    return add
 
 
 def _outputs_of(moments: HeadMoments) -> Callable[[nn.Module, tuple[Tensor]], None]:

@@ -43,7 +43,8 @@ class Attention(Record):
     """Operations between the block's tokens and its keys (PVT's strided convolution and norm)."""
     parts: tuple[Op, ...] = later(())
     """For an attention that was found in a graph (models/graph): every operation in which its heads take part, with the
-    sizes of one head. Empty for a known architecture."""
+    sizes of one head. Sizes that depend on its q/k or v dims are given for one dim if these dims can be cut. Empty for
+    a known architecture."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ def _precision_of(op: Op, block: Block) -> str:
 
 def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
     if shape.parts:
-        yield from (part.of_members(shape.heads).of_tokens(block.tokens_attended) for part in shape.parts)
+        parts = (part.of_dims(shape.qk_dim, shape.v_dim) for part in shape.parts)
+        yield from (part.of_members(shape.heads).of_tokens(block.tokens_attended) for part in parts)
         return
     name, tokens, heads = block.name, block.tokens_attended, shape.heads
     window = shape.window or tokens // shape.windows

@@ -43,6 +43,10 @@ class Op(Record):
     members: Literal["", "rows", "cols", "inner", "count", "dims"] = later("")
     """The size that scales with the number of heads or neurons, for an operation in the `parts` of a sublayer. dims:
     both inner and depth scale."""
+    qk: Literal["", "rows", "cols", "inner", "depth"] = later("")
+    """For an operation in `parts`: the size that is given for one q/k dim and scales with their number."""
+    v: Literal["", "rows", "cols", "inner", "depth"] = later("")
+    """The same for the v dims."""
     tokens: tuple[Literal["rows", "cols", "inner"], ...] = later(())
     """For an operation in `parts`: names of the sizes that are given for one token and scale with the token count. A
     name that is listed twice scales quadratically."""
@@ -59,6 +63,14 @@ class Op(Record):
     def of_members(self, members: int) -> "Op":
         """Scale this per-member operation (of one head or neuron) to `members` members."""
         sizes: dict[str, int] = {name: getattr(self, name) * members for name in self.counted_by}
+        return dataclasses.replace(self, **sizes) if sizes else self  # type: ignore[arg-type]
+
+    def of_dims(self, qk: int, v: int) -> "Op":
+        """Scale this operation to the number of q/k dims and of v dims in each head."""
+        sizes: dict[str, int] = {}
+        for name, count in ((self.qk, qk), (self.v, v)):
+            if name:
+                sizes[name] = sizes.get(name, getattr(self, name)) * count
         return dataclasses.replace(self, **sizes) if sizes else self  # type: ignore[arg-type]
 
     @property

@@ -7,7 +7,7 @@ import bisect
 
 from models.errors import InvalidRequest
 from models.structure.block import IN_GRAPH, LAYERS, PACKAGING, Block
-from models.structure.block_plan import BlockPlan, HeadPlan, TokenPlan, whole_block
+from models.structure.block_plan import BlockPlan, TokenPlan, whole_block
 from models.structure.structure import Axis, Structure
 
 
@@ -43,15 +43,20 @@ def check_fixed(plan: BlockPlan, block: Block, fixed: tuple[Axis, ...]) -> None:
             f"{block.name}: the plan removes one sublayer (attention or MLP), which this architecture does not allow."
             " Keep both sublayers, or remove the block."
         )
-    if block.attention is None or not ({"qk", "v"} & set(fixed)):
+    dims = [axis for axis in ("qk", "v") if axis in fixed]
+    if block.attention is None or not dims:
         return
-    whole = {HeadPlan(h.qk, h.v) for h in whole_block(plan.source, block).heads}
-    if not set(plan.heads) <= whole:
-        raise InvalidRequest(
-            f"{block.name}: the plan removes dims inside heads. This architecture allows the removal of complete heads"
-            f" only. Keep all {block.attention.qk_dim} q/k dims and all {block.attention.v_dim} v dims of each head"
-            " that stays."
-        )
+    whole = whole_block(plan.source, block).heads
+    for head in plan.heads:
+        number = head.v[0] // block.attention.v_dim if head.v else -1
+        if not 0 <= number < len(whole) or any(getattr(head, axis) != getattr(whole[number], axis) for axis in dims):
+            names = {"qk": f"all {block.attention.qk_dim} q/k dims", "v": f"all {block.attention.v_dim} v dims"}
+            only = "" if len(dims) == 2 else " and of its other dims"
+            raise InvalidRequest(
+                f"{block.name}: the plan removes dims inside heads. This architecture allows the"
+                f" removal of complete heads{only} only. Keep"
+                f" {' and '.join(names[axis] for axis in dims)} of each head that stays."
+            )
 
 
 def check_exact(plan: BlockPlan, name: str, precision: str) -> None:

@@ -31,11 +31,17 @@ from models.training.loop import Course, train
 
 EPOCH_STEPS = 25
 """Steps between two checkpoints."""
+SMALLEST_SIZE = 1e-3
+"""Size to which the steps of a tensor are relative if all of its values are smaller, for example zero."""
 
 
 @dataclass(frozen=True)
 class Healing:
-    """Settings. learning_rate: the highest one of the schedule. batch: images per step."""
+    """Settings.
+
+    learning_rate: the highest one of the schedule, relative to the root mean square of each tensor. batch: images per
+    step.
+    """
 
     steps: int
     learning_rate: float
@@ -85,10 +91,9 @@ def heal(
         ]
         return torch.stack(apart).mean() + output_distance(outputs, wanted, dense.structure.classes)
 
-    optimizer = torch.optim.AdamW(healed.module.parameters(), lr=healing.learning_rate, weight_decay=0.0)
     train(
         healed.module,
-        optimizer,
+        _optimizer(healed.module, healing.learning_rate),
         each,
         healing.course,
         loss=loss,
@@ -98,6 +103,20 @@ def heal(
     )
     healed.module.cpu()
     return healed
+
+
+def _optimizer(module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """Return an optimiser whose steps are relative to the size of each tensor, as in Adafactor (arXiv 1804.04235).
+
+    The steps of Adam have the size of the learning rate. Layers that hold a small layer scale would be destroyed by
+    steps that are right for the other layers.
+    """
+    with torch.no_grad():
+        groups = [
+            {"params": [tensor], "lr": learning_rate * max(float(tensor.square().mean().sqrt()), SMALLEST_SIZE)}
+            for tensor in module.parameters()
+        ]
+    return torch.optim.AdamW(groups, weight_decay=0.0)
 
 
 def output_distance(outputs: Tensor, wanted: Tensor, classes: int) -> Tensor:

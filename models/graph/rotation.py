@@ -1,0 +1,150 @@
+"""Bases of the dims inside the heads of a graph, and the graph in these bases (models/rotation/head_bases.py)."""
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from models.graph.linear_layers import reader_weight
+from models.graph.tracing.atoms import Atom, Dim, by_members, is_batch, leaves
+from models.graph.tracing.capture import stored
+from models.graph.tracing.inner_dims import InnerDims, InsideHeads
+from models.graph.tracing.sublayers import GraphBlock
+from models.graph.tracing.trace import Traced
+from models.graph.tracing.tracer import packet_of
+from models.rotation.bases import Bases, BlockBases
+from models.rotation.head_bases import pair_basis, value_basis
+from models.rotation.moments import HeadMoments
+from models.structure import RotatedAxis
+
+aten = torch.ops.aten
+AXES: tuple[RotatedAxis, ...] = ("qk", "v")
+
+
+def find_graph_bases(
+    traced: Traced,
+    blocks: Sequence[GraphBlock],
+    inside: Sequence[InsideHeads],
+    axes: Sequence[RotatedAxis],
+    *,
+    chunks: Sequence[Tensor],
+) -> Bases:
+    """Return the bases of these axes. chunks: the calibration images, (n, C, H, W) each."""
+    moments = [HeadMoments() for _ in blocks]
+    watched: dict[Node, Callable[[dict[Node, Any]], None]] = {}
+    for block, dims, found in zip(blocks, inside, moments, strict=True):
+        if dims.qk is not None and "qk" in axes:
+            watched[dims.qk.mixture] = _pairs(traced, block, dims.qk, found)
+        watched[block.heads.reader] = _outputs(traced, block, found)
+    watcher = _Watcher(traced.graph, watched)
+    with torch.inference_mode():
+        for chunk in chunks:
+            watcher.run(chunk)
+    bases = []
+    for block, found in zip(blocks, moments, strict=True):
+        heads = block.heads.atom
+        weight, _ = reader_weight(traced.graph, block.heads.reader)
+        columns = by_members(leaves(traced.tracer.contractions[block.heads.reader][0]), heads)
+        bases.append(
+            BlockBases(
+                pair_basis(found.queries.value, found.keys.value) if "qk" in axes else None,
+                value_basis(found.output_covariance(heads.size), weight[:, columns]) if "v" in axes else None,
+            )
+        )
+    return Bases(tuple(bases))
+
+
+def rotate_graph(traced: Traced, blocks: Sequence[GraphBlock], inside: Sequence[InsideHeads], bases: Bases) -> None:
+    """Rotate the weights of a graph, in place. It computes the same, up to rounding."""
+    for block, dims, found in zip(blocks, inside, bases.blocks, strict=True):
+        heads = block.heads.atom
+        if found.qk is not None and dims.qk is not None:
+            _rotate_makers(traced, heads, dims.qk, (found.qk.queries, found.qk.keys))
+        if found.v is not None and dims.v is not None:
+            _rotate_makers(traced, heads, dims.v, (found.v.values,))
+            reader = block.heads.reader.args[1]
+            map_dims(traced, reader, heads, dims.v.atom, maps=found.v.inverse.mT)
+
+
+def _rotate_makers(traced: Traced, heads: Atom, dims: InnerDims, maps: Sequence[Tensor]) -> None:
+    for maker, biases, matrices in zip(dims.makers, dims.biases, maps, strict=True):
+        for node in (maker.args[1], *biases):
+            map_dims(traced, node, heads, dims.atom, maps=matrices)
+
+
+def map_dims(traced: Traced, node: Any, heads: Atom, dims: Atom, *, maps: Tensor) -> None:
+    """Replace the values of a stored tensor along these dims by linear combinations of them, in place.
+
+    maps: (H, d, d), one for each head.
+    """
+    tensor = stored(traced.graph, node)
+    (axis,) = (place for place, dim in enumerate(traced.dims(node)) if dims in dim)
+    order = leaves(traced.dims(node)[axis])
+    index = torch.arange(tensor.shape[axis]).reshape([atom.size for atom in order])
+    index = index.permute(order.index(heads), order.index(dims))  # (H, d)
+    with torch.no_grad():
+        rows = tensor.movedim(axis, 0)  # a view
+        for places, matrix in zip(index, maps, strict=True):
+            old = rows[places].double()
+            rows[places] = (matrix @ old.reshape(len(old), -1)).reshape_as(old).to(tensor)
+
+
+def _pairs(
+    traced: Traced, block: GraphBlock, dims: InnerDims, moments: HeadMoments
+) -> Callable[[dict[Node, Any]], None]:
+    """Return a function that adds the q and k of one run to the moments. It gets the values of all nodes."""
+    heads, (q, k) = block.heads.atom, dims.mixture.args[:2]
+    ahead = [atom for atom in leaves(traced.tracer.mixtures[dims.mixture][0]) if atom is not heads]
+    fused = packet_of(dims.mixture) is aten.scaled_dot_product_attention
+    of_q, of_k = (traced.dims(node) for node in (q, k))  # type: ignore[arg-type]
+    keys = leaves(of_k[-2] if fused else of_k[-1])
+    queries = leaves(of_q[-2])
+
+    def add(values: dict[Node, Any]) -> None:
+        moments.add_pairs(
+            _laid_out(values[q], of_q, (ahead, queries, [heads], [dims.atom])),  # type: ignore[index]
+            _laid_out(values[k], of_k, (ahead, keys, [heads], [dims.atom])),  # type: ignore[index]
+        )
+
+    return add
+
+
+def _laid_out(x: Tensor, dims: Sequence[Dim], wanted: Sequence[Dim]) -> Tensor:
+    """Return a tensor with other dims. dims: its present dims. wanted: the same atoms, in other groups."""
+    order = [atom for dim in dims for atom in leaves(dim)]
+    x = x.reshape([-1 if is_batch([atom]) else atom.size for atom in order])
+    x = x.permute([order.index(atom) for dim in wanted for atom in dim if atom in order])
+    return x.reshape([-1 if any(map(_is_batch, dim)) else prod(atom.size for atom in dim) for dim in wanted])
+
+
+def _is_batch(atom: Atom) -> bool:
+    return is_batch([atom])
+
+
+def _outputs(traced: Traced, block: GraphBlock, moments: HeadMoments) -> Callable[[dict[Node, Any]], None]:
+    """Return a function that adds the outputs of the heads to the moments."""
+    reader = block.heads.reader
+    columns = torch.tensor(by_members(leaves(traced.tracer.contractions[reader][0]), block.heads.atom))
+
+    def add(values: dict[Node, Any]) -> None:
+        x = values[reader.all_input_nodes[0]]
+        x = x.movedim(1, -1) if "conv" in str(reader.target) else x
+        moments.outputs.add(x[..., columns].flatten(0, -2))
+
+    return add
+
+
+class _Watcher(Interpreter):
+    """Runs a graph, and shows the values in front of some nodes."""
+
+    def __init__(self, graph: GraphModule, watched: dict[Node, Callable[[dict[Node, Any]], None]]) -> None:
+        super().__init__(graph)
+        self._watched = watched
+
+    def run_node(self, n: Node) -> Any:
+        if n in self._watched:
+            self._watched[n](self.env)
+        return super().run_node(n)

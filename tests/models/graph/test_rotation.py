@@ -1,0 +1,153 @@
+"""Tests of rotated bases in networks that go by their graph: q/k and v dims inside heads."""
+
+import dataclasses
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from models.data.preprocessing import Preprocessing
+from models.errors import InvalidRequest
+from models.graph.network import GraphNetwork
+from models.graph.rotation import map_dims
+from models.graph.tracing.atoms import Atom
+from models.graph.tracing.inner_dims import InnerDims
+from models.structure import BlockPlan, HeadPlan, Plan, RotatedAxis, identity
+from tests.support.counted import differs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NAMES: dict[str, tuple[RotatedAxis, ...]] = {
+    "eva02_tiny_patch14_224": ("v",),  # rotary positions
+    "vit_small_patch16_dinov3": ("v",),
+    "beit_base_patch16_224": ("qk", "v"),
+    "vit_relpos_small_patch16_224": ("qk", "v"),
+}
+SMALL: dict[str, Any] = {"num_classes": 3, "depth": 2, "embed_dim": 48, "num_heads": 3}
+
+
+def network_of(name: str) -> GraphNetwork:
+    """Return a small network in float64, with weights that are large enough to make every part matter."""
+    torch.manual_seed(0)
+    module = timm.create_model(name, img_size=28 if "14" in name else 32, **SMALL).eval()
+    preprocessing = Preprocessing.of_model(module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return GraphNetwork(module, name, preprocessing, 3)
+
+
+def images(network: GraphNetwork, count: int = 24) -> Tensor:
+    draw = torch.Generator().manual_seed(1)
+    return torch.randn(count, *network.structure.image, generator=draw)
+
+
+def rotated(network: GraphNetwork) -> GraphNetwork:
+    bases = network.bases(images(network))
+    assert bases is not None
+    return network.rotated(bases)
+
+
+def cut(network: GraphNetwork, qk: int | None, v: int | None) -> Plan:
+    """Return a plan that keeps the leading dims of every head. None: all of them."""
+    whole = identity(network.structure)
+
+    def head(one: HeadPlan) -> HeadPlan:
+        return HeadPlan(one.qk[:qk], one.v[:v])
+
+    blocks = tuple(dataclasses.replace(b, heads=tuple(map(head, b.heads))) for b in whole.blocks)
+    return dataclasses.replace(whole, blocks=blocks, rotated=network.rotation.axes if network.rotation else ())
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", list(NAMES))
+def test_at_full_rank_it_is_the_same_network(name: str) -> None:
+    network = network_of(name)
+    assert network.rotatable == NAMES[name]
+    found = rotated(network)
+    torch.testing.assert_close(found.outputs(images(network)), network.outputs(images(network)), rtol=1e-9, atol=1e-9)
+    assert found.structure.macs == network.structure.macs and found.structure.params == network.structure.params
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", list(NAMES))
+def test_a_cut_is_the_rotated_network_with_its_last_dims_silent(name: str) -> None:
+    """Slicing equals zeros: whatever the weights of the other dims are, nothing of them is left."""
+    found, qk = rotated(network_of(name)), 5 if "qk" in NAMES[name] else None
+    small = found.pruned(cut(found, qk, 6), None)
+    for block, inside in zip(found._blocks, found._inside, strict=True):
+        if inside.qk is not None:
+            for node in (inside.qk.makers[0].args[1], *inside.qk.biases[0]):
+                silence(found, block.heads.atom, inside.qk, node, 5)
+        assert inside.v is not None
+        silence(found, block.heads.atom, inside.v, block.heads.reader.args[1], 6)
+    torch.testing.assert_close(small.outputs(images(found)), found.outputs(images(found)), rtol=1e-9, atol=1e-9)
+    assert differs(small, small.module) == []
+
+
+def silence(network: GraphNetwork, heads: Atom, dims: InnerDims, weight: object, kept: int) -> None:
+    """Set the weights of all dims but the first ones to zero, in place."""
+    mask = torch.diag((torch.arange(dims.atom.size) < kept).double()).expand(heads.size, -1, -1)
+    map_dims(network._traced, weight, heads, dims.atom, maps=mask)
+
+
+@pytest.mark.usefixtures("float64")
+def test_planted_dims_are_found() -> None:
+    """Values that lie in three directions of each head: three dims are enough, whatever basis they lie in."""
+    network = network_of("beit_base_patch16_224")
+    parted = network._parted
+    for block, inside in zip(parted.blocks, parted.inside, strict=True):
+        assert inside.v is not None and inside.qk is not None
+        for dims, maker in ((inside.v, inside.v.makers[0]), (inside.qk, inside.qk.makers[1])):
+            size = dims.atom.size
+            planted = torch.randn(block.heads.atom.size, size, 3) @ torch.randn(block.heads.atom.size, 3, size)
+            for node in (maker.args[1], *dims.biases[dims.makers.index(maker)]):
+                map_dims(parted.traced, node, block.heads.atom, dims.atom, maps=planted)
+    found = rotated(network)
+    whole = found.outputs(images(found))
+    small = found.pruned(cut(found, 3, 3), found.statistics(images(found)))
+    torch.testing.assert_close(small.outputs(images(found)), whole, rtol=1e-7, atol=1e-7)
+    less = found.pruned(cut(found, 2, 2), found.statistics(images(found)))
+    assert float((less.outputs(images(found)) - whole).abs().max()) > 1e-4
+
+
+def test_what_has_no_free_basis_is_left_alone() -> None:
+    """LeViT puts an activation between its values and the projection."""
+    module = timm.create_model("levit_128s", num_classes=3).eval()
+    network = GraphNetwork(module, "levit_128s", Preprocessing.of_model(module), 3)
+    assert network.rotatable == () and network.bases(images(network, 2)) is None
+
+
+def test_heads_that_keep_different_dims_are_refused() -> None:
+    found = rotated(network_of("beit_base_patch16_224"))
+    plan = cut(found, None, 6)
+    first, *others = plan.blocks[0].heads
+    moved = HeadPlan(first.qk, tuple(i + 1 for i in first.v))
+    block: BlockPlan = dataclasses.replace(plan.blocks[0], heads=(moved, *others))
+    with pytest.raises(InvalidRequest, match="different v dims"):
+        found.pruned(dataclasses.replace(plan, blocks=(block, *plan.blocks[1:])), None)
+
+
+def test_dims_of_a_fixed_kind_are_refused() -> None:
+    found = rotated(network_of("eva02_tiny_patch14_224"))
+    with pytest.raises(InvalidRequest, match="all 16 q/k dims"):
+        found.pruned(cut(found, 5, None), None)
+
+
+def test_another_process_cuts_the_same() -> None:
+    found = rotated(network_of("vit_small_patch16_dinov3"))
+    again = pickle.loads(pickle.dumps(found))
+    plan, statistics = cut(found, None, 6), found.statistics(images(found))
+    small, other = (one.pruned(plan, statistics).outputs(images(found)) for one in (found, again))
+    assert torch.equal(small, other)
