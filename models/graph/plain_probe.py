@@ -123,12 +123,19 @@ def affine(
 
     lay: turns (images, tokens, width) into the input of the part.
     read: turns the output of the part into (images, tokens, outputs).
+
+    Raises: NotPlain when the part is not affine, or treats its tokens differently.
     """
     images = 1 + -(-width // tokens)
     rows = torch.zeros(images * tokens, width)
     rows[tokens : tokens + width] = torch.eye(width)
     found = read(part(lay(rows.view(images, tokens, width)))).reshape(images * tokens, -1)
-    return Affine((found[tokens : tokens + width] - found[0]).T.contiguous(), found[0].clone())
+    affine_map = Affine((found[tokens : tokens + width] - found[0]).T.contiguous(), found[0].clone())
+    others = noise(1, tokens, width)
+    expected = others @ affine_map.weight.T + affine_map.bias
+    if not near(read(part(lay(others))).reshape(expected.shape), expected):
+        raise NotPlain("a layer does not do the same to each token")  # rotary positions, for example
+    return affine_map
 
 
 def norm(part: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Norm:

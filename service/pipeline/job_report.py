@@ -82,7 +82,7 @@ def build_report(
         budgets=_budgets(delivery),
         parity=_parity_outcome(parity),
         precision=facts.precision(delivery.plan, network.quantiser.weight_bits),
-        blocks=facts.block_sizes(original.structure, delivery.plan),
+        blocks=facts.block_sizes(delivery.ranked.source.structure, delivery.plan),
         axes=axes,
         share_of_macs_fall=_share_of_macs_fall(delivery, evidence.ratio.value),
         trials=tuple(Trial.from_json(trial.to_json()) for trial in delivery.trials),

@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
+from models.data.preprocessing import Preprocessing
 from models.graph.network import GraphNetwork
 from models.loading.load_hugging_face import open_hugging_face
+from models.loading.load_model import network_of
 from models.loading.load_onnx import open_onnx
 from models.networks.torch_network import TorchNetwork
 from tests.models.graph.test_onnx import exported
@@ -89,3 +92,9 @@ def test_hugging_face_s_plain_ones_lose_tokens(tmp_path: Path, name: str) -> Non
     small = network.pruned(random_plan(network.structure, 1), network.statistics(images_for(network, 12)))
     assert small.reductions() and small.structure.macs < network.structure.macs
     assert torch.isfinite(small.outputs(images_for(network, 2))).all()
+
+
+def test_rotary_positions_are_seen_even_where_they_hardly_matter() -> None:
+    """New weights make tiny logits, so positions hardly change the outputs. They still make another network."""
+    module = timm.create_model("vit_small_patch16_dinov3", img_size=32, depth=2, embed_dim=48, num_heads=3).eval()
+    assert isinstance(network_of(module, "rotary", Preprocessing.of_model(module)), GraphNetwork)
