@@ -52,7 +52,9 @@ def trace(model: nn.Module, image: tuple[int, int, int], watched: set[str]) -> l
     try:
         with torch.no_grad():
             meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-            torch.func.functional_call(model, meta, (torch.zeros(1, *image, device="meta"),))
+            torch.func.functional_call(
+                model, meta, (torch.zeros(1, *image, device="meta", dtype=next(model.parameters()).dtype),)
+            )
     except (RuntimeError, AssertionError) as error:
         raise UnsupportedModel(
             f"The model does not run on an image of size {image}, which is (channels, height, width)."

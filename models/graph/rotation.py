@@ -104,10 +104,8 @@ def _pairs(
     queries = leaves(of_q[-2])
 
     def add(values: dict[Node, Any]) -> None:
-        moments.add_pairs(
-            _laid_out(values[q], of_q, (ahead, queries, [heads], [dims.atom])),  # type: ignore[index]
-            _laid_out(values[k], of_k, (ahead, keys, [heads], [dims.atom])),  # type: ignore[index]
-        )
+        moments.add_queries(_laid_out(values[q], of_q, (ahead, queries, [heads], [dims.atom])))  # type: ignore[index]
+        moments.add_keys(_laid_out(values[k], of_k, (ahead, keys, [heads], [dims.atom])))  # type: ignore[index]
 
     return add
 

@@ -40,11 +40,12 @@ class Bases:
 
 def refusals(module: nn.Module, family: Family, structure: Structure) -> dict[RotatedAxis, str]:
     """Return the axes that cannot be rotated in this network, each with the reason."""
-    if family.sliced or len(structure.stages) > 1:
-        return dict.fromkeys(ROTATED_AXES, f"the blocks of a {family.title} are not plain")
     found: dict[RotatedAxis, str] = {}
+    for axis in ("qk", "v"):
+        if axis in structure.fixed:
+            found[axis] = f"the heads of {family.title} keep all of their dims"
     if any(block.attention and block.attention.qk_norm != "none" for block in structure.blocks):
-        found["qk"] = "the model normalises q and k"
+        found.setdefault("qk", "the model normalises q and k")
     if "embed" in structure.fixed:
         found["embed"] = "the embedding width is fixed"
     elif any(is_present(part(module, path)) for path in family.stem_norms):
@@ -62,7 +63,7 @@ def find_bases(module: nn.Module, family: Family, structure: Structure, run: Cal
     axes = set(ROTATED_AXES) - set(refusals(module, family, structure))
     folded = copy.deepcopy(module)
     fold(folded, family, structure, stream="embed" in axes)
-    moments = collect_moments(folded, family, structure, lambda: run(folded))
+    moments = collect_moments(folded, family, structure, lambda: run(folded), stream="embed" in axes)
     found = []
     for block, seen in zip(blocks_of(folded, family), moments.blocks, strict=True):
         queries, keys = seen.queries.value, seen.keys.value
@@ -73,7 +74,7 @@ def find_bases(module: nn.Module, family: Family, structure: Structure, run: Cal
                 value_basis(covariance, projection.weight.detach()) if "v" in axes else None,
             )
         )
-    return Bases(tuple(found), stream_basis(moments.stream) if "embed" in axes else None)
+    return Bases(tuple(found), None if moments.stream is None else stream_basis(moments.stream))
 
 
 def last_norms(module: nn.Module, family: Family) -> list[str]:

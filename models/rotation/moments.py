@@ -45,10 +45,13 @@ class HeadMoments:
         dim = len(covariance) // heads
         return torch.stack([covariance[h * dim : (h + 1) * dim, h * dim : (h + 1) * dim] for h in range(heads)])
 
-    def add_pairs(self, q: Tensor, k: Tensor) -> None:
-        """q: (B, N, H, d). k: (B, K, H, d), the keys that compete in one softmax."""
-        k = k - k.mean(1, keepdim=True)
+    def add_queries(self, q: Tensor) -> None:
+        """q: (B, N, H, d)."""
         self.queries.add(torch.einsum("bnhi,bnhj->hij", q, q), q.shape[0] * q.shape[1])
+
+    def add_keys(self, k: Tensor) -> None:
+        """k: (B, K, H, d), the keys that compete in one softmax."""
+        k = k - k.mean(1, keepdim=True)
         self.keys.add(torch.einsum("bnhi,bnhj->hij", k, k), k.shape[0] * k.shape[1])
 
 
@@ -57,40 +60,47 @@ class RotationMoments:
     """blocks: one for each block. stream: (D, D), mean of n n', summed over all readers of the normalised stream."""
 
     blocks: tuple[HeadMoments, ...]
-    stream: Tensor
+    stream: Tensor | None
 
 
-def collect_moments(module: nn.Module, family: Family, structure: Structure, run: Outputs) -> RotationMoments:
+def collect_moments(
+    module: nn.Module, family: Family, structure: Structure, run: Outputs, *, stream: bool
+) -> RotationMoments:
     """Run the images once, and return the moments.
 
-    module: a folded network, so that its layers read the normalised stream itself.
+    module: a folded network. stream: whether the moments of the normalised stream are wanted too.
     """
     blocks = blocks_of(module, family)
     found = [HeadMoments() for _ in blocks]
-    readers = [linear_part(block, path) for block in blocks for path in (family.qkv, family.fc1)]
-    readers += classifiers(module, family)
+    readers = [linear_part(block, path) for block in blocks for path in (*family.attention_layers, family.fc1)]
+    readers = [*readers, *classifiers(module, family)] if stream else []
     streams = [_Mean() for _ in readers]
     hooks = []
     for block, moments, described in zip(blocks, found, structure.blocks, strict=True):
         assert described.attention is not None
         heads = described.attention.heads
-        hooks.append(part(block, family.qkv).register_forward_hook(_pairs_of(moments, heads)))
+        for path, made in family.attention_layers.items():
+            hooks.append(part(block, path).register_forward_hook(_pairs_of(moments, heads, made)))
         hooks.append(part(block, family.projection).register_forward_pre_hook(_outputs_of(moments)))
-    for reader, stream in zip(readers, streams, strict=True):
-        hooks.append(reader.register_forward_pre_hook(_products_of(stream)))
+    for reader, products in zip(readers, streams, strict=True):
+        hooks.append(reader.register_forward_pre_hook(_products_of(products)))
     try:
         run()
     finally:
         for hook in hooks:
             hook.remove()
-    return RotationMoments(tuple(found), torch.stack([stream.value for stream in streams]).sum(0))
+    return RotationMoments(tuple(found), torch.stack([one.value for one in streams]).sum(0) if stream else None)
 
 
-def _pairs_of(moments: HeadMoments, heads: int) -> Callable[[nn.Module, object, Tensor], None]:
+def _pairs_of(moments: HeadMoments, heads: int, made: str) -> Callable[[nn.Module, object, Tensor], None]:
+    """made: the parts that the layer makes, such as "qkv"."""
+
     def add(_module: nn.Module, _inputs: object, joined: Tensor) -> None:
-        batch, tokens, _ = joined.shape  # (B, N, 3 H d)
-        q, k, _ = joined.reshape(batch, tokens, 3, heads, -1).unbind(2)
-        moments.add_pairs(q, k)
+        rows = joined.reshape(len(joined), -1, len(made), heads, joined.shape[-1] // len(made) // heads)
+        if "q" in made:
+            moments.add_queries(rows[:, :, made.index("q")])
+        if "k" in made:
+            moments.add_keys(rows[:, :, made.index("k")])
 
     return add
 

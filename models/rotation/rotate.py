@@ -25,14 +25,17 @@ def rotate(module: nn.Module, family: Family, structure: Structure, bases: Bases
 
 
 def _rotate_heads(block: nn.Module, family: Family, bases: BlockBases) -> None:
-    layer, projection = linear_part(block, family.qkv), linear_part(block, family.projection)
-    size = layer.out_features // 3  # of q, of k and of v
+    maps: dict[str, Tensor] = {}
     if bases.qk is not None:
-        _map_heads(layer, 0, bases.qk.queries)
-        _map_heads(layer, size, bases.qk.keys)
+        maps |= {"q": bases.qk.queries, "k": bases.qk.keys}
     if bases.v is not None:
-        _map_heads(layer, 2 * size, bases.v.values)
-        _map_columns(projection, torch.block_diag(*bases.v.inverse))
+        maps["v"] = bases.v.values
+        _map_columns(linear_part(block, family.projection), torch.block_diag(*bases.v.inverse))
+    for path, made in family.attention_layers.items():
+        layer = linear_part(block, path)
+        for place, name in enumerate(made):
+            if name in maps:
+                _map_heads(layer, place * layer.out_features // len(made), maps[name])
 
 
 def _rotate_stream(module: nn.Module, family: Family, basis: StreamBasis) -> None:
