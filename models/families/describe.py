@@ -4,11 +4,13 @@ If the embedding width can be cut, the family names all parts outside of the blo
 a traced forward pass (`describe_stages`).
 """
 
+from typing import Literal
+
 from torch import nn
 
 from models.families.describe_stages import describe_stages, head_count
-from models.families.family import Family, is_present, linear_part, part
-from models.families.feature_map import FeatureMap
+from models.families.family import Family, blocks_of, is_present, linear_part, part
+from models.families.stream_layers import FeatureMap, stream_writer
 from models.structure import Attention, Block, Mlp, Op, Stage, Structure
 
 __all__ = ["describe", "head_count"]
@@ -65,22 +67,26 @@ def _stem(model: nn.Module, family: Family, patches: int, prefix: int) -> tuple[
     assert isinstance(conv, nn.Conv2d)
     width, (high, wide) = conv.out_channels, conv.kernel_size
     inner = conv.in_channels * high * wide
-    ops = [
-        Op("conv", "patch", patches, width, inner=inner, weights=True, bias=conv.bias is not None, width_field="cols")
-    ]
+    writer = stream_writer(model, family)
+    field: Literal["", "cols"] = "cols" if writer is None else ""
+    bias = conv.bias is not None
+    ops = [Op("conv", "patch", patches, width, inner=inner, weights=True, bias=bias, width_field=field)]
     for path in family.tables:
         table = getattr(model, path, None)
         if table is not None:
-            ops.append(Op("table", path, table.shape[1], width, weights=True, width_field="cols"))
-    ops += _norms(model, family.stem_norms, width, prefix + patches, follows_tokens=False)
+            ops.append(Op("table", path, table.shape[1], width, weights=True, width_field=field))
+    norms = family.stem_norms if writer is None else tuple(f"{path}.norm" for path in family.stem_norms)
+    ops += _norms(model, norms, width, prefix + patches, follows_tokens=False, field=field)
+    if writer is not None:
+        rows, made = prefix + patches, writer.linear.out_features
+        ops.append(Op("matmul", "writer", rows, made, inner=width, weights=True, bias=True, width_field="cols"))
     size = family.image(model)
     assert size is not None
     return tuple(ops), (conv.in_channels, *size)
 
 
 def _tail(model: nn.Module, family: Family, tokens: int) -> tuple[tuple[Op, ...], int]:
-    width = part(model, family.patch).out_channels
-    assert isinstance(width, int)
+    width = linear_part(blocks_of(model, family)[0], family.qkv).in_features
     ops = _norms(model, (family.last_norm,), width, tokens, follows_tokens=True)
     if family.pooling(model) != "token":
         ops.append(Op("pool", "pool", tokens, width, width_field="cols", rows_are_tokens=True))
@@ -106,7 +112,15 @@ def _tail(model: nn.Module, family: Family, tokens: int) -> tuple[tuple[Op, ...]
     return tuple(ops), classes
 
 
-def _norms(model: nn.Module, paths: tuple[str, ...], width: int, rows: int, *, follows_tokens: bool) -> list[Op]:
+def _norms(
+    model: nn.Module,
+    paths: tuple[str, ...],
+    width: int,
+    rows: int,
+    *,
+    follows_tokens: bool,
+    field: Literal["", "cols"] = "cols",
+) -> list[Op]:
     return [
         Op(
             "norm",
@@ -115,7 +129,7 @@ def _norms(model: nn.Module, paths: tuple[str, ...], width: int, rows: int, *, f
             width,
             weights=True,
             bias=getattr(part(model, path), "bias", None) is not None,
-            width_field="cols",
+            width_field=field,
             rows_are_tokens=follows_tokens,
         )
         for path in paths

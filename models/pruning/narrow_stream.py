@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from models.families.family import Family, optional_part, part, replace_part
+from models.families.stream_layers import stream_writer
 from models.pruning.prune_layers import narrow_linear, narrow_norm, take
 from models.pruning.pruned_blocks import PrunedBlock, PrunedBlocks
 
@@ -15,6 +16,21 @@ def narrow_ends(model: nn.Module, family: Family, embed: Sequence[int]) -> None:
 
     Changes `model`, which is a copy made by `models.pruning.prune`.
     """
+    if (writer := stream_writer(model, family)) is not None:
+        writer.linear = narrow_linear(writer.linear, embed, range(writer.linear.in_features))
+    else:
+        _narrow_embedding(model, family, embed)
+    for path in (family.last_norm, *family.tail_norms):
+        replace_part(model, path, narrow_norm(part(model, path), embed))
+    for path in family.classifiers:
+        head = getattr(model, path, None)
+        if isinstance(head, nn.Linear):
+            setattr(model, path, narrow_linear(head, range(head.out_features), embed))
+    for name in family.width_attributes:
+        setattr(model, name, len(embed))
+
+
+def _narrow_embedding(model: nn.Module, family: Family, embed: Sequence[int]) -> None:
     conv = part(model, family.patch)
     assert isinstance(conv, nn.Conv2d)
     conv.out_channels = len(embed)
@@ -25,14 +41,8 @@ def narrow_ends(model: nn.Module, family: Family, embed: Sequence[int]) -> None:
         table = getattr(model, path, None)
         if table is not None:
             setattr(model, path, nn.Parameter(take(table, 2, embed)))
-    for path in (*family.stem_norms, family.last_norm, *family.tail_norms):
+    for path in family.stem_norms:
         replace_part(model, path, narrow_norm(part(model, path), embed))
-    for path in family.classifiers:
-        head = getattr(model, path, None)
-        if isinstance(head, nn.Linear):
-            setattr(model, path, narrow_linear(head, range(head.out_features), embed))
-    for name in family.width_attributes:
-        setattr(model, name, len(embed))
 
 
 def rescale_norms(model: nn.Module, family: Family, share: float) -> None:

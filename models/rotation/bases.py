@@ -7,7 +7,7 @@ from typing import get_args
 
 from torch import nn
 
-from models.families.family import Family, blocks_of, is_present, linear_part, optional_part, part
+from models.families.family import Family, blocks_of, is_present, linear_part, optional_part
 from models.rotation.fold import fold
 from models.rotation.head_bases import PairBasis, ValueBasis, pair_basis, value_basis
 from models.rotation.moments import collect_moments
@@ -48,8 +48,6 @@ def refusals(module: nn.Module, family: Family, structure: Structure) -> dict[Ro
         found.setdefault("qk", "the model normalises q and k")
     if "embed" in structure.fixed:
         found["embed"] = "the embedding width is fixed"
-    elif any(is_present(part(module, path)) for path in family.stem_norms):
-        found["embed"] = "a norm stands between the patch embedding and the blocks"
     elif len(last_norms(module, family)) != 1:
         found["embed"] = "the model has no norm, or two norms, after its blocks"
     return found

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from models.families.family import Family, blocks_of, classifiers, linear_part, optional_part, part, replace_part
-from models.families.feature_map import FeatureMap
+from models.families.stream_layers import FeatureMap, StreamWriter
 from models.structure import Structure
 
 
 def fold(module: nn.Module, family: Family, structure: Structure, *, stream: bool) -> None:
     """Fold the layer scales of a dense module, in place. stream: fold its norms too.
 
-    If the norms are folded, a model without a classifier gets a `FeatureMap` in its place.
+    If the norms are folded, a model without a classifier gets a `FeatureMap` in its place, and a norm before the blocks
+    becomes a `StreamWriter`.
     """
     for block in blocks_of(module, family):
         _fold_scale(block, family.layer_scale1, linear_part(block, family.projection))
@@ -27,12 +28,27 @@ def fold(module: nn.Module, family: Family, structure: Structure, *, stream: boo
             _fold_norm(part(block, family.norm2), [linear_part(block, family.fc1)])
     if not stream:
         return
+    for path in family.stem_norms:
+        norm = optional_part(module, path)
+        if norm is not None:
+            replace_part(module, path, _writer(norm))
     if not structure.classes:
         replace_part(module, family.classifiers[0], _unchanged(structure.width).to(next(module.parameters())))
     for path in (family.last_norm, *family.tail_norms):
         norm = optional_part(module, path)
         if norm is not None:
             _fold_norm(norm, classifiers(module, family))
+
+
+def _writer(norm: nn.Module) -> StreamWriter:
+    """Return a norm before the blocks with its weight and bias in a linear layer of its own."""
+    assert isinstance(norm, nn.LayerNorm) and norm.weight is not None
+    linear = nn.Linear(norm.normalized_shape[0], norm.normalized_shape[0]).to(norm.weight)
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(linear.in_features))
+        linear.bias.zero_()
+    _fold_norm(norm, [linear])
+    return StreamWriter(norm, linear)
 
 
 def _unchanged(width: int) -> FeatureMap:

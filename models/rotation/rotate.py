@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.families.family import Family, blocks_of, classifiers, linear_part, part
+from models.families.stream_layers import stream_writer
 from models.rotation.bases import Bases, BlockBases
 from models.rotation.fold import fold
 from models.rotation.stream_basis import StreamBasis
@@ -40,6 +41,20 @@ def _rotate_heads(block: nn.Module, family: Family, bases: BlockBases) -> None:
 
 def _rotate_stream(module: nn.Module, family: Family, basis: StreamBasis) -> None:
     written = basis.writer_map
+    if (writer := stream_writer(module, family)) is not None:
+        _map_rows(writer.linear, slice(None), written)
+    else:
+        _rotate_embedding(module, family, written)
+    for block in blocks_of(module, family):
+        for path in (family.projection, family.fc2):
+            _map_rows(linear_part(block, path), slice(None), written)
+        for path in (*family.attention_layers, family.fc1):
+            _map_columns(linear_part(block, path), written.T)
+    for head in classifiers(module, family):
+        _map_columns(head, written.T)
+
+
+def _rotate_embedding(module: nn.Module, family: Family, written: Tensor) -> None:
     conv = part(module, family.patch)
     assert isinstance(conv, nn.Conv2d)
     conv.weight.copy_((written @ conv.weight.double().flatten(1)).reshape_as(conv.weight))
@@ -49,13 +64,6 @@ def _rotate_stream(module: nn.Module, family: Family, basis: StreamBasis) -> Non
         table = getattr(module, path, None)
         if isinstance(table, Tensor):
             table.copy_(table.double() @ written.T)
-    for block in blocks_of(module, family):
-        for path in (family.projection, family.fc2):
-            _map_rows(linear_part(block, path), slice(None), written)
-        for path in (*family.attention_layers, family.fc1):
-            _map_columns(linear_part(block, path), written.T)
-    for head in classifiers(module, family):
-        _map_columns(head, written.T)
 
 
 def _map_heads(layer: nn.Linear, first: int, maps: Tensor) -> None:

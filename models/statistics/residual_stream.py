@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.families.family import Family, is_present, part
+from models.families.stream_layers import stream_writer
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Read:
 
 def stream_reads(model: nn.Module, family: Family) -> list[Read]:
     """Return all reads of the residual stream, in the order of the forward pass."""
-    reads = [Read(part(model, path), own=False) for path in family.stem_norms if is_present(part(model, path))]
+    stem = family.stem_norms if stream_writer(model, family) is None else ()
+    reads = [Read(part(model, path), own=False) for path in stem if is_present(part(model, path))]
     for block in part(model, family.blocks).children():
         reads += [Read(part(block, family.norm1)), Read(part(block, family.norm2))]
     ends = [part(model, path) for path in (family.last_norm, *family.tail_norms)]

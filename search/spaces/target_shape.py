@@ -80,8 +80,14 @@ def check_rotated_target(structure: Structure, rotated: Sequence[RotatedAxis], t
     """
     check_reachable(structure, target)
     larger = max(a.v_dim for a in _attentions(target)) > min(a.v_dim for a in _attentions(structure))
-    if "embed" not in rotated or larger:
-        reason = "its heads have more dims" if larger else f"the width of {structure.name} cannot be rotated"
+    before = any(op.kind == "norm" for op in structure.stem)
+    if "embed" not in rotated or larger or before or not structure.classes:
+        reason = f"the width of {structure.name} cannot be rotated"
+        if larger:
+            reason = "its heads have more dims"
+        elif before or not structure.classes:
+            end = "a norm before its blocks" if before else "no classifier"
+            reason = f"a model with {end} gets one more layer in rotated bases"
         raise InvalidRequest(
             f"Method 'joint' cannot prune {structure.name} to the shape of {target.name}, because {reason}. Use method"
             " 'up-vit'.",

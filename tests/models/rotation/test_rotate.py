@@ -16,6 +16,7 @@ from models.networks.torch_network import TorchNetwork
 from models.rotation.bases import Bases
 from models.statistics.statistics import Kind
 from models.structure import HeadPlan, Plan, RotatedAxis, identity
+from tests.support.counted import differs
 from tests.support.networks import VARIANTS, images_for, small_network
 from tests.support.small_jobs import digits
 
@@ -30,7 +31,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 ROTATED = {
     "class token": ALL,
     "q/k norm, layer scale": ("v", "embed"),
-    "no biases, pre-norm": ("qk", "v"),
+    "no biases, pre-norm": ALL,
 }
 
 
@@ -106,7 +107,9 @@ def test_cut_heads_are_projections_of_the_original() -> None:
     assert apart(cut.outputs(images), network.outputs(images)) > 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}, {"num_classes": 0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"class_token": False, "global_pool": "avg"}, {"num_classes": 0}, {"pre_norm": True}]
+)
 def test_a_cut_width_is_a_projection_of_the_original(options: dict[str, Any]) -> None:
     """Everything that is added to the stream is projected; norms and readers of the original stay as they are."""
     network = in_float64(**options)
@@ -117,11 +120,14 @@ def test_a_cut_width_is_a_projection_of_the_original(options: dict[str, Any]) ->
     module: Any = copy.deepcopy(network.module)
     with torch.no_grad():
         conv = module.patch_embed.proj
-        conv.weight.copy_((projector @ conv.weight.flatten(1)).reshape_as(conv.weight))
-        conv.bias.copy_(projector @ conv.bias)
-        for table in (module.cls_token, module.pos_embed):
-            if table is not None:
-                table.copy_(table @ projector)
+        if "pre_norm" in options:  # the stream begins behind the norm, so everything before it stays
+            module.norm_pre.register_forward_hook(lambda _module, _inputs, x: x @ projector)
+        else:
+            conv.weight.copy_((projector @ conv.weight.flatten(1)).reshape_as(conv.weight))
+            conv.bias.copy_(projector @ conv.bias)
+            for table in (module.cls_token, module.pos_embed):
+                if table is not None:
+                    table.copy_(table @ projector)
         for block in module.blocks:
             for layer in (block.attn.proj, block.mlp.fc2):
                 layer.weight.copy_(projector @ layer.weight)
@@ -131,6 +137,7 @@ def test_a_cut_width_is_a_projection_of_the_original(options: dict[str, Any]) ->
     assert cut.structure.width == 32
     assert apart(cut.outputs(images), module(images)) < 1e-9
     assert cut.outputs(images).shape == network.outputs(images).shape
+    assert differs(cut, cut.module.float()) == []
 
 
 def test_a_planted_narrow_stream_is_found() -> None:
