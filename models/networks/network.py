@@ -7,7 +7,7 @@ The attention and the MLPs of a `GraphNetwork` (models/graph/network.py) were fo
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Self
@@ -169,6 +169,10 @@ class Network(ABC):
     def rotated(self, bases: Bases) -> Self:
         """Return the same dense network in rotated bases. It computes the same, up to rounding."""
         raise NotImplementedError
+
+    def spreads(self) -> Sequence[Self]:
+        """Return the same pruned int8 network in bases that spread its energy, so that less is rounded away."""
+        return ()
 
     @abstractmethod
     def pruned(self, plan: Plan, statistics: Statistics | None) -> Self:

@@ -20,6 +20,7 @@ from models.pruning.pruned_blocks import PrunedBlock
 from models.pruning.recovery import Readers, recover
 from models.pruning.sequential_recovery import can_recover_in_sequence, recover_in_sequence
 from models.pruning.slice_blocks import readers
+from models.pruning.spread import can_spread_width, spread
 from models.rotation.bases import ROTATED_AXES, Bases, find_bases
 from models.rotation.bases import refusals as rotation_refusals
 from models.rotation.rotate import rotate
@@ -118,6 +119,22 @@ class TorchNetwork(Network):
         undivided = dense.pruned(identity(dense.structure), None)
         recover_in_sequence(small.module, self.plan, undivided.module, images, tokens=dense.structure.tokens)
         return small
+
+    def spreads(self) -> Sequence[Self]:
+        if (
+            self.rotation is None
+            or self.plan is None
+            or self.plan.precision != "int8"
+            or len(self._structure.stages) > 1
+        ):
+            return ()
+        found = []
+        for heads, width in ((True, False), (False, True), (True, True)):
+            if not width or can_spread_width(self.module):
+                same = self.with_module(copy.deepcopy(self.module))
+                spread(same.module, self._family, heads=heads, width=width)
+                found.append(same)
+        return found
 
     def pruned_blocks(self) -> list[PrunedBlock]:
         return [block for block in self.blocks() if isinstance(block, PrunedBlock)]

@@ -1,0 +1,106 @@
+"""A second rotation, inside the members that stay, which spreads their energy evenly. It is for int8.
+
+The first members of a principal basis carry most, and int8 gives one range to all values of a tensor. So the strong
+members take the range, and the weak ones are rounded away. After pruning, any rotation inside the kept space is free:
+of the q/k dims and of the v dims of a head, and of the width if it leaves (1, ..., 1) in its place, because LayerNorm
+takes the mean of the coordinates away. QuaRot (arXiv 2404.00456) spreads the energy of language models in the same way.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from models.families.family import Family, classifiers, part
+from models.families.stream_layers import stream_writer
+from models.pruning.pruned_blocks import PrunedAttention, PrunedBlock, row_of_blocks
+from models.rotation.stream_basis import centred_layout
+
+
+def spreading(size: int, seed: int = 0) -> Tensor:
+    """Return an orthogonal matrix (size, size), float64, that mixes every member into every other.
+
+    It is a Hadamard matrix with random signs if the size is a power of 2, and a random orthogonal matrix otherwise.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    if size & (size - 1):
+        turned: Tensor = torch.linalg.qr(torch.randn(size, size, generator=draw, dtype=torch.float64)).Q
+        return turned
+    signs = torch.randint(2, (size,), generator=draw).double() * 2 - 1
+    found: Tensor = torch.ones(1, 1, dtype=torch.float64)
+    while len(found) < size:
+        found = torch.cat([torch.cat([found, found], 1), torch.cat([found, -found], 1)])
+    signed: Tensor = found * signs / size**0.5
+    return signed
+
+
+def spreading_width(size: int, seed: int = 0) -> Tensor:
+    """Return an orthogonal matrix (size, size) that maps (1, ..., 1) to itself, float64."""
+    layout = centred_layout(size)
+    return layout @ spreading(size - 1, seed) @ layout.T + 1 / size
+
+
+def can_spread_width(module: nn.Module) -> bool:
+    """Return whether all norms of a pruned network treat their coordinates alike, as in a rotated stream."""
+    norms = [norm for block in row_of_blocks(module).blocks() for norm in (block.norm1, block.norm2)]
+    return all(norm is None or _is_even(norm) for norm in norms)
+
+
+def _is_even(norm: nn.Module) -> bool:
+    if not isinstance(norm, nn.LayerNorm):
+        return False
+    weight, bias = norm.weight, norm.bias
+    return bool((weight == weight[0]).all()) and (bias is None or not bool(bias.any()))
+
+
+def spread(module: nn.Module, family: Family, *, heads: bool, width: bool) -> None:
+    """Spread the energy of a pruned plain network, in place. It computes the same, up to rounding.
+
+    heads: the dims inside the heads. width: the embedding dims, which must be in a rotated basis.
+    """
+    blocks = row_of_blocks(module).blocks()
+    with torch.no_grad():
+        for block in blocks:
+            if heads and block.attention is not None:
+                _spread_heads(block.attention)
+        if width:
+            _spread_width(module, family, blocks)
+
+
+def _spread_heads(attention: PrunedAttention) -> None:
+    count, qk, v = attention.heads, attention.qk_dim, attention.v_dim
+    pairs, values = (torch.block_diag(*[spreading(size)] * count) for size in (qk, v))
+    _map_outputs(attention.qkv, torch.block_diag(pairs, pairs, values))
+    _map_inputs(attention.projection, values)
+
+
+def _spread_width(module: nn.Module, family: Family, blocks: list[PrunedBlock]) -> None:
+    size = next(block.mlp.fc2.out_features for block in blocks if block.mlp is not None)
+    turn = spreading_width(size)
+    if (writer := stream_writer(module, family)) is not None:
+        _map_outputs(writer.linear, turn)
+    else:
+        _map_outputs(part(module, family.patch), turn)
+        for table in (getattr(module, path, None) for path in family.tables):
+            if isinstance(table, Tensor):
+                table.copy_(table.double() @ turn.T)
+    for block in blocks:
+        if block.attention is not None:
+            _map_outputs(block.attention.projection, turn)
+            _map_inputs(block.attention.qkv, turn)
+        if block.mlp is not None:
+            _map_outputs(block.mlp.fc2, turn)
+            _map_inputs(block.mlp.fc1, turn)
+    for head in classifiers(module, family):
+        _map_inputs(head, turn)
+
+
+def _map_outputs(layer: nn.Module, matrix: Tensor) -> None:
+    """Replace the outputs y of a layer by matrix y."""
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    layer.weight.copy_((matrix @ layer.weight.double().flatten(1)).reshape_as(layer.weight))
+    if layer.bias is not None:
+        layer.bias.copy_(matrix @ layer.bias.double())
+
+
+def _map_inputs(layer: nn.Linear, matrix: Tensor) -> None:
+    """Let a layer read matrix x in the place of x."""
+    layer.weight.copy_(layer.weight.double() @ matrix.T)
