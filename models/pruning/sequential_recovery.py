@@ -5,6 +5,8 @@ different, because earlier layers were pruned and tokens were removed. Here the 
 networks, block by block. Each projection and each fc2 gets the least-squares solution that moves the residual stream of
 the remaining tokens as close as possible to that of the dense network:
     min over W, b of |x + s (W z + b) - x_dense|^2 + ridge |W - W_0|^2        s: layer scale, z: the layer's own input
+Before it, the layers that read the stream (q/k/v, fc1) get the solution whose outputs are nearest to those of the dense
+network, because the stream that they read is not the dense one.
 Errors do not add up, because the fit of a block sees the error of the blocks before it and corrects it. SparseGPT
 (arXiv 2301.00774) and ZipLM (arXiv 2302.04089) go through a network in the same way; here the target is the residual
 stream of the dense network.
@@ -17,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.pruning.prune import qkv_rows
 from models.pruning.pruned_blocks import PrunedBlock, row_of_blocks
 from models.pruning.recovery import ridge_solution
 from models.pruning.token_reduction import TokenState
-from models.structure import Plan, Structure
+from models.structure import BlockPlan, Plan, Structure
 
 ROWS = 32_768
 """Approximate number of token vectors per fit: several times the width of the widest layer, and still fast enough."""
@@ -52,11 +55,12 @@ def recover_in_sequence(small: nn.Module, plan: Plan, dense: nn.Module, images: 
     with torch.inference_mode():
         lane = Lane(_entering(small, images), TokenState(), None)
         target = _entering(dense, images)
-        sources = {kept.source: block for kept, block in zip(plan.blocks, row_of_blocks(small), strict=True)}
+        sources = {kept.source: (block, kept) for kept, block in zip(plan.blocks, row_of_blocks(small), strict=True)}
         for source, block in enumerate(row_of_blocks(dense)):
-            middle, target = _dense_block(block, target)
+            wanted = _dense_block(block, target)
+            target = wanted.after
             if source in sources:
-                _fit_block(sources[source], lane, middle[..., columns], target[..., columns])
+                _fit_block(*sources[source], lane, wanted.narrowed(columns))
 
 
 @dataclass
@@ -94,35 +98,60 @@ def _entering(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _dense_block(block: PrunedBlock, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the residual stream after the attention and after the MLP, each (B, N, D)."""
-    seen: list[Tensor] = []
+@dataclass(frozen=True)
+class Wanted:
+    """What one block of the dense network computes, each (B, N, ...).
 
-    def transform(x: Tensor) -> Tensor:
-        seen.append(x)
-        return block.transform(x)
+    qkv, fc1: the outputs of these layers. middle, after: the residual stream after the attention and after the MLP.
+    """
 
-    state = TokenState()
-    after = block.walk(x, lambda x: block.reduce(x, state), lambda x: block.attend(x, state), transform)
-    return (seen[0] if seen else after), after
+    qkv: Tensor
+    middle: Tensor
+    fc1: Tensor
+    after: Tensor
+
+    def narrowed(self, columns: Tensor) -> "Wanted":
+        """Return the same with these dims of the stream only."""
+        return Wanted(self.qkv, self.middle[..., columns], self.fc1, self.after[..., columns])
 
 
-def _fit_block(block: PrunedBlock, lane: Lane, middle: Tensor, after: Tensor) -> None:
-    """Fit the projection and fc2 of one block, and move `lane` to the output of this block."""
+def _dense_block(block: PrunedBlock, x: Tensor) -> Wanted:
+    assert block.attention is not None and block.mlp is not None
+    qkv: list[Tensor] = []
+    fc1: list[Tensor] = []
+    handles = [
+        block.attention.qkv.register_forward_hook(lambda _m, _inputs, y: qkv.append(y)),
+        block.mlp.fc1.register_forward_hook(lambda _m, _inputs, y: fc1.append(y)),
+    ]
+    try:
+        middle = x + block.after1(block.attend(x, TokenState()))
+        after = middle + block.after2(block.transform(middle))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Wanted(qkv[0], middle, fc1[0], after)
+
+
+def _fit_block(block: PrunedBlock, plan: BlockPlan, lane: Lane, wanted: Wanted) -> None:
+    """Fit the layers of one block, and move `lane` to the output of this block."""
 
     def attend(x: Tensor) -> Tensor:
         assert block.attention is not None
-        projection = block.attention.projection
+        qkv, projection = block.attention.qkv, block.attention.projection
+        rows = torch.tensor(qkv_rows(plan, wanted.qkv.shape[-1] // 3))
+        _fit_reader(qkv, _inputs_of(qkv, lambda: block.attend(x, lane.state)), wanted.qkv[..., rows], lane)
         inputs = _inputs_of(projection, lambda: block.attend(x, lane.state))
-        _fit(projection, inputs, _missing(lane, x, middle), block.after1, present=_present(lane))
+        _fit(projection, inputs, _missing(lane, x, wanted.middle), block.after1, present=_present(lane))
         update: Tensor = projection(inputs)
         return update
 
     def transform(x: Tensor) -> Tensor:
         assert block.mlp is not None
-        inputs = _inputs_of(block.mlp.fc2, lambda: block.transform(x))
-        _fit(block.mlp.fc2, inputs, _missing(lane, x, after), block.after2, present=_present(lane))
-        update: Tensor = block.mlp.fc2(inputs)
+        fc1, fc2 = block.mlp.fc1, block.mlp.fc2
+        _fit_reader(fc1, _inputs_of(fc1, lambda: block.transform(x)), wanted.fc1[..., list(plan.neurons)], lane)
+        inputs = _inputs_of(fc2, lambda: block.transform(x))
+        _fit(fc2, inputs, _missing(lane, x, wanted.after), block.after2, present=_present(lane))
+        update: Tensor = fc2(inputs)
         return update
 
     lane.x = block.walk(lane.x, lambda x: _reduce(block, lane, x), attend, transform)
@@ -153,10 +182,15 @@ def _missing(lane: Lane, x: Tensor, dense: Tensor) -> Tensor:
 
     x: current residual stream of the pruned network, (B, N', D). dense: that of the dense network, (B, N, D).
     """
+    return _there(lane, dense) - x
+
+
+def _there(lane: Lane, dense: Tensor) -> Tensor:
+    """Return the rows of the tokens that remain, (B, N', K). dense: (B, N, K). A fused token gets any row."""
     if lane.places is None:
-        return dense - x
+        return dense
     index = lane.places.clamp(min=0).unsqueeze(-1).expand(-1, -1, dense.shape[-1])
-    return dense.gather(1, index) - x
+    return dense.gather(1, index)
 
 
 def _inputs_of(linear: nn.Linear, run: Callable[[], object]) -> Tensor:
@@ -167,6 +201,11 @@ def _inputs_of(linear: nn.Linear, run: Callable[[], object]) -> Tensor:
     finally:
         handle.remove()
     return found[0]
+
+
+def _fit_reader(linear: nn.Linear, inputs: Tensor, wanted: Tensor, lane: Lane) -> None:
+    """Fit a layer that reads the stream to the outputs that it has in the dense network, (B, N, outputs)."""
+    _fit(linear, inputs, _there(lane, wanted), nn.Identity(), present=_present(lane))
 
 
 def _fit(linear: nn.Linear, inputs: Tensor, wanted: Tensor, after: nn.Module, *, present: Tensor | None) -> None:

@@ -115,3 +115,30 @@ def test_merged_tokens_and_other_families_are_left_to_plain_recovery() -> None:
     swin = small_family("swin")
     assert not swin.pruned(identity(swin.structure), None).recovers_in_sequence
     assert network.pruned(identity(network.structure), None).recovers_in_sequence and not network.recovers_in_sequence
+
+
+def test_readers_give_what_they_gave_before() -> None:
+    """The stream of the pruned network differs, and q, k, v and the neurons come nearer to the old ones again."""
+    network = small_network()
+    images = images_for(network, 192)
+    whole = identity(network.structure)
+    blocks = tuple(dataclasses.replace(block, neurons=block.neurons[::2]) for block in whole.blocks)
+    pruned = network.pruned(Plan(tuple(range(40)), blocks), network.statistics(images[:128]))
+    again = pruned.recovered_in_sequence(network, images[:128])
+    dense = network.pruned(whole, None)
+    wanted = outputs_inside(dense, images[128:])
+    before, after = (outputs_inside(one, images[128:]) for one in (pruned, again))
+    for name, target in wanted.items():
+        target = target[..., ::2] if name == "fc1" else target
+        assert float((after[name] - target).square().mean()) < 0.9 * float((before[name] - target).square().mean())
+
+
+def outputs_inside(network: TorchNetwork, images: Tensor) -> dict[str, Tensor]:
+    """Return the outputs of the layers of the third block that read the stream."""
+    found: dict[str, Tensor] = {}
+    block = network.pruned_blocks()[2]
+    assert block.attention is not None and block.mlp is not None
+    for name, layer in (("qkv", block.attention.qkv), ("fc1", block.mlp.fc1)):
+        layer.register_forward_hook(lambda _m, _inputs, y, name=name: found.update({name: y}))  # type: ignore[misc]
+    network.outputs(images, batch=len(images))
+    return found
