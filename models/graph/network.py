@@ -42,6 +42,12 @@ from models.statistics.statistics import Kind, Statistics
 from models.structure import LAYERS, BlockPlan, Plan, RotatedAxis
 
 KINDS: frozenset[Kind] = frozenset({"dependence"})
+NOT_ROTATED: dict[RotatedAxis, str] = {
+    "qk": "rotary positions, norms or another operator work on q and k in their own basis",
+    "v": "an operator works on the values in their own basis",
+    "embed": "the embedding width of a graph model is fixed",
+}
+"""Why the basis of an axis is not free. The embedding width is never rotated in a graph."""
 METHODS = "Use method 'joint' or 'mdc'."
 
 
@@ -157,8 +163,10 @@ class GraphNetwork(Network):
         return _Parted(traced, blocks, [inside_heads(traced, block) for block in blocks])
 
     @property
-    def rotatable(self) -> tuple[RotatedAxis, ...]:
-        return self._parted.rotatable if len(self._parted.blocks) == len(self._blocks) else ()
+    def not_rotated(self) -> dict[RotatedAxis, str]:
+        whole = len(self._parted.blocks) == len(self._blocks)
+        free = self._parted.rotatable if whole else ()
+        return {axis: reason for axis, reason in NOT_ROTATED.items() if axis not in free}
 
     def bases(self, images: Tensor) -> Bases | None:
         axes, parted = self.rotatable, self._parted

@@ -22,7 +22,7 @@ from models.export.signature import Signature
 from models.pruning.token_reduction import TokenReduction
 from models.quantization.int8 import Quantiser
 from models.quantization.number_formats import Half, Int8, Rounding
-from models.rotation.bases import Bases
+from models.rotation.bases import ROTATED_AXES, Bases
 from models.statistics.layer_weights import LayerWeights
 from models.statistics.statistics import Kind, Statistics
 from models.structure import Plan, RotatedAxis, Structure
@@ -155,20 +155,25 @@ class Network(ABC):
         """
 
     @property
+    @abstractmethod
+    def not_rotated(self) -> dict[RotatedAxis, str]:
+        """The axes that `bases` leaves as they are, each with the reason."""
+
+    @property
     def rotatable(self) -> tuple[RotatedAxis, ...]:
         """The axes that `bases` rotates."""
-        return ()
+        return tuple(axis for axis in ROTATED_AXES if axis not in self.not_rotated)
 
+    @abstractmethod
     def bases(self, images: Tensor) -> Bases | None:
         """Return the rotated bases of this dense network (models/rotation); None if it allows none.
 
         images: (n, C, H, W), from the calibration split.
         """
-        return None
 
+    @abstractmethod
     def rotated(self, bases: Bases) -> Self:
         """Return the same dense network in rotated bases. It computes the same, up to rounding."""
-        raise NotImplementedError
 
     def spreads(self) -> Sequence[Self]:
         """Return the same pruned int8 network in bases that spread its energy, so that less is rounded away."""

@@ -21,7 +21,7 @@ from models.pruning.recovery import Readers, recover
 from models.pruning.sequential_recovery import can_recover_in_sequence, recover_in_sequence
 from models.pruning.slice_blocks import readers
 from models.pruning.spread import can_spread_width, spread
-from models.rotation.bases import ROTATED_AXES, Bases, find_bases
+from models.rotation.bases import Bases, find_bases
 from models.rotation.bases import refusals as rotation_refusals
 from models.rotation.rotate import rotate
 from models.statistics.attention_statistics import AttentionStatistics, attention_statistics
@@ -74,9 +74,8 @@ class TorchNetwork(Network):
         return same
 
     @property
-    def rotatable(self) -> tuple[RotatedAxis, ...]:
-        refused = rotation_refusals(self.module, self._family, self._structure)
-        return tuple(axis for axis in ROTATED_AXES if axis not in refused)
+    def not_rotated(self) -> dict[RotatedAxis, str]:
+        return rotation_refusals(self.module, self._family, self._structure)
 
     def bases(self, images: Tensor) -> Bases | None:
         if not self.rotatable:

@@ -203,6 +203,11 @@ def _remarks(delivery: Delivery) -> list[str]:
         remarks.append(f"{original} meets the budgets, so it is delivered unpruned.")
         if delivery.ranked.was_trained:
             remarks.append("It has the weights after the training of its gates.")
+    source = delivery.ranked.source
+    if source.rotation is not None and (left := delivery.evaluation.network.not_rotated):
+        names = {"qk": "q/k dims", "v": "v dims", "embed": "embedding dims"}
+        reasons = "; ".join(f"{names[axis]}: {reason}" for axis, reason in left.items())
+        remarks.append(f"These axes are not in rotated bases ({reasons}).")
     if delivery.request.heal.steps and "-healed" not in delivery.name:
         remarks.append(
             "Healing did not bring the network nearer to the original on the selection split, so the network before "

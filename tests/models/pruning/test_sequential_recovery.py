@@ -139,6 +139,6 @@ def outputs_inside(network: TorchNetwork, images: Tensor) -> dict[str, Tensor]:
     block = network.pruned_blocks()[2]
     assert block.attention is not None and block.mlp is not None
     for name, layer in (("qkv", block.attention.qkv), ("fc1", block.mlp.fc1)):
-        layer.register_forward_hook(lambda _m, _inputs, y, name=name: found.update({name: y}))  # type: ignore[misc]
+        layer.register_forward_hook(lambda _m, _inputs, y, name=name: found.update({name: y}))
     network.outputs(images, batch=len(images))
     return found

@@ -86,18 +86,19 @@ def test_the_plan_gives_the_weights_and_the_numbers_of_the_report(counted: Ran) 
 
 def test_recovery_changed_what_reads_the_removed_and_nothing_else(counted: Ran) -> None:
     dense, sliced = open_model(counted.files.model).structure.blocks, delivered_network(counted)
-    expected = set()
+    expected, readers = set(), set()  # sequential recovery fits the readers of the stream too, if that is better
     for i, (whole, block) in enumerate(zip(dense, sliced.structure.blocks, strict=True)):
         assert whole.attention and block.attention and whole.mlp and block.mlp
         if block.attention.proj_inputs < whole.attention.proj_inputs:
             expected.add(f"blocks.{i}.attention.projection")
         if block.mlp.neurons < whole.mlp.neurons:
             expected.add(f"blocks.{i}.mlp.fc2")
+        readers |= {f"blocks.{i}.attention.qkv", f"blocks.{i}.mlp.fc1"}
         if block.width < whole.width:
             expected |= {f"blocks.{i}.attention.qkv", f"blocks.{i}.mlp.fc1"}
     stored, before = load_file(counted.path("pruned.safetensors")), sliced.module.state_dict()
     changed = {name.rpartition(".")[0] for name in stored if not stored[name].equal(before[name])}
-    assert changed == expected != set()
+    assert expected <= changed <= expected | readers and expected
 
 
 def test_the_manifest_has_the_digest_of_every_other_file(counted: Ran) -> None:
