@@ -1,7 +1,12 @@
-"""Comparison of a structure's counts with torch's own counts."""
+"""Comparison of a structure's counts with torch's own counts and with those of a file."""
 
+from math import prod
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime
 import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
@@ -49,3 +54,39 @@ class _Still(Interpreter):
             return 1
         moves = n.op in ("placeholder", "output") or any(self.env.get(source) is None for source in n.all_input_nodes)
         return None if moves else super().run_node(n)
+
+
+def macs_in_file(path: Path) -> int:
+    """Return the MACs of the products in an ONNX file with a fixed batch of one image, by the shapes of a run."""
+    model = onnx.load(path)
+    graph, shapes = model.graph, _shapes_of(model)
+    fixed = {tensor.name for tensor in graph.initializer}
+    total = 0
+    for node in graph.node:
+        if all(name in fixed for name in node.input if name):
+            fixed.update(node.output)  # computed once, when the file is loaded
+        elif node.op_type == "MatMul":
+            total += prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+        elif node.op_type == "Gemm":
+            turned = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+            total += prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if turned else 1]
+        elif node.op_type == "Conv":
+            total += prod(shapes[node.output[0]]) * prod(shapes[node.input[1]][1:])
+    return total
+
+
+def _shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Run a model once, and return the shapes of all its values."""
+    names = [name for node in model.graph.node for name in node.output if name]
+    told = onnx.ModelProto()
+    told.CopyFrom(model)
+    del told.graph.output[:]
+    told.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(told.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (image,) = session.get_inputs()
+    values = session.run(names, {image.name: np.zeros(image.shape, dtype=np.float32)})
+    found = {name: value.shape for name, value in zip(names, values, strict=True)}
+    found |= {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    return {**found, image.name: tuple(image.shape)}
