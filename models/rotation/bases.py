@@ -1,7 +1,7 @@
 """Finds the bases of a dense network from calibration images (docs/rotation.md)."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -51,6 +51,16 @@ def refusals(module: nn.Module, family: Family, structure: Structure) -> dict[Ro
     elif len(last_norms(module, family)) != 1:
         found["embed"] = "the model has no norm, or two norms, after its blocks"
     return found
+
+
+def images_needed(structure: Structure, axes: Sequence[RotatedAxis]) -> int:
+    """Return the smallest number of calibration images for bases of these axes: two tokens for each dim."""
+    needed = 1
+    for block in structure.blocks:
+        assert block.attention is not None
+        sizes = {"qk": block.attention.qk_dim, "v": block.attention.v_dim, "embed": block.width}
+        needed = max([needed, *(-(-2 * sizes[axis] // block.tokens) for axis in axes)])
+    return needed
 
 
 def find_bases(module: nn.Module, family: Family, structure: Structure, run: Callable[[nn.Module], object]) -> Bases:

@@ -6,12 +6,23 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from models.errors import InvalidRequest
 from models.families.family import Family, blocks_of, classifiers, linear_part, part
 from models.statistics.moments import Moments
 from models.structure import Structure
 
 Outputs = Callable[[], object]
 """Runs the calibration images through the network."""
+
+
+def finite(moments: Tensor) -> Tensor:
+    """Return the moments. Raises: InvalidRequest if a value is not a finite number, because they have no basis then."""
+    if not bool(torch.isfinite(moments).all()):
+        raise InvalidRequest(
+            "The model computes values that are not finite numbers (NaN or infinity) on the calibration images. Check"
+            " its weights and its preprocessing."
+        )
+    return moments
 
 
 @dataclass
@@ -28,7 +39,7 @@ class _Mean:
     @property
     def value(self) -> Tensor:
         assert isinstance(self.total, Tensor)
-        return self.total / self.count
+        return finite(self.total / self.count)
 
 
 @dataclass
@@ -41,7 +52,7 @@ class HeadMoments:
 
     def output_covariance(self, heads: int) -> Tensor:
         """Return the covariance of the output of each head, (H, d, d)."""
-        covariance = self.outputs.statistics().covariance
+        covariance = finite(self.outputs.statistics().covariance)
         dim = len(covariance) // heads
         return torch.stack([covariance[h * dim : (h + 1) * dim, h * dim : (h + 1) * dim] for h in range(heads)])
 

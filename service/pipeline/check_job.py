@@ -2,6 +2,8 @@
 
 from latency.devices.devices import describe_device
 from models.errors import InvalidRequest
+from models.networks.network import Network
+from models.rotation.bases import images_needed
 from models.statistics.gradient_scores import check_classes
 from models.statistics.leave_one_out import check_cost
 from models.structure import Structure
@@ -34,7 +36,21 @@ def check_job(request: JobRequest, evaluation: Evaluation) -> None:
     if request.target is not None:
         check_target_basis(request, basis)
         reachable_target(evaluation.network, request.target, basis)
+    if basis == "rotated":
+        check_calibration(evaluation.network, len(evaluation.calibration.images))
     check_training(request, evaluation)
+
+
+def check_calibration(network: Network, images: int) -> None:
+    """Check that there are enough calibration images for rotated bases. Raises: InvalidRequest."""
+    needed = images_needed(network.structure, network.rotatable)
+    if images < needed:
+        raise InvalidRequest(
+            f"Rotated bases of {network.structure.name} need at least {needed} calibration images, but the data set has"
+            f" {images}. Add images, or set basis to 'chosen'.",
+            field="basis",
+            allowed=["chosen"],
+        )
 
 
 def check_importance(criterion: str, structure: Structure, images: int) -> None:

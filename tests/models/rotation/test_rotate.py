@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.data.open_dataset import open_data
+from models.errors import InvalidRequest
 from models.evaluation.metrics import agreement
 from models.loading.load_model import open_model
 from models.networks.torch_network import TorchNetwork
@@ -215,3 +216,25 @@ def test_recovery_takes_up_what_the_mean_of_the_values_wrote() -> None:
         apart(turned.pruned(plan, s).outputs(images), network.outputs(images)) for s in (None, statistics)
     )
     assert recovered < 0.7 * bare
+
+
+def test_values_that_are_no_numbers_are_refused() -> None:
+    network = small_network()
+    with torch.no_grad():
+        network.module.get_parameter("blocks.2.mlp.fc1.bias")[3] = float("nan")
+    with pytest.raises(InvalidRequest, match="not finite numbers"):
+        network.bases(images_for(network, 8))
+
+
+def test_a_constant_stream_stays_exact() -> None:
+    """A network whose blocks write nothing, and whose patches are all alike: most directions carry nothing."""
+    network = in_float64()
+    module: Any = network.module
+    with torch.no_grad():
+        module.patch_embed.proj.weight.zero_()
+        for block in module.blocks:
+            block.attn.proj.weight.zero_()
+            block.mlp.fc2.weight.zero_()
+    turned, _ = rotated(network)
+    images = images_for(network, 5).double()
+    assert apart(turned.outputs(images), network.outputs(images)) < 1e-9

@@ -14,11 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from latency.devices.devices import describe_device
+from models.errors import InvalidRequest
 from models.graph.onnx.operators import OPERATORS
 from models.loading.load_model import open_model
 from service.core.processes import ROOT
 from service.pipeline import validate_job as validate
+from service.pipeline.check_job import check_calibration
 from tests.models.graph.test_onnx_forms import Wrapped, exported
+from tests.support.networks import small_network
 from tests.support.small_jobs import OPTIONS, budget, data_folder, model_folder, random_images, store_npz
 
 
@@ -247,3 +250,10 @@ def test_the_images_of_the_job_show_a_wrong_reading_of_an_onnx_file(
     assert answer(1.0)["ok"]
     code, detail = refusal(answer(100.0))
     assert code == "unsupported-model" and "other outputs than the file itself" in detail
+
+
+def test_rotated_bases_need_enough_images() -> None:
+    """48 embedding dims and 37 tokens: three images have more than two tokens for each dim."""
+    check_calibration(small_network(), 3)
+    with pytest.raises(InvalidRequest, match="at least 3 calibration images, but the data set has 2"):
+        check_calibration(small_network(), 2)
