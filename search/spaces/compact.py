@@ -82,8 +82,7 @@ class CompactSpace:
 
     def starts(self) -> list[list[float]]:
         """The analytic directions that cut at least one axis of this space."""
-        mixes = [0.0 if name == "heads_mix" else 1.0 for name in self.mixes]
-        return [start + mixes for start in analytic_starts(self._kinds)]
+        return analytic_starts(self._kinds, self.mixes, bool(self.ranking.rotated))
 
     def fuller(self, policy: Policy, steps: int) -> list[Policy]:
         """Let the neurons grow: heads and tokens change in coarse steps, and neurons use up what the last step left."""

@@ -25,12 +25,14 @@ STARTS: tuple[dict[str, float], ...] = (
 
 
 ROTATED_STARTS: tuple[dict[str, float], ...] = (
-    {"qk": 1.0, "v": 0.8, "neurons": 0.6, "rotated_embed": 0.35, "tokens": 0.35},
+    {"qk": 1.0, "v": 0.8, "neurons": 0.6, "rotated_embed": 0.35, "tokens": 0.35, "neurons_mix": 0.5},
+    {"qk": 0.8, "v": 0.4, "neurons": 0.8, "tokens": 0.45, "neurons_mix": 0.5},
     {"qk": 1.0, "v": 0.8, "neurons": 0.8, "rotated_embed": 0.6},
-    {"qk": 1.0, "v": 0.8, "neurons": 0.7, "rotated_embed": 0.4, "tokens": 0.2},
-    {"qk": 1.0, "v": 0.8, "neurons": 0.6, "rotated_embed": 0.2, "tokens": 0.5},
+    {"qk": 1.0, "v": 0.8, "neurons": 0.6, "rotated_embed": 0.2, "tokens": 0.5, "neurons_mix": 0.5},
 )
 """The first directions of a network in rotated bases, before those in `STARTS`."""
+MIXES = {"heads_mix": 0.0, "neurons_mix": 1.0}
+"""The mixes of a start that names none."""
 
 
 def amounts(direction: Sequence[float], t: float, axes: Sequence[str]) -> Array:
@@ -67,11 +69,13 @@ def _reluctant(axes: Sequence[str]) -> npt.NDArray[np.bool_]:
     return np.array([axis in RELUCTANT for axis in axes])
 
 
-def analytic_starts(axes: Sequence[str]) -> list[list[float]]:
+def analytic_starts(axes: Sequence[str], mixes: Sequence[str] = (), rotated: bool = False) -> list[list[float]]:
     """`STARTS` for dimensions of these axes, without repetitions and without directions that cut none of the axes.
 
-    "rotated_embed" among the axes is an embedding width in a rotated basis. Then `ROTATED_STARTS` come first.
+    mixes: names of the dimensions behind those of the axes. rotated: whether `ROTATED_STARTS` come first.
+    "rotated_embed" among the axes is an embedding width in a rotated basis.
     """
-    known = (*ROTATED_STARTS, *STARTS) if "rotated_embed" in axes else STARTS
-    starts = [[eager.get(axis, 0.0) for axis in axes] for eager in known]
-    return [start for i, start in enumerate(starts) if any(start) and start not in starts[:i]]
+    known = (*ROTATED_STARTS, *STARTS) if rotated else STARTS
+    cuts = [start for start in known if any(start.get(axis) for axis in axes)]
+    starts = [[start.get(a, 0.0) for a in axes] + [start.get(mix, MIXES[mix]) for mix in mixes] for start in cuts]
+    return [start for i, start in enumerate(starts) if start not in starts[:i]]
