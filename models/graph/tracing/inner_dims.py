@@ -109,7 +109,7 @@ def _free(traced: Traced, block: GraphBlock, atom: Atom, mixture: Node, *, sourc
         elif packet_of(node) in ADDS:
             added = [one for one in node.all_input_nodes if one in traced.tracer.weights]
             maker = _maker(traced, node, atom)
-            if len(added) != 1 or added[0].op != "get_attr" or maker not in biases:
+            if len(added) != 1 or added[0].op != "get_attr" or added[0] not in touched or maker not in biases:
                 return None
             biases[maker] += added
         elif not _keeps_basis(traced, block, node, atom):
@@ -119,6 +119,8 @@ def _free(traced: Traced, block: GraphBlock, atom: Atom, mixture: Node, *, sourc
     reader = {str(block.heads.reader.args[1].target)}  # type: ignore[union-attr]
     allowed = weights | {str(bias.target) for some in biases.values() for bias in some} | reader
     if len(weights) < len(known) or any(str(node.target) not in allowed or len(node.users) > 1 for node in stored):
+        return None
+    if len({str(node.target) for node in stored}) < len(stored):  # two nodes read the same tensor
         return None
     if any({*leaves(dim)} != {atom, block.heads.atom} for node in stored for dim in traced.dims(node) if atom in dim):
         return None
@@ -139,8 +141,10 @@ def _keeps_basis(traced: Traced, block: GraphBlock, node: Node, atom: Atom) -> b
     if node.op == "get_attr" or node in block.heads.mixtures or node is block.heads.reader:
         return True
     packet = packet_of(node)
-    if packet in SCALES:
-        return sum(_has(traced, one, atom) for one in node.all_input_nodes) == 1
+    if packet in SCALES:  # by a number, or by a tensor that does not know these dims
+        alone = sum(_has(traced, one, atom) for one in node.all_input_nodes) == 1
+        first = node.args[0]
+        return alone and (packet is aten.mul or (isinstance(first, Node) and _has(traced, first, atom)))
     return packet in REARRANGES
 
 
