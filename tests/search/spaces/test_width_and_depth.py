@@ -205,3 +205,14 @@ def test_what_stands_for_a_direction_means_the_same(seed: int) -> None:
     halved[:, keeps] *= 0.5
     quiet = np.where([name in ("embed", "halves") for name in space.dimensions], 0.0, 1.0)
     assert np.allclose(space.canonical(points * quiet), space.canonical(halved * quiet))
+
+
+def test_rotated_networks_start_with_what_costs_least_there() -> None:
+    """Every axis is cut from the first start on, and neurons stay alike in all blocks as well as by their scores."""
+    shape = structure()
+    rotated = dataclasses.replace(full_ranking(shape), rotated=("qk", "v", "embed"))
+    space = CompactSpace(shape, rotated, ALL)
+    first, second, *_ = (dict(zip(space.dimensions, start, strict=True)) for start in space.starts())
+    assert min(first["qk"], first["v"], first["neurons"], first["embed"]) > 0 and first["neurons_mix"] == 0.5
+    assert second["embed"] == 0 and second["neurons"] > 0
+    assert space.starts() != CompactSpace(shape, full_ranking(shape), ALL).starts()
