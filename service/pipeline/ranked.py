@@ -78,7 +78,8 @@ class Ranked:
         if recovery and network.recovers_in_sequence:
             again = network.recovered_in_sequence(self.source, self.evaluation.calibration.images)
             network = again if better(self.score_of(again), self.score_of(network)) else network
-        return max((network, *network.spreads()), key=lambda one: self.score_of(one).agreement)
+        spreads = network.spreads()
+        return max((network, *spreads), key=lambda one: self.score_of(one).agreement) if spreads else network
 
     def _gives_the_original(self, plan: Plan) -> bool:
         """Return whether a plan for a network in rotated bases removes nothing."""
