@@ -54,12 +54,12 @@ def refusals(module: nn.Module, family: Family, structure: Structure) -> dict[Ro
 
 
 def images_needed(structure: Structure, axes: Sequence[RotatedAxis]) -> int:
-    """Return the smallest number of calibration images for bases of these axes: two tokens for each dim."""
+    """Return the smallest number of calibration images for bases of these axes: one token for each dim."""
     needed = 1
     for block in structure.blocks:
         assert block.attention is not None
         sizes = {"qk": block.attention.qk_dim, "v": block.attention.v_dim, "embed": block.width}
-        needed = max([needed, *(-(-2 * sizes[axis] // block.tokens) for axis in axes)])
+        needed = max([needed, *(-(-sizes[axis] // block.tokens) for axis in axes)])
     return needed
 
 
