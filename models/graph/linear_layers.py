@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from models.graph.tracing.atoms import Batch
+from models.graph.tracing.atoms import Batch, by_members, leaves
 from models.graph.tracing.capture import stored
-from models.graph.tracing.sublayers import GraphBlock
+from models.graph.tracing.sublayers import GraphBlock, Half
 from models.graph.tracing.trace import Traced
 from models.structure import Layer
 
@@ -140,3 +140,8 @@ def write_reader(graph: GraphModule, reader: Node, weight: Tensor, bias: Tensor 
         if bias is not None:
             place = reader.args[2] if len(reader.args) > 2 else reader.kwargs["bias"]
             stored(graph, place).copy_(bias)
+
+
+def member_columns(traced: Traced, half: Half) -> list[int]:
+    """Return the input columns of a sublayer's reader, ordered member by member."""
+    return by_members(leaves(traced.tracer.contractions[half.reader][0]), half.atom)

@@ -21,7 +21,7 @@ from models.export.inference_blocks import Form
 from models.export.signature import Signature
 from models.graph.describe import describe_graph
 from models.graph.judged_output import JudgedOutput, all_outputs, judging
-from models.graph.linear_layers import as_modules, linear_layers, linear_of, reader_weight, write_reader
+from models.graph.linear_layers import as_modules, linear_layers, linear_of, member_columns, reader_weight, write_reader
 from models.graph.plain_model import plain_transformer
 from models.graph.rotation import AXES, find_graph_bases, rotate_graph
 from models.graph.tokens.axes import NotFree
@@ -369,8 +369,3 @@ class _Reader(Interpreter):
                 x = x.movedim(1, -1)
             self._observer(block, side, x[..., columns])
         return super().run_node(n)
-
-
-def member_columns(traced: Traced, half: Half) -> list[int]:
-    """Return the input columns of a sublayer's reader, ordered member by member."""
-    return by_members(leaves(traced.tracer.contractions[half.reader][0]), half.atom)

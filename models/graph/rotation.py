@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from models.graph.linear_layers import reader_weight
-from models.graph.tracing.atoms import Atom, Dim, by_members, is_batch, leaves
+from models.graph.linear_layers import member_columns, reader_weight
+from models.graph.tracing.atoms import Atom, Dim, is_batch, leaves
 from models.graph.tracing.capture import stored
 from models.graph.tracing.inner_dims import InnerDims, InsideHeads
 from models.graph.tracing.sublayers import GraphBlock
@@ -47,7 +47,7 @@ def find_graph_bases(
     for block, found in zip(blocks, moments, strict=True):
         heads = block.heads.atom
         weight, _ = reader_weight(traced.graph, block.heads.reader)
-        columns = by_members(leaves(traced.tracer.contractions[block.heads.reader][0]), heads)
+        columns = member_columns(traced, block.heads)
         bases.append(
             BlockBases(
                 pair_basis(found.queries.value, found.keys.value) if "qk" in axes else None,
@@ -115,17 +115,13 @@ def _laid_out(x: Tensor, dims: Sequence[Dim], wanted: Sequence[Dim]) -> Tensor:
     order = [atom for dim in dims for atom in leaves(dim)]
     x = x.reshape([-1 if is_batch([atom]) else atom.size for atom in order])
     x = x.permute([order.index(atom) for dim in wanted for atom in dim if atom in order])
-    return x.reshape([-1 if any(map(_is_batch, dim)) else prod(atom.size for atom in dim) for dim in wanted])
-
-
-def _is_batch(atom: Atom) -> bool:
-    return is_batch([atom])
+    return x.reshape([-1 if is_batch(dim) else prod(atom.size for atom in dim) for dim in wanted])
 
 
 def _outputs(traced: Traced, block: GraphBlock, moments: HeadMoments) -> Callable[[dict[Node, Any]], None]:
     """Return a function that adds the outputs of the heads to the moments."""
     reader = block.heads.reader
-    columns = torch.tensor(by_members(leaves(traced.tracer.contractions[reader][0]), block.heads.atom))
+    columns = torch.tensor(member_columns(traced, block.heads))
 
     def add(values: dict[Node, Any]) -> None:
         x = values[reader.all_input_nodes[0]]

@@ -9,10 +9,10 @@ takes the mean of the coordinates away. QuaRot (arXiv 2404.00456) spreads the en
 import torch
 from torch import Tensor, nn
 
-from models.families.family import Family, classifiers, part
-from models.families.stream_layers import stream_writer
+from models.families.family import Family
 from models.pruning.pruned_blocks import PrunedAttention, PrunedBlock, row_of_blocks
 from models.rotation.stream_basis import centred_layout
+from models.rotation.turn import map_inputs, map_outputs, turn_stream
 
 
 def spreading(size: int, seed: int = 0) -> Tensor:
@@ -68,39 +68,13 @@ def spread(module: nn.Module, family: Family, *, heads: bool, width: bool) -> No
 def _spread_heads(attention: PrunedAttention) -> None:
     count, qk, v = attention.heads, attention.qk_dim, attention.v_dim
     pairs, values = (torch.block_diag(*[spreading(size)] * count) for size in (qk, v))
-    _map_outputs(attention.qkv, torch.block_diag(pairs, pairs, values))
-    _map_inputs(attention.projection, values)
+    map_outputs(attention.qkv, torch.block_diag(pairs, pairs, values))
+    map_inputs(attention.projection, values.T)
 
 
 def _spread_width(module: nn.Module, family: Family, blocks: list[PrunedBlock]) -> None:
-    size = next(block.mlp.fc2.out_features for block in blocks if block.mlp is not None)
-    turn = spreading_width(size)
-    if (writer := stream_writer(module, family)) is not None:
-        _map_outputs(writer.linear, turn)
-    else:
-        _map_outputs(part(module, family.patch), turn)
-        for table in (getattr(module, path, None) for path in family.tables):
-            if isinstance(table, Tensor):
-                table.copy_(table.double() @ turn.T)
-    for block in blocks:
-        if block.attention is not None:
-            _map_outputs(block.attention.projection, turn)
-            _map_inputs(block.attention.qkv, turn)
-        if block.mlp is not None:
-            _map_outputs(block.mlp.fc2, turn)
-            _map_inputs(block.mlp.fc1, turn)
-    for head in classifiers(module, family):
-        _map_inputs(head, turn)
-
-
-def _map_outputs(layer: nn.Module, matrix: Tensor) -> None:
-    """Replace the outputs y of a layer by matrix y."""
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    layer.weight.copy_((matrix @ layer.weight.double().flatten(1)).reshape_as(layer.weight))
-    if layer.bias is not None:
-        layer.bias.copy_(matrix @ layer.bias.double())
-
-
-def _map_inputs(layer: nn.Linear, matrix: Tensor) -> None:
-    """Let a layer read matrix x in the place of x."""
-    layer.weight.copy_(layer.weight.double() @ matrix.T)
+    attentions = [block.attention for block in blocks if block.attention is not None]
+    mlps = [block.mlp for block in blocks if block.mlp is not None]
+    writers = [attention.projection for attention in attentions] + [mlp.fc2 for mlp in mlps]
+    readers = [attention.qkv for attention in attentions] + [mlp.fc1 for mlp in mlps]
+    turn_stream(module, family, spreading_width(writers[0].out_features), writers=writers, readers=readers)

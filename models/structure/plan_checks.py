@@ -51,10 +51,9 @@ def check_fixed(plan: BlockPlan, block: Block, fixed: tuple[Axis, ...]) -> None:
         number = head.v[0] // block.attention.v_dim if head.v else -1
         if not 0 <= number < len(whole) or any(getattr(head, axis) != getattr(whole[number], axis) for axis in dims):
             names = {"qk": f"all {block.attention.qk_dim} q/k dims", "v": f"all {block.attention.v_dim} v dims"}
-            only = "" if len(dims) == 2 else " and of its other dims"
+            allowed = "complete heads only" if len(dims) == 2 else "complete heads, and of the other dims inside them"
             raise InvalidRequest(
-                f"{block.name}: the plan removes dims inside heads. This architecture allows the"
-                f" removal of complete heads{only} only. Keep"
+                f"{block.name}: the plan removes dims inside heads. This architecture allows the removal of {allowed}. Keep"
                 f" {' and '.join(names[axis] for axis in dims)} of each head that stays."
             )
 

@@ -19,20 +19,18 @@ from typing import Self
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.networks.network import Network
-from models.networks.torch_network import TorchNetwork
 from models.pruning.pruned_blocks import row_of_blocks
 from models.pruning.token_reduction import TokenState
-from models.statistics.class_logits import class_logits
 from models.structure import identity
+from models.training.finetune import distillation_loss
 from models.training.loop import Course, train
 
 EPOCH_STEPS = 25
 """Steps between two checkpoints."""
 SMALLEST_SIZE = 1e-3
-"""Size to which the steps of a tensor are relative if all of its values are smaller, for example zero."""
+"""The steps of a tensor are relative to its size, but never to a size below this one. A tensor of zeros must move too."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +124,7 @@ def output_distance(outputs: Tensor, wanted: Tensor, classes: int) -> Tensor:
     """
     if not classes:
         return ((outputs - wanted) ** 2).sum() / (wanted**2).sum().clamp(min=1e-12)
-    found, wanted = (functional.log_softmax(class_logits(logits), 1) for logits in (outputs, wanted))
-    return functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
+    return distillation_loss(outputs, wanted, labels=None, distill=1.0)
 
 
 @dataclass(frozen=True)
@@ -185,6 +182,6 @@ def _undivided(dense: Network) -> nn.Module:
 
 def _sources(network: Network) -> list[tuple[int, Tensor]]:
     """Return for each block of a pruned network its place in the dense one, and the dims of its stream."""
-    assert network.plan is not None and isinstance(network, TorchNetwork)
+    assert network.plan is not None
     width = torch.tensor(network.plan.embed)
     return [(block.source, width) for block in network.plan.blocks]

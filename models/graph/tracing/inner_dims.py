@@ -13,19 +13,16 @@ import torch
 from torch.fx import Node
 
 from models.graph.tracing.atoms import Atom, Dim, is_batch, leaves
-from models.graph.tracing.layout import RESHAPES
+from models.graph.tracing.part_products import LAYOUT, PARTINGS
 from models.graph.tracing.sublayers import GraphBlock
 from models.graph.tracing.trace import Traced
-from models.graph.tracing.tracer import packet_of
+from models.graph.tracing.tracer import argument, packet_of
 from models.structure import RotatedAxis
 
 aten = torch.ops.aten
 REARRANGES = (
-    *RESHAPES,
-    aten.permute,
-    aten.transpose,
-    aten.contiguous,
-    aten.clone,
+    *LAYOUT,
+    *PARTINGS,
     aten.t,
     aten.mT,
     aten.to,
@@ -33,10 +30,6 @@ REARRANGES = (
     aten.type_as,
     aten.alias,
     aten.expand,
-    aten.unbind,
-    aten.chunk,
-    aten.split,
-    aten.split_with_sizes,
     aten.select,
     aten.slice,
     operator.getitem,
@@ -105,7 +98,7 @@ def _free(traced: Traced, block: GraphBlock, atom: Atom, mixture: Node, *, sourc
     biases: dict[Node, list[Node]] = {maker: [] for maker in known}
     for node in touched:
         if node in known:
-            biases[node] += _bias(node)
+            biases[node] += [one for one in [argument(node, 2, "bias")] if one is not None]
         elif packet_of(node) in ADDS:
             added = [one for one in node.all_input_nodes if one in traced.tracer.weights]
             maker = _maker(traced, node, atom)
@@ -129,11 +122,6 @@ def _free(traced: Traced, block: GraphBlock, atom: Atom, mixture: Node, *, sourc
 
 def _has(traced: Traced, node: Node, atom: Atom) -> bool:
     return any(atom in leaves(dim) for dims in traced.tracer.each(node) for dim in dims)
-
-
-def _bias(maker: Node) -> list[Node]:
-    bias = maker.args[2] if len(maker.args) > 2 else maker.kwargs.get("bias")
-    return [bias] if isinstance(bias, Node) else []
 
 
 def _keeps_basis(traced: Traced, block: GraphBlock, node: Node, atom: Atom) -> bool:

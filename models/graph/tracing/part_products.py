@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from models.graph.tracing.capture import sizes_of, stored
 from models.graph.tracing.layout import RESHAPES
+from models.graph.tracing.tracer import argument, packet_of
 
 aten = torch.ops.aten
 LAYOUT = (*RESHAPES, aten.permute, aten.transpose, aten.contiguous, aten.clone)
@@ -42,7 +43,7 @@ def part_products(graph: GraphModule, image: tuple[int, int, int]) -> None:
     """Part all joint layers of a graph, in place. A layer whose parts cannot be followed stays joint."""
     sizes = sizes_of(graph, image, IMAGES)
     for node in list(graph.graph.nodes):
-        if getattr(node.target, "overloadpacket", None) is not aten.linear or not _is_own(node):
+        if packet_of(node) is not aten.linear or not _is_own(node):
             continue
         parts = _parts(node, sizes[node])
         biases = None if parts is None else _biases(graph, node, parts)
@@ -80,7 +81,7 @@ def _parts(layer: Node, shape: tuple[int, ...]) -> list[Part] | None:
 
 def _parted(user: Node, places: Tensor) -> Iterator[tuple[Node, Tensor]]:
     """Yield the tensors that a node takes out of another, each with the places of its values."""
-    packet = _packet(user)
+    packet = packet_of(user)
     if packet is aten.select:
         yield user, _run(user, places)
     elif packet in PARTINGS:
@@ -91,15 +92,11 @@ def _parted(user: Node, places: Tensor) -> Iterator[tuple[Node, Tensor]]:
 
 
 def _is_layout(node: Node) -> bool:
-    return _packet(node) in LAYOUT and len(node.all_input_nodes) == 1
+    return packet_of(node) in LAYOUT and len(node.all_input_nodes) == 1
 
 
 def _run(node: Node, places: Tensor) -> Any:
     return node.target(places, *node.args[1:], **node.kwargs)  # type: ignore[operator]
-
-
-def _packet(node: Node) -> Any:
-    return getattr(node.target, "overloadpacket", None)
 
 
 def _part(node: Node, places: Tensor, shape: tuple[int, ...]) -> Part | None:
@@ -132,13 +129,13 @@ def _axis_of(places: Tensor, dim: int, shape: tuple[int, ...]) -> int:
 
 def _biases(graph: GraphModule, layer: Node, parts: Sequence[Part]) -> list[Any] | None:
     """Return the bias of each part: None, a tensor, or a node. Return None if the bias cannot be parted."""
-    bias = layer.args[2] if len(layer.args) > 2 else layer.kwargs.get("bias")
+    bias = argument(layer, 2, "bias")
     if bias is None:
         return [None] * len(parts)
     assert isinstance(bias, Node)
     if bias.op == "get_attr":
         return [stored(graph, bias)[part.rows] for part in parts] if len(bias.users) == 1 else None
-    if _packet(bias) is not aten.cat:
+    if packet_of(bias) is not aten.cat:
         return None
     found, start = {}, 0
     for piece in bias.args[0]:  # type: ignore[union-attr]
@@ -168,7 +165,7 @@ def _write(
         with graph.graph.inserting_before(layer):
             made = [layer.args[0], _stored_as(graph, layer.args[1], f"part{place}", weight[part.rows])]
             if isinstance(bias, Tensor):
-                old = layer.args[2] if len(layer.args) > 2 else layer.kwargs["bias"]
+                old = argument(layer, 2, "bias")
                 made.append(_stored_as(graph, old, f"part{place}", bias.detach()))
             elif bias is not None:
                 made.append(graph.graph.get_attr(str(bias.target)))

@@ -15,8 +15,8 @@ from models.data.preprocessing import Preprocessing
 from models.errors import InvalidRequest, UnsupportedModel
 from models.export.onnx_export import compare_outputs, run_onnx
 from models.export.torch_program import save_program
-from models.graph.linear_layers import reader_weight, write_reader
-from models.graph.network import GraphNetwork, member_columns
+from models.graph.linear_layers import member_columns, reader_weight, write_reader
+from models.graph.network import GraphNetwork
 from models.loading.load_model import network_of, untrained
 from models.structure import identity
 from tests.support.counted import differs
