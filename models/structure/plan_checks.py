@@ -53,8 +53,8 @@ def check_fixed(plan: BlockPlan, block: Block, fixed: tuple[Axis, ...]) -> None:
             names = {"qk": f"all {block.attention.qk_dim} q/k dims", "v": f"all {block.attention.v_dim} v dims"}
             allowed = "complete heads only" if len(dims) == 2 else "complete heads, and of the other dims inside them"
             raise InvalidRequest(
-                f"{block.name}: the plan removes dims inside heads. This architecture allows the removal of {allowed}. Keep"
-                f" {' and '.join(names[axis] for axis in dims)} of each head that stays."
+                f"{block.name}: the plan removes dims inside heads. This architecture allows the removal of {allowed}."
+                f" Keep {' and '.join(names[axis] for axis in dims)} of each head that stays."
             )
 
 

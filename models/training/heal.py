@@ -30,7 +30,7 @@ from models.training.loop import Course, train
 EPOCH_STEPS = 25
 """Steps between two checkpoints."""
 SMALLEST_SIZE = 1e-3
-"""The steps of a tensor are relative to its size, but never to a size below this one. A tensor of zeros must move too."""
+"""The steps of a tensor are relative to its size, but never to a size below this. Zeros must move too."""
 
 
 @dataclass(frozen=True)
