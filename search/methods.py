@@ -45,6 +45,9 @@ class Method(Record):
     bases: tuple[Basis, ...] = ("chosen",)
     """Bases of the axes qk, v and embed; the first is the default. The methods of the papers choose members."""
 
+    local_search: bool = False
+    """Whether the last trials move members between the blocks (search/loop/local_search.py)."""
+
     @property
     def spaces(self) -> tuple[str, ...]:
         return (self.space, *self.other_spaces)
@@ -61,6 +64,7 @@ METHODS = {
             "none",
             "",
             bases=("rotated", "chosen"),
+            local_search=True,
         ),
         Method(
             "mdc",

@@ -20,6 +20,7 @@ Price = Callable[[Sequence[Structure]], Array]
 
 GRID, REFINE, FILL = 48, 8, 12
 END = 2.0
+SCALES = np.linspace(1.25, 0.5, 151)
 
 
 def decode(space: Space, direction: Sequence[float], budgets: Budgets, price: Price) -> Policy:
@@ -38,6 +39,23 @@ def decode(space: Space, direction: Sequence[float], budgets: Budgets, price: Pr
     place = _first_within(space, direction, budgets, price, steps=finer)
     assert place is not None
     return _filled(space, space.along(direction, finer[place]), budgets, price)
+
+
+def refitted(space: Space, policy: Policy, budgets: Budgets, price: Price) -> Policy | None:
+    """A policy with numbers for each block, with all its shares scaled by one factor: the largest that meets all
+    budgets. None if no factor in `SCALES` is small enough."""
+    scaled = [_scaled(space, policy, float(factor)) for factor in SCALES]
+    costs = price([space.sketch(one) for one in scaled])
+    within = (one for one, row in zip(scaled, costs, strict=True) if budgets.met([float(cost) for cost in row]))
+    found = next(within, None)
+    return None if found is None else _filled(space, found, budgets, price)
+
+
+def _scaled(space: Space, policy: Policy, factor: float) -> Policy:
+    shares = {name: min(1.0, factor * keep) for name, keep in policy.shares.items()}
+    found = space.by_block(policy.with_shares(shares))
+    assert found is not None
+    return found
 
 
 def _first_within(

@@ -30,6 +30,14 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
+class Executors:
+    """Where policies are evaluated on all images, and where on a part of the images."""
+
+    whole: Executor
+    part: Executor
+
+
+@dataclass(frozen=True)
 class LocalExecutor:
     """Evaluates in this process. An evaluation starts when somebody waits for its score."""
 

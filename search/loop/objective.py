@@ -13,6 +13,9 @@ CHARGE, CHARGED = 10.0, 0.1
 """CHARGE: penalty in percentage points of the budget for each percentage point of loss above the limit. CHARGED: loss
 above the limit (share of images) from which on the penalty no longer grows."""
 
+FURTHER = 0.95
+"""Factor of the targets of a local search for the lowest cost."""
+
 
 class Objective(Protocol):
     @property
@@ -22,6 +25,10 @@ class Objective(Protocol):
 
     def aims(self, budgets: Budgets, direction: Sequence[float]) -> Budgets:
         """The targets: the budgets onto which this direction is decoded."""
+        ...
+
+    def further(self, direction: Sequence[float]) -> tuple[float, ...]:
+        """The direction whose targets a step of the local search from this direction has."""
         ...
 
     def value(self, score: Score, budgets: Budgets, costs: Sequence[float]) -> float:
@@ -41,6 +48,9 @@ class BestScore:
 
     def aims(self, budgets: Budgets, _direction: Sequence[float]) -> Budgets:
         return budgets
+
+    def further(self, direction: Sequence[float]) -> tuple[float, ...]:
+        return tuple(direction)
 
     def value(self, score: Score, _budgets: Budgets, _costs: Sequence[float]) -> float:
         return score.value
@@ -70,6 +80,10 @@ class LowestCost:
             limit = least + direction[-1] * (budget.limit - least)
             items.append(dataclasses.replace(budget, limit=max(limit, 1.001 * least)))
         return Budgets(tuple(items))
+
+    def further(self, direction: Sequence[float]) -> tuple[float, ...]:
+        """The same direction with slightly lower targets, because a better network may cost less."""
+        return (*direction[:-1], FURTHER * direction[-1])
 
     def value(self, score: Score, budgets: Budgets, costs: Sequence[float]) -> float:
         excess = max(0.0, score.loss(self.dense) - self.max_loss - ROUNDING)

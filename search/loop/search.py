@@ -5,9 +5,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from models.errors import ImpossibleBudget
 from search.budgets import Budgets
-from search.loop.decode import Price, decode
+from search.loop.decode import Price, decode, refitted
 from search.loop.executor import Evaluate, Executor, Waiting
+from search.loop.local_search import STEPS, LocalSearch
 from search.loop.objective import BestScore, Objective
 from search.loop.searcher import Proposal, by_expected_improvement
 from search.loop.trial import Score, Trial
@@ -17,6 +19,8 @@ from search.spaces.space import Space
 START_SHARE = 4
 """At most one in this many trials is an analytic starting point."""
 START_DEPTH = 0.75
+LOCAL_SHARE = 4
+"""The last one in this many trials is a step of the local search, if there is one."""
 TRIES, STRIDE = 50, 20
 """The first TRIES proposals are tried, then every STRIDE-th of the others. The best proposals are neighbours; in a
 small network all of them may decode to structures that were evaluated before."""
@@ -30,6 +34,7 @@ class Proposed:
     policy: Policy
     structure_key: str
     start: bool
+    local: bool = False
 
 
 @dataclass
@@ -50,6 +55,7 @@ class Search:
     propose: Proposal = by_expected_improvement
     objective: Objective = field(default_factory=BestScore)
     parallel: int = 1
+    local: LocalSearch | None = None
 
     def run(self, done: Sequence[Trial], total: int) -> list[Trial]:
         """Search until there are `total` trials, or no new policy is left. Return all trials, including `done`. New
@@ -70,9 +76,9 @@ class Search:
                 return trials
             trials.append(self._finish(len(trials), *begun.popleft()))
 
-    def try_policy(self, number: int, direction: Sequence[float], policy: Policy) -> Trial:
-        """Evaluate and record one policy."""
-        proposed = Proposed(tuple(direction), policy, self.space.sketch(policy).key, False)
+    def try_policy(self, number: int, like: Trial, policy: Policy) -> Trial:
+        """Evaluate and record one policy, which is that of the trial `like` under other prices."""
+        proposed = Proposed(like.direction, policy, self.space.sketch(policy).key, False, like.local)
         return self._finish(number, proposed, self.place.begin(policy))
 
     def _finish(self, number: int, proposed: Proposed, waiting: Waiting) -> Trial:
@@ -95,6 +101,7 @@ class Search:
             evaluated.seconds,
             proposed.start,
             self.objective.allows(score),
+            proposed.local,
         )
         self.record(trial)
         return trial
@@ -115,6 +122,15 @@ class Search:
         aims = self.objective.aims(self.budgets, direction)
         return decode(self.space, direction[: len(self.space.dimensions)], aims, self.price)
 
+    def decoded_again(self, trial: Trial) -> Policy | None:
+        """The policy of a trial under the present prices and targets. None if no such policy meets the targets."""
+        if trial.local:
+            return refitted(self.space, trial.policy, self.objective.aims(self.budgets, trial.direction), self.price)
+        try:
+            return self.decoded(trial.direction)
+        except ImpossibleBudget:
+            return None
+
     def _next(self, before: Sequence[Trial | Proposed], total: int) -> Proposed | None:
         """The next policy to evaluate: a starting point, or else a proposal. None if no new policy is left.
 
@@ -127,13 +143,41 @@ class Search:
             found = self._decode_to_propose(direction, start=True)
             if found.structure_key not in seen:
                 return found
+        first = total - total // LOCAL_SHARE
+        if self.local is not None and len(before) >= first:
+            step = self._local_step(self.local, before, first)
+            if step is not None and step.structure_key not in seen:
+                return step
         return self._proposed(before, seen)
+
+    def _local_step(self, local: LocalSearch, before: Sequence[Trial | Proposed], first: int) -> Proposed | None:
+        """The next step of the local search, from the best trial before its round. None if no step is possible.
+
+        first: number of the first trial of the local search.
+        """
+        rounds, number = divmod(len(before) - first, len(STEPS))
+        known = [
+            [t for t in self._told(before[: first + r * len(STEPS)]) if isinstance(t, Trial)] for r in range(rounds + 1)
+        ]
+        bases = [best(trials)[0] if trials else None for trials in known]
+        if (base := bases[-1]) is None:
+            return None
+        halved = sum(one is base for one in bases) - 1
+        direction = self.objective.further(base.direction)
+        aims = self.objective.aims(self.budgets, direction)
+        policy = local.step(base.policy, number, halved=halved, budgets=aims)
+        if policy is None:
+            return None
+        return Proposed(direction, policy, self.space.sketch(policy).key, start=False, local=True)
+
+    def _told(self, before: Sequence[Trial | Proposed]) -> Sequence[Trial | Proposed]:
+        """Those of the first trials whose scores the next proposal may use, however many of them are finished."""
+        return before[: max(0, len(before) + 1 - self.parallel)]
 
     def _proposed(self, before: Sequence[Trial | Proposed], seen: set[str]) -> Proposed | None:
         """The best proposal whose structure is new. Its random seed depends on the trial's number, not on timing."""
         points = [trial.direction for trial in before]
-        told = before[: max(0, len(before) + 1 - self.parallel)]
-        scores = [trial.score for trial in told if isinstance(trial, Trial)]
+        scores = [trial.score for trial in self._told(before) if isinstance(trial, Trial)]
         seed = self.seed * 100003 + len(before)
         dimensions = len(self.space.dimensions) + self.objective.extra
         proposals = self.propose(points, scores, dimensions, seed, self.space.canonical)

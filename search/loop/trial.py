@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from models.record import Record
+from models.record import Record, later
 from search.policy import Policy
 
 
@@ -59,3 +59,5 @@ class Trial(Record):
     """True for an analytic starting point, False for a proposal of the searcher."""
     allowed: bool = True
     """True if the loss is within the limit of the request."""
+    local: bool = later(False)
+    """True for a step of the local search, which starts from the policy of an earlier trial."""

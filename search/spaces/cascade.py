@@ -67,6 +67,9 @@ class CascadeSpace:
         *early, last = policy.tokens
         return [dataclasses.replace(policy, tokens=(*early, float(keep))) for keep in np.linspace(last, 1.0, steps + 1)]
 
+    def by_block(self, policy: Policy) -> Policy | None:
+        return None
+
     def sketch(self, policy: Policy) -> Structure:
         return self._with_heads(policy, [range(count) for count in self.head_counts(policy)]).shape_of(self.structure)
 

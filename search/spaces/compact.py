@@ -88,11 +88,34 @@ class CompactSpace:
         """Let the neurons grow: heads and tokens change in coarse steps, and neurons use up what the last step left."""
         if "neurons" not in self.keeps:
             return [policy]
+        if policy.neurons_by_block:
+            return [
+                dataclasses.replace(policy, neurons_by_block=tuple(k + (1 - k) * s for k in policy.neurons_by_block))
+                for s in np.linspace(0.0, 1.0, steps + 1).tolist()
+            ]
         return [dataclasses.replace(policy, neurons=float(k)) for k in np.linspace(policy.neurons, 1.0, steps + 1)]
 
+    def by_block(self, policy: Policy) -> Policy | None:
+        scores = self.ranking.blocks
+        dims = [self._dims(i, policy) for i in range(len(scores))]
+        kept = {
+            "heads": [(count, len(one.heads)) for count, one in zip(self._head_counts(policy), scores, strict=True)],
+            "neurons": [
+                (count, len(one.neurons)) for count, one in zip(self._neuron_counts(policy), scores, strict=True)
+            ],
+            "qk": [(qk, one.qk.shape[1]) for (qk, _), one in zip(dims, scores, strict=True)],
+            "v": [(v, one.v.shape[1]) for (_, v), one in zip(dims, scores, strict=True)],
+        }
+        rows: dict[str, tuple[float, ...]] = {}
+        for axis in (axis for axis in kept if axis in self.keeps):
+            row = getattr(policy, f"{axis}_by_block") or [count / size for count, size in kept[axis]]
+            rows[f"{axis}_by_block"] = tuple(max(self._least(axis), keep) for keep in row)
+        tokens = tuple(max(LEAST["tokens"], keep) for keep in policy.tokens)
+        embed = max(self._least("embed"), policy.embed)
+        return dataclasses.replace(policy, tokens=tokens, embed=embed, **rows)  # type: ignore[arg-type]
+
     def sketch(self, policy: Policy) -> Structure:
-        heads = self._heads.counts(policy.heads, policy.heads_mix)
-        neurons = self._neurons.counts(policy.neurons, policy.neurons_mix)
+        heads, neurons = self._head_counts(policy), self._neuron_counts(policy)
         kept = self._tokens_kept(policy)
         blocks = []
         for i in range(len(self.structure.blocks)):
@@ -105,8 +128,8 @@ class CompactSpace:
 
     def plan(self, policy: Policy) -> Plan:
         """The plan of a policy. In each axis, the members that the ranking scores best stay."""
-        heads = self._heads.members(self._heads.counts(policy.heads, policy.heads_mix))
-        neurons = self._neurons.members(self._neurons.counts(policy.neurons, policy.neurons_mix))
+        heads = self._heads.members(self._head_counts(policy))
+        neurons = self._neurons.members(self._neuron_counts(policy))
         kept = self._tokens_kept(policy)
         blocks = []
         for i, scores in enumerate(self.ranking.blocks):
@@ -128,9 +151,22 @@ class CompactSpace:
         plan = dataclasses.replace(plan, embed=embed)
         return plan if self._halves is None else self._halves.removed_from(plan, policy.halves)
 
+    def _head_counts(self, policy: Policy) -> list[int]:
+        if policy.heads_by_block:
+            return self._heads.counts_by_block(policy.heads_by_block)
+        return self._heads.counts(policy.heads, policy.heads_mix)
+
+    def _neuron_counts(self, policy: Policy) -> list[int]:
+        if policy.neurons_by_block:
+            return self._neurons.counts_by_block(policy.neurons_by_block)
+        return self._neurons.counts(policy.neurons, policy.neurons_mix)
+
     def _dims(self, block: int, policy: Policy) -> tuple[int, int]:
-        qk, v = (scores.shape[1] for scores in (self.ranking.blocks[block].qk, self.ranking.blocks[block].v))
-        return to_multiple(policy.qk * qk, qk, DIM_MULTIPLE), to_multiple(policy.v * v, v, DIM_MULTIPLE)
+        scores = self.ranking.blocks[block]
+        qk, v = scores.qk.shape[1], scores.v.shape[1]
+        qk_keep = policy.qk_by_block[block] if policy.qk_by_block else policy.qk
+        v_keep = policy.v_by_block[block] if policy.v_by_block else policy.v
+        return to_multiple(qk_keep * qk, qk, DIM_MULTIPLE), to_multiple(v_keep * v, v, DIM_MULTIPLE)
 
     def _tokens_kept(self, policy: Policy) -> dict[int, TokenPlan]:
         kept: dict[int, TokenPlan] = {}

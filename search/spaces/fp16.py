@@ -31,6 +31,9 @@ class HalfSpace:
     def fuller(self, policy: Policy, steps: int) -> list[Policy]:
         return self.inner.fuller(policy, steps)
 
+    def by_block(self, policy: Policy) -> Policy | None:
+        return self.inner.by_block(policy)
+
     def sketch(self, policy: Policy) -> Structure:
         return self.inner.sketch(policy).in_precision("fp16")
 

@@ -54,6 +54,9 @@ class GateSpace:
         """The policy alone, because the steps of the threshold are fine enough."""
         return [policy]
 
+    def by_block(self, policy: Policy) -> Policy | None:
+        return None
+
     def sketch(self, policy: Policy) -> Structure:
         return self._with_inputs(policy, lambda _scores, count, _heads: range(count)).shape_of(self.structure)
 

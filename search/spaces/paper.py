@@ -60,6 +60,9 @@ class PaperSpace:
             for share in np.linspace(0.0, 1.0, steps + 1).tolist()
         ]
 
+    def by_block(self, policy: Policy) -> Policy | None:
+        return None
+
     def sketch(self, policy: Policy) -> Structure:
         heads, neurons, kept = self._head_counts(policy), self._neuron_counts(policy), self._tokens_kept(policy)
         blocks = []

@@ -69,6 +69,9 @@ class PrecisionSpace:
     def fuller(self, policy: Policy, steps: int) -> list[Policy]:
         return self.inner.fuller(policy, steps)
 
+    def by_block(self, policy: Policy) -> Policy | None:
+        return self.inner.by_block(policy)
+
     def sketch(self, policy: Policy) -> Structure:
         structure, exact = self.inner.sketch(policy), self.exact(policy)
         if exact is None:

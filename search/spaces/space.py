@@ -35,6 +35,11 @@ class Space(Protocol):
         """The policy, then ever larger ones along the finest axis, to use up what coarse steps left of a budget."""
         ...
 
+    def by_block(self, policy: Policy) -> Policy | None:
+        """The same policy with numbers of its own for each block, none of them below the least of the space. A local
+        search moves between such policies. None: this space has no local search."""
+        ...
+
     def sketch(self, policy: Policy) -> Structure:
         """The structure of `plan(policy)`, computed without choosing members. Pricing needs no more than this, and it
         is a hundred times cheaper."""

@@ -30,6 +30,9 @@ class TargetSpace:
     def fuller(self, policy: Policy, _steps: int) -> list[Policy]:
         return [policy]
 
+    def by_block(self, policy: Policy) -> Policy | None:
+        return None
+
     def sketch(self, _policy: Policy) -> Structure:
         return self._sketch
 

@@ -21,7 +21,7 @@ from models.networks.torch_network import of_known_family
 from models.throttle import paced
 from models.training.masked_blocks import selectors_of
 from models.training.train_gates import GateRecipe, train_gates
-from search.loop.executor import Executor, LocalExecutor
+from search.loop.executor import Executors, LocalExecutor
 from search.loop.trial import Trial
 from search.methods import method_named
 from service.cluster.ray_cluster import Cluster, cluster_for
@@ -91,8 +91,8 @@ class Job:
         cluster = None if deliver is not None else cluster_for(self.request, address, self.journal.check)
         ranked = self.rank(evaluation)
         self.profile(evaluation, pricing, verifier)
-        with self.executor(ranked, cluster) as executor:
-            trials = Trials(self.request, ranked, pricing, executor, journal=self.journal, started=self.started)
+        with self.executors(ranked, cluster) as executors:
+            trials = Trials(self.request, ranked, pricing, executors, journal=self.journal, started=self.started)
             candidates = Candidates(self.request, ranked, pricing, verifier, trials=trials, journal=self.journal)
             if deliver is None:
                 trials.search()
@@ -141,14 +141,16 @@ class Job:
         self.journal.check()
 
     @contextmanager
-    def executor(self, ranked: Ranked, cluster: Cluster | None) -> Iterator[Executor]:
-        """Provide the executor of the trials. It is on the cluster if there is one, and otherwise in this process."""
+    def executors(self, ranked: Ranked, cluster: Cluster | None) -> Iterator[Executors]:
+        """Provide the executors of the trials: on the cluster if there is one, and otherwise in this process."""
+        device = "cuda" if cluster is not None and self.request.trial_resources.gpus else "cpu"
+        scorer = ranked.scorer(self.request.recovery, device)
+        part = scorer.on_a_part()
         if cluster is None:
-            yield LocalExecutor(ranked.scorer(self.request.recovery))
+            yield Executors(LocalExecutor(scorer), LocalExecutor(part))
             return
-        device = "cuda" if self.request.trial_resources.gpus else "cpu"
-        with cluster.place(ranked.scorer(self.request.recovery, device)) as executor:
-            yield executor
+        with cluster.place(scorer) as whole, cluster.place(part) as beside:
+            yield Executors(whole, beside)
 
     def heal(self, chosen: Candidate, ranked: Ranked, pricing: Pricing, verifier: Verifier) -> Candidate:
         """Heal the chosen network and measure the result. If it agrees less with the original, return it unhealed.

@@ -3,6 +3,7 @@
 A score depends only on a `Scorer` and on the policy. A `Scorer` can therefore be sent to another process.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,6 +18,9 @@ from search.loop.trial import Score
 from search.policy import Policy
 from search.spaces.space import Space
 
+PART, LEAST_PART = 8, 24
+"""A part of the images is one in PART of them, and at least LEAST_PART."""
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -30,6 +34,11 @@ class Answers:
     dense: Tensor
     classes: int
     """Number of classes; 0 if the network has no classifier."""
+
+    def part(self, count: int) -> "Answers":
+        """Return the same for the first `count` images."""
+        labels = None if self.labels is None else self.labels[:count]
+        return Answers(self.images[:count], labels, self.dense[:count], self.classes)
 
     def score(self, network: Network) -> Score:
         outputs = network.outputs(self.images)
@@ -64,6 +73,10 @@ class Scorer:
             network = self.prune(without_selectors(self.space.plan(policy)))
             network.module.to(self.device)
             return self.answers.score(network)
+
+    def on_a_part(self) -> "Scorer":
+        """Return the same scorer for a part of the images. Differences between its scores are coarse, but cheap."""
+        return dataclasses.replace(self, answers=self.answers.part(max(LEAST_PART, len(self.answers.images) // PART)))
 
     def prune(self, plan: Plan) -> Network:
         return self.source.pruned(plan, self.statistics)

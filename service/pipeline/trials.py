@@ -4,10 +4,12 @@ import time
 from collections.abc import Callable
 
 from models.errors import ImpossibleBudget, InvalidRequest
-from search.loop.executor import Executor
+from search.loop.executor import Executors
+from search.loop.local_search import LocalSearch
 from search.loop.objective import BestScore, LowestCost, Objective
 from search.loop.search import Search, best
 from search.loop.trial import Score, Trial
+from search.methods import method_named
 from search.policy import Policy
 from service.jobs.job_request import JobRequest
 from service.jobs.journal import Journal
@@ -23,17 +25,19 @@ class Trials:
         request: JobRequest,
         ranked: Ranked,
         pricing: Pricing,
-        executor: Executor,
+        executors: Executors,
         *,
         journal: Journal,
         started: float,
     ) -> None:
         """Read the finished trials from the journal.
 
-        executor: evaluates new trials. started: start of the job on the monotonic clock, in seconds.
+        executors: evaluate new trials. started: start of the job on the monotonic clock, in seconds.
         """
         self._request, self._ranked, self._pricing = request, ranked, pricing
-        self._executor, self._journal, self._started = executor, journal, started
+        self._executors, self._journal, self._started = executors, journal, started
+        local = LocalSearch(ranked.space, pricing.price, executors.part, self._tell)
+        self._local = local if method_named(request.method).local_search else None
         self.rows = [Trial.from_json(row) for row in journal.trials()]
 
     def search(self) -> None:
@@ -72,27 +76,31 @@ class Trials:
         measured: numbers of the trials that were measured.
         """
         search, space = self._search(), self._ranked.space
-        try:
-            policy = search.decoded(trial.direction)
-        except ImpossibleBudget:  # no policy on this direction reaches the corrected targets
+        policy = search.decoded_again(trial)
+        if policy is None:
             return None
         key = space.sketch(policy).key
         known = next((t for t in self.rows if t.structure_key == key), None)
         if known is not None:
             return None if known.number in measured else known
-        return search.try_policy(len(self.rows), trial.direction, policy)
+        return search.try_policy(len(self.rows), trial, policy)
 
     def _search(self) -> Search:
         return Search(
             self._ranked.space,
             self._pricing.aims,
             self._pricing.price,
-            self._executor,
+            self._executors.whole,
             self._record,
             self._request.seed,
             objective=self._objective(),
             parallel=self._request.parallel_trials,
+            local=self._local,
         )
+
+    def _tell(self, words: str) -> None:
+        self._journal.note(words)
+        self._journal.check()
 
     def _objective(self) -> Objective:
         if self._request.max_loss is None:
