@@ -24,8 +24,9 @@ from search.spaces.space import Space
 
 STEPS = (0.1, 0.05, 0.2, 0.15)
 """Exponents of the steps of one round. If a round gains nothing, the next one takes steps of half the size."""
-NOTCH = 0.8
-"""A share is multiplied by this to find its rate."""
+NOTCHES = (0.8, 0.6, 0.4)
+"""A share is multiplied by the first of these that saves something to find its rate. Counts are rounded to multiples,
+so a small network may need a large one."""
 MOST_RATIO = 12.0
 """The ratio of a rate to the mean rate is cut to [1 / MOST_RATIO, MOST_RATIO], because rates are noisy."""
 
@@ -84,13 +85,16 @@ class LocalSearch:
         Shares that cannot shrink, or that save nothing, are missing.
         """
         shares = policy.shares
-        tried = {
-            name: self.space.by_block(policy.with_shares({**shares, name: NOTCH * shares[name]})) for name in shares
-        }
-        policies = {name: one for name, one in tried.items() if one is not None and one.shares != shares}
-        costs = self.price([self.space.sketch(one) for one in (policy, *policies.values())])
+        tried = [(name, notch) for name in shares for notch in NOTCHES]
+        policies = [
+            self.space.by_block(policy.with_shares({**shares, name: notch * shares[name]})) for name, notch in tried
+        ]
+        costs = self.price([self.space.sketch(one) for one in (policy, *policies) if one is not None])
         used = costs / np.array([budget.limit for budget in budgets.items])
-        fullest = int(used[0].argmax())
-        saved = dict(zip(policies, (used[0] - used[1:])[:, fullest].tolist(), strict=True))
-        left = {name: one for name, one in policies.items() if saved[name] > 0}
-        return left, {name: saved[name] for name in left}
+        saved = (used[0] - used[1:])[:, int(used[0].argmax())]
+        smaller: dict[str, Policy] = {}
+        savings: dict[str, float] = {}
+        for (name, _), one, saving in zip(tried, policies, saved.tolist(), strict=True):
+            if name not in smaller and one is not None and saving > 0:
+                smaller[name], savings[name] = one, saving
+        return smaller, savings
