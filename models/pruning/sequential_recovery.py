@@ -7,6 +7,8 @@ the remaining tokens as close as possible to that of the dense network:
     min over W, b of |x + s (W z + b) - x_dense|^2 + ridge |W - W_0|^2        s: layer scale, z: the layer's own input
 Before it, the layers that read the stream (q/k/v, fc1) get the solution whose outputs are nearest to those of the dense
 network, because the stream that they read is not the dense one.
+The ridge of each layer is the one whose solution from every second image fits the other images best. If the images are
+few, or the layer is wide, it is large, and the weight W_0 that fits the inputs of the dense network hardly changes.
 Errors do not add up, because the fit of a block sees the error of the blocks before it and corrects it. SparseGPT
 (arXiv 2301.00774) and ZipLM (arXiv 2302.04089) go through a network in the same way; here the target is the residual
 stream of the dense network.
@@ -27,8 +29,10 @@ from models.structure import BlockPlan, Plan, Structure
 
 ROWS = 32_768
 """Approximate number of token vectors per fit: several times the width of the widest layer, and still fast enough."""
-RIDGE = 1e-2
-"""Ridge, relative to the mean variance of the layer's inputs."""
+RIDGES = (1.0, 10.0, 100.0)
+"""Ridges to choose from for each layer, relative to the mean variance of its inputs. A smaller one fits the held-out
+images of its own layer better still, but the outputs of the network worse: on cluttered scenes at 0.12 of the MACs, a
+ridge of 0.01 leaves a KL divergence of 0.66, and 1.0 leaves 0.61."""
 
 
 def can_recover_in_sequence(plan: Plan, structure: Structure) -> bool:
@@ -219,12 +223,58 @@ def _fit(linear: nn.Linear, inputs: Tensor, wanted: Tensor, after: nn.Module, *,
         scale = getattr(module, "gamma", None)
         if isinstance(scale, Tensor):
             wanted = wanted / torch.where(scale.abs() < 1e-6, torch.ones_like(scale), scale)
-    z, t = (inputs.flatten(0, 1), wanted.flatten(0, 1)) if present is None else (inputs[present], wanted[present])
-    z_mean, t_mean = z.mean(0), t.mean(0)
-    z, t = z - z_mean, t - t_mean
-    covariance, together = (z.T @ z).double() / len(z), (t.T @ z).double() / len(z)
-    ridge = RIDGE * float(covariance.diagonal().mean()) + 1e-12
-    weight = ridge_solution(covariance, together, linear.weight.double(), ridge)
+    every = present if present is not None else torch.ones(inputs.shape[:2], dtype=torch.bool)
+    odd, even = (_moments(inputs[half::2], wanted[half::2], every[half::2]) for half in (1, 0))
+    if not odd.rows or not even.rows:  # no image can be held out, so no fit can be trusted
+        return
+    both = odd.joined(even)
+    old, variance = linear.weight.double(), float(both.covariance.diagonal().mean())
+    ridges = [ridge * variance + 1e-12 for ridge in RIDGES]
+    weight = both.solution(old, min(ridges, key=lambda ridge: even.error(odd.solution(old, ridge))))
     linear.weight.copy_(weight)
     if linear.bias is not None:
-        linear.bias.copy_(t_mean.double() - weight @ z_mean.double())
+        linear.bias.copy_(both.wanted - weight @ both.inputs)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Moments of the inputs z and the wanted outputs t of a layer, in float64.
+
+    covariance: of z, (K, K). together: covariance of t and z, (D, K). inputs, wanted: the means, (K,) and (D,).
+    """
+
+    rows: int
+    covariance: Tensor
+    together: Tensor
+    inputs: Tensor
+    wanted: Tensor
+
+    def solution(self, current: Tensor, ridge: float) -> Tensor:
+        return ridge_solution(self.covariance, self.together, current, ridge)
+
+    def error(self, weight: Tensor) -> float:
+        """Return the mean squared error of a weight, up to a constant that is the same for all weights."""
+        return float(((weight @ self.covariance - 2 * self.together) * weight).sum())
+
+    def joined(self, other: "_Fit") -> "_Fit":
+        """Return the moments over the rows of both."""
+        rows = self.rows + other.rows
+        a, b = self.rows / rows, other.rows / rows
+        z, t = self.inputs - other.inputs, self.wanted - other.wanted
+        return _Fit(
+            rows,
+            a * self.covariance + b * other.covariance + a * b * torch.outer(z, z),
+            a * self.together + b * other.together + a * b * torch.outer(t, z),
+            a * self.inputs + b * other.inputs,
+            a * self.wanted + b * other.wanted,
+        )
+
+
+def _moments(inputs: Tensor, wanted: Tensor, present: Tensor) -> _Fit:
+    """Return the moments over the tokens that are present. inputs: (B, N, K). wanted: (B, N, D). present: (B, N)."""
+    z, t = inputs[present], wanted[present]
+    rows = max(1, len(z))
+    z_mean, t_mean = z.sum(0) / rows, t.sum(0) / rows
+    z, t = z - z_mean, t - t_mean
+    covariance, together = (z.T @ z).double() / rows, (t.T @ z).double() / rows
+    return _Fit(len(z), covariance, together, z_mean.double(), t_mean.double())

@@ -21,11 +21,14 @@ def error(network: TorchNetwork, dense: Tensor, images: Tensor) -> float:
     return float((network.outputs(images) - dense).square().mean())
 
 
-def gain(network: TorchNetwork, plan: Plan) -> float:
-    """Return the error after sequential recovery, divided by the error after recovery, both on other images."""
+def gain(network: TorchNetwork, plan: Plan, count: int = 128) -> float:
+    """Return the error after sequential recovery, divided by the error after recovery, both on other images.
+
+    count: number of images for the fits.
+    """
     images = images_for(network, 192)
     pruned = network.pruned(plan, network.statistics(images[:128]))
-    again = pruned.recovered_in_sequence(network, images[:128])
+    again = pruned.recovered_in_sequence(network, images[:count])
     dense = network.outputs(images[128:])
     return error(again, dense, images[128:]) / error(pruned, dense, images[128:])
 
@@ -34,6 +37,13 @@ def gain(network: TorchNetwork, plan: Plan) -> float:
 def test_errors_of_earlier_blocks_are_made_good(options: dict[str, Any]) -> None:
     network = small_network(**options)
     assert gain(network, random_plan(network.structure, seed=4, tokens=False)) < 0.97
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_few_images_do_no_harm(count: int) -> None:
+    """A small ridge would follow these images, and spoil the answers for all others (a factor of 2 and more)."""
+    network = small_network()
+    assert gain(network, random_plan(network.structure, seed=4, tokens=False), count) < 1.1
 
 
 @pytest.mark.parametrize("reducer", ["drop", "fuse", "weighted"])
@@ -81,7 +91,7 @@ def test_what_is_left_over_has_nothing_to_do_with_the_inputs() -> None:
         inputs, rest = inputs - inputs.mean(0), rest - rest.mean(0)
         return float((inputs.T @ rest).norm() / (inputs.norm() * rest.norm()))
 
-    assert correlation(pruned.recovered_in_sequence(network, images)) < 0.3 * correlation(pruned)
+    assert correlation(pruned.recovered_in_sequence(network, images)) < 0.5 * correlation(pruned)
 
 
 def _stream(output: object) -> Tensor:
