@@ -15,28 +15,28 @@ It avoids division by 0.
 """
 
 
-def class_attention(attention: Tensor, prefix: int) -> Tensor:
-    """Scores each token after the prefix by the class token's attention to it, averaged over heads (MDC, section 3.3).
+def class_attention(attention: Tensor, patches: slice) -> Tensor:
+    """Scores the patch tokens by the class token's attention to them, averaged over heads (MDC, section 3.3).
 
-    attention: (B, H, N, N) after softmax. Return (B, N - P).
+    attention: (B, H, N, N) after softmax. patches: places of the M patch tokens. Return (B, M).
     """
-    return attention[:, :, 0, prefix:].mean(dim=1)
+    return attention[:, :, 0, patches].mean(dim=1)
 
 
-def received_attention(attention: Tensor, prefix: int) -> Tensor:
-    """Scores each token after the prefix by the attention that it receives, averaged over heads and queries.
+def received_attention(attention: Tensor, patches: slice) -> Tensor:
+    """Scores the patch tokens by the attention that they receive, averaged over heads and queries.
 
-    For networks without a class token. Return (B, N - P).
+    For networks without a class token. Return (B, M).
     """
-    return attention[:, :, :, prefix:].mean(dim=(1, 2))
+    return attention[:, :, :, patches].mean(dim=(1, 2))
 
 
-def strongest_attention(attention: Tensor, prefix: int) -> Tensor:
+def strongest_attention(attention: Tensor, patches: slice) -> Tensor:
     """Compute CP-ViT's score of one layer: the largest attention of any query to the token, summed over heads.
 
-    Return (B, N - P).
+    Return (B, M).
     """
-    return attention[:, :, :, prefix:].amax(dim=2).sum(dim=1)
+    return attention[:, :, :, patches].amax(dim=2).sum(dim=1)
 
 
 def best_tokens(scores: Tensor, kept: int) -> Tensor:
@@ -51,14 +51,21 @@ def best_tokens(scores: Tensor, kept: int) -> Tensor:
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """Select tokens: x (B, M, D), index (B, K) -> (B, K, D).
+    """Select tokens: x (B, M, D), index (B, K) -> (B, K, D)."""
+    return _kept_tokens(x, index)
 
-    It looks up rows of the flattened tokens. ONNX's Gather then copies whole rows, which is faster than GatherElements,
-    which copies single values.
+
+def _kept_tokens(x: Tensor, index: Tensor, start: int = 0, behind: range = range(0)) -> Tensor:
+    """Select the first `start` tokens, those at index (B, K) after them, and those `behind`.
+
+    It looks up rows of the flattened tokens (B, N, D). ONNX's Gather then copies whole rows, which is faster than
+    GatherElements, which copies single values.
     """
     batch, tokens, width = x.shape
     first = torch.arange(batch, device=x.device).unsqueeze(1) * tokens
-    return functional.embedding(index + first, x.reshape(batch * tokens, width))
+    wanted = [first + torch.tensor([list(places)], device=x.device) for places in (range(start), behind) if places]
+    wanted.insert(start > 0, index + (first + start))
+    return functional.embedding(torch.cat(wanted, dim=1), x.reshape(batch * tokens, width))
 
 
 def membership(index: Tensor, size: int) -> Tensor:
@@ -71,8 +78,7 @@ def membership(index: Tensor, size: int) -> Tensor:
 
 def drop(x: Tensor, index: Tensor, prefix: int, patches: int) -> Tensor:
     """Keep prefix, indexed patch tokens, and the fused token if there is one: (B, N, D) -> (B, P + K [+ 1], D)."""
-    kept = gather_tokens(x[:, prefix : prefix + patches], index)
-    return torch.cat([x[:, :prefix], kept, x[:, prefix + patches :]], dim=1)
+    return _kept_tokens(x, index, prefix, range(prefix + patches, x.shape[1]))
 
 
 def fuse(
@@ -91,20 +97,29 @@ def fuse(
     ones. With weights, this difference would consist mostly of rounding errors, because the removed tokens have the
     small weights; so the weighted sum is computed directly.
     """
-    body = x[:, prefix : prefix + patches]
-    kept = gather_tokens(body, index)
+    kept = index.shape[1]
+    left = _kept_tokens(x, index, prefix)
     if weights is None:
-        total = body.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)
-        count: Tensor | float = float(patches - index.shape[1])
-    else:
-        share = (weights / weights.mean(dim=1, keepdim=True).clamp(min=1e-12)).clamp(min=LEAST_SHARE)
-        gone = (share * (1 - membership(index, patches).to(share.dtype))).unsqueeze(-1)
-        total = (gone * body).sum(dim=1, keepdim=True)
-        count = gone.sum(dim=1, keepdim=True)
+        count = patches - kept + packaged
+        whole = [0.0] * prefix + [1 / count] * patches + [packaged / count] * bool(packaged)
+        stays = [0.0] * prefix + [1 / count] * kept
+        return torch.cat([left, _weighted_sum(x, whole) - _weighted_sum(left, stays)], dim=1)
+    body = x[:, prefix : prefix + patches]
+    share = (weights / weights.mean(dim=1, keepdim=True).clamp(min=1e-12)).clamp(min=LEAST_SHARE)
+    gone = (share * (1 - membership(index, patches).to(share.dtype))).unsqueeze(-1)
+    total, weight = (gone * body).sum(dim=1, keepdim=True), gone.sum(dim=1, keepdim=True)
     if packaged:
-        total = total + x[:, prefix + patches :] * packaged
-        count = count + packaged
-    return torch.cat([x[:, :prefix], kept, total / count], dim=1)
+        total, weight = total + x[:, prefix + patches :] * packaged, weight + packaged
+    return torch.cat([left, total / weight], dim=1)
+
+
+def _weighted_sum(x: Tensor, weights: list[float]) -> Tensor:
+    """Return the sum of the tokens (B, N, D), each with its weight: (B, 1, D).
+
+    In an exported file it is one product with a constant, in the place of several small operators.
+    """
+    row = x.new_tensor([weights])
+    return row @ x if torch.onnx.is_in_onnx_export() else (row.T * x).sum(dim=1, keepdim=True)
 
 
 def merge(x: Tensor, keys: Tensor, sizes: Tensor, kept: int) -> tuple[Tensor, Tensor]:

@@ -51,15 +51,16 @@ class TokenWatch(nn.Module):
 
     def forward(self, attention: Tensor, keys: Tensor, state: TokenState) -> None:
         """attention: (B, H, N, N) after softmax. keys: (B, H, N, q). An earlier fused token gets no score."""
+        patches = slice(self.prefix, self.prefix + self.patches)
         if self.kind == "similarity":
-            state.scores = keys.mean(dim=1)[:, self.prefix : self.prefix + self.patches]
+            state.scores = keys.mean(dim=1)[:, patches]
             return
         if self.kind == "cumulative":
-            seen = tokens.strongest_attention(attention, self.prefix)[:, : self.patches]
+            seen = tokens.strongest_attention(attention, patches)
             state.scores = seen if state.scores is None else state.scores + seen
             return
         rule = tokens.class_attention if self.by_class else tokens.received_attention
-        state.scores = rule(attention, self.prefix)[:, : self.patches]
+        state.scores = rule(attention, patches)
 
 
 class TokenReduction(nn.Module):

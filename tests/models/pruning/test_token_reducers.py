@@ -19,8 +19,8 @@ def test_ties_go_to_the_lower_index() -> None:
 
 def test_scores_skip_the_prefix() -> None:
     attention = torch.softmax(torch.randn(2, 3, 6, 6), -1)
-    by_class = tokens.class_attention(attention, prefix=2)
-    received = tokens.received_attention(attention, prefix=0)
+    by_class = tokens.class_attention(attention, slice(2, None))
+    received = tokens.received_attention(attention, slice(0, None))
     assert torch.allclose(by_class[1, 0], attention[1, :, 0, 2].mean())
     assert torch.allclose(received[0, 3], attention[0, :, :, 3].mean())
     assert by_class.shape == (2, 4) and received.shape == (2, 6)

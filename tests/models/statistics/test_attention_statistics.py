@@ -40,7 +40,7 @@ def test_head_scores_are_those_of_the_models_own_attention(options: dict[str, An
         assert block.attention is not None
         scores = attention[..., network.structure.prefix :].amax(2).sum(2).mean(0).double()
         torch.testing.assert_close(block.attention.heads, scores, rtol=1e-4, atol=1e-6)
-        tokens = strongest_attention(attention, network.structure.prefix).sum(1).mean()
+        tokens = strongest_attention(attention, slice(network.structure.prefix, None)).sum(1).mean()
         assert float(block.attention.heads.sum()) == pytest.approx(float(tokens), rel=1e-4)
 
 
