@@ -12,13 +12,13 @@ from models.errors import InvalidRequest, UnsupportedModel
 from models.export.inference_blocks import Form, as_rows, fold_scales
 from models.families import FAMILIES, family_of
 from models.families.describe import describe
-from models.families.family import Family, block_lists, blocks_of, part
+from models.families.family import Family, block_lists, blocks_of, classifiers, part
 from models.networks.block_layers import int8_layers
 from models.networks.network import Network, outputs_of
 from models.pruning.prune import prune
 from models.pruning.pruned_blocks import PrunedBlock
 from models.pruning.recovery import Readers, recover
-from models.pruning.sequential_recovery import can_recover_in_sequence, recover_in_sequence
+from models.pruning.sequential_recovery import can_recover_in_sequence, fit_classifiers, recover_in_sequence
 from models.pruning.slice_blocks import readers
 from models.pruning.spread import can_spread_width, spread
 from models.rotation.bases import Bases, find_bases
@@ -117,6 +117,8 @@ class TorchNetwork(Network):
         small = self.with_module(copy.deepcopy(self.module))
         undivided = dense.pruned(identity(dense.structure), None)
         recover_in_sequence(small.module, self.plan, undivided.module, images, tokens=dense.structure.tokens)
+        heads = [classifiers(module, self._family) for module in (small.module, undivided.module)]
+        fit_classifiers(small.module, undivided.module, list(zip(*heads, strict=True)), images)
         return small
 
     def spreads(self) -> Sequence[Self]:

@@ -9,30 +9,27 @@ Before it, the layers that read the stream (q/k/v, fc1) get the solution whose o
 network, because the stream that they read is not the dense one.
 The ridge of each layer is the one whose solution from every second image fits the other images best. If the images are
 few, or the layer is wide, it is large, and the weight W_0 that fits the inputs of the dense network hardly changes.
+At the end the classifiers are fitted to the outputs that they have in the dense network.
 Errors do not add up, because the fit of a block sees the error of the blocks before it and corrects it. SparseGPT
 (arXiv 2301.00774) and ZipLM (arXiv 2302.04089) go through a network in the same way; here the target is the residual
 stream of the dense network.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from models.pruning.layer_fit import fit_layer
 from models.pruning.prune import qkv_rows
 from models.pruning.pruned_blocks import PrunedBlock, row_of_blocks
-from models.pruning.recovery import ridge_solution
 from models.pruning.token_reduction import TokenState
 from models.structure import BlockPlan, Plan, Structure
 
 ROWS = 32_768
 """Approximate number of token vectors per fit: several times the width of the widest layer, and still fast enough."""
-RIDGES = (1.0, 10.0, 100.0)
-"""Ridges to choose from for each layer, relative to the mean variance of its inputs. A smaller one fits the held-out
-images of its own layer better still, but the outputs of the network worse: on cluttered scenes at 0.12 of the MACs, a
-ridge of 0.01 leaves a KL divergence of 0.66, and 1.0 leaves 0.61."""
 
 
 def can_recover_in_sequence(plan: Plan, structure: Structure) -> bool:
@@ -65,6 +62,32 @@ def recover_in_sequence(small: nn.Module, plan: Plan, dense: nn.Module, images: 
             target = wanted.after
             if source in sources:
                 _fit_block(*sources[source], lane, wanted.narrowed(columns))
+
+
+def fit_classifiers(
+    small: nn.Module, dense: nn.Module, heads: Sequence[tuple[nn.Linear, nn.Linear]], images: Tensor
+) -> None:
+    """Refit the classifiers of the pruned module to the outputs of those of the dense module, in place.
+
+    heads: the classifiers of the pruned module, each with that of the dense module. images: (n, C, H, W).
+    """
+    with torch.inference_mode():
+        inputs = [_recorded(small, head, images, outputs=False) for head, _ in heads]
+        wanted = [_recorded(dense, head, images, outputs=True) for _, head in heads]
+        for (head, _), z, t in zip(heads, inputs, wanted, strict=True):
+            fit_layer(head, z.unsqueeze(1), t.unsqueeze(1), nn.Identity(), present=None)
+
+
+def _recorded(network: nn.Module, layer: nn.Linear, images: Tensor, *, outputs: bool) -> Tensor:
+    """Return the inputs or the outputs of a classifier for all images, (n, K)."""
+    found: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _m, inputs, y: found.append(y if outputs else inputs[0]))
+    try:
+        for chunk in images.split(64):
+            network(chunk)
+    finally:
+        handle.remove()
+    return torch.cat(found)
 
 
 @dataclass
@@ -145,7 +168,7 @@ def _fit_block(block: PrunedBlock, plan: BlockPlan, lane: Lane, wanted: Wanted) 
         rows = torch.tensor(qkv_rows(plan, wanted.qkv.shape[-1] // 3))
         _fit_reader(qkv, _inputs_of(qkv, lambda: block.attend(x, lane.state)), wanted.qkv[..., rows], lane)
         inputs = _inputs_of(projection, lambda: block.attend(x, lane.state))
-        _fit(projection, inputs, _missing(lane, x, wanted.middle), block.after1, present=_present(lane))
+        fit_layer(projection, inputs, _missing(lane, x, wanted.middle), block.after1, present=_present(lane))
         update: Tensor = projection(inputs)
         return update
 
@@ -154,7 +177,7 @@ def _fit_block(block: PrunedBlock, plan: BlockPlan, lane: Lane, wanted: Wanted) 
         fc1, fc2 = block.mlp.fc1, block.mlp.fc2
         _fit_reader(fc1, _inputs_of(fc1, lambda: block.transform(x)), wanted.fc1[..., list(plan.neurons)], lane)
         inputs = _inputs_of(fc2, lambda: block.transform(x))
-        _fit(fc2, inputs, _missing(lane, x, wanted.after), block.after2, present=_present(lane))
+        fit_layer(fc2, inputs, _missing(lane, x, wanted.after), block.after2, present=_present(lane))
         update: Tensor = fc2(inputs)
         return update
 
@@ -209,72 +232,4 @@ def _inputs_of(linear: nn.Linear, run: Callable[[], object]) -> Tensor:
 
 def _fit_reader(linear: nn.Linear, inputs: Tensor, wanted: Tensor, lane: Lane) -> None:
     """Fit a layer that reads the stream to the outputs that it has in the dense network, (B, N, outputs)."""
-    _fit(linear, inputs, _there(lane, wanted), nn.Identity(), present=_present(lane))
-
-
-def _fit(linear: nn.Linear, inputs: Tensor, wanted: Tensor, after: nn.Module, *, present: Tensor | None) -> None:
-    """Solve scale * (W z + b) = wanted for W and b by least squares, in place.
-
-    A ridge pulls W towards its current value.
-    inputs: z, (B, N', K). wanted: (B, N', D). after: module that holds the layer scale, if there is one.
-    present: (B, N') bool, the tokens to fit on; None: all.
-    """
-    for module in after.modules():
-        scale = getattr(module, "gamma", None)
-        if isinstance(scale, Tensor):
-            wanted = wanted / torch.where(scale.abs() < 1e-6, torch.ones_like(scale), scale)
-    every = present if present is not None else torch.ones(inputs.shape[:2], dtype=torch.bool)
-    odd, even = (_moments(inputs[half::2], wanted[half::2], every[half::2]) for half in (1, 0))
-    if not odd.rows or not even.rows:  # no image can be held out, so no fit can be trusted
-        return
-    both = odd.joined(even)
-    old, variance = linear.weight.double(), float(both.covariance.diagonal().mean())
-    ridges = [ridge * variance + 1e-12 for ridge in RIDGES]
-    weight = both.solution(old, min(ridges, key=lambda ridge: even.error(odd.solution(old, ridge))))
-    linear.weight.copy_(weight)
-    if linear.bias is not None:
-        linear.bias.copy_(both.wanted - weight @ both.inputs)
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """Moments of the inputs z and the wanted outputs t of a layer, in float64.
-
-    covariance: of z, (K, K). together: covariance of t and z, (D, K). inputs, wanted: the means, (K,) and (D,).
-    """
-
-    rows: int
-    covariance: Tensor
-    together: Tensor
-    inputs: Tensor
-    wanted: Tensor
-
-    def solution(self, current: Tensor, ridge: float) -> Tensor:
-        return ridge_solution(self.covariance, self.together, current, ridge)
-
-    def error(self, weight: Tensor) -> float:
-        """Return the mean squared error of a weight, up to a constant that is the same for all weights."""
-        return float(((weight @ self.covariance - 2 * self.together) * weight).sum())
-
-    def joined(self, other: "_Fit") -> "_Fit":
-        """Return the moments over the rows of both."""
-        rows = self.rows + other.rows
-        a, b = self.rows / rows, other.rows / rows
-        z, t = self.inputs - other.inputs, self.wanted - other.wanted
-        return _Fit(
-            rows,
-            a * self.covariance + b * other.covariance + a * b * torch.outer(z, z),
-            a * self.together + b * other.together + a * b * torch.outer(t, z),
-            a * self.inputs + b * other.inputs,
-            a * self.wanted + b * other.wanted,
-        )
-
-
-def _moments(inputs: Tensor, wanted: Tensor, present: Tensor) -> _Fit:
-    """Return the moments over the tokens that are present. inputs: (B, N, K). wanted: (B, N, D). present: (B, N)."""
-    z, t = inputs[present], wanted[present]
-    rows = max(1, len(z))
-    z_mean, t_mean = z.sum(0) / rows, t.sum(0) / rows
-    z, t = z - z_mean, t - t_mean
-    covariance, together = (z.T @ z).double() / rows, (t.T @ z).double() / rows
-    return _Fit(len(z), covariance, together, z_mean.double(), t_mean.double())
+    fit_layer(linear, inputs, _there(lane, wanted), nn.Identity(), present=_present(lane))

@@ -68,6 +68,21 @@ def test_a_narrower_stream_and_lost_halves() -> None:
     assert gain(network, plan) < 0.6
 
 
+def test_the_classifier_is_fitted_to_what_it_reads_now() -> None:
+    """The classifier was turned away by hand. Nothing but a fit of the classifier itself can bring it back."""
+    network = small_network()
+    images = images_for(network, 192)
+    plan = random_plan(network.structure, seed=4, tokens=False)
+    pruned = network.pruned(plan, network.statistics(images))
+    head = pruned.module.head
+    assert isinstance(head, torch.nn.Linear)
+    with torch.no_grad():
+        head.bias.add_(1.0)
+        head.weight.mul_(0.5)
+    dense = network.outputs(images)
+    assert error(pruned.recovered_in_sequence(network, images), dense, images) < 0.5 * error(pruned, dense, images)
+
+
 def test_what_is_left_over_has_nothing_to_do_with_the_inputs() -> None:
     """Check the normal equations of fc2 in the last block, on the pruned network's own residual stream."""
     network = small_network(init_values=0.5)
