@@ -24,13 +24,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=package.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--imagenet", type=Path, help="folder with train/<wnid>/ and val/<wnid>/; none: noise")
     parser.add_argument("--random", action="store_true", help="random weights although there are real pictures")
-    parser.add_argument("--rows", nargs="+", default=[case.name for case in CASES], metavar="ROW")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="default: all, but large ones need --imagenet")
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--images", type=int, help="at most so many to train on, and to test on")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     parser.add_argument("--output", type=Path, default=Path("build/published"))
     options = parser.parse_args(arguments)
+    all_rows = [case.name for case in CASES if options.imagenet is not None or not case.large]
+    options.rows = options.rows or all_rows
     unknown = sorted(set(options.rows) - {case.name for case in CASES})
     if unknown:
         parser.error(f"no row {unknown[0]!r}; there are {', '.join(case.name for case in CASES)}")
