@@ -37,7 +37,7 @@ ACTIVATIONS = (
 ADDITIONS = (aten.add, aten.add_)
 SizeName = Literal["rows", "cols", "inner"]
 FIXED: tuple[Axis, ...] = ("embed", "inputs", "qk", "v", "halves")
-"""Axes that cannot be cut in a graph. In rotated bases, q/k and v dims can be (models/graph/rotation.py)."""
+"""Axes that cannot be cut in a graph. In rotated bases, q/k dims, v dims and the width can be (graph/rotation.py)."""
 
 
 def describe_graph(
@@ -50,11 +50,12 @@ def describe_graph(
     flow: TokenFlow,
     inside: Sequence[InsideHeads] = (),
     free: Sequence[RotatedAxis] = (),
+    stream: Atom | None = None,
 ) -> Structure:
     """Describe a traced graph.
 
     layers: for each block, the names of the nodes that are its linear layers. inside: the dims inside the heads of each
-    block. free: the kinds of them that can be cut.
+    block. free: the kinds of them that can be cut. stream: the dims of the residual stream, if they can be cut.
     Raises: UnsupportedModel when there is nothing to cut; NotFree when the cost of fewer tokens cannot be derived.
     """
     if not blocks:
@@ -72,7 +73,7 @@ def describe_graph(
         axes = [(name, axis) for name, axis in token_sizes(traced, node, flow) if axis.block is not None]
         behind = next((axis.block for _, axis in axes), None)
         for op, atoms in counted.ops(node):
-            op = _of_one_token(op, axes, flow)
+            op = _of_any_width(_of_one_token(op, axes, flow), atoms, stream)
             mine = next((atom for atom in owner if atom in atoms), None)
             if mine is not None:
                 parts[mine].append(_of_one_dim(_of_one(op, atoms[mine], mine.size), atoms, dims))
@@ -113,6 +114,14 @@ def _of_one_dim(op: Op, atoms: Mapping[Atom, str], dims: Mapping[Atom, RotatedAx
             one = {axis: name, name: getattr(op, name) // atom.size}
             op = dataclasses.replace(op, **one)
     return op
+
+
+def _of_any_width(op: Op, atoms: Mapping[Atom, str], stream: Atom | None) -> Op:
+    """Return an operation with the name of its size that is the width of the residual stream."""
+    field = None if stream is None else atoms.get(stream)
+    if stream is None or field not in ("inner", "cols") or getattr(op, field) != stream.size:
+        return op
+    return dataclasses.replace(op, width_field=field)  # type: ignore[arg-type]
 
 
 def _stages(blocks: Sequence[Block], flow: TokenFlow) -> Iterator[Stage]:

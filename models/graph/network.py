@@ -6,7 +6,6 @@ inside heads can be cut too.
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
@@ -22,17 +21,18 @@ from models.export.signature import Signature
 from models.graph.describe import describe_graph
 from models.graph.judged_output import JudgedOutput, all_outputs, judging
 from models.graph.linear_layers import as_modules, linear_layers, linear_of, member_columns, reader_weight, write_reader
+from models.graph.parted import NOT_ROTATED, Parted, parted
 from models.graph.plain_model import plain_transformer
-from models.graph.rotation import AXES, find_graph_bases, rotate_graph
+from models.graph.rotation import find_graph_bases, narrow_norms, rotate_graph
 from models.graph.tokens.axes import NotFree
 from models.graph.tokens.cut import TokenCut
 from models.graph.tokens.flow import TokenFlow, token_flow
 from models.graph.tracing.atoms import Atom, by_members, leaves, places, size_of
 from models.graph.tracing.capture import BATCH, capture, stored
-from models.graph.tracing.inner_dims import InsideHeads, inside_heads
-from models.graph.tracing.part_products import part_products
+from models.graph.tracing.inner_dims import inside_heads
+from models.graph.tracing.stream import find_stream
 from models.graph.tracing.sublayers import GraphBlock, Half, find_blocks
-from models.graph.tracing.trace import Traced, trace
+from models.graph.tracing.trace import trace
 from models.networks.network import Network
 from models.pruning.recovery import refit
 from models.rotation.bases import Bases
@@ -42,12 +42,6 @@ from models.statistics.statistics import Kind, Statistics
 from models.structure import LAYERS, BlockPlan, Plan, RotatedAxis
 
 KINDS: frozenset[Kind] = frozenset({"dependence"})
-NOT_ROTATED: dict[RotatedAxis, str] = {
-    "qk": "rotary positions, norms or another operator work on q and k in their own basis",
-    "v": "an operator works on the values in their own basis",
-    "embed": "the embedding width of a graph model is fixed",
-}
-"""Why the basis of an axis is not free. The embedding width is never rotated in a graph."""
 METHODS = "Use method 'joint' or 'mdc'."
 
 
@@ -93,6 +87,7 @@ class GraphNetwork(Network):
                 reasons=["vitfit cannot trace its graph"],
             ) from error
         self._inside = [inside_heads(self._traced, block) for block in self._blocks] if free else []
+        self._stream = find_stream(self._traced, self._blocks) if "embed" in free else None
         describe = partial(
             describe_graph,
             self._traced,
@@ -102,6 +97,7 @@ class GraphNetwork(Network):
             layers=self._layers,
             inside=self._inside,
             free=free,
+            stream=None if self._stream is None else self._stream.atom,
         )
         self._flow = token_flow(self._traced, self._blocks)
         try:
@@ -120,7 +116,7 @@ class GraphNetwork(Network):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the tracer, because its operators cannot be pickled. `__setstate__` traces the graph again."""
-        traced = ("_traced", "_blocks", "_flow", "_inside", "_parted")
+        traced = ("_traced", "_blocks", "_flow", "_inside", "_parted", "_stream")
         left = {name: value for name, value in vars(self).items() if name not in traced}
         return {**left, "dense": self._traced.graph}
 
@@ -129,8 +125,10 @@ class GraphNetwork(Network):
         self._blocks = find_blocks(self._traced)
         free = any(stage.in_graph for stage in state["_structure"].stages)
         self._flow = token_flow(self._traced, self._blocks) if free else TokenFlow()
-        rotated = state.get("rotation") is not None
-        self._inside = [inside_heads(self._traced, block) for block in self._blocks] if rotated else []
+        rotation = state.get("rotation")
+        self._inside = [inside_heads(self._traced, block) for block in self._blocks] if rotation is not None else []
+        wide = rotation is not None and rotation.stream is not None
+        self._stream = find_stream(self._traced, self._blocks) if wide else None
         vars(self).update(state)
 
     def plain(self) -> nn.Module | None:
@@ -154,25 +152,21 @@ class GraphNetwork(Network):
         raise AssertionError("a graph model has no sequential recovery: see recovers_in_sequence")
 
     @cached_property
-    def _parted(self) -> "_Parted":
-        """The dense graph with layers of their own for q, k and v."""
-        graph = copy.deepcopy(self._traced.graph)
-        part_products(graph, self._structure.image)
-        traced = trace(graph, self._structure.image)
-        blocks = find_blocks(traced)
-        return _Parted(traced, blocks, [inside_heads(traced, block) for block in blocks])
+    def _parted(self) -> Parted:
+        return parted(self._traced.graph, self._structure.image, len(self._blocks))
 
     @property
     def not_rotated(self) -> dict[RotatedAxis, str]:
-        whole = len(self._parted.blocks) == len(self._blocks)
-        free = self._parted.rotatable if whole else ()
-        return {axis: reason for axis, reason in NOT_ROTATED.items() if axis not in free}
+        reasons = {**NOT_ROTATED, "embed": self._parted.fixed_width}
+        return {axis: reason for axis, reason in reasons.items() if axis not in self._parted.rotatable}
 
     def bases(self, images: Tensor) -> Bases | None:
         axes, parted = self.rotatable, self._parted
         if not axes:
             return None
-        return find_graph_bases(parted.traced, parted.blocks, parted.inside, axes, chunks=images.split(64))
+        return find_graph_bases(
+            parted.traced, parted.blocks, parted.inside, axes, stream=parted.stream, chunks=images.split(64)
+        )
 
     def rotated(self, bases: Bases) -> Self:
         structure = self._structure
@@ -185,11 +179,15 @@ class GraphNetwork(Network):
             signature=self.signature,
             free=bases.axes,
         )
-        rotate_graph(made._traced, made._blocks, made._inside, bases)
+        rotate_graph(made._traced, made._blocks, made._inside, bases, stream=made._stream)
         same = copy.copy(self)
         vars(same).update(vars(made))
         same.rotation = bases
         return same
+
+    @property
+    def input_kinds(self) -> frozenset[Kind]:
+        return frozenset()
 
     def weights(self) -> tuple[LayerWeights, ...]:
         return tuple(self._layer_weights(block) for block in self._blocks)
@@ -240,7 +238,11 @@ class GraphNetwork(Network):
         for place, (block, wanted) in enumerate(zip(self._blocks, plan.blocks, strict=True)):
             kept[block.heads.atom], kept[block.neurons.atom] = self._heads(wanted), wanted.neurons
             kept |= self._dims(place, wanted)
+        if self._stream is not None:
+            kept[self._stream.atom] = plan.embed
         graph = self._traced.cut(kept)
+        if self._stream is not None:
+            narrow_norms(graph, self._stream, len(plan.embed) / self._stream.atom.size)
         if statistics is not None:
             for block, seen in zip(self._blocks, statistics.blocks, strict=True):
                 self._refit(graph, block.heads, kept, seen.projection)
@@ -280,6 +282,8 @@ class GraphNetwork(Network):
         attention, kept = self._structure.blocks[place].attention, {}
         assert attention is not None
         for axis in () if self.rotation is None else self.rotation.axes:
+            if axis == "embed":
+                continue
             dims, size = self._inside[place].of(axis), getattr(attention, f"{axis}_dim")
             found = {tuple(i % size for i in getattr(head, axis)) for head in plan.heads}
             if len(found) > 1:
@@ -300,6 +304,9 @@ class GraphNetwork(Network):
         columns = member_columns(self._traced, half)
         place_of = {column: place for place, column in enumerate(columns)}  # the statistics are ordered by members
         weight, bias = reader_weight(self._traced.graph, half.reader)
+        if self._stream is not None:
+            rows = torch.tensor(kept[self._stream.atom])
+            weight, bias = weight[rows], None if bias is None else bias[rows]
         new, shift = refit(weight[:, columns], bias, seen, [place_of[column] for column in left])
         write_reader(module, half.reader, new, shift if bias is not None else None)
 
@@ -335,20 +342,6 @@ class GraphNetwork(Network):
     def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
         module = self.with_all_outputs
         self.write(module if self.rounding is None else copy.deepcopy(module), path, batch)
-
-
-@dataclass(frozen=True)
-class _Parted:
-    """A graph in which q, k and v have layers of their own, with the dims inside the heads of each block."""
-
-    traced: Traced
-    blocks: list[GraphBlock]
-    inside: list[InsideHeads]
-
-    @property
-    def rotatable(self) -> tuple[RotatedAxis, ...]:
-        """The kinds of dims whose basis is free in every block."""
-        return tuple(axis for axis in AXES if all(block.of(axis) is not None for block in self.inside))
 
 
 class _Reader(Interpreter):

@@ -1,4 +1,4 @@
-"""Bases of the dims inside the heads of a graph, and the graph in these bases (models/rotation/head_bases.py)."""
+"""Bases of a graph's heads (models/rotation/head_bases.py) and of its residual stream, and the graph in these bases."""
 
 from collections.abc import Callable, Sequence
 from math import prod
@@ -8,20 +8,22 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from models.graph.fold_stream import stream_axis
 from models.graph.linear_layers import member_columns, reader_weight
 from models.graph.tracing.atoms import Atom, Dim, is_batch, leaves
 from models.graph.tracing.capture import stored
 from models.graph.tracing.inner_dims import InnerDims, InsideHeads
+from models.graph.tracing.stream import GraphStream
 from models.graph.tracing.sublayers import GraphBlock
 from models.graph.tracing.trace import Traced
 from models.graph.tracing.tracer import packet_of
 from models.rotation.bases import Bases, BlockBases
 from models.rotation.head_bases import pair_basis, value_basis
-from models.rotation.moments import HeadMoments
+from models.rotation.moments import HeadMoments, Mean
+from models.rotation.stream_basis import stream_basis
 from models.structure import RotatedAxis
 
 aten = torch.ops.aten
-AXES: tuple[RotatedAxis, ...] = ("qk", "v")
 
 
 def find_graph_bases(
@@ -30,6 +32,7 @@ def find_graph_bases(
     inside: Sequence[InsideHeads],
     axes: Sequence[RotatedAxis],
     *,
+    stream: GraphStream | None,
     chunks: Sequence[Tensor],
 ) -> Bases:
     """Return the bases of these axes. chunks: the calibration images, (n, C, H, W) each."""
@@ -39,6 +42,9 @@ def find_graph_bases(
         if dims.qk is not None and "qk" in axes:
             watched[dims.qk.mixture] = _pairs(traced, block, dims.qk, found)
         watched[block.heads.reader] = _outputs(traced, block, found)
+    readers = [] if stream is None else [reader for some in stream.norms.values() for reader in some]
+    products = {reader: Mean() for reader in readers}
+    watched |= {reader: _products(reader, products[reader]) for reader in readers}
     watcher = _Watcher(traced.graph, watched)
     with torch.inference_mode():
         for chunk in chunks:
@@ -54,11 +60,26 @@ def find_graph_bases(
                 value_basis(found.output_covariance(heads.size), weight[:, columns]) if "v" in axes else None,
             )
         )
-    return Bases(tuple(bases))
+    if stream is None:
+        return Bases(tuple(bases))
+    return Bases(tuple(bases), stream_basis(torch.stack([one.value for one in products.values()]).sum(0)))
 
 
-def rotate_graph(traced: Traced, blocks: Sequence[GraphBlock], inside: Sequence[InsideHeads], bases: Bases) -> None:
-    """Rotate the weights of a graph, in place. It computes the same, up to rounding."""
+def rotate_graph(
+    traced: Traced,
+    blocks: Sequence[GraphBlock],
+    inside: Sequence[InsideHeads],
+    bases: Bases,
+    *,
+    stream: GraphStream | None,
+) -> None:
+    """Rotate the weights of a graph, in place. It computes the same, up to rounding.
+
+    stream: its folded residual stream (models/graph/fold_stream.py), if the bases have one.
+    """
+    if bases.stream is not None and stream is not None:
+        for table in stream.tables:
+            turn(traced, stream, table, bases.stream.writer_map)
     for block, dims, found in zip(blocks, inside, bases.blocks, strict=True):
         heads = block.heads.atom
         if found.qk is not None and dims.qk is not None:
@@ -67,6 +88,39 @@ def rotate_graph(traced: Traced, blocks: Sequence[GraphBlock], inside: Sequence[
             _rotate_makers(traced, heads, dims.v, (found.v.values,))
             reader = block.heads.reader.args[1]
             map_dims(traced, reader, heads, dims.v.atom, maps=found.v.inverse.mT)
+
+
+def turn(traced: Traced, stream: GraphStream, table: Node, matrix: Tensor) -> None:
+    """Let the dims of the stream in a stored tensor hold matrix x in the place of x, in place.
+
+    matrix: (D, D). A layer that reads the stream takes the matrix in the same way, because it is orthogonal.
+    """
+    tensor, axis = stored(traced.graph, table), stream_axis(traced, stream, table)
+    with torch.no_grad():
+        tensor.copy_(torch.tensordot(matrix, tensor.double(), dims=([1], [axis])).movedim(0, axis).to(tensor))
+
+
+def narrow_norms(graph: GraphModule, stream: GraphStream, share: float) -> None:
+    """Let the norms of a cut graph divide as before, in place: see `rescale_norms` in models/pruning/narrow_stream.py.
+
+    share: width over original width.
+    """
+    names = {norm.name for norm in stream.norms}
+    for norm in [node for node in graph.graph.nodes if node.name in names]:
+        with torch.no_grad():
+            stored(graph, norm.args[2]).mul_(share**-0.5)
+        norm.update_arg(4, norm.args[4] / share)
+    graph.recompile()
+
+
+def _products(reader: Node, mean: Mean) -> Callable[[dict[Node, Any]], None]:
+    """Return a function that adds the products of a reader's inputs."""
+
+    def add(values: dict[Node, Any]) -> None:
+        rows = values[reader.args[0]].flatten(0, -2)  # type: ignore[index]
+        mean.add(rows.T @ rows, len(rows))
+
+    return add
 
 
 def _rotate_makers(traced: Traced, heads: Atom, dims: InnerDims, maps: Sequence[Tensor]) -> None:

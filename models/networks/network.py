@@ -139,6 +139,11 @@ class Network(ABC):
     def recovers_in_sequence(self) -> bool:
         """True if `recovered_in_sequence` can be called."""
 
+    @property
+    @abstractmethod
+    def input_kinds(self) -> frozenset[Kind]:
+        """The statistics with which recovery fits the layers that read a narrower stream."""
+
     @abstractmethod
     def weights(self) -> tuple[LayerWeights, ...]:
         """Return the linear layers of each block, which rankings and recovery read."""

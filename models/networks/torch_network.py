@@ -89,6 +89,10 @@ class TorchNetwork(Network):
         same._structure = describe(same.module, self._family, self._structure.name, self.preprocessing.size[1:])
         return same
 
+    @property
+    def input_kinds(self) -> frozenset[Kind]:
+        return frozenset({"inputs"})
+
     def blocks(self) -> list[nn.Module]:
         return blocks_of(self.module, self._family)
 

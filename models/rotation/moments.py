@@ -26,7 +26,7 @@ def finite(moments: Tensor) -> Tensor:
 
 
 @dataclass
-class _Mean:
+class Mean:
     """A running mean of products, in float64."""
 
     total: Tensor | float = 0.0
@@ -46,8 +46,8 @@ class _Mean:
 class HeadMoments:
     """Moments of the heads of one block: q q' and centred k k', (H, d, d), and those of the outputs of the heads."""
 
-    queries: _Mean = field(default_factory=_Mean)
-    keys: _Mean = field(default_factory=_Mean)
+    queries: Mean = field(default_factory=Mean)
+    keys: Mean = field(default_factory=Mean)
     outputs: Moments = field(default_factory=Moments)
 
     def output_covariance(self, heads: int) -> Tensor:
@@ -85,7 +85,7 @@ def collect_moments(
     found = [HeadMoments() for _ in blocks]
     readers = [linear_part(block, path) for block in blocks for path in (*family.attention_layers, family.fc1)]
     readers = [*readers, *classifiers(module, family)] if stream else []
-    streams = [_Mean() for _ in readers]
+    streams = [Mean() for _ in readers]
     hooks = []
     for block, moments, described in zip(blocks, found, structure.blocks, strict=True):
         assert described.attention is not None
@@ -120,7 +120,7 @@ def _outputs_of(moments: HeadMoments) -> Callable[[nn.Module, tuple[Tensor]], No
     return lambda _module, inputs: moments.outputs.add(inputs[0].flatten(0, -2))
 
 
-def _products_of(mean: _Mean) -> Callable[[nn.Module, tuple[Tensor]], None]:
+def _products_of(mean: Mean) -> Callable[[nn.Module, tuple[Tensor]], None]:
     def add(_module: nn.Module, inputs: tuple[Tensor]) -> None:
         rows = inputs[0].flatten(0, -2)
         mean.add(rows.T @ rows, len(rows))

@@ -174,7 +174,7 @@ def _precision_of(op: Op, block: Block) -> str:
 
 def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
     if shape.parts:
-        parts = (part.of_dims(shape.qk_dim, shape.v_dim) for part in shape.parts)
+        parts = (part.of_width(block.width).of_dims(shape.qk_dim, shape.v_dim) for part in shape.parts)
         yield from (part.of_members(shape.heads).of_tokens(block.tokens_attended) for part in parts)
         return
     name, tokens, heads = block.name, block.tokens_attended, shape.heads
@@ -227,7 +227,8 @@ def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
 
 def _mlp_ops(block: Block, shape: Mlp) -> Iterator[Op]:
     if shape.parts:
-        yield from (part.of_members(shape.neurons).of_tokens(block.tokens_out) for part in shape.parts)
+        parts = (part.of_width(block.width).of_members(shape.neurons) for part in shape.parts)
+        yield from (part.of_tokens(block.tokens_out) for part in parts)
         return
     name, tokens = block.name, block.tokens_out
     yield Op("norm", f"{name}.norm2", tokens, block.width, weights=True, bias=True)

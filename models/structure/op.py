@@ -73,6 +73,10 @@ class Op(Record):
                 sizes[name] = sizes.get(name, getattr(self, name)) * count
         return dataclasses.replace(self, **sizes) if sizes else self  # type: ignore[arg-type]
 
+    def of_width(self, width: int) -> "Op":
+        """Give this operation another embedding width."""
+        return dataclasses.replace(self, **{self.width_field: width}) if self.width_field else self  # type: ignore[arg-type]
+
     @property
     def counted_by(self) -> tuple[str, ...]:
         """Names of the sizes that scale with the number of members."""

@@ -138,10 +138,7 @@ def check(plan: Plan, structure: Structure) -> None:
 
 
 def _resize(op: Op, width: int, tokens: int) -> Op:
-    if op.width_field == "cols":
-        op = dataclasses.replace(op, cols=width)
-    elif op.width_field == "inner":
-        op = dataclasses.replace(op, inner=width)
+    op = op.of_width(width)
     return dataclasses.replace(op, rows=tokens) if op.rows_are_tokens else op
 
 

@@ -152,7 +152,7 @@ def _statistics(source: Network, calibration: Batch, criterion: str, work: Path)
         return from_tensors(Statistics, load_file(stored))
     needs = CRITERIA[criterion].needs
     if source.rotation is not None and "embed" in source.rotation.axes:
-        needs = needs | {"inputs"}  # recovery fits the layers that read a narrower stream
+        needs = needs | source.input_kinds
     found = source.statistics(calibration.images, needs, calibration.labels)
     with replacing(stored) as beside:
         save_file(to_tensors(found), beside)

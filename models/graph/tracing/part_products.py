@@ -50,7 +50,7 @@ def part_products(graph: GraphModule, image: tuple[int, int, int]) -> None:
         if parts is not None and biases is not None:
             _write(graph, node, parts, biases, leading=sizes[node][1:-1])
     graph.graph.eliminate_dead_code()
-    _forget_unread(graph)
+    forget_unread(graph)
     graph.graph.lint()
     graph.recompile()
 
@@ -187,7 +187,7 @@ def _stored_as(graph: GraphModule, node: Any, suffix: str, value: Tensor) -> Nod
     return graph.graph.get_attr(f"{owner}.{name}_{suffix}" if owner else f"{name}_{suffix}")
 
 
-def _forget_unread(graph: GraphModule) -> None:
+def forget_unread(graph: GraphModule) -> None:
     """Delete the parameters and buffers that no node reads, in place."""
     read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     for name in [name for name, _ in [*graph.named_parameters(), *graph.named_buffers()] if name not in read]:

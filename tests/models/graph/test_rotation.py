@@ -1,4 +1,4 @@
-"""Tests of rotated bases in networks that go by their graph: q/k and v dims inside heads."""
+"""Tests of rotated bases in networks that go by their graph: q/k and v dims inside heads, and the embedding width."""
 
 import dataclasses
 import pickle
@@ -13,7 +13,7 @@ from torch import Tensor
 from models.data.preprocessing import Preprocessing
 from models.errors import InvalidRequest
 from models.graph.network import GraphNetwork
-from models.graph.rotation import map_dims
+from models.graph.rotation import map_dims, turn
 from models.graph.tracing.atoms import Atom
 from models.graph.tracing.inner_dims import InnerDims
 from models.structure import BlockPlan, HeadPlan, Plan, RotatedAxis, identity
@@ -22,10 +22,10 @@ from tests.support.counted import differs
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES: dict[str, tuple[RotatedAxis, ...]] = {
-    "eva02_tiny_patch14_224": ("v",),  # rotary positions
-    "vit_small_patch16_dinov3": ("v",),
-    "beit_base_patch16_224": ("qk", "v"),
-    "vit_relpos_small_patch16_224": ("qk", "v"),
+    "eva02_tiny_patch14_224": ("v", "embed"),  # rotary positions
+    "vit_small_patch16_dinov3": ("v", "embed"),
+    "beit_base_patch16_224": ("qk", "v", "embed"),
+    "vit_relpos_small_patch16_224": ("qk", "v", "embed"),
 }
 SMALL: dict[str, Any] = {"num_classes": 3, "depth": 2, "embed_dim": 48, "num_heads": 3}
 
@@ -77,7 +77,9 @@ def test_at_full_rank_it_is_the_same_network(name: str) -> None:
     assert network.rotatable == NAMES[name]
     found = rotated(network)
     torch.testing.assert_close(found.outputs(images(network)), network.outputs(images(network)), rtol=1e-9, atol=1e-9)
-    assert found.structure.macs == network.structure.macs and found.structure.params == network.structure.params
+    assert found.structure.macs == network.structure.macs
+    assert found.structure.params < network.structure.params  # the biases of norms and the layer scales are folded
+    assert differs(found, found.module) == []
 
 
 @pytest.mark.usefixtures("float64")
@@ -120,6 +122,60 @@ def test_planted_dims_are_found() -> None:
     torch.testing.assert_close(small.outputs(images(found)), whole, rtol=1e-7, atol=1e-7)
     less = found.pruned(cut(found, 2, 2), found.statistics(images(found)))
     assert float((less.outputs(images(found)) - whole).abs().max()) > 1e-4
+
+
+def narrow(network: GraphNetwork, width: int) -> Plan:
+    """Return a plan that keeps the first dims of the stream, and everything else."""
+    whole = cut(network, None, None)
+    return dataclasses.replace(whole, embed=whole.embed[:width])
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", list(NAMES))
+def test_a_stream_of_few_directions_is_found(name: str) -> None:
+    """All that is written to the stream lies in six directions: a width of seven computes the same."""
+    network = network_of(name)
+    parted = network._parted
+    assert parted.stream is not None
+    size = parted.stream.atom.size
+    directions = torch.linalg.qr(torch.randn(size, 6)).Q
+    readers = {reader.args[1] for some in parted.stream.norms.values() for reader in some}
+    for table in (table for table in parted.stream.tables if table not in readers):
+        turn(parted.traced, parted.stream, table, directions @ directions.T)
+    found = rotated(network)
+    whole = found.outputs(images(found))
+    small = found.pruned(narrow(found, 7), found.statistics(images(found)))
+    torch.testing.assert_close(small.outputs(images(found)), whole, rtol=1e-7, atol=1e-7)
+    assert differs(small, small.module) == [] and small.structure.width == 7
+    less = found.pruned(narrow(found, 5), None)
+    assert float((less.outputs(images(found)) - whole).abs().max()) > 1e-4
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_first_dims_of_the_stream_carry_most() -> None:
+    network = network_of("beit_base_patch16_224")
+    found, dense = rotated(network), network.outputs(images(network))
+
+    def error(width: int) -> float:
+        return float((found.pruned(narrow(found, width), None).outputs(images(network)) - dense).square().mean())
+
+    assert error(48) < 1e-15 < error(44) < error(32) < error(16)
+
+
+def test_why_a_width_is_fixed_is_said() -> None:
+    """The features of a model without a classifier are the stream itself."""
+    module = timm.create_model("eva02_tiny_patch14_224", img_size=28, depth=2, num_classes=0).eval()
+    network = GraphNetwork(module, "eva", Preprocessing.of_model(module), 0)
+    assert "embed" not in network.rotatable
+    assert network.not_rotated["embed"].startswith("the residual stream is an output")
+
+
+def test_a_narrow_network_can_be_sent_to_another_process() -> None:
+    found = rotated(network_of("vit_small_patch16_dinov3"))
+    again = pickle.loads(pickle.dumps(found))
+    plan = narrow(found, 24)
+    sent, here = (one.pruned(plan, None).outputs(images(found)) for one in (again, found))
+    assert torch.equal(sent, here)
 
 
 def test_what_has_no_free_basis_is_left_alone() -> None:
