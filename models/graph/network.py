@@ -33,11 +33,13 @@ from models.graph.tracing.inner_dims import inside_heads
 from models.graph.tracing.stream import find_stream
 from models.graph.tracing.sublayers import GraphBlock, Half, find_blocks
 from models.graph.tracing.trace import trace
+from models.graph.tracing.tracer import packet_of
 from models.networks.network import Network
-from models.pruning.recovery import refit
+from models.pruning.recovery import refit, refit_narrower
 from models.rotation.bases import Bases
 from models.statistics.collect import READERS, Observer, Sides, collect
 from models.statistics.layer_weights import LayerWeights
+from models.statistics.moments import InputStatistics
 from models.statistics.statistics import Kind, Statistics
 from models.structure import LAYERS, BlockPlan, Plan, RotatedAxis
 
@@ -187,14 +189,14 @@ class GraphNetwork(Network):
 
     @property
     def input_kinds(self) -> frozenset[Kind]:
-        return frozenset()
+        return frozenset() if self._stream is None else frozenset({"inputs"})
 
     def weights(self) -> tuple[LayerWeights, ...]:
         return tuple(self._layer_weights(block) for block in self._blocks)
 
     def check_kinds(self, kinds: Collection[Kind]) -> None:
         """Raises: InvalidRequest for statistics that cannot be collected from a graph."""
-        wanted = sorted(set(kinds) - KINDS)
+        wanted = sorted(set(kinds) - KINDS - self.input_kinds)
         if wanted:
             raise InvalidRequest(
                 f"vitfit cannot collect the statistics {', '.join(wanted)} from {self._structure.name}, because it is"
@@ -207,16 +209,19 @@ class GraphNetwork(Network):
         return collect(self._structure, images, self.outputs, self._observe, kinds=kinds)
 
     def _observe(self, observer: Observer, images: Tensor, batch: int, sides: Sides) -> None:
-        """Show the observer the inputs of each projection and of each MLP's second layer.
+        """Show the observer the inputs of two layers of each block.
 
-        The last dim is ordered member by member: all columns of the first member come first.
+        The last dim of the inputs of READERS is ordered member by member: all columns of the first member come first.
         """
-        assert sides == READERS, "a graph model shows only the inputs of READERS"
         watched = {}
         for i, block in enumerate(self._blocks):
             for side, half in enumerate((block.heads, block.neurons)):
-                seen = (i, side, torch.tensor(member_columns(self._traced, half)))
-                watched.update(dict.fromkeys(half.uses, seen))
+                if sides == READERS:
+                    seen = (i, side, torch.tensor(member_columns(self._traced, half)))
+                    watched.update(dict.fromkeys(half.uses, seen))
+                else:
+                    assert self._stream is not None
+                    watched[half.makers[0]] = (i, side, torch.arange(self._stream.atom.size))
         reader = _Reader(self._traced.graph, watched, observer)
         with torch.inference_mode():
             for chunk in images.split(batch):
@@ -247,6 +252,9 @@ class GraphNetwork(Network):
             for block, seen in zip(self._blocks, statistics.blocks, strict=True):
                 self._refit(graph, block.heads, kept, seen.projection)
                 self._refit(graph, block.neurons, kept, seen.neurons)
+                if seen.inputs is not None:
+                    self._refit_readers(graph, block.heads, kept, seen.inputs.qkv)
+                    self._refit_readers(graph, block.neurons, kept, seen.inputs.fc1)
         reductions = {i: block.tokens for i, block in enumerate(plan.blocks) if block.tokens is not None}
         if reductions:
             TokenCut(graph, self._flow, self._traced.tracer.sizes, reductions).write()
@@ -309,6 +317,26 @@ class GraphNetwork(Network):
             weight, bias = weight[rows], None if bias is None else bias[rows]
         new, shift = refit(weight[:, columns], bias, seen, [place_of[column] for column in left])
         write_reader(module, half.reader, new, shift if bias is not None else None)
+
+    def _refit_readers(
+        self, module: GraphModule, half: Half, kept: Mapping[Atom, Sequence[int]], seen: InputStatistics
+    ) -> None:
+        """Refit the layers that read a narrower stream for a sublayer, in place.
+
+        seen: moments of the inputs of the first of them. Layers with other inputs keep their weights.
+        """
+        assert self._stream is not None
+        columns = kept[self._stream.atom]
+        if len(columns) == self._stream.atom.size:
+            return
+        for maker in half.makers:
+            if packet_of(maker) is not torch.ops.aten.linear or maker.args[0] is not half.makers[0].args[0]:
+                continue
+            weight, bias = reader_weight(self._traced.graph, maker)
+            rows = torch.tensor(places(leaves(self._traced.tracer.contractions[maker][1]), dict(kept)))
+            weight, bias = weight[rows], None if bias is None else bias[rows]
+            new, shift = refit_narrower(weight, bias, weight[:, list(columns)], seen)
+            write_reader(module, maker, new, shift if bias is not None else None)
 
     def _layer_weights(self, block: GraphBlock) -> LayerWeights:
         heads = block.heads.atom.size

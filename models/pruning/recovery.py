@@ -120,16 +120,28 @@ def _refit_narrower(linear: nn.Linear, dense: nn.Linear, outputs: Sequence[int],
 
     inputs: moments of the normalised stream of the dense network.
     """
-    width = linear.in_features
-    reads = torch.zeros(dense.in_features, width, dtype=torch.float64)
-    reads[:width] = torch.eye(width, dtype=torch.float64) - 1 / width
-    full = dense.weight.detach()[torch.tensor(outputs)].double()
-    covariance = reads.T @ inputs.covariance @ reads
-    ridge = RIDGE * float(covariance.diagonal().mean()) + 1e-12
-    target = full @ inputs.covariance @ reads
-    weight = ridge_solution(covariance, target, linear.weight.detach().double(), ridge)
+    rows = torch.tensor(outputs)
+    bias = dense.bias.detach()[rows] if dense.bias is not None else None
+    weight, shift = refit_narrower(dense.weight.detach()[rows], bias, linear.weight.detach(), inputs)
     with torch.no_grad():
         linear.weight.copy_(weight)
         if linear.bias is not None:
-            bias = dense.bias.detach()[torch.tensor(outputs)].double()
-            linear.bias.copy_(bias + full @ inputs.mean - weight @ (reads.T @ inputs.mean))
+            linear.bias.copy_(shift)
+
+
+def refit_narrower(
+    weight: Tensor, bias: Tensor | None, current: Tensor, inputs: InputStatistics
+) -> tuple[Tensor, Tensor]:
+    """Return the new weight (O, k) and bias (O,) of a layer that reads the first k coordinates of a rotated stream.
+
+    weight: (O, D). bias: (O,). current: (O, k), which the ridge pulls to. inputs: moments of the normalised stream of
+    the dense network. Return float64.
+    """
+    width, full = current.shape[1], weight.double()
+    reads = torch.zeros(weight.shape[1], width, dtype=torch.float64)
+    reads[:width] = torch.eye(width, dtype=torch.float64) - 1 / width
+    covariance = reads.T @ inputs.covariance @ reads
+    ridge = RIDGE * float(covariance.diagonal().mean()) + 1e-12
+    new = ridge_solution(covariance, full @ inputs.covariance @ reads, current.double(), ridge)
+    shift = full @ inputs.mean - new @ (reads.T @ inputs.mean)
+    return new, shift if bias is None else bias.double() + shift

@@ -16,6 +16,7 @@ from models.graph.network import GraphNetwork
 from models.graph.rotation import map_dims, turn
 from models.graph.tracing.atoms import Atom
 from models.graph.tracing.inner_dims import InnerDims
+from models.statistics.statistics import Statistics
 from models.structure import BlockPlan, HeadPlan, Plan, RotatedAxis, identity
 from tests.support.counted import differs
 
@@ -160,6 +161,25 @@ def test_the_first_dims_of_the_stream_carry_most() -> None:
         return float((found.pruned(narrow(found, width), None).outputs(images(network)) - dense).square().mean())
 
     assert error(48) < 1e-15 < error(44) < error(32) < error(16)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", list(NAMES))
+def test_recovery_fits_the_layers_that_read_a_narrower_stream(name: str) -> None:
+    """What the first layer gives is nearer to what it gave, because its weights know which dims it reads."""
+    found = rotated(network_of(name))
+    seen = images(found, 96)
+
+    def first(width: int, statistics: Statistics | None) -> Tensor:
+        small, given = found.pruned(narrow(found, width), statistics), list[Tensor]()
+        layer = small.module.get_submodule(small._placed[found._blocks[0].heads.makers[0].name])
+        layer.register_forward_hook(lambda _module, _inputs, outputs: given.append(outputs))
+        small.outputs(seen, batch=96)
+        return given[0]
+
+    dense, fitted = first(48, None), found.statistics(seen, found.input_kinds)
+    errors = [float((first(24, one) - dense).square().mean()) for one in (None, fitted)]
+    assert errors[1] < 0.97 * errors[0]
 
 
 def test_why_a_width_is_fixed_is_said() -> None:
