@@ -163,7 +163,7 @@ def fuzzer() -> Iterator[Fuzzer]:
         register_timeout_s=PATIENCE_S,
     )
     try:
-        with TestClient(create_app(settings), raise_server_exceptions=False) as web:
+        with TestClient(create_app(settings), "http://127.0.0.1", raise_server_exceptions=False) as web:
             answer = web.post("/v1/models", json=documents.MODEL_JSON)
             assert answer.status_code == 201, answer.text
             yield Fuzzer(web, root, answer.json()["id"])

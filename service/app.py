@@ -18,6 +18,7 @@ from service.middleware.metrics import Measured, Metrics
 from service.middleware.problems import add_handlers
 from service.middleware.rate_limit import RateLimit
 from service.middleware.request_ids import RequestIds
+from service.middleware.same_origin import SameOrigin
 from service.middleware.security_headers import SecurityHeaders
 
 
@@ -49,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     app.state.metrics = Metrics(service.jobs, settings.data)
     app.add_middleware(BodyLimit)
+    app.add_middleware(SameOrigin, anonymous=settings.anonymous)
     app.add_middleware(RateLimit, per_minute=settings.requests_per_minute)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Measured, metrics=app.state.metrics)

@@ -8,7 +8,7 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query
@@ -39,7 +39,7 @@ class Page:
             return None
         try:
             found, *after = json.loads(base64.urlsafe_b64decode(self.token.encode()))
-        except (ValueError, TypeError, binascii.Error):
+        except (ValueError, TypeError, RecursionError, binascii.Error):
             raise _bad_token() from None
         if found != listing or not after:
             raise _bad_token()
@@ -95,10 +95,13 @@ def newest_first(
 
 def _time_and_id(after: list[Any]) -> tuple[datetime, str]:
     try:
-        time, item_id = after
-        return datetime.fromisoformat(time), str(item_id)
-    except (ValueError, TypeError):
+        stated, item_id = after
+        time = datetime.fromisoformat(stated).astimezone(UTC)
+    except (ValueError, TypeError, OverflowError):  # a time zone may move a time out of the years that exist
         raise _bad_token() from None
+    if not isinstance(item_id, str) or not item_id.isascii():
+        raise _bad_token()
+    return time, item_id
 
 
 def trials_in_order(store: Store, job_id: str, page: Page) -> tuple[list[dict[str, Any]], str | None]:
@@ -107,7 +110,7 @@ def trials_in_order(store: Store, job_id: str, page: Page) -> tuple[list[dict[st
     query = select(TrialRow).where(TrialRow.job_id == job_id).order_by(TrialRow.number).limit(page.size + 1)
     after = page.start(listing)
     if after is not None:
-        if not isinstance(after[0], int) or after[0] > MAX_NUMBER:
+        if type(after[0]) is not int or not 0 <= after[0] <= MAX_NUMBER or len(after) > 1:  # True is an int too
             raise _bad_token()
         query = query.where(TrialRow.number > after[0])
     with store.read() as session:

@@ -45,7 +45,12 @@ def set_up(log_format: LogFormat, stream: TextIO = sys.stderr) -> None:
 
 def _rendering(log_format: LogFormat) -> list[Processor]:
     if log_format == "text":
-        return [structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, pad_level=False, timestamp_key="time")]
+        plain = structlog.dev.plain_traceback  # the default prints the values of all local variables, and takes seconds
+        return [
+            structlog.dev.ConsoleRenderer(
+                colors=False, pad_event_to=0, pad_level=False, timestamp_key="time", exception_formatter=plain
+            )
+        ]
     return [
         structlog.processors.format_exc_info,
         structlog.processors.EventRenamer("message"),

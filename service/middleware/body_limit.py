@@ -15,6 +15,7 @@ STREAMED: Final = ("/v1/models", "/v1/datasets")  # multipart bodies are streame
 class BodyLimit:
     """ASGI middleware that limits request bodies to `LIMIT_BYTES` and requires a Content-Length.
 
+    A repeated header is refused, because the parser of the body may read another one of them than this check.
     Multipart bodies of the addresses in `STREAMED` are exempt, because they are streamed to disk.
     """
 
@@ -29,6 +30,11 @@ class BodyLimit:
 
 def _objection(scope: Scope) -> TooLarge | MalformedUpload | None:
     headers = {name.lower(): value for name, value in scope["headers"]}
+    for name in (b"content-type", b"content-length", b"transfer-encoding"):
+        if sum(stated.lower() == name for stated, _ in scope["headers"]) > 1:
+            return MalformedUpload(
+                f"The request has more than one header {name.decode().title()}. Send one header with one value."
+            )
     if headers.get(b"content-type", b"").startswith(b"multipart/") and scope["path"] in STREAMED:
         return None
     if b"transfer-encoding" in headers:

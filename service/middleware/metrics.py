@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.jobs.job_store import Jobs
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""The labels of methods. A caller may send any text as a method; all others have the label "other"."""
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -56,7 +58,8 @@ class _Stored(Collector):
 class Measured:
     """ASGI middleware that counts and times requests.
 
-    The label is the route, not the requested path, so that callers cannot create an unlimited number of labels.
+    The labels are the route, not the requested path, and one of `METHODS`, so that callers cannot create an unlimited
+    number of labels.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -71,8 +74,9 @@ class Measured:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")
-                self._metrics.requests.labels(scope["method"], route, str(message["status"])).inc()
-                self._metrics.seconds.labels(scope["method"], route).observe(time.perf_counter() - began)
+                method = scope["method"] if scope["method"] in METHODS else "other"
+                self._metrics.requests.labels(method, route, str(message["status"])).inc()
+                self._metrics.seconds.labels(method, route).observe(time.perf_counter() - began)
             await send(message)
 
         await self._app(scope, receive, counted)

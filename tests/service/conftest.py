@@ -119,7 +119,7 @@ def web(tmp_path: Path, database: Path | URL) -> Iterator[TestClient]:
     settings = Settings(
         data=tmp_path / "data", engine="fake", upload_limit_bytes=300_000, allowed_roots=(allowed,), **on(database)
     )
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+    with TestClient(create_app(settings), "http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
 
 

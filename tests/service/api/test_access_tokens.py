@@ -22,7 +22,7 @@ BODY: dict[str, Any] = {"budgets": [{"metric": "macs_keep", "limit": 0.6}], "tri
 @pytest.fixture
 def web(tmp_path: Path, database: Path | URL) -> Iterator[TestClient]:
     settings = Settings(data=tmp_path / "data", engine="fake", anonymous=False, **on(database))
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+    with TestClient(create_app(settings), "http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
 
 

@@ -95,3 +95,17 @@ def test_an_error_that_nobody_expects_can_be_found_by_its_id(tmp_path: Path) -> 
     with TestClient(app, raise_server_exceptions=False) as client:
         answer = client.get("/broken", headers={"X-Request-ID": "find-me"})
     assert (answer.status_code, answer.headers["X-Request-ID"]) == (500, "find-me")
+
+
+def test_a_traceback_shows_no_values() -> None:
+    """Values may be secrets of other people, and printing all of them takes seconds of the event loop."""
+    stream = io.StringIO()
+    with bare_root():
+        logs.set_up("text", stream)
+        secret = "x" * 1000  # noqa: F841  the value that must not be printed
+        try:
+            raise RuntimeError("inside")
+        except RuntimeError:
+            logging.getLogger("vitfit").exception("it failed")
+    text = stream.getvalue()
+    assert "RuntimeError: inside" in text and "xxx" not in text and len(text) < 1000

@@ -66,7 +66,7 @@ def test_folders_that_no_job_owns_are_swept(store: Store, jobs: Jobs, folder: Da
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[TestClient]:
     settings = Settings(data=tmp_path / "data", engine="fake", quota_bytes=1000)
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+    with TestClient(create_app(settings), "http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
 
 

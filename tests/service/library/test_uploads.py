@@ -157,7 +157,7 @@ def test_malformed_uploads_are_refused_and_leave_nothing(
 
 def test_a_job_whose_validation_takes_too_long_is_queued_and_an_upload_is_not_kept(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path / "data", engine="fake", validate_timeout_s=0.5)
-    with TestClient(create_app(settings)) as web:
+    with TestClient(create_app(settings), "http://127.0.0.1") as web:
         model = create_model(web)
         undecided = web.post("/v1/jobs", params={"validate_only": True}, json=job_body(model, name="slow"))
         said = undecided.json()
@@ -171,7 +171,7 @@ def test_a_job_whose_validation_takes_too_long_is_queued_and_an_upload_is_not_ke
                 assert "Set threads to" in web.post("/v1/jobs", params=query, json=body).json()["detail"]
         accepted = web.post("/v1/jobs", json=job_body(model, name="slow"))
         assert (accepted.status_code, accepted.json()["status"]) == (202, "queued")
-    with TestClient(create_app(settings.model_copy(update={"register_timeout_s": 0.5}))) as web:
+    with TestClient(create_app(settings.model_copy(update={"register_timeout_s": 0.5})), "http://127.0.0.1") as web:
         answer = web.post("/v1/datasets", files={"file": ("slow.npz", zip_bytes())})
         assert "did not check the data set" in problem(answer, 503, "validation-slow")["detail"]
         assert answer.headers["retry-after"] == "5"

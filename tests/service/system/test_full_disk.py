@@ -164,7 +164,7 @@ def test_a_job_that_finds_room_later_ends_well(no_room: Server) -> None:
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(data=tmp_path / "data", engine="fake"))) as web:
+    with TestClient(create_app(Settings(data=tmp_path / "data", engine="fake")), "http://127.0.0.1") as web:
         yield web
 
 
@@ -191,7 +191,7 @@ def test_a_database_without_room_refuses_what_is_new_and_can_be_read(sqlite: Tes
 
 def test_with_less_disk_than_is_kept_free_nothing_new_is_taken_and_nothing_is_started(tmp_path: Path) -> None:
     little = Settings(data=tmp_path / "data", engine="fake", keep_free_bytes=10**18)
-    with TestClient(create_app(little), raise_server_exceptions=False) as web:
+    with TestClient(create_app(little), "http://127.0.0.1", raise_server_exceptions=False) as web:
         body = problem(web.post("/v1/models", json={"name": "fake_tiny_patch4_32"}), 507, "storage-full")
         assert body["keep_free_bytes"] == 10**18 and body["free_bytes"] > 0
         waits = wait_until(lambda: web.get("/healthz").json()["waits"], "the runner to see it")

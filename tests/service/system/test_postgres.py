@@ -167,7 +167,7 @@ def test_while_the_database_is_away_requests_are_asked_to_come_again(
     outage: Postgres, url: str, tmp_path: Path
 ) -> None:
     settings = Settings(data=tmp_path / "data", engine="fake", database_url=url)
-    with TestClient(create_app(settings), raise_server_exceptions=False) as web:
+    with TestClient(create_app(settings), "http://127.0.0.1", raise_server_exceptions=False) as web:
         assert web.get("/healthz").status_code == 200
         outage.stop()
         for path in ("/healthz", "/v1/jobs"):
