@@ -5,14 +5,14 @@ inside heads can be cut too.
 """
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from models.data.preprocessing import Preprocessing
 from models.errors import InvalidRequest, UnsupportedModel
@@ -34,8 +34,10 @@ from models.graph.tracing.stream import find_stream
 from models.graph.tracing.sublayers import GraphBlock, Half, find_blocks
 from models.graph.tracing.trace import trace
 from models.graph.tracing.tracer import packet_of
+from models.graph.watching import Values, Watcher, layer_inputs
 from models.networks.network import Network
 from models.pruning.recovery import refit, refit_narrower
+from models.pruning.remembered_fits import RememberedFits
 from models.rotation.bases import Bases
 from models.statistics.collect import READERS, Observer, Sides, collect
 from models.statistics.layer_weights import LayerWeights
@@ -101,6 +103,7 @@ class GraphNetwork(Network):
             free=free,
             stream=None if self._stream is None else self._stream.atom,
         )
+        self._fits = RememberedFits()
         self._flow = token_flow(self._traced, self._blocks)
         try:
             self._structure = describe(flow=self._flow)
@@ -213,19 +216,25 @@ class GraphNetwork(Network):
 
         The last dim of the inputs of READERS is ordered member by member: all columns of the first member come first.
         """
-        watched = {}
+        watched: dict[Node, Callable[[Values], None]] = {}
+
+        def watch(nodes: Iterable[Node], block: int, side: int, columns: Tensor) -> None:
+            def show(values: Values, node: Node) -> None:
+                observer(block, side, layer_inputs(values, node, columns))
+
+            watched.update({node: partial(show, node=node) for node in nodes})
+
         for i, block in enumerate(self._blocks):
             for side, half in enumerate((block.heads, block.neurons)):
                 if sides == READERS:
-                    seen = (i, side, torch.tensor(member_columns(self._traced, half)))
-                    watched.update(dict.fromkeys(half.uses, seen))
+                    watch(half.uses, i, side, torch.tensor(member_columns(self._traced, half)))
                 else:
                     assert self._stream is not None
-                    watched[half.makers[0]] = (i, side, torch.arange(self._stream.atom.size))
-        reader = _Reader(self._traced.graph, watched, observer)
+                    watch(half.makers[:1], i, side, torch.arange(self._stream.atom.size))
+        watcher = Watcher(self._traced.graph, watched)
         with torch.inference_mode():
             for chunk in images.split(batch):
-                reader.run(chunk)
+                watcher.run(chunk)
 
     def pruned(self, plan: Plan, statistics: Statistics | None) -> Self:
         """Return the network that the plan describes. statistics: None leaves the remaining weights as they are.
@@ -249,6 +258,7 @@ class GraphNetwork(Network):
         if self._stream is not None:
             narrow_norms(graph, self._stream, len(plan.embed) / self._stream.atom.size)
         if statistics is not None:
+            self._fits.begin()
             for block, seen in zip(self._blocks, statistics.blocks, strict=True):
                 self._refit(graph, block.heads, kept, seen.projection)
                 self._refit(graph, block.neurons, kept, seen.neurons)
@@ -315,7 +325,13 @@ class GraphNetwork(Network):
         if self._stream is not None:
             rows = torch.tensor(kept[self._stream.atom])
             weight, bias = weight[rows], None if bias is None else bias[rows]
-        new, shift = refit(weight[:, columns], bias, seen, [place_of[column] for column in left])
+        members = [place_of[column] for column in left]
+        new, shift = self._fits.of(
+            (half.reader.name, tuple(left), len(weight)),
+            stored(self._traced.graph, half.reader.args[1]),
+            seen,
+            lambda: refit(weight[:, columns], bias, seen, members),
+        )
         write_reader(module, half.reader, new, shift if bias is not None else None)
 
     def _refit_readers(
@@ -335,7 +351,9 @@ class GraphNetwork(Network):
             weight, bias = reader_weight(self._traced.graph, maker)
             rows = torch.tensor(places(leaves(self._traced.tracer.contractions[maker][1]), dict(kept)))
             weight, bias = weight[rows], None if bias is None else bias[rows]
-            new, shift = refit_narrower(weight, bias, weight[:, list(columns)], seen)
+            fit = partial(refit_narrower, weight, bias, weight[:, list(columns)], seen)
+            key = (maker.name, tuple(rows.tolist()), len(columns))
+            new, shift = self._fits.of(key, stored(self._traced.graph, maker.args[1]), seen, fit)
             write_reader(module, maker, new, shift if bias is not None else None)
 
     def _layer_weights(self, block: GraphBlock) -> LayerWeights:
@@ -370,23 +388,3 @@ class GraphNetwork(Network):
     def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:
         module = self.with_all_outputs
         self.write(module if self.rounding is None else copy.deepcopy(module), path, batch)
-
-
-class _Reader(Interpreter):
-    def __init__(
-        self,
-        graph: GraphModule,
-        watched: dict[Node, tuple[int, int, Tensor]],
-        observer: Observer,
-    ) -> None:
-        super().__init__(graph)
-        self._watched, self._observer = watched, observer
-
-    def run_node(self, n: Node) -> Any:
-        if n in self._watched:
-            block, side, columns = self._watched[n]
-            x = self.env[n.all_input_nodes[0]]
-            if "conv" in str(n.target):
-                x = x.movedim(1, -1)
-            self._observer(block, side, x[..., columns])
-        return super().run_node(n)

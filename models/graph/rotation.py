@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from models.graph.fold_stream import stream_axis
 from models.graph.linear_layers import member_columns, reader_weight
@@ -17,6 +17,7 @@ from models.graph.tracing.stream import GraphStream
 from models.graph.tracing.sublayers import GraphBlock
 from models.graph.tracing.trace import Traced
 from models.graph.tracing.tracer import packet_of
+from models.graph.watching import Values, Watcher, layer_inputs
 from models.rotation.bases import Bases, BlockBases
 from models.rotation.head_bases import pair_basis, value_basis
 from models.rotation.moments import HeadMoments, Mean
@@ -37,7 +38,7 @@ def find_graph_bases(
 ) -> Bases:
     """Return the bases of these axes. chunks: the calibration images, (n, C, H, W) each."""
     moments = [HeadMoments() for _ in blocks]
-    watched: dict[Node, Callable[[dict[Node, Any]], None]] = {}
+    watched: dict[Node, Callable[[Values], None]] = {}
     for block, dims, found in zip(blocks, inside, moments, strict=True):
         if dims.qk is not None and "qk" in axes:
             watched[dims.qk.mixture] = _pairs(traced, block, dims.qk, found)
@@ -45,7 +46,7 @@ def find_graph_bases(
     readers = [] if stream is None else [reader for some in stream.norms.values() for reader in some]
     products = {reader: Mean() for reader in readers}
     watched |= {reader: _products(reader, products[reader]) for reader in readers}
-    watcher = _Watcher(traced.graph, watched)
+    watcher = Watcher(traced.graph, watched)
     with torch.inference_mode():
         for chunk in chunks:
             watcher.run(chunk)
@@ -113,10 +114,10 @@ def narrow_norms(graph: GraphModule, stream: GraphStream, share: float) -> None:
     graph.recompile()
 
 
-def _products(reader: Node, mean: Mean) -> Callable[[dict[Node, Any]], None]:
+def _products(reader: Node, mean: Mean) -> Callable[[Values], None]:
     """Return a function that adds the products of a reader's inputs."""
 
-    def add(values: dict[Node, Any]) -> None:
+    def add(values: Values) -> None:
         rows = values[reader.args[0]].flatten(0, -2)  # type: ignore[index]
         mean.add(rows.T @ rows, len(rows))
 
@@ -146,9 +147,7 @@ def map_dims(traced: Traced, node: Any, heads: Atom, dims: Atom, *, maps: Tensor
             rows[places] = (matrix @ old.reshape(len(old), -1)).reshape_as(old).to(tensor)
 
 
-def _pairs(
-    traced: Traced, block: GraphBlock, dims: InnerDims, moments: HeadMoments
-) -> Callable[[dict[Node, Any]], None]:
+def _pairs(traced: Traced, block: GraphBlock, dims: InnerDims, moments: HeadMoments) -> Callable[[Values], None]:
     """Return a function that adds the q and k of one run to the moments. It gets the values of all nodes."""
     heads, (q, k) = block.heads.atom, dims.mixture.args[:2]
     ahead = [atom for atom in leaves(traced.tracer.mixtures[dims.mixture][0]) if atom is not heads]
@@ -157,7 +156,7 @@ def _pairs(
     keys = leaves(of_k[-2] if fused else of_k[-1])
     queries = leaves(of_q[-2])
 
-    def add(values: dict[Node, Any]) -> None:
+    def add(values: Values) -> None:
         moments.add_queries(_laid_out(values[q], of_q, (ahead, queries, [heads], [dims.atom])))  # type: ignore[index]
         moments.add_keys(_laid_out(values[k], of_k, (ahead, keys, [heads], [dims.atom])))  # type: ignore[index]
 
@@ -172,27 +171,12 @@ def _laid_out(x: Tensor, dims: Sequence[Dim], wanted: Sequence[Dim]) -> Tensor:
     return x.reshape([-1 if is_batch(dim) else prod(atom.size for atom in dim) for dim in wanted])
 
 
-def _outputs(traced: Traced, block: GraphBlock, moments: HeadMoments) -> Callable[[dict[Node, Any]], None]:
+def _outputs(traced: Traced, block: GraphBlock, moments: HeadMoments) -> Callable[[Values], None]:
     """Return a function that adds the outputs of the heads to the moments."""
     reader = block.heads.reader
     columns = torch.tensor(member_columns(traced, block.heads))
 
-    def add(values: dict[Node, Any]) -> None:
-        x = values[reader.all_input_nodes[0]]
-        x = x.movedim(1, -1) if "conv" in str(reader.target) else x
-        moments.outputs.add(x[..., columns].flatten(0, -2))
+    def add(values: Values) -> None:
+        moments.outputs.add(layer_inputs(values, reader, columns).flatten(0, -2))
 
     return add
-
-
-class _Watcher(Interpreter):
-    """Runs a graph, and shows the values in front of some nodes."""
-
-    def __init__(self, graph: GraphModule, watched: dict[Node, Callable[[dict[Node, Any]], None]]) -> None:
-        super().__init__(graph)
-        self._watched = watched
-
-    def run_node(self, n: Node) -> Any:
-        if n in self._watched:
-            self._watched[n](self.env)
-        return super().run_node(n)

@@ -18,6 +18,7 @@ from models.networks.network import Network, outputs_of
 from models.pruning.prune import prune
 from models.pruning.pruned_blocks import PrunedBlock
 from models.pruning.recovery import Readers, recover
+from models.pruning.remembered_fits import RememberedFits
 from models.pruning.sequential_recovery import can_recover_in_sequence, fit_classifiers, recover_in_sequence
 from models.pruning.slice_blocks import readers
 from models.pruning.spread import can_spread_width, spread
@@ -48,6 +49,7 @@ class TorchNetwork(Network):
         self.preprocessing = preprocessing
         self._family = family_of(module)
         self._structure = describe(module, self._family, name, preprocessing.size[1:])
+        self._fits = RememberedFits()
         self.gates: tuple[Gates, ...] | None = None
         """Values of the trained gates (models/training/train_gates.py), which are already folded into the weights."""
         self.threshold = 0.5
@@ -109,7 +111,7 @@ class TorchNetwork(Network):
         small._structure, small.plan = plan.apply_to(self._structure), plan
         small.gates = None
         if statistics is not None:
-            recover(small.readers(), plan, self.weights(), statistics.blocks)
+            recover(small.readers(), plan, self.weights(), statistics.blocks, fits=self._fits)
         return small
 
     @property

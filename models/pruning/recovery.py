@@ -15,11 +15,13 @@ map (D, k) from the normalised stream to these inputs, they are fitted in the sa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from models.pruning.prune import qkv_rows
+from models.pruning.remembered_fits import Fit, RememberedFits
 from models.statistics.layer_weights import LayerWeights
 from models.statistics.moments import InputStatistics
 from models.statistics.statistics import BlockStatistics
@@ -69,32 +71,39 @@ class Readers:
 
 
 def recover(
-    readers: Sequence[Readers], plan: Plan, weights: Sequence[LayerWeights], statistics: Sequence[BlockStatistics]
+    readers: Sequence[Readers],
+    plan: Plan,
+    weights: Sequence[LayerWeights],
+    statistics: Sequence[BlockStatistics],
+    *,
+    fits: RememberedFits,
 ) -> None:
     """Refit the projection and fc2 of every pruned block, in place.
 
     It also refits q/k/v and fc1 if they read only some of their inputs, or a narrower stream in a rotated basis, and
     the statistics hold the moments of these inputs.
-    weights: layers of the dense network.
+    weights: layers of the dense network. fits: those of the networks before, which are used again where they fit.
     """
+    fits.begin()
+    refit_linear, refit_narrow = partial(_refit_linear, fits=fits), partial(_refit_narrower, fits=fits)
     for layers, wanted in zip(readers, plan.blocks, strict=True):
         dense, seen = weights[wanted.source], statistics[wanted.source]
         embed = plan.embed or range(dense.fc2.out_features)
         if "embed" in plan.rotated and len(embed) < dense.fc2.out_features and seen.inputs is not None:
             if layers.qkv is not None:
                 rows = qkv_rows(wanted, dense.qkv.out_features // 3)
-                _refit_narrower(layers.qkv, dense.qkv, rows, seen.inputs.qkv)
+                refit_narrow(layers.qkv, dense.qkv, rows, seen.inputs.qkv)
             if layers.fc1 is not None:
-                _refit_narrower(layers.fc1, dense.fc1, wanted.neurons, seen.inputs.fc1)
+                refit_narrow(layers.fc1, dense.fc1, wanted.neurons, seen.inputs.fc1)
         if layers.qkv is not None and seen.inputs is not None and wanted.qkv_inputs is not None:
             rows = qkv_rows(wanted, dense.qkv.out_features // 3)
-            _refit_linear(layers.qkv, dense.qkv, rows, seen.inputs.qkv, kept=wanted.qkv_inputs)
+            refit_linear(layers.qkv, dense.qkv, rows, seen.inputs.qkv, kept=wanted.qkv_inputs)
         if layers.projection is not None:
-            _refit_linear(layers.projection, dense.projection, embed, seen.projection, kept=_projection_inputs(wanted))
+            refit_linear(layers.projection, dense.projection, embed, seen.projection, kept=_projection_inputs(wanted))
         if layers.fc1 is not None and seen.inputs is not None and wanted.fc1_inputs is not None:
-            _refit_linear(layers.fc1, dense.fc1, wanted.neurons, seen.inputs.fc1, kept=wanted.fc1_inputs)
+            refit_linear(layers.fc1, dense.fc1, wanted.neurons, seen.inputs.fc1, kept=wanted.fc1_inputs)
         if layers.fc2 is not None:
-            _refit_linear(layers.fc2, dense.fc2, embed, seen.neurons, kept=wanted.neurons)
+            refit_linear(layers.fc2, dense.fc2, embed, seen.neurons, kept=wanted.neurons)
 
 
 def _projection_inputs(plan: BlockPlan) -> tuple[int, ...]:
@@ -102,31 +111,48 @@ def _projection_inputs(plan: BlockPlan) -> tuple[int, ...]:
 
 
 def _refit_linear(
-    linear: nn.Linear, dense: nn.Linear, outputs: Sequence[int], inputs: InputStatistics, *, kept: Sequence[int]
+    linear: nn.Linear,
+    dense: nn.Linear,
+    outputs: Sequence[int],
+    inputs: InputStatistics,
+    *,
+    kept: Sequence[int],
+    fits: RememberedFits,
 ) -> None:
     if len(kept) == dense.in_features:
         return
-    rows = torch.tensor(outputs)
-    bias = dense.bias.detach()[rows] if dense.bias is not None else None
-    weight, shift = refit(dense.weight.detach()[rows], bias, inputs, kept)
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-        if linear.bias is not None:
-            linear.bias.copy_(shift)
+
+    def fit() -> Fit:
+        rows = torch.tensor(outputs)
+        return refit(dense.weight.detach()[rows], _bias(dense, rows), inputs, kept)
+
+    _write(linear, fits.of((tuple(outputs), tuple(kept)), dense.weight, inputs, fit))
 
 
-def _refit_narrower(linear: nn.Linear, dense: nn.Linear, outputs: Sequence[int], inputs: InputStatistics) -> None:
+def _refit_narrower(
+    linear: nn.Linear, dense: nn.Linear, outputs: Sequence[int], inputs: InputStatistics, *, fits: RememberedFits
+) -> None:
     """Refit a layer that reads the first coordinates of a rotated stream, in place.
 
     inputs: moments of the normalised stream of the dense network.
     """
-    rows = torch.tensor(outputs)
-    bias = dense.bias.detach()[rows] if dense.bias is not None else None
-    weight, shift = refit_narrower(dense.weight.detach()[rows], bias, linear.weight.detach(), inputs)
+
+    def fit() -> Fit:
+        rows = torch.tensor(outputs)
+        return refit_narrower(dense.weight.detach()[rows], _bias(dense, rows), linear.weight.detach(), inputs)
+
+    _write(linear, fits.of((tuple(outputs), linear.in_features), dense.weight, inputs, fit))
+
+
+def _bias(dense: nn.Linear, rows: Tensor) -> Tensor | None:
+    return dense.bias.detach()[rows] if dense.bias is not None else None
+
+
+def _write(linear: nn.Linear, fit: Fit) -> None:
     with torch.no_grad():
-        linear.weight.copy_(weight)
+        linear.weight.copy_(fit[0])
         if linear.bias is not None:
-            linear.bias.copy_(shift)
+            linear.bias.copy_(fit[1])
 
 
 def refit_narrower(

@@ -92,7 +92,7 @@ def test_an_error_that_nobody_expects_can_be_found_by_its_id(tmp_path: Path) -> 
     def broken() -> Any:
         raise RuntimeError("inside")
 
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, "http://127.0.0.1", raise_server_exceptions=False) as client:
         answer = client.get("/broken", headers={"X-Request-ID": "find-me"})
     assert (answer.status_code, answer.headers["X-Request-ID"]) == (500, "find-me")
 
