@@ -91,7 +91,7 @@ class Mailbox:
 
     def is_open(self, session: str) -> bool:
         try:
-            return secrets.compare_digest((self._folder / SESSION).read_text(), session)
+            return secrets.compare_digest((self._folder / SESSION).read_bytes(), session.encode())
         except FileNotFoundError:
             return False
 

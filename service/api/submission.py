@@ -52,7 +52,7 @@ class Submissions:
         self._library = library
         self._catalog = catalog
         self._validator = validator
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def validate(self, request: JobRequest, caller: Caller) -> Validated:
         """Validate a request and return the engine's description of it. Nothing is created.
@@ -74,7 +74,7 @@ class Submissions:
         """
         body = request.model_dump(mode="json")
         new = NewJob(body, caller.owner, key, _digest(body), request_id=logs.request_id())
-        async with self._one_at_a_time(key):
+        async with self._one_at_a_time(caller.owner, key):
             if earlier := await self._replay(new):
                 return earlier
             with suppress(ValidationSlow):
@@ -107,7 +107,7 @@ class Submissions:
             deliver_trial=trial,
             request_id=logs.request_id(),
         )
-        async with self._one_at_a_time(key):
+        async with self._one_at_a_time(caller.owner, key):
             return await self._replay(new) or await self._create(new)
 
     async def _describe(self, request: JobRequest, caller: Caller) -> dict[str, Any]:
@@ -149,16 +149,16 @@ class Submissions:
             )
         return Submitted(row.first_answer, replayed=True)
 
-    def _one_at_a_time(self, key: str | None) -> asyncio.Lock:
-        """Return a lock that requests with the same key share, so that only the first of them is validated.
+    def _one_at_a_time(self, owner: str, key: str | None) -> asyncio.Lock:
+        """Return a lock that the requests of one person with the same key share. Only the first of them is validated.
 
         The lock only saves work. Uniqueness is guaranteed by the constraint in the database.
         """
         if key is None:
             return asyncio.Lock()
-        lock = self._locks.get(key)
+        lock = self._locks.get((owner, key))
         if lock is None:
-            lock = self._locks[key] = asyncio.Lock()
+            lock = self._locks[owner, key] = asyncio.Lock()
         return lock
 
 

@@ -160,6 +160,12 @@ def test_an_agent_that_registers_takes_over_and_the_one_before_is_told(
     assert task["id"] == number, "what the first had not answered is offered again"
 
 
+def test_a_session_that_is_no_session_is_refused(web: TestClient, agent: dict[str, str]) -> None:
+    others = [(name.encode(), value.encode()) for name, value in agent.items() if name != "Vitfit-Session"]
+    headers = [*others, (b"Vitfit-Session", b"\xe9")]
+    problem(web.get("/v1/agents/agent-pi-5/task?wait_s=0", headers=headers), 409, "conflict")
+
+
 @pytest.mark.parametrize(
     ("change", "status", "text"),
     [
