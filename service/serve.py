@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from models.atomic_write import write_whole
 from models.errors import VitfitError
 from service.app import create_app
+from service.connections import LimitedConnection, raise_descriptors
 from service.core import logs
 from service.core.settings import Settings, wrong_settings
 
@@ -38,6 +39,7 @@ def serve(settings: Settings, ready_file: Path | None = None) -> None:
     Raises: SystemExit with status 2, after one line on stderr, if the server cannot start; with status 0 after SIGTERM.
     """
     logs.set_up(settings.log_format)
+    raise_descriptors()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # for the time before and after uvicorn's own handler
     try:
         _check_door(settings)
@@ -82,7 +84,12 @@ def _serve_on(listener: socket.socket, settings: Settings, ready_file: Path | No
             "Choose another folder (VITFIT_DATA), or change the permissions of this folder."
         ) from error
     config = uvicorn.Config(
-        app, log_config=None, timeout_graceful_shutdown=GOODBYE_S, timeout_keep_alive=KEEP_ALIVE_S, server_header=False
+        app,
+        http=LimitedConnection,
+        log_config=None,
+        timeout_graceful_shutdown=GOODBYE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        server_header=False,
     )
     _Server(config, settings, ready_file).run(sockets=[listener])
 

@@ -4,6 +4,7 @@ A single thread does this a few times per second. All its state is in the databa
 """
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -28,6 +29,9 @@ from service.storage.base import Storage
 
 log = logging.getLogger("vitfit.runner")
 
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+"""A process cannot be started, because the machine is short of open files, memory or processes."""
+SHORT_S = 5.0  # the pause after such an error
 POLL_S = 0.2
 AWAY_POLL_S = 1.0
 COMPLAIN_S = 60.0  # report a full disk at most once per minute: the log may be on the same disk
@@ -74,6 +78,8 @@ class Runner:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="runner", daemon=True)
         self._expiry_checked_at = self._swept_at = self._complained_at = float("-inf")
+        self._short_until = float("-inf")
+        """No worker is started before this time, because the machine was short of descriptors, memory or processes."""
         self.waits: str | None = None
         """Why queued jobs cannot be started, such as a lack of disk space; None if nothing prevents it."""
 
@@ -180,7 +186,9 @@ class Runner:
 
     def _fill(self) -> None:
         """Start queued jobs while there are free workers and enough disk space."""
-        while self._has_disk() and len(self._workers) < self._settings.workers and not self._stopping.is_set():
+        while not self._stopping.is_set() and len(self._workers) < self._settings.workers:
+            if time.monotonic() < self._short_until or not self._has_disk():
+                return
             claimed = self._leases.claim(whoami())
             if claimed is None:
                 return
@@ -202,9 +210,22 @@ class Runner:
         try:
             self._workers.append(self._spawn(lease))
         except OSError as error:
+            if error.errno in SHORT:
+                self._wait_for_means(lease, error)
+                return
             log.exception("%s: its worker could not be started", lease.job_id)
             why = storage_full(self._folder.root, NOT_GONE_ON) if is_full(error) else None
             self._leases.crash(lease, f"could not be started ({error})", why)
+
+    def _wait_for_means(self, lease: Lease, error: OSError) -> None:
+        """Put a job back whose worker cannot be started now, because the machine is short of something."""
+        log.error("queued jobs wait, because no process can be started: %s", error.strerror)
+        self._leases.give_up(lease)
+        self._short_until = time.monotonic() + SHORT_S
+        self.waits = (
+            f"Queued jobs wait, because the machine cannot start another process ({error.strerror}). Close programs on"
+            " it, or raise its limits on processes, memory and open files."
+        )
 
     def _watch(self, worker: Worker) -> None:
         status = worker.process.poll()
