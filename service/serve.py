@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from models.atomic_write import write_whole
 from models.errors import VitfitError
 from service.app import create_app
-from service.connections import LimitedConnection, raise_descriptors
 from service.core import logs
 from service.core.settings import Settings, wrong_settings
+from service.middleware.connections import LimitedConnection, raise_descriptors
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CANNOT_START = 2  # exit status
