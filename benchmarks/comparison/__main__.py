@@ -69,7 +69,7 @@ def run(name: str, row: Row, case: Case, recovery: bool, *, output: Path) -> Non
     path = output / f"{stem}.json"
     if path.exists():
         return
-    bench = Bench(case, row.method, row.criterion)
+    bench = Bench(case, row.method, row.criterion, basis=row.basis)
     found = {
         "row": name,
         "ours": row.ours,

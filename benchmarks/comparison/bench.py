@@ -17,9 +17,11 @@ from models.networks.network import Network
 from models.structure import Plan, Precision
 from search.budgets import Budgets
 from search.loop.executor import LocalExecutor
+from search.loop.local_search import LocalSearch
 from search.loop.search import Search
 from search.loop.searcher import Proposal, by_expected_improvement
 from search.loop.trial import Trial
+from search.methods import Basis, method_named
 from search.spaces.space import Space
 from service.core.data_folder import JobFiles
 from service.jobs.job_request import JobRequest
@@ -47,13 +49,14 @@ class Case:
     criterion."""
     precisions: tuple[Precision, ...] = ("fp32",)
 
-    def request(self, method: str = "joint", criterion: str | None = None) -> JobRequest:
+    def request(self, method: str = "joint", criterion: str | None = None, basis: Basis | None = None) -> JobRequest:
         return JobRequest.model_validate(
             {
                 "model": "model",
                 "dataset": "data",
                 "method": method,
                 "criterion": criterion,
+                "basis": basis,
                 "seed": self.seed,
                 "precisions": self.precisions,
                 "gates": {"epochs": int(method == "vtp")},
@@ -81,13 +84,21 @@ class Case:
 class Bench:
     """An opened case: everything that a row needs."""
 
-    def __init__(self, case: Case, method: str = "joint", criterion: str | None = None, aimed: bool = False) -> None:
+    def __init__(
+        self,
+        case: Case,
+        method: str = "joint",
+        criterion: str | None = None,
+        *,
+        aimed: bool = False,
+        basis: Basis | None = None,
+    ) -> None:
         """Open the case.
 
         aimed: whether searches decode to the targets of the budgets, as a job does. A target is lower than its budget
         by a safety margin, because the measured latency of a job's result must meet the budget.
         """
-        self.case, self.request, files, self._aimed = case, case.request(method, criterion), case.files(), aimed
+        self.case, self.request, files, self._aimed = case, case.request(method, criterion, basis), case.files(), aimed
         self.evaluation = Evaluation.open(self.request, files)
         self.original = self.evaluation.network
         self.pricing = Pricing(self.request, self.original.structure)
@@ -134,7 +145,7 @@ class Bench:
     ) -> tuple[Network, list[Trial]]:
         """Run `trials` trials on the selection split.
 
-        Return the best network, made as a job makes it, and all trials.
+        With vitfit's own proposals, some of them are steps of the local search, as in a job. Return the best network, made as a job makes it, and all trials.
         """
         search, plan = self.searching(space, recovery, propose), space.plan
         found = search.run([], trials)
@@ -142,9 +153,12 @@ class Bench:
         return self.finished(plan(last[0].policy), recovery), found
 
     def searching(self, space: Space, recovery: bool, propose: Proposal = by_expected_improvement) -> Search:
-        scorer = dataclasses.replace(self.ranked.scorer(recovery), space=space)
+        scorer, price = dataclasses.replace(self.ranked.scorer(recovery), space=space), self.pricing.price
+        local = None
+        if propose is by_expected_improvement and method_named(self.request.method).local_search:
+            local = LocalSearch(space, price, LocalExecutor(scorer.on_a_part()))
         return Search(
-            space, self.budgets, self.pricing.price, LocalExecutor(scorer), lambda _: None, self.case.seed, propose
+            space, self.budgets, price, LocalExecutor(scorer), lambda _: None, self.case.seed, propose, local=local
         )
 
     def finished(self, plan: Plan, recovery: bool) -> Network:

@@ -14,6 +14,7 @@ from models.networks.network import Network
 from models.structure import BlockPlan, Plan, identity
 from search.loop.decode import decode
 from search.loop.searcher import Canonical, at_random
+from search.methods import Basis
 from search.spaces.compact import CompactSpace
 from search.token_rule import TokenRule
 
@@ -27,12 +28,13 @@ class Row:
     """One row of the table.
 
     run: makes the network from (bench, recovery); `recovery` says whether to use closed-form recovery. method,
-    criterion: what ranks the members. ours: whether this is a method of vitfit.
+    criterion: what ranks the members. basis: None for the method's own. ours: whether this is a method of vitfit.
     """
 
     run: Callable[[Bench, bool], Found]
     method: str = "joint"
     criterion: str | None = None
+    basis: Basis | None = None
     ours: bool = False
     bare: bool = True
     """Whether the row is also run without recovery."""
@@ -125,6 +127,7 @@ def torch_pruning(importance: Importance) -> Callable[[Bench, bool], Found]:
 
 ROWS: dict[str, Row] = {
     "joint": Row(method, ours=True, bare=False),
+    "joint, chosen basis": Row(method, basis="chosen", ours=True, bare=False),
     "mdc": Row(method, "mdc", ours=True, bare=False),
     "cp-vit": Row(method, "cp-vit", ours=True, bare=False),
     "up-vit": Row(method, "up-vit", ours=True, bare=False),
