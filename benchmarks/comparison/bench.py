@@ -145,7 +145,8 @@ class Bench:
     ) -> tuple[Network, list[Trial]]:
         """Run `trials` trials on the selection split.
 
-        With vitfit's own proposals, some of them are steps of the local search, as in a job. Return the best network, made as a job makes it, and all trials.
+        With vitfit's own proposals, some of them are steps of the local search, as in a job. Return the best network,
+        made as a job makes it, and all trials.
         """
         search, plan = self.searching(space, recovery, propose), space.plan
         found = search.run([], trials)
