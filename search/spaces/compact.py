@@ -111,7 +111,7 @@ class CompactSpace:
             row = getattr(policy, f"{axis}_by_block") or [count / size for count, size in kept[axis]]
             rows[f"{axis}_by_block"] = tuple(max(self._least(axis), keep) for keep in row)
         tokens = tuple(max(LEAST["tokens"], keep) for keep in policy.tokens)
-        embed = max(self._least("embed"), policy.embed)
+        embed = 1.0 if self._embed is None else max(self._least("embed"), policy.embed)
         return dataclasses.replace(policy, tokens=tokens, embed=embed, **rows)  # type: ignore[arg-type]
 
     def sketch(self, policy: Policy) -> Structure:

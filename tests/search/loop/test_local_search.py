@@ -78,6 +78,7 @@ def test_every_step_stays_within_the_budget_and_above_the_least_shares() -> None
         assert 0.55 < trial.costs["macs_keep"] <= 0.6
         assert min(trial.policy.neurons_by_block) >= LEAST["neurons"]
         assert min(trial.policy.qk_by_block) >= LEAST["qk"]
+        assert trial.policy.embed == 1.0  # this space cannot cut the width
 
 
 def test_no_structure_is_tried_twice() -> None:
