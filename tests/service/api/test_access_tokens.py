@@ -51,6 +51,7 @@ def test_every_address_asks_for_a_token(web: TestClient) -> None:
         problem(answer, 401, "unauthorized")
         assert answer.headers["WWW-Authenticate"] == "Bearer", path
     assert web.get("/healthz").status_code == 200 and web.get("/livez").status_code == 204
+    assert 'src="http' not in web.get("/docs").text, "the description of the API loads nothing from elsewhere"
 
 
 def test_reading_does_not_allow_to_change_anything(web: TestClient) -> None:
