@@ -10,9 +10,9 @@ import math
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from vitfit.agent import PROTOCOL
 
 from latency.devices.devices import AGENT
@@ -24,6 +24,8 @@ from service.core.errors import Conflict, NotFound
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 LOOK_S = 0.1
 """Seconds between two checks for a new task while an agent's request waits."""
+MOST_AGENTS = 500
+"""Upper limit on devices with an agent. Everybody gets the whole list of devices."""
 LEAST_MS, MOST_MS = 1e-4, 1e7
 
 
@@ -55,7 +57,7 @@ class AgentRequest(BaseModel):
     machine: str = Field(min_length=1, max_length=200, description="Name of the processor.")
     threads: int = Field(ge=1, le=1024, description="Number of cores that the agent may use.")
     runtime: str = Field(min_length=1, max_length=100, description="Name and version of ONNX Runtime on the device.")
-    providers: list[str] = Field(
+    providers: list[Annotated[str, StringConstraints(max_length=100)]] = Field(
         min_length=1, max_length=32, description="Execution providers of ONNX Runtime on the device."
     )
 
@@ -88,11 +90,12 @@ class Agents:
         """folder: the folder of the devices that users have added."""
         self._folder = folder
 
-    def register(self, request: AgentRequest) -> Registered:
+    def register(self, request: AgentRequest, owner: str) -> Registered:
         """Add the device of an agent, or take it over from the previous agent of that name.
 
-        Raises: InvalidRequest for an invalid name; Conflict if the name belongs to another machine or if the agent uses
-            another protocol version.
+        owner: name of the agent's access token. The device belongs to it from now on.
+        Raises: InvalidRequest for an invalid name; Conflict if the name belongs to another access token or machine, if
+            the agent uses another protocol version, or if there are `MOST_AGENTS` devices already.
         """
         if request.protocol != PROTOCOL:
             raise Conflict(
@@ -110,14 +113,28 @@ class Agents:
             )
         device = f"{AGENT}-{request.name}"
         path = self._folder / f"{device}.json"
-        document = {"name": device, "kind": AGENT, **request.model_dump(exclude={"name", "protocol"})}
+        document = {"name": device, "kind": AGENT, "owner": owner, **request.model_dump(exclude={"name", "protocol"})}
         if path.exists():
             self._require_same(json.loads(path.read_text()), document)
+        elif sum(1 for _ in self._folder.glob(f"{AGENT}-*.json")) >= MOST_AGENTS:
+            raise Conflict(
+                f"This server has {MOST_AGENTS} devices with an agent, and takes no more. Delete one that is no longer"
+                " used: vitfit delete-device NAME.",
+                allowed=MOST_AGENTS,
+            )
         write_whole(path, json.dumps(document, indent=1))
         return Registered(device=device, session=Mailbox(path.with_suffix("")).open_session())
 
     def _require_same(self, known: dict[str, Any], now: dict[str, Any]) -> None:
-        """Require the same machine and runtime as before, because stored latencies refer to the device by its name."""
+        """Require the same access token, machine and runtime as before.
+
+        Stored latencies refer to the device by its name, and jobs send their files to it.
+        """
+        if known.get("owner", now["owner"]) != now["owner"]:
+            raise Conflict(
+                f"The device {known['name']} belongs to another access token. Use the access token that registered it,"
+                f" use another name, or delete the device first: vitfit delete-device {known['name']}.",
+            )
         for field in ("machine", "runtime"):
             if known[field] != now[field]:
                 raise Conflict(

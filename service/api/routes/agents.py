@@ -12,6 +12,7 @@ from latency.devices.mailbox import Mailbox
 from service.api.agents import AgentRequest, MeasuringAnswer, Registered
 from service.api.auth import require
 from service.api.context import ServiceOf
+from service.api.identity import Caller
 from service.core.errors import NotFound
 
 
@@ -26,9 +27,11 @@ MailboxOf = Annotated[Mailbox, Depends(mailbox_of)]
 
 
 @router.post("", status_code=201)
-def register(request: AgentRequest, service: ServiceOf) -> Registered:
+def register(
+    request: AgentRequest, service: ServiceOf, caller: Annotated[Caller, Depends(require("agent"))]
+) -> Registered:
     """Register a device, so that GET /v1/devices lists it, or take it over from the previous agent."""
-    return service.agents.register(request)
+    return service.agents.register(request, caller.owner)
 
 
 @router.get("/{device}/task", responses={204: {"description": "There is no task now. Ask again."}}, response_model=None)

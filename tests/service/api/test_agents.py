@@ -160,6 +160,29 @@ def test_an_agent_that_registers_takes_over_and_the_one_before_is_told(
     assert task["id"] == number, "what the first had not answered is offered again"
 
 
+def test_a_device_belongs_to_the_token_that_made_it(
+    web: TestClient, agent: dict[str, str], service: Service, bearer: dict[str, str]
+) -> None:
+    """Another agent would get the models and images of all jobs on this device."""
+    eve = {"Authorization": f"Bearer {service.tokens.create('eve', ('agent',))[1]}"}
+    refused = problem(web.post("/v1/agents", json=AGENT, headers=eve), 409, "conflict")
+    assert "another access token" in refused["detail"]
+    assert web.get("/v1/agents/agent-pi-5/task?wait_s=0", headers=agent).status_code == 204
+    assert web.post("/v1/agents", json=AGENT, headers=bearer).status_code == 201
+    listed = web.get("/v1/devices").json()["devices"]
+    assert "owner" not in next(device for device in listed if device["name"] == "agent-pi-5")
+
+
+def test_the_list_of_agents_is_bounded(
+    web: TestClient, bearer: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.agents.MOST_AGENTS", 2)
+    answers = [web.post("/v1/agents", json={**AGENT, "name": f"pi-{n}"}, headers=bearer) for n in range(3)]
+    assert [answer.status_code for answer in answers] == [201, 201, 409]
+    long = {**AGENT, "providers": ["x" * 101]}
+    problem(web.post("/v1/agents", json=long, headers=bearer), 422, "invalid-request")
+
+
 def test_a_session_that_is_no_session_is_refused(web: TestClient, agent: dict[str, str]) -> None:
     others = [(name.encode(), value.encode()) for name, value in agent.items() if name != "Vitfit-Session"]
     headers = [*others, (b"Vitfit-Session", b"\xe9")]
