@@ -88,12 +88,13 @@ class CompactSpace:
         """Let the neurons grow: heads and tokens change in coarse steps, and neurons use up what the last step left."""
         if "neurons" not in self.keeps:
             return [policy]
+        shares = (np.linspace(0.0, 1.0, steps + 1) ** 2).tolist()  # the first steps are small, because little is left
         if policy.neurons_by_block:
             return [
                 dataclasses.replace(policy, neurons_by_block=tuple(k + (1 - k) * s for k in policy.neurons_by_block))
-                for s in np.linspace(0.0, 1.0, steps + 1).tolist()
+                for s in shares
             ]
-        return [dataclasses.replace(policy, neurons=float(k)) for k in np.linspace(policy.neurons, 1.0, steps + 1)]
+        return [dataclasses.replace(policy, neurons=policy.neurons + (1 - policy.neurons) * s) for s in shares]
 
     def by_block(self, policy: Policy) -> Policy | None:
         scores = self.ranking.blocks
