@@ -186,14 +186,16 @@ class Runner:
 
     def _fill(self) -> None:
         """Start queued jobs while there are free workers and enough disk space."""
-        while not self._stopping.is_set() and len(self._workers) < self._settings.workers:
-            if time.monotonic() < self._short_until or not self._has_disk():
-                return
+        while self._has_means() and len(self._workers) < self._settings.workers and not self._stopping.is_set():
             claimed = self._leases.claim(whoami())
             if claimed is None:
                 return
             with about(claimed):
                 self._begin(claimed)
+
+    def _has_means(self) -> bool:
+        """Return whether a worker can be started now, as far as is known. `waits` says why if it cannot."""
+        return time.monotonic() >= self._short_until and self._has_disk()
 
     def _has_disk(self) -> bool:
         try:

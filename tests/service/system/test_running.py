@@ -193,7 +193,7 @@ def test_another_trial_of_a_search_is_delivered_without_searching(server: Server
 
 def test_a_connection_that_breaks_during_an_upload_leaves_nothing_behind(server: Server) -> None:
     before = {path for path in server.data.rglob("*") if path.is_file() and path.suffix == ".npz"}
-    head = "POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=B\r\n"
+    head = "POST /v1/datasets HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=B\r\n"
     part = '--B\r\nContent-Disposition: form-data; name="file"; filename="a.npz"\r\n\r\n'
     address = (server.client.base_url.host, server.client.base_url.port)
     with socket.create_connection(address) as connection:
