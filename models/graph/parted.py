@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from models.graph.fold_stream import fold_stream
 from models.graph.tracing.inner_dims import InsideHeads, inside_heads
 from models.graph.tracing.part_products import part_products
-from models.graph.tracing.stream import GraphStream, NotFree, find_stream
+from models.graph.tracing.stream import FixedStream, GraphStream, find_stream
 from models.graph.tracing.sublayers import GraphBlock, find_blocks
 from models.graph.tracing.trace import Traced, trace
 from models.structure import RotatedAxis
@@ -56,7 +56,7 @@ def parted(graph: GraphModule, image: tuple[int, int, int], blocks: int) -> Part
     found, stream, reason = find_blocks(traced), None, ""
     try:
         stream = find_stream(traced, found)
-    except NotFree as error:
+    except FixedStream as error:
         reason = str(error)
     if stream is not None:
         fold_stream(traced, stream)

@@ -72,22 +72,10 @@ def fit_classifiers(
     heads: the classifiers of the pruned module, each with that of the dense module. images: (n, C, H, W).
     """
     with torch.inference_mode():
-        inputs = [_recorded(small, head, images, outputs=False) for head, _ in heads]
-        wanted = [_recorded(dense, head, images, outputs=True) for _, head in heads]
+        inputs = [_inputs_of(head, lambda: _run(small, images)) for head, _ in heads]
+        wanted = [_outputs_of(head, lambda: _run(dense, images)) for _, head in heads]
         for (head, _), z, t in zip(heads, inputs, wanted, strict=True):
             fit_layer(head, z.unsqueeze(1), t.unsqueeze(1), nn.Identity(), present=None)
-
-
-def _recorded(network: nn.Module, layer: nn.Linear, images: Tensor, *, outputs: bool) -> Tensor:
-    """Return the inputs or the outputs of a classifier for all images, (n, K)."""
-    found: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _m, inputs, y: found.append(y if outputs else inputs[0]))
-    try:
-        for chunk in images.split(64):
-            network(chunk)
-    finally:
-        handle.remove()
-    return torch.cat(found)
 
 
 @dataclass
@@ -146,16 +134,12 @@ def _dense_block(block: PrunedBlock, x: Tensor) -> Wanted:
     assert block.attention is not None and block.mlp is not None
     qkv: list[Tensor] = []
     fc1: list[Tensor] = []
-    handles = [
+    with (
         block.attention.qkv.register_forward_hook(lambda _m, _inputs, y: qkv.append(y)),
         block.mlp.fc1.register_forward_hook(lambda _m, _inputs, y: fc1.append(y)),
-    ]
-    try:
+    ):
         middle = x + block.after1(block.attend(x, TokenState()))
         after = middle + block.after2(block.transform(middle))
-    finally:
-        for handle in handles:
-            handle.remove()
     return Wanted(qkv[0], middle, fc1[0], after)
 
 
@@ -220,14 +204,25 @@ def _there(lane: Lane, dense: Tensor) -> Tensor:
     return dense.gather(1, index)
 
 
+def _run(network: nn.Module, images: Tensor) -> None:
+    for chunk in images.split(64):
+        network(chunk)
+
+
 def _inputs_of(linear: nn.Linear, run: Callable[[], object]) -> Tensor:
+    """Return the inputs that a layer gets while `run` runs, one run behind the other."""
     found: list[Tensor] = []
-    handle = linear.register_forward_pre_hook(lambda _m, inputs: found.append(inputs[0]))
-    try:
+    with linear.register_forward_pre_hook(lambda _m, inputs: found.append(inputs[0])):
         run()
-    finally:
-        handle.remove()
-    return found[0]
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _outputs_of(linear: nn.Linear, run: Callable[[], object]) -> Tensor:
+    """Return the outputs that a layer gives while `run` runs, one run behind the other."""
+    found: list[Tensor] = []
+    with linear.register_forward_hook(lambda _m, _inputs, y: found.append(y)):
+        run()
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _fit_reader(linear: nn.Linear, inputs: Tensor, wanted: Tensor, lane: Lane) -> None:

@@ -7,8 +7,8 @@ share s: the q/k dims, v dims and neurons of each block, the tokens after each r
    each unit of the budget that this saves. In the best policy all rates are equal: if two of them differ, an exchange
    at an equal price gains.
 2. Steps. All shares move at once, keep_s <- keep_s (r_s / mean rate)^step, and are then scaled by one factor until the
-   policy meets the budgets again. Each step is a trial on all images. These are the exchanges between all pairs in one
-   step: mirror descent on the budget.
+   policy meets the budgets again. Each step is a trial on all images. One step makes the exchanges between all pairs of
+   shares at once.
 """
 
 from collections.abc import Callable, Mapping

@@ -28,7 +28,7 @@ class Objective(Protocol):
         ...
 
     def further(self, direction: Sequence[float]) -> tuple[float, ...]:
-        """The direction whose targets a step of the local search from this direction has."""
+        """The direction of a local step that starts from this direction. Its targets may be lower."""
         ...
 
     def value(self, score: Score, budgets: Budgets, costs: Sequence[float]) -> float:

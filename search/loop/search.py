@@ -20,7 +20,7 @@ START_SHARE = 4
 """At most one in this many trials is an analytic starting point."""
 START_DEPTH = 0.75
 LOCAL_SHARE = 4
-"""The last one in this many trials is a step of the local search, if there is one."""
+"""One in this many trials is a step of the local search, if there is one. These are the last trials."""
 TRIES, STRIDE = 50, 20
 """The first TRIES proposals are tried, then every STRIDE-th of the others. The best proposals are neighbours; in a
 small network all of them may decode to structures that were evaluated before."""

@@ -49,7 +49,7 @@ class GraphStream:
     scales: list[LayerScale] = field(default_factory=list)
 
 
-class NotFree(Exception):
+class FixedStream(Exception):
     """The basis of the stream is not free. The message says why."""
 
 
@@ -66,15 +66,15 @@ class _Value:
 
 
 def find_stream(traced: Traced, blocks: Sequence[GraphBlock]) -> GraphStream:
-    """Return the residual stream of a graph. Raises: NotFree."""
+    """Return the residual stream of a graph. Raises: FixedStream."""
     written = [
         leaves(traced.tracer.contractions[use][1]) for b in blocks for half in (b.heads, b.neurons) for use in half.uses
     ]
     if any(len(dim) != 1 or dim != written[0] for dim in written):
-        raise NotFree("the blocks do not write to one residual stream")
+        raise FixedStream("the blocks do not write to one residual stream")
     (atom,) = written[0]
     if atom.fixed:
-        raise NotFree("the residual stream is an output, or an operator that is not linear works on it")
+        raise FixedStream("the residual stream is an output, or an operator that is not linear works on it")
     stream, values = GraphStream(atom), dict[Node, _Value]()
     for node in traced.nodes:
         if node.op == "output":
@@ -84,7 +84,7 @@ def find_stream(traced: Traced, blocks: Sequence[GraphBlock]) -> GraphStream:
             values[node] = found
     targets = [str(node.target) for node in (*stream.tables, *(scale.gamma for scale in stream.scales))]
     if len(set(targets)) < len(targets) or any(len(node.users) != 1 for node in stream.tables):
-        raise NotFree("several operators read one stored tensor of the stream")
+        raise FixedStream("several operators read one stored tensor of the stream")
     return stream
 
 
@@ -98,7 +98,7 @@ def _value(traced: Traced, stream: GraphStream, values: dict[Node, _Value], node
         return _layer(traced, stream, values, node)
     if not here:
         if mine:
-            raise NotFree(f"{node.name} reads the residual stream")
+            raise FixedStream(f"{node.name} reads the residual stream")
         return None
     if packet is aten.layer_norm:
         return _norm(traced, stream, values, node)
@@ -108,12 +108,12 @@ def _value(traced: Traced, stream: GraphStream, values: dict[Node, _Value], node
     alone = len(mine) == 1 and not others
     kept = packet in (*REARRANGES, *AVERAGES) and alone
     if not kept and not (packet in JOINS and not others and mine and _only_tensors(node, packet)):
-        raise NotFree(f"{node.name} works on the residual stream in its own basis")
+        raise FixedStream(f"{node.name} works on the residual stream in its own basis")
     for table in (one for one in mine if one.op == "get_attr"):
         stream.tables.append(table)
     norms = {values[one].norm for one in mine}
     if len(norms) > 1:
-        raise NotFree(f"{node.name} joins the residual stream with what a norm made of it")
+        raise FixedStream(f"{node.name} joins the residual stream with what a norm made of it")
     return _Value(norms.pop(), _made(values, mine, packet))
 
 
@@ -143,15 +143,15 @@ def _layer(traced: Traced, stream: GraphStream, values: dict[Node, _Value], node
         return None
     weight, bias = node.args[1], argument(node, 2, "bias")
     if not isinstance(weight, Node) or weight.op != "get_attr":
-        raise NotFree(f"the weight of {node.name} is computed")
+        raise FixedStream(f"the weight of {node.name} is computed")
     source = node.args[0]
     if reads:
         norm = values[source].norm if isinstance(source, Node) and source in values else None
         if norm is None or over != [stream.atom] or packet_of(node) not in READS:
-            raise NotFree(f"{node.name} reads the residual stream without a norm before it")
+            raise FixedStream(f"{node.name} reads the residual stream without a norm before it")
         stream.norms[norm].append(node)
     if writes and (made != [stream.atom] or reads):
-        raise NotFree(f"{node.name} writes to the residual stream in groups, or reads it as well")
+        raise FixedStream(f"{node.name} writes to the residual stream in groups, or reads it as well")
     stream.tables.append(weight)
     if not writes:
         return None
@@ -164,9 +164,9 @@ def _norm(traced: Traced, stream: GraphStream, values: dict[Node, _Value], node:
     source = node.args[0]
     known = values.get(source) if isinstance(source, Node) else None
     if known is None or known.norm is not None or leaves(traced.dims(node)[-1]) != [stream.atom]:
-        raise NotFree(f"{node.name} normalises what a norm gave, or more than the residual stream")
+        raise FixedStream(f"{node.name} normalises what a norm gave, or more than the residual stream")
     if len(node.args[1]) != 1:  # type: ignore[arg-type]
-        raise NotFree(f"{node.name} normalises several dims")
+        raise FixedStream(f"{node.name} normalises several dims")
     stream.norms[node] = []
     return _Value(node)
 
@@ -176,6 +176,6 @@ def _scaled(stream: GraphStream, values: dict[Node, _Value], node: Node) -> _Val
     vectors = [one for one in node.all_input_nodes if one.op == "get_attr"]
     others = [one for one in node.all_input_nodes if one.op != "get_attr"]
     if len(vectors) != 1 or len(others) != 1 or not values[others[0]].written:
-        raise NotFree(f"{node.name} multiplies the residual stream in its own basis")
+        raise FixedStream(f"{node.name} multiplies the residual stream in its own basis")
     stream.scales.append(LayerScale(node, vectors[0], values[others[0]].written))
     return _Value()
