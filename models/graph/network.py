@@ -5,6 +5,7 @@ inside heads can be cut too.
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from models.errors import InvalidRequest, UnsupportedModel
 from models.export.inference_blocks import Form
 from models.export.signature import Signature
 from models.graph.describe import describe_graph
+from models.graph.frequency_factors import make_up
 from models.graph.judged_output import JudgedOutput, all_outputs, judging
 from models.graph.linear_layers import as_modules, linear_layers, linear_of, member_columns, reader_weight, write_reader
 from models.graph.parted import NOT_ROTATED, Parted, parted
@@ -30,6 +32,7 @@ from models.graph.tokens.flow import TokenFlow, token_flow
 from models.graph.tracing.atoms import Atom, by_members, leaves, places, size_of
 from models.graph.tracing.capture import BATCH, capture, stored
 from models.graph.tracing.inner_dims import inside_heads
+from models.graph.tracing.rotary_tables import part_rotary
 from models.graph.tracing.stream import find_stream
 from models.graph.tracing.sublayers import GraphBlock, Half, find_blocks
 from models.graph.tracing.trace import trace
@@ -126,7 +129,10 @@ class GraphNetwork(Network):
         return {**left, "dense": self._traced.graph}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._traced = trace(state.pop("dense"), state["_structure"].image)
+        dense, image = state.pop("dense"), state["_structure"].image
+        if state.get("rotation") is not None:
+            part_rotary(dense, image)  # a pickled graph has lost its marks
+        self._traced = trace(dense, image)
         self._blocks = find_blocks(self._traced)
         free = any(stage.in_graph for stage in state["_structure"].stages)
         self._flow = token_flow(self._traced, self._blocks) if free else TokenFlow()
@@ -265,6 +271,9 @@ class GraphNetwork(Network):
                 if seen.inputs is not None:
                     self._refit_readers(graph, block.heads, kept, seen.inputs.qkv)
                     self._refit_readers(graph, block.neurons, kept, seen.inputs.fc1)
+        if self.rotation is not None:
+            traced = dataclasses.replace(self._traced, graph=graph)
+            make_up(traced, self._blocks, self._inside, self.rotation, kept=kept)
         reductions = {i: block.tokens for i, block in enumerate(plan.blocks) if block.tokens is not None}
         if reductions:
             TokenCut(graph, self._flow, self._traced.tracer.sizes, reductions).write()
@@ -299,7 +308,7 @@ class GraphNetwork(Network):
         """
         attention, kept = self._structure.blocks[place].attention, {}
         assert attention is not None
-        for axis in () if self.rotation is None else self.rotation.axes:
+        for axis in self.rotation.axes if self.rotation is not None else ():
             if axis == "embed":
                 continue
             dims, size = self._inside[place].of(axis), getattr(attention, f"{axis}_dim")
@@ -309,8 +318,8 @@ class GraphNetwork(Network):
                     f"Block {place} of the plan keeps different {axis} dims in its heads. In a graph model, all heads"
                     " of a block must keep the same dims. Keep the same dims in every head."
                 )
-            assert dims is not None
-            kept[dims.atom] = found.pop()
+            assert dims is not None and self.rotation is not None
+            kept[dims.atom] = self.rotation.blocks[place].members(axis, found.pop())
         return kept
 
     def _refit(self, module: GraphModule, half: Half, kept: Mapping[Atom, Sequence[int]], seen: Any) -> None:

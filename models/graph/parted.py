@@ -4,20 +4,23 @@ q, k and v have layers of their own, and the norms of the residual stream are fo
 """
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
 from torch.fx import GraphModule
 
 from models.graph.fold_stream import fold_stream
+from models.graph.frequency_factors import commute
 from models.graph.tracing.inner_dims import InsideHeads, inside_heads
 from models.graph.tracing.part_products import part_products
+from models.graph.tracing.rotary_tables import part_rotary
 from models.graph.tracing.stream import FixedStream, GraphStream, find_stream
 from models.graph.tracing.sublayers import GraphBlock, find_blocks
 from models.graph.tracing.trace import Traced, trace
 from models.structure import RotatedAxis
 
 NOT_ROTATED: dict[RotatedAxis, str] = {
-    "qk": "rotary positions, norms or another operator work on q and k in their own basis",
+    "qk": "norms or another operator work on q and k in their own basis",
     "v": "an operator works on the values in their own basis",
 }
 """Why the basis inside heads is not free."""
@@ -52,6 +55,7 @@ def parted(graph: GraphModule, image: tuple[int, int, int], blocks: int) -> Part
     """Part and fold a copy of a graph. blocks: the number of its blocks."""
     small = copy.deepcopy(graph)
     part_products(small, image)
+    part_rotary(small, image)
     traced = trace(small, image)
     found, stream, reason = find_blocks(traced), None, ""
     try:
@@ -64,4 +68,6 @@ def parted(graph: GraphModule, image: tuple[int, int, int], blocks: int) -> Part
         found = find_blocks(traced)
         stream = find_stream(traced, found)
     inside = [inside_heads(traced, block) for block in found]
+    if not commute(traced, found, [heads.qk for heads in inside]):
+        inside = [dataclasses.replace(heads, qk=None) for heads in inside]
     return Parted(traced, found, inside, stream, reason, len(found) == blocks)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from models.graph.fold_stream import stream_axis
+from models.graph.head_maps import map_dims
 from models.graph.linear_layers import member_columns, reader_weight
 from models.graph.tracing.atoms import Atom, Dim, is_batch, leaves
 from models.graph.tracing.capture import stored
@@ -19,6 +19,7 @@ from models.graph.tracing.trace import Traced
 from models.graph.tracing.tracer import packet_of
 from models.graph.watching import Values, Watcher, layer_inputs
 from models.rotation.bases import Bases, BlockBases
+from models.rotation.frequencies import frequency_basis
 from models.rotation.head_bases import pair_basis, value_basis
 from models.rotation.moments import HeadMoments, Mean
 from models.rotation.stream_basis import stream_basis
@@ -51,16 +52,17 @@ def find_graph_bases(
         for chunk in chunks:
             watcher.run(chunk)
     bases = []
-    for block, found in zip(blocks, moments, strict=True):
+    for block, dims, found in zip(blocks, inside, moments, strict=True):
         heads = block.heads.atom
         weight, _ = reader_weight(traced.graph, block.heads.reader)
         columns = member_columns(traced, block.heads)
-        bases.append(
-            BlockBases(
-                pair_basis(found.queries.value, found.keys.value) if "qk" in axes else None,
-                value_basis(found.output_covariance(heads.size), weight[:, columns]) if "v" in axes else None,
-            )
-        )
+        values = value_basis(found.output_covariance(heads.size), weight[:, columns]) if "v" in axes else None
+        if "qk" not in axes:
+            bases.append(BlockBases(v=values))
+        elif dims.qk is not None and dims.qk.pair is not None:
+            bases.append(BlockBases(v=values, frequencies=frequency_basis(found.queries.value, found.keys.value)))
+        else:
+            bases.append(BlockBases(pair_basis(found.queries.value, found.keys.value), values))
     if stream is None:
         return Bases(tuple(bases))
     return Bases(tuple(bases), stream_basis(torch.stack([one.value for one in products.values()]).sum(0)))
@@ -88,7 +90,7 @@ def rotate_graph(
         if found.v is not None and dims.v is not None:
             _rotate_makers(traced, heads, dims.v, (found.v.values,))
             reader = block.heads.reader.args[1]
-            map_dims(traced, reader, heads, dims.v.atom, maps=found.v.inverse.mT)
+            map_dims(traced, reader, heads, dims.v.atoms, maps=found.v.inverse.mT)
 
 
 def turn(traced: Traced, stream: GraphStream, table: Node, matrix: Tensor) -> None:
@@ -127,24 +129,7 @@ def _products(reader: Node, mean: Mean) -> Callable[[Values], None]:
 def _rotate_makers(traced: Traced, heads: Atom, dims: InnerDims, maps: Sequence[Tensor]) -> None:
     for maker, biases, matrices in zip(dims.makers, dims.biases, maps, strict=True):
         for node in (maker.args[1], *biases):
-            map_dims(traced, node, heads, dims.atom, maps=matrices)
-
-
-def map_dims(traced: Traced, node: Any, heads: Atom, dims: Atom, *, maps: Tensor) -> None:
-    """Replace the values of a stored tensor along these dims by linear combinations of them, in place.
-
-    maps: (H, d, d), one for each head.
-    """
-    tensor = stored(traced.graph, node)
-    (axis,) = (place for place, dim in enumerate(traced.dims(node)) if dims in dim)
-    order = leaves(traced.dims(node)[axis])
-    index = torch.arange(tensor.shape[axis]).reshape([atom.size for atom in order])
-    index = index.permute(order.index(heads), order.index(dims))  # (H, d)
-    with torch.no_grad():
-        rows = tensor.movedim(axis, 0)  # a view
-        for places, matrix in zip(index, maps, strict=True):
-            old = rows[places].double()
-            rows[places] = (matrix @ old.reshape(len(old), -1)).reshape_as(old).to(tensor)
+            map_dims(traced, node, heads, dims.atoms, maps=matrices)
 
 
 def _pairs(traced: Traced, block: GraphBlock, dims: InnerDims, moments: HeadMoments) -> Callable[[Values], None]:
@@ -157,8 +142,8 @@ def _pairs(traced: Traced, block: GraphBlock, dims: InnerDims, moments: HeadMome
     queries = leaves(of_q[-2])
 
     def add(values: Values) -> None:
-        moments.add_queries(_laid_out(values[q], of_q, (ahead, queries, [heads], [dims.atom])))  # type: ignore[index]
-        moments.add_keys(_laid_out(values[k], of_k, (ahead, keys, [heads], [dims.atom])))  # type: ignore[index]
+        moments.add_queries(_laid_out(values[q], of_q, (ahead, queries, [heads], [*dims.atoms])))  # type: ignore[index]
+        moments.add_keys(_laid_out(values[k], of_k, (ahead, keys, [heads], [*dims.atoms])))  # type: ignore[index]
 
     return add
 

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from models.families.family import Family, blocks_of, is_present, linear_part, optional_part
 from models.rotation.fold import fold
+from models.rotation.frequencies import FrequencyBasis
 from models.rotation.head_bases import PairBasis, ValueBasis, pair_basis, value_basis
 from models.rotation.moments import collect_moments
 from models.rotation.stream_basis import StreamBasis, stream_basis
@@ -19,10 +20,26 @@ ROTATED_AXES: tuple[RotatedAxis, ...] = get_args(RotatedAxis)
 
 @dataclass(frozen=True)
 class BlockBases:
-    """The bases of the heads of one block. None: this network does not allow it."""
+    """The bases of the heads of one block. None: this network does not allow it.
+
+    frequencies: what the q/k dims have in the place of `qk`, if rotary positions turn them.
+    """
 
     qk: PairBasis | None = None
     v: ValueBasis | None = None
+    frequencies: FrequencyBasis | None = None
+
+    @property
+    def qk_energies(self) -> Tensor | None:
+        """What the logits lose with each q/k dim or frequency, (H, d); None if q and k stay in their own basis."""
+        found = self.qk or self.frequencies
+        return None if found is None else found.energies
+
+    def members(self, axis: RotatedAxis, directions: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the members of the rotated network that these directions are: frequencies stay where they were."""
+        if axis != "qk" or self.frequencies is None:
+            return directions
+        return tuple(self.frequencies.order[list(directions)].tolist())
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,7 @@ class Bases:
     def axes(self) -> tuple[RotatedAxis, ...]:
         """The axes that are rotated."""
         first = self.blocks[0]
-        there = {"qk": first.qk is not None, "v": first.v is not None, "embed": self.stream is not None}
+        there = {"qk": first.qk_energies is not None, "v": first.v is not None, "embed": self.stream is not None}
         return tuple(axis for axis in ROTATED_AXES if there[axis])
 
 

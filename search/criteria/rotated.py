@@ -19,7 +19,7 @@ def with_bases(ranking: Ranking, bases: Bases | None) -> Ranking:
         return ranking
     blocks = []
     for block, found in zip(ranking.blocks, bases.blocks, strict=True):
-        qk = block.qk if found.qk is None else _falling(found.qk.energies)
+        qk = block.qk if found.qk_energies is None else _falling(found.qk_energies)
         v = block.v if found.v is None else _falling(found.v.energies)
         blocks.append(dataclasses.replace(block, qk=qk, v=v))
     embed = ranking.embed

@@ -1,8 +1,9 @@
 """Finds the dims inside the heads of a block: the q/k dims and the v dims, if a basis of them is free.
 
 A basis is free if only products with weights read the dims, so that any invertible map of them can be folded into the
-weights. Operators that only rearrange values do not matter. Rotary positions, norms of q and k, and every operator that
-is not known fix a basis.
+weights. Operators that only rearrange values do not matter. Norms of q and k, and every operator that is not known, fix
+a basis. Rotary positions turn pairs of q/k dims: then the pairs, the frequencies, can be chosen
+(models/rotation/frequencies.py).
 """
 
 import operator
@@ -43,13 +44,20 @@ class InnerDims:
     """The dims of one kind inside the heads of a block. All heads have the same number of them.
 
     atom: the dims. makers: the layers that make them, q before k. biases: the tensors that are added to them, one list
-    for each maker. mixture: the product of activations that reads them.
+    for each maker. mixture: the product of activations that reads them. pair: None, or the two dims of each frequency
+    if rotary positions turn them; then `atom` counts frequencies.
     """
 
     atom: Atom
     makers: tuple[Node, ...]
     biases: tuple[tuple[Node, ...], ...]
     mixture: Node
+    pair: Atom | None = None
+
+    @property
+    def atoms(self) -> tuple[Atom, ...]:
+        """The atoms that count the dims. The dims of a frequency come one after the other."""
+        return (self.atom,) if self.pair is None else (self.atom, self.pair)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,11 @@ def inside_heads(traced: Traced, block: GraphBlock) -> InsideHeads:
         made = [atom for atom in read if any(atom in leaves(tracer.contractions[one][1]) for one in heads.makers)]
         pairs += [(atom, mixture) for atom in made]
     values = [node for node in heads.mixtures if v in [atom for dim in tracer.of(node) for atom in leaves(dim)]]
-    qk = _free(traced, block, *pairs[0], sources=(0, 1)) if len(pairs) == 1 else None
+    qk = None
+    if len(pairs) == 1:
+        qk = _free(traced, block, *pairs[0], sources=(0, 1))
+    elif len(pairs) == 2:
+        qk = _frequencies(traced, block, pairs)
     found = _free(traced, block, v, values[-1], sources=(2 if _is_fused(values[-1]) else 1,)) if values else None
     return InsideHeads(qk, found)
 
@@ -118,6 +130,36 @@ def _free(traced: Traced, block: GraphBlock, atom: Atom, mixture: Node, *, sourc
     if any({*leaves(dim)} != {atom, block.heads.atom} for node in stored for dim in traced.dims(node) if atom in dim):
         return None
     return InnerDims(atom, tuple(known), tuple(tuple(biases[maker]) for maker in known), mixture)
+
+
+def _frequencies(traced: Traced, block: GraphBlock, pairs: Sequence[tuple[Atom, Node]]) -> InnerDims | None:
+    """Return the frequencies of rotary positions: an atom that can be cut, and a fixed atom of two dims beside it.
+
+    That it can be cut is what the tracer has found. The layers of q and k must be its only makers, so that a factor for
+    each frequency can be folded into them.
+    """
+    (atom, mixture), (pair, other) = sorted(pairs, key=lambda one: one[0].fixed)
+    if atom.fixed or atom.normed or not pair.fixed or pair.size != 2 or mixture is not other:
+        return None
+    makers = [_first_maker(traced, mixture.args[place], atom) for place in (0, 1)]
+    known = [maker for maker in makers if maker is not None]
+    made = [node for node, (_, outputs) in traced.tracer.contractions.items() if atom in leaves(outputs)]
+    if len(known) < 2 or {*made} != {*known} or len(made) != 2:
+        return None
+    biases = tuple(tuple(one for one in [argument(maker, 2, "bias")] if one is not None) for maker in known)
+    stored = {str(node.target) for node in traced.nodes if node.op == "get_attr" and _has(traced, node, atom)}
+    mine = {str(node.target) for maker, some in zip(known, biases, strict=True) for node in (maker.args[1], *some)}
+    if stored != mine:  # another tensor is added to q or k, or multiplied with it
+        return None
+    return InnerDims(atom, tuple(known), biases, mixture, pair)
+
+
+def _first_maker(traced: Traced, node: object, atom: Atom) -> Node | None:
+    """Follow a tensor back to the layer that makes its dims, along the first way."""
+    while isinstance(node, Node) and node not in traced.tracer.contractions:
+        node = next((one for one in node.all_input_nodes if one not in traced.tracer.weights), None)
+    own = isinstance(node, Node) and isinstance(node.args[1], Node) and node.args[1].op == "get_attr"
+    return node if own else None  # type: ignore[return-value]
 
 
 def _has(traced: Traced, node: Node, atom: Atom) -> bool:

@@ -156,7 +156,8 @@ def unbind(tracer: Tracer, node: Node) -> list[Dims]:
 def slice_(tracer: Tracer, node: Node) -> Dims:
     """Trace a slice. One of several equal parts keeps the faster factor of the dim.
 
-    Any other part keeps only the atoms that `regrouped` finds.
+    Every second member (or every third, and so on) keeps the slower factor. Any other part keeps only the atoms that
+    `regrouped` finds.
     """
     dims, wanted = tracer.of(node.args[0]), tracer.shape(node)
     for place, size in enumerate(wanted):
@@ -164,14 +165,19 @@ def slice_(tracer: Tracer, node: Node) -> Dims:
         if total == size:
             continue
         _, _, start, _, step = node.args
-        if size > 1 and total % size == start % size == 0 and step == 1:  # type: ignore[operator]
-            pending = list(dims[place])
-            try:
+        pending = list(dims[place])
+        try:
+            if size > 1 and total % size == start % size == 0 and step == 1:  # type: ignore[operator]
                 fix(split_off(pending, total // size))
                 dims[place] = leaves(pending)
                 continue
-            except Mismatch:
-                pass
+            if size * step == total:  # type: ignore[operator]
+                slower = split_off(pending, size)
+                fix(pending)
+                dims[place] = slower
+                continue
+        except Mismatch:
+            pass
         ((dims[place],),) = regrouped([dims[place]], [[size]])
     return dims
 

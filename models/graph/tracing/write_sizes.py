@@ -56,11 +56,16 @@ def write_sizes(graph: GraphModule, known: Mapping[str, Node], tracer: Tracer, c
 
 
 def _slice(node: Node, original: Node, tracer: Tracer, count: Count) -> None:
-    """Rewrite the bounds of a slice that takes one of several equal parts, so that it still takes the same part."""
-    _, place, before, *_ = cast(Any, original.args)
+    """Rewrite the bounds of a slice that takes one of several equal parts, so that it still takes the same part.
+
+    A slice of every second member ends at the end of the dim, however long it is.
+    """
+    _, place, before, _, step = cast(Any, original.args)
     left = tracer.of(original)[place]
     old, new = size_of(left), _size(left, count)
-    if new != old:
+    if new != old and step != 1:
+        node.update_arg(3, TO_THE_END)
+    elif new != old:
         start = before // old * new
         node.update_arg(2, start)
         node.update_arg(3, start + new)

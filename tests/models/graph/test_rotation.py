@@ -1,5 +1,6 @@
 """Tests of rotated bases in networks that go by their graph: q/k and v dims inside heads, and the embedding width."""
 
+import copy
 import dataclasses
 import pickle
 from collections.abc import Iterator
@@ -9,22 +10,26 @@ import pytest
 import timm
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from models.data.preprocessing import Preprocessing
 from models.errors import InvalidRequest
+from models.graph.frequency_factors import multiply_frequencies
+from models.graph.head_maps import map_dims
 from models.graph.network import GraphNetwork
-from models.graph.rotation import map_dims, turn
+from models.graph.rotation import turn
 from models.graph.tracing.atoms import Atom
 from models.graph.tracing.inner_dims import InnerDims
+from models.graph.watching import Values, Watcher
 from models.statistics.statistics import Statistics
-from models.structure import BlockPlan, HeadPlan, Plan, RotatedAxis, identity
+from models.structure import BlockPlan, HeadPlan, Plan, RotatedAxis, TokenPlan, identity
 from tests.support.counted import differs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES: dict[str, tuple[RotatedAxis, ...]] = {
-    "eva02_tiny_patch14_224": ("v", "embed"),  # rotary positions
-    "vit_small_patch16_dinov3": ("v", "embed"),
+    "eva02_tiny_patch14_224": ("qk", "v", "embed"),  # rotary positions
+    "vit_small_patch16_dinov3": ("qk", "v", "embed"),
     "beit_base_patch16_224": ("qk", "v", "embed"),
     "vit_relpos_small_patch16_224": ("qk", "v", "embed"),
 }
@@ -87,13 +92,18 @@ def test_at_full_rank_it_is_the_same_network(name: str) -> None:
 @pytest.mark.parametrize("name", list(NAMES))
 def test_a_cut_is_the_rotated_network_with_its_last_dims_silent(name: str) -> None:
     """Slicing equals zeros: whatever the weights of the other dims are, nothing of them is left."""
-    found, qk = rotated(network_of(name)), 5 if "qk" in NAMES[name] else None
-    small = found.pruned(cut(found, qk, 6), None)
-    for block, inside in zip(found._blocks, found._inside, strict=True):
-        if inside.qk is not None:
+    found = rotated(network_of(name))
+    small = found.pruned(cut(found, 5, 6), None)
+    for i, (block, inside) in enumerate(zip(found._blocks, found._inside, strict=True)):
+        assert inside.v is not None and inside.qk is not None and found.rotation is not None
+        frequencies = found.rotation.blocks[i].frequencies
+        if frequencies is None:
             for node in (inside.qk.makers[0].args[1], *inside.qk.biases[0]):
                 silence(found, block.heads.atom, inside.qk, node, 5)
-        assert inside.v is not None
+        else:  # the first five frequencies have their factors, and all others have the factor 0
+            factors = torch.zeros(block.heads.atom.size, inside.qk.atom.size, 2)
+            factors[:, frequencies.order[:5]] = frequencies.of_rank(5)
+            multiply_frequencies(found._traced, block, inside.qk, [factors], kept={})
         silence(found, block.heads.atom, inside.v, block.heads.reader.args[1], 6)
     torch.testing.assert_close(small.outputs(images(found)), found.outputs(images(found)), rtol=1e-9, atol=1e-9)
     assert differs(small, small.module) == []
@@ -102,7 +112,7 @@ def test_a_cut_is_the_rotated_network_with_its_last_dims_silent(name: str) -> No
 def silence(network: GraphNetwork, heads: Atom, dims: InnerDims, weight: object, kept: int) -> None:
     """Set the weights of all dims but the first ones to zero, in place."""
     mask = torch.diag((torch.arange(dims.atom.size) < kept).double()).expand(heads.size, -1, -1)
-    map_dims(network._traced, weight, heads, dims.atom, maps=mask)
+    map_dims(network._traced, weight, heads, dims.atoms, maps=mask)
 
 
 @pytest.mark.usefixtures("float64")
@@ -116,7 +126,7 @@ def test_planted_dims_are_found() -> None:
             size = dims.atom.size
             planted = torch.randn(block.heads.atom.size, size, 3) @ torch.randn(block.heads.atom.size, 3, size)
             for node in (maker.args[1], *dims.biases[dims.makers.index(maker)]):
-                map_dims(parted.traced, node, block.heads.atom, dims.atom, maps=planted)
+                map_dims(parted.traced, node, block.heads.atom, dims.atoms, maps=planted)
     found = rotated(network)
     whole = found.outputs(images(found))
     small = found.pruned(cut(found, 3, 3), found.statistics(images(found)))
@@ -216,9 +226,91 @@ def test_heads_that_keep_different_dims_are_refused() -> None:
 
 
 def test_dims_of_a_fixed_kind_are_refused() -> None:
-    found = rotated(network_of("eva02_tiny_patch14_224"))
+    """Norms on q and k work in their own basis."""
+    torch.manual_seed(0)
+    module = timm.create_model("eva02_tiny_patch14_224", img_size=28, **SMALL, qk_norm=True).eval()
+    network = GraphNetwork(module, "eva", Preprocessing.of_model(module), 3)
+    assert network.rotatable == ("v", "embed")
+    found = rotated(network)
     with pytest.raises(InvalidRequest, match="all 16 q/k dims"):
         found.pruned(cut(found, 5, None), None)
+
+
+ROTARY = ("eva02_tiny_patch14_224", "vit_small_patch16_dinov3")
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ROTARY)
+def test_frequencies_that_say_nothing_go_first(name: str) -> None:
+    """q is 0 in five of eight frequencies: three are enough, whichever they are."""
+    network = network_of(name)
+    parted = network._parted
+    silent = ([0, 2, 3, 5, 6], [1, 2, 4, 5, 7])
+    for block, inside, gone in zip(parted.blocks, parted.inside, silent, strict=True):
+        assert inside.qk is not None
+        factors = torch.stack([torch.ones(3, 8), torch.zeros(3, 8)], -1)
+        factors[:, gone] = 0
+        multiply_frequencies(parted.traced, block, inside.qk, [factors], kept={})
+    found = rotated(network)
+    assert found.structure.blocks[0].attention.qk_dim == 8  # type: ignore[union-attr]  # frequencies of two dims
+    whole = found.outputs(images(found))
+    small = found.pruned(cut(found, 3, None), None)
+    torch.testing.assert_close(small.outputs(images(found)), whole, rtol=1e-9, atol=1e-9)
+    assert differs(small, small.module) == []
+    less = found.pruned(cut(found, 2, None), None)
+    assert float((less.outputs(images(found)) - whole).abs().max()) > 1e-4
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ROTARY)
+def test_factors_make_up_for_frequencies_that_go(name: str) -> None:
+    """With its factors, the attention of the first block is nearer to what it was."""
+    found = rotated(network_of(name))
+    seen, basis = images(found, 64), found.rotation
+    assert basis is not None
+    blocks = []
+    for one in basis.blocks:
+        assert one.frequencies is not None
+        ones = torch.tensor([1.0, 0.0]).expand_as(one.frequencies.factors)
+        blocks.append(dataclasses.replace(one, frequencies=dataclasses.replace(one.frequencies, factors=ones)))
+    without = copy.copy(found)
+    without.rotation = dataclasses.replace(basis, blocks=tuple(blocks))
+    dense = first_logits(found.module, seen)
+    errors = [
+        float((first_logits(one.pruned(cut(found, 3, None), None).module, seen) - dense).square().mean())
+        for one in (found, without)
+    ]
+    assert errors[0] < errors[1]
+
+
+def first_logits(module: torch.nn.Module, seen: Tensor) -> Tensor:
+    """Return q . k of the first attention of a graph without the mean over the keys, which softmax ignores."""
+    assert isinstance(module, GraphModule)
+    mixture = next(node for node in module.graph.nodes if "scaled_dot_product" in str(node.target))
+    found: list[Tensor] = []
+
+    def keep(values: Values) -> None:
+        q, k = (values[node] for node in mixture.args[:2])
+        found.append(q @ (k - k.mean(-2, keepdim=True)).mT)
+
+    Watcher(module, {mixture: keep}).run(seen)
+    return found[0].detach()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ROTARY)
+def test_tokens_take_their_angles_with_them(name: str) -> None:
+    """The rotated network without some tokens is the original without the same tokens."""
+    network = network_of(name)
+    found, patches = rotated(network), network.structure.tokens - network.structure.prefix
+    outputs = []
+    for one in (network, found):
+        plan = cut(one, None, None)
+        block = dataclasses.replace(plan.blocks[0], tokens=TokenPlan(patches - 1, "drop"))
+        small = one.pruned(dataclasses.replace(plan, blocks=(block, *plan.blocks[1:])), None)
+        outputs.append(small.outputs(images(network)))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-9, atol=1e-9)
+    assert float((outputs[0] - network.outputs(images(network))).abs().max()) > 1e-3
 
 
 def test_another_process_cuts_the_same() -> None:
