@@ -57,7 +57,10 @@ class _Still(Interpreter):
 
 
 def macs_in_file(path: Path) -> int:
-    """Return the MACs of the products in an ONNX file with a fixed batch of one image, by the shapes of a run."""
+    """Return the MACs of the products in an ONNX file with a fixed batch of one image, by the shapes of a run.
+
+    The weighted sums of tokens that make a fused token are left out: torch does not count them as products either.
+    """
     model = onnx.load(path)
     graph, shapes = model.graph, _shapes_of(model)
     fixed = {tensor.name for tensor in graph.initializer}
@@ -65,6 +68,8 @@ def macs_in_file(path: Path) -> int:
     for node in graph.node:
         if all(name in fixed for name in node.input if name):
             fixed.update(node.output)  # computed once, when the file is loaded
+        elif node.op_type == "MatMul" and _sums_tokens(node, shapes, fixed):
+            continue
         elif node.op_type == "MatMul":
             total += prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
         elif node.op_type == "Gemm":
@@ -73,6 +78,12 @@ def macs_in_file(path: Path) -> int:
         elif node.op_type == "Conv":
             total += prod(shapes[node.output[0]]) * prod(shapes[node.input[1]][1:])
     return total
+
+
+def _sums_tokens(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]], fixed: set[str]) -> bool:
+    """Return whether a product is (images, [1,] tokens) times (images, tokens, width)."""
+    weights, tokens = (shapes[name] for name in node.input)
+    return node.input[1] not in fixed and len(tokens) == 3 and prod(weights) == prod(tokens[:2])
 
 
 def _shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
