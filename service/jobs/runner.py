@@ -199,7 +199,7 @@ class Runner:
 
     def _has_disk(self) -> bool:
         try:
-            self._retention.check_disk()
+            self._retention.room.check_disk()
         except StorageFull as error:
             if self.waits is None:
                 log.error("queued jobs wait: %s", error)

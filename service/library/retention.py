@@ -1,7 +1,6 @@
 """Limits: how long finished jobs are kept, and how much disk space the data folder may use."""
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -11,17 +10,14 @@ from sqlalchemy import delete, select
 
 from service.core import logs
 from service.core.data_folder import DataFolder
-from service.core.disk_space import free_bytes
-from service.core.errors import StorageFull
 from service.core.monotonic_time import SteadyCalendar
 from service.db.job_states import FINISHED, UNFINISHED
 from service.db.tables import DatasetRow, JobRow, ModelRow, Store, now
 from service.library.library import bundle_key
+from service.library.room import Room
 from service.storage.base import Storage
 
 log = logging.getLogger("vitfit.retention")
-WEIGH_S = 30.0
-"""The size of the data folder is computed at most once in this many seconds."""
 
 
 class Retention:
@@ -48,10 +44,8 @@ class Retention:
             clock: returns seconds of a monotonic clock.
         """
         self._store, self._folder, self._storage = store, folder, storage
-        self._keep_days, self._quota = keep_days, quota_bytes
-        self._keep_free = keep_free_bytes
-        self._calendar = SteadyCalendar(now, clock)
-        self._weighed: tuple[float, int] | None = None
+        self._keep_days, self._calendar = keep_days, SteadyCalendar(now, clock)
+        self.room = Room(folder, quota_bytes, keep_free_bytes, clock)
 
     def sweep(self) -> list[str]:
         """Delete jobs that ended more than `keep_days` ago, and the files of jobs that have no row.
@@ -87,55 +81,3 @@ class Retention:
             found = list(session.scalars(select(JobRow.id).where(*over)))
             session.execute(delete(JobRow).where(JobRow.id.in_(found)))
         return found
-
-    def check_room(self, more: int = 0) -> None:
-        """Check that the quota and the disk have space for `more` additional bytes.
-
-        Raises: StorageFull when the data folder would exceed its quota, or when the disk would have too little free
-        space.
-        """
-        self.check_disk(more)
-        if self._quota is None:
-            return
-        used = self._used()
-        if used + more > self._quota:
-            raise StorageFull(
-                f"The data folder of the server has {used:,} bytes; at most {self._quota:,} are allowed. Delete jobs, "
-                "models or data sets that you no longer need, or ask the operator for more space.",
-                used_bytes=used,
-                quota_bytes=self._quota,
-            )
-
-    def check_disk(self, more: int = 0) -> None:
-        """Check that the disk has space for `more` additional bytes and for the running jobs.
-
-        Raises: StorageFull when less than `keep_free_bytes` would stay free.
-        """
-        free = free_bytes(self._folder.root)
-        if free - more < self._keep_free:
-            needed = f" This request needs {more:,} bytes." if more else ""
-            raise StorageFull(
-                f"The disk of the server has {free:,} bytes free, and {self._keep_free:,} bytes must stay free for "
-                f"running jobs.{needed} Delete jobs, models or data sets that you no longer need, or ask the operator "
-                "to make room. Then try again.",
-                free_bytes=free,
-                keep_free_bytes=self._keep_free,
-                needed_bytes=more,
-            )
-
-    def _used(self) -> int:
-        at = time.monotonic()
-        if self._weighed is None or at - self._weighed[0] > WEIGH_S:
-            self._weighed = at, _size(self._folder.root) - _size(self._folder.cache)
-        return self._weighed[1]
-
-
-def _size(folder: os.PathLike[str]) -> int:
-    whole = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                whole += os.lstat(os.path.join(place, name)).st_size
-            except FileNotFoundError:  # deleted meanwhile
-                continue
-    return whole

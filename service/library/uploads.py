@@ -16,7 +16,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
 from models.errors import TooLarge
-from service.core.errors import MalformedUpload
+from service.core.errors import MalformedUpload, StorageFull
+from service.library.room import Room
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -35,7 +36,9 @@ class Upload:
     filename: str | None = None
 
 
-async def receive(request: Request, file_part: str, text_parts: Collection[str], path: Path, *, limit: int) -> Upload:
+async def receive(
+    request: Request, file_part: str, text_parts: Collection[str], path: Path, *, limit: int, room: Room
+) -> Upload:
     """Write the file part of a multipart body to `path`, and return the other parts.
 
     Args:
@@ -44,13 +47,14 @@ async def receive(request: Request, file_part: str, text_parts: Collection[str],
         text_parts: the names of the text parts that are allowed.
         path: where the file is written; it must not exist yet.
         limit: upper limit in bytes for the whole body.
+        room: the space that is left. Every piece is counted before it is written, whatever the headers say.
 
-    Raises: TooLarge; MalformedUpload for a body that is not multipart, has unknown parts or ends too early.
+    Raises: TooLarge; StorageFull; MalformedUpload for a body that is not multipart, has unknown parts or ends too early.
     """
     form = _Form(file_part, text_parts, path)
     try:
         parser = MultipartParser(_boundary(request), form.callbacks())
-        await _feed(request, parser, form, limit)
+        await _feed(request, parser, form, limit=limit, room=room)
     except FormParserError as error:
         raise MalformedUpload(
             f"The Content-Type of the request is multipart/form-data, but its body has another format: {error}. "
@@ -72,7 +76,7 @@ def _boundary(request: Request) -> bytes:
     return options[b"boundary"]
 
 
-async def _feed(request: Request, parser: MultipartParser, form: "_Form", limit: int) -> None:
+async def _feed(request: Request, parser: MultipartParser, form: "_Form", *, limit: int, room: Room) -> None:
     announced = request.headers.get("content-length", "")
     received = 0
     if announced.isdigit() and int(announced) > limit:
@@ -84,13 +88,17 @@ async def _feed(request: Request, parser: MultipartParser, form: "_Form", limit:
         if chunk:
             parser.write(chunk)
         if len(form.pending) >= PIECE_BYTES:
-            await run_in_threadpool(form.flush)
+            try:
+                await run_in_threadpool(form.flush, room)
+            except StorageFull:
+                await _drain(request)
+                raise
     parser.finalize()
-    await run_in_threadpool(form.flush)
+    await run_in_threadpool(form.flush, room)
 
 
-async def _refuse(request: Request, limit: int) -> None:
-    """Raise TooLarge, after reading the body for a few more seconds.
+async def _drain(request: Request) -> None:
+    """Read the body for a few more seconds.
 
     A client that is still sending might not see the answer if the server closed the connection at once.
     """
@@ -100,6 +108,11 @@ async def _refuse(request: Request, limit: int) -> None:
             left -= len(chunk)
             if left < 0 or time.monotonic() > until:
                 break
+
+
+async def _refuse(request: Request, limit: int) -> None:
+    """Raise TooLarge, after reading the rest of the body."""
+    await _drain(request)
     raise TooLarge(
         f"The upload is larger than {limit} bytes, which is the limit of this server. Send a smaller file.",
         limit_bytes=limit,
@@ -132,9 +145,10 @@ class _Form:
             "on_end": self._on_end,
         }
 
-    def flush(self) -> None:
-        """Write the buffered bytes to the file."""
+    def flush(self, room: Room) -> None:
+        """Write the buffered bytes to the file. Raises: StorageFull."""
         if self.pending and self._file:
+            room.take(len(self.pending))
             self._file.write(self.pending)
         self.pending.clear()
 

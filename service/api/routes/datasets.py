@@ -35,7 +35,7 @@ PARTS = {
 @router.post("", status_code=201, openapi_extra=body_of(DatasetRequest, PARTS, ["file"]))
 async def create_dataset(request: Request, response: Response, service: ServiceOf, caller: Submitter) -> DatasetView:
     """Register a data set. The server opens and checks it before it answers."""
-    await run_in_threadpool(service.retention.check_room, content_length(request))
+    await run_in_threadpool(service.retention.room.check, content_length(request))
     with service.folder.uploading() as folder:
         config = await _receive(request, folder, service)
         (folder / "dataset.json").write_text(json.dumps(config, indent=1))
@@ -60,7 +60,8 @@ async def _receive(request: Request, folder: Path, service: Service) -> dict[str
         path = _allowed_path(parse(DatasetRequest, await request.body()).path, service.settings)
         return {"source": "path", "path": str(path), "filename": path.name[:200]}
     arriving = folder / "arriving"
-    upload = await receive(request, "file", [], arriving, limit=service.settings.upload_limit_bytes)
+    limit, room = service.settings.upload_limit_bytes, service.retention.room
+    upload = await receive(request, "file", [], arriving, limit=limit, room=room)
     if upload.filename is None:
         raise InvalidRequest(
             "The upload has no file. Send the data set in the multipart part 'file'.", allowed=[*PARTS]

@@ -68,7 +68,7 @@ async def create_job(
     """Queue a compression job. The server first checks names, budgets and data, for at most a few seconds."""
     if validate_only:
         return JSONResponse((await service.submissions.validate(body, caller)).model_dump(mode="json"))
-    await run_in_threadpool(service.retention.check_room)
+    await run_in_threadpool(service.retention.room.check)
     submitted = await service.submissions.submit(body, idempotency_key, caller)
     service.runner.wake()
     return _accepted(submitted)

@@ -42,7 +42,7 @@ async def create_model(request: Request, response: Response, service: ServiceOf,
 
     The server builds and describes it before it answers, and rejects a model that it cannot prune.
     """
-    await run_in_threadpool(service.retention.check_room, content_length(request))
+    await run_in_threadpool(service.retention.room.check, content_length(request))
     with service.folder.uploading() as folder:
         config = await _receive(request, folder, service)
         (folder / "model.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1))
@@ -58,7 +58,8 @@ async def _receive(request: Request, folder: Path, service: Service) -> ModelReq
     if media_type(request) != MULTIPART_TYPE:
         return parse(ModelRequest, await request.body())
     arriving = folder / "arriving"
-    upload = await receive(request, "checkpoint", ["config"], arriving, limit=service.settings.upload_limit_bytes)
+    limit, room = service.settings.upload_limit_bytes, service.retention.room
+    upload = await receive(request, "checkpoint", ["config"], arriving, limit=limit, room=room)
     if "config" not in upload.fields or upload.filename is None:
         raise InvalidRequest(
             "The upload lacks a part. A multipart request for a model needs the parts 'config' (JSON) and 'checkpoint' "
