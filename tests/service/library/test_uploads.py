@@ -57,7 +57,7 @@ def test_what_the_validation_refuses_leaves_nothing_behind(web: TestClient, tmp_
     assert problem(answer, 422, "checkpoint-mismatch")["missing"] == ["head.weight"]
     answer = web.post("/v1/datasets", files={"file": ("digits.npz", b"not a zip")})
     problem(answer, 422, "damaged-file")
-    problem(web.post("/v1/models", json={"name": "validation-dies"}), 500, "validation-broken")
+    problem(web.post("/v1/models", json={"name": "validation-dies"}), 413, "limit-reached")
     assert_nothing_left(tmp_path)
 
 
