@@ -33,6 +33,7 @@ from service.jobs.leases import Lease, Leases
 from service.jobs.stored_journal import StoredJournal
 from service.library.library import bundle_key
 from service.storage.base import Storage
+from service.storage.digests import check_digests
 from service.storage.open_storage import open_storage
 
 log = logging.getLogger("vitfit.worker")
@@ -129,11 +130,16 @@ def _attempt(settings: Settings, folder: DataFolder, job: JobRow, journal: Store
 
 
 def _files(settings: Settings, folder: DataFolder, storage: Storage, job: JobRow) -> JobFiles:
-    """Return the folders of the job. Model and data set are first copied to this machine if they are in a bucket."""
+    """Return the folders of the job. Model and data set are first copied to this machine if they are in a bucket.
+
+    Raises: DamagedFile if one of their files has changed since the upload.
+    """
     if job.model_id is None:
         raise InternalError("The model of the job was deleted. Upload the model again, and submit a new job.")
     keys = [bundle_key(ModelRow, job.model_id), *([bundle_key(DatasetRow, job.dataset_id)] if job.dataset_id else [])]
     model, *dataset = [patiently(lambda key=key: storage.folder(key), settings.patience_s) for key in keys]  # type: ignore[misc]
+    for uploaded, noun in zip([model, *dataset], ("model", "data set"), strict=False):
+        check_digests(uploaded, noun)
     return folder.job_files(job.id, model, dataset[0] if dataset else None)
 
 

@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _refused(request: dict[str, Any], error: Exception, said: VitfitError) -> dict[str, Any]:
-    """Return the answer for a rejected request. said: the error to report, unless a full disk or a limit is the cause."""
+    """Return the answer for a rejected request. said: the error to report, unless disk or limits are the cause."""
     if is_full(error):
         said = storage_full(Path(request.get("dataset") or request["model"]), "The request could not be checked.")
     elif (which := limit_in(error)) is not None:

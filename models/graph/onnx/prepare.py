@@ -275,8 +275,8 @@ def _folded(model: ModelProto) -> ModelProto:
             )
         except Exception as error:
             raise UnsupportedModel(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load this ONNX file ({_without(folder, error)}). The file"
-                f" has IR version {model.ir_version} and opset {opset_of(model)}. Export the model again. If the"
+                f"ONNX Runtime {onnxruntime.__version__} cannot load this ONNX file ({_without(folder, error)}). The"
+                f" file has IR version {model.ir_version} and opset {opset_of(model)}. Export the model again. If the"
                 " runtime does not know this version, use an older opset.",
                 reasons=["ONNX Runtime cannot load it"],
             ) from error

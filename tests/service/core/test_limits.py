@@ -51,7 +51,7 @@ except OSError as error:
     print(error.errno)
 kept = None
 print(open("/proc/self/oom_score_adj").read().strip())
-child = "import resource; print(*(resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_CORE)))"
+child = "import resource as r; print(*(r.getrlimit(kind)[0] for kind in (r.RLIMIT_DATA, r.RLIMIT_CORE)))"
 print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout.strip())
 """
     done = run(Limits(memory_bytes=GIB, cpu_s=60, file_bytes=2**20, files=100, victim=444), code, tmp_path)
