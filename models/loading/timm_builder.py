@@ -93,7 +93,7 @@ def shapes_of(name: str, options: dict[str, Any]) -> nn.Module:
         try:
             with torch.device("meta"):
                 return timm.create_model(name, pretrained=False, **chosen)
-        except Exception:  # timm checks few options; `build` reports this error
+        except Exception:  # timm checks few options; `build` reports this error  # nosec B112
             continue
     return build(name, options, pretrained=False)
 
