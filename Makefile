@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OURS := models search latency service client benchmarks tests examples
+SHIPPED := models search latency service client/vitfit
 COVERED := $(addprefix --cov=,models search latency service vitfit) --cov-report=term:skip-covered
 
-.PHONY: help install demo check format test test-slow docs
+.PHONY: help install demo check audit format test test-slow docs
 
 help: ## List these commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -14,10 +15,14 @@ install: .venv/installed ## Make .venv with everything in it; the command is the
 demo: install ## Compress the digits model, serve it, and say what came out (about 3 minutes).
 	$(BIN)/python -m benchmarks.demo
 
-check: install ## Format, lint and types: what every change must pass.
+check: install ## Format, lint, types and unsafe calls: what every change must pass.
 	$(BIN)/ruff format --check $(OURS)
 	$(BIN)/ruff check $(OURS)
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(SHIPPED)
+
+audit: install ## Compare the installed packages with known faults: make audit FILE=advisories.json (OSV).
+	$(BIN)/python -m benchmarks.audit $(FILE)
 
 format: install ## Format the code, and mend what the linter can mend.
 	$(BIN)/ruff format $(OURS)

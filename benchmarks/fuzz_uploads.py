@@ -41,7 +41,7 @@ PATIENCE_S = 60.0
 """Time limit. A validation that takes longer counts as a hang."""
 KINDS = ("checkpoint", "archive", "npz", "folder", "model", "device")
 OURS = re.compile(
-    r"(model|dataset)\.json|weights\.(safetensors|pth)|model\.(onnx|zip)|data\.(npz|zip|tar)|pictures/(index\.json|\d{8}\.\w{3,4})"
+    r"(model|dataset|digests)\.json|weights\.(safetensors|pth)|model\.(onnx|zip)|data\.(npz|zip|tar)|pictures/(index\.json|\d{8}\.\w{3,4})"
 )
 
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "models": (
-        ("errors", "field_errors", "record", "atomic_write", "throttle"),
+        ("errors", "field_errors", "offline", "record", "atomic_write", "throttle"),
         ("structure", "data"),
         ("families",),
         ("statistics",),

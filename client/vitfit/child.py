@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ LONGEST_S: Final = 1800.0
 Without the limit, a child that hangs would hold the machine's measuring lease for ever.
 """
 PR_SET_PDEATHSIG: Final = 1
+NETWORK: Final = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname")
+"""The audit events of Python that lead to the network."""
 
 
 class ChildFailed(Exception):
@@ -54,6 +57,16 @@ def ask(command: Sequence[str], request: Mapping[str, Any], timeout_s: float = L
         f"it was killed by {signal.Signals(-done.returncode).name}, {STARTS} times in a row. A common reason is that "
         "the machine has too little memory. Try a smaller model or batch, or stop other programs on this machine"
     )
+
+
+def stay_offline() -> None:
+    """Make this child process unable to use the network: it opens files that other people have made."""
+    sys.addaudithook(_refuse_network)
+
+
+def _refuse_network(event: str, values: tuple[Any, ...]) -> None:
+    if event in NETWORK and not (event == "socket.connect" and values[0].family == socket.AF_UNIX):
+        raise ConnectionError("a measuring process does not use the network")
 
 
 def _answer(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from vitfit.child import ChildFailed, ask, die_with_parent
+from vitfit.child import ChildFailed, ask, die_with_parent, stay_offline
 from vitfit.report import Footprint, OperatorTime
 
 from latency.devices.setting import Setting
@@ -45,6 +45,7 @@ def main() -> None:
     from vitfit.measuring import feeds, open_session, pin  # only the child process needs the runtime
 
     die_with_parent()
+    stay_offline()
     request = json.load(sys.stdin)
     pin(request["threads"])
     before = _memory_mib("VmRSS")

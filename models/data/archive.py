@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, cast
 
+from models.data.tar_headers import LimitedTarInfo
 from models.errors import BadData, DamagedFile, TooLarge, UnsafeFile
 from models.record import Record
 
@@ -185,7 +186,7 @@ def _zip_members(archive: Path, ledger: "_Ledger") -> Iterator[Member]:
 def _tar_members(archive: Path, ledger: "_Ledger", limits: Limits) -> Iterator[Member]:
     with _decompressed(archive) as plain:
         reader = cast(IO[bytes], _BoundedReader(plain, limits))
-        with tarfile.open(fileobj=reader, mode="r:") as opened:
+        with tarfile.open(fileobj=reader, mode="r:", tarinfo=LimitedTarInfo) as opened:
             while (member := opened.next()) is not None:
                 name = check_name(member.name)
                 member = _filtered(member, archive)
@@ -211,11 +212,13 @@ def _content(opened: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 def _filtered(member: tarfile.TarInfo, archive: Path) -> tarfile.TarInfo:
     """Apply Python's own "data" filter. It refuses devices, and it is a second check of the names."""
+    folder = str(archive.parent.resolve())
     try:
-        return tarfile.data_filter(member, str(archive.parent.resolve()))
+        return tarfile.data_filter(member, folder)
     except tarfile.FilterError as error:
+        why = str(error).replace(f"{folder}/", "")
         raise UnsafeFile(
-            f"The entry {member.name!r} of the archive is not safe to unpack ({error}). An archive may hold only"
+            f"The entry {member.name!r} of the archive is not safe to unpack ({why}). An archive may hold only"
             " regular files and folders with relative names. Remove this entry and pack the archive again.",
             member=member.name,
         ) from error

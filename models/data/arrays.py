@@ -6,6 +6,7 @@ import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,10 +29,16 @@ DAMAGE = (
     EOFError,
     OSError,
     ValueError,
+    TypeError,
+    OverflowError,
+    KeyError,
     SyntaxError,
     RuntimeError,
     NotImplementedError,
 )
+MAGIC_BYTES = 8
+MOST_HEADER_BYTES = 10_000
+"""Length of the longest header of an array, as in NumPy."""
 FINITE_ROWS = 256  # images per check
 MOST_CHANNELS = 64  # of uint8 images
 
@@ -154,9 +161,20 @@ def _headers(file: zipfile.ZipFile, path: Path, limits: Limits) -> dict[str, _He
 
 def _header(member: IO[bytes]) -> _Header:
     """Read shape and type from the first bytes. Raises: ValueError if they are not the header of an array."""
-    version = np.lib.format.read_magic(member)
+    head = member.read(MAGIC_BYTES)
+    version = np.lib.format.read_magic(BytesIO(head))
+    digits = member.read(2 if version == (1, 0) else 4)
+    length = int.from_bytes(digits, "little")
+    if length > MOST_HEADER_BYTES:  # NumPy would read the header before it looks at its length
+        raise ValueError(f"its header has {length} bytes; allowed are {MOST_HEADER_BYTES}")
+    text = BytesIO(digits + member.read(length))
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(member)
+    try:
+        shape, _, dtype = read(text)
+    except (MemoryError, RecursionError) as error:  # Python's parser raises them for a deep expression
+        raise ValueError("its header is too deep") from error
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"its shape is {shape}; each size must be a whole number")
     return _Header(shape, dtype)
 
 

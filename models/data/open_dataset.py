@@ -20,6 +20,7 @@ from models.data.pictures import PictureFile, PictureImages, list_folder
 from models.data.preprocessing import Preprocessing
 from models.data.splits import SPLIT_CYCLE, SPLITS, Rows, Split, given_rows, split_rows
 from models.errors import BadData, DamagedFile, InvalidRequest, TooLarge, UnsafeFile
+from models.offline import offline
 
 NEEDED: dict[Split, int] = {"calibration": 16, "selection": 8, "test": 8, "train": 16}
 FEW = 100  # with fewer images, the accuracy on a split changes in steps of more than one percentage point
@@ -27,6 +28,7 @@ SOURCES = ("npz", "archive", "path")
 NO_MODEL = Preprocessing((3, 224, 224), (0.0,) * 3, (1.0,) * 3)
 
 
+@offline()
 def open_data(
     folder: Path,
     preprocessing: Preprocessing | None,

@@ -8,7 +8,7 @@ from torch import nn
 from models.families.family import Family, is_present
 
 NORMS = (nn.LayerNorm, LayerNorm)
-POOLINGS = {"token": "token", "avg": "avg"}
+POOLINGS = {name: name for name in ("token", "avg")}
 
 
 def _refusals(model: nn.Module) -> list[str]:

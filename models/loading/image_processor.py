@@ -14,8 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from models.data.preprocessing import Preprocessing
-from models.errors import DamagedFile, InvalidRequest
+from models.errors import DamagedFile, InvalidRequest, TooLarge, VitfitError
+from models.loading.size_limits import check_sizes
 
+MOST_BYTES = 16 << 20
+"""Size of the largest JSON file in a model folder. An index of shards has one line for each tensor."""
 FILES = ("preprocessor_config.json", "processor_config.json")
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Names of Pillow's resampling filters, by the number that image processors store."""
@@ -44,6 +47,21 @@ def preprocessing_of(folder: Path, config: dict[str, Any]) -> Preprocessing:
     Raises: DamagedFile; InvalidRequest for a step that vitfit cannot follow.
     """
     processor = processor_of(folder)
+    check_sizes(config, "config.json", are_numbers=True)
+    check_sizes(processor, "preprocessor_config.json", are_numbers=True)
+    try:
+        return _preprocessing(processor, config)
+    except VitfitError:
+        raise
+    except Exception as error:  # a value of another type can fail anywhere
+        raise InvalidRequest(
+            "vitfit cannot read the preprocessing in preprocessor_config.json or config.json"
+            f" ({type(error).__name__}: {str(error)[:200]}). A value has another type than transformers writes."
+            f" {GIVE}",
+        ) from error
+
+
+def _preprocessing(processor: dict[str, Any], config: dict[str, Any]) -> Preprocessing:
     vision = config.get("vision_config") or config
     channels = int(vision.get("num_channels", 3))
     size, crop, center = _sizes(processor, vision)
@@ -123,12 +141,24 @@ def _prepared(folder: Path, picture: Image.Image) -> Tensor | None:
     import transformers
 
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(
+        processor = transformers.AutoImageProcessor.from_pretrained(  # a folder; no download  # nosec B615
             folder, local_files_only=True, trust_remote_code=False
         )  # type: ignore[no-untyped-call]
     except (OSError, ValueError, ImportError):
         return None
-    return torch.from_numpy(np.asarray(processor(picture, return_tensors="np")["pixel_values"][0])).float()
+    except Exception as error:  # the configuration is untrusted, and its values may have any type
+        raise _unusable(error) from error
+    try:
+        return torch.from_numpy(np.asarray(processor(picture, return_tensors="np")["pixel_values"][0])).float()
+    except Exception as error:
+        raise _unusable(error) from error
+
+
+def _unusable(error: Exception) -> InvalidRequest:
+    return InvalidRequest(
+        "transformers cannot use the image processor of the folder (preprocessor_config.json):"
+        f" {type(error).__name__}: {str(error)[:200]}. {GIVE}"
+    )
 
 
 def _picture(side: int) -> Image.Image:
@@ -139,11 +169,18 @@ def _picture(side: int) -> Image.Image:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises: DamagedFile."""
+    """Read a JSON object. Raises: DamagedFile; TooLarge."""
+    if (size := file.stat().st_size if file.is_file() else 0) > MOST_BYTES:
+        raise TooLarge(
+            f"The file {file.name} has {size:,} bytes. The limit is {MOST_BYTES:,} bytes. Use the file that"
+            " transformers saved.",
+            bytes=size,
+        )
     try:
         value = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DamagedFile(f"vitfit cannot read {file.name} ({str(error)[:200]}). Upload the folder again.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        why = "it is too deep" if isinstance(error, RecursionError) else str(error)[:200]
+        raise DamagedFile(f"vitfit cannot read {file.name} ({why}). Upload the folder again.") from error
     if not isinstance(value, dict):
         raise DamagedFile(f"The file {file.name} must hold a JSON object. Use the file that transformers saved.")
     return value

@@ -17,7 +17,9 @@ from models.graph.onnx.proof import TOLERANCE
 from models.loading.hugging_face_outputs import OneOutput, one_output
 from models.loading.image_processor import check_processor, preprocessing_of, processor_of, read_json
 from models.loading.load_graph import open_graph
+from models.loading.size_limits import check_parameters, check_sizes
 from models.networks.network import Network
+from models.offline import wanted_network
 
 TOWERS = {
     "clip": "CLIPVisionModelWithProjection",
@@ -36,6 +38,7 @@ def open_hugging_face(folder: Path, name: str, preprocessing: dict[str, Any] | N
     DamagedFile, UnsupportedModel.
     """
     config = read_json(folder / "config.json")
+    check_sizes(config, "config.json", are_numbers=True)
     if "auto_map" in config:
         raise UnsafeFile(
             f"The config.json of {name} asks for code of its own (auto_map). vitfit never runs such code. Use an"
@@ -89,8 +92,8 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
             " installed. Install it: pip install 'transformers>=5'."
         ) from error
     kind = _class_of(transformers, config)
+    _count(transformers, kind, folder, name)
     try:
-        transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model, info = kind.from_pretrained(
             folder,
             local_files_only=True,
@@ -99,16 +102,8 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except (ValueError, ImportError) as error:
-        raise UnsupportedModel(
-            f"The package transformers cannot open {name} ({str(error)[:300]}). Use an architecture that it contains.",
-            reasons=[f"model type {config.get('model_type')}"],
-        ) from error
-    except (OSError, RuntimeError) as error:
-        raise CheckpointMismatch(
-            f"The weights of {name} do not fit its config.json ({str(error)[:300]}). Upload both files of the same"
-            " model."
-        ) from error
+    except Exception as error:  # the library may fail anywhere
+        raise _refusal(error, name, config) from error
     wrong = [*info.get("missing_keys", ()), *(str(one) for one in info.get("mismatched_keys", ()))]
     if wrong:
         raise CheckpointMismatch(
@@ -119,11 +114,60 @@ def _model(folder: Path, name: str, config: dict[str, Any]) -> Any:
     return model.eval()
 
 
+def _count(transformers: Any, kind: Any, folder: Path, name: str) -> None:
+    """Build the model without values, and count its parameters. Raises: TooLarge, UnsupportedModel, UnsafeFile."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(  # a folder; no download  # nosec B615
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        if own := getattr(kind, "config_class", None):  # the vision tower has a part of the configuration
+            config = own.from_pretrained(folder, local_files_only=True)
+        build = getattr(kind, "from_config", None) or kind._from_config
+        with torch.device("meta"):
+            params = sum(value.numel() for value in build(config, dtype=torch.float32).parameters())
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _refusal(error, name, read_json(folder / "config.json")) from error
+    check_parameters(params, repr(name))
+
+
+def _refusal(error: Exception, name: str, config: dict[str, Any]) -> UnsafeFile | UnsupportedModel | CheckpointMismatch:
+    if wanted_network(error):
+        return UnsafeFile(
+            f"The config.json of {name} names another model or file, which would have to be downloaded. vitfit"
+            " downloads nothing for an upload. Save the model with all of its parts: model.save_pretrained(FOLDER)."
+        )
+    said = f"{type(error).__name__}: {str(error)[:300]}"
+    if isinstance(error, OSError | RuntimeError) and not isinstance(error, RecursionError | NotImplementedError):
+        return CheckpointMismatch(
+            f"The weights of {name} do not fit its config.json ({said}). Upload both files of the same model."
+        )
+    return UnsupportedModel(
+        f"The package transformers cannot open {name} ({said}). Correct its config.json, or use an architecture that"
+        " the package contains.",
+        reasons=[f"model type {str(config.get('model_type'))[:100]}"],
+    )
+
+
 def _class_of(transformers: Any, config: dict[str, Any]) -> Any:
     """Return the class that the folder names. A model with a text tower is opened as its vision tower."""
-    architecture = str((config.get("architectures") or [""])[0])
+    named = config.get("architectures") or [""]
+    if not isinstance(named, list):
+        raise InvalidRequest(
+            f"In config.json, 'architectures' is {str(named)[:100]}. It must be a list with the name of a class. Use"
+            " the file that transformers saved.",
+            field="architectures",
+        )
+    architecture = str(named[0])
     kind = str(config.get("model_type"))
     own = getattr(transformers, architecture, None)
+    if own is not None and not (isinstance(own, type) and issubclass(own, transformers.PreTrainedModel)):
+        raise UnsupportedModel(
+            f"In config.json, 'architectures' is {architecture[:100]!r}, which is no model of transformers. Use the"
+            " file that transformers saved.",
+            reasons=[f"architecture {architecture[:100]}"],
+        )
     if kind in TOWERS and not architecture.endswith(("VisionModel", "WithProjection", "ForImageClassification")):
         return getattr(transformers, TOWERS[kind])
     return own if own is not None else getattr(transformers, TOWERS.get(kind, "AutoModel"))

@@ -4,6 +4,7 @@ The folder holds `model.json` and at most one model file: `weights.safetensors` 
 `model.onnx`, or `model.zip`.
 """
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -32,6 +33,7 @@ from models.loading.trainer_folder import model_in
 from models.loading.weight_files import as_safetensors, read_weights, weight_files
 from models.networks.network import Network
 from models.networks.torch_network import TorchNetwork
+from models.offline import offline
 
 UPLOADED = ("weights.safetensors", "weights.pth", "model.zip")
 """Names of the files with weights in a model folder."""
@@ -46,7 +48,9 @@ def open_model(folder: Path) -> Network:
     Raises: UnknownName, InvalidRequest, UnsupportedModel, CheckpointMismatch, UnsafeFile, DamagedFile.
     """
     description = json.loads((folder / "model.json").read_text())
-    network = _opened(folder, description)
+    # timm may download the weights of its own models, but nothing that a file of the user names
+    with contextlib.nullcontext() if description.get("pretrained") and not _uploads(folder) else offline():
+        network = _opened(folder, description)
     preprocessing = network.preprocessing
     if network.structure.image != tuple(preprocessing.size):
         raise InvalidRequest(
@@ -77,6 +81,11 @@ def _opened(folder: Path, description: dict[str, Any]) -> Network:
     _refuse_choice(description)
     module = build(name, description.get("options") or {}, pretrained=bool(description.get("pretrained")))
     return network_of(module, name, _preprocessing(module, wanted))
+
+
+def _uploads(folder: Path) -> bool:
+    """Return whether the folder has a file of a user, beside model.json."""
+    return any((folder / name).exists() for name in (*UPLOADED, "model.onnx"))
 
 
 def _model_files(folder: Path) -> list[Path]:
@@ -113,6 +122,7 @@ def _packed(unpacked: Path, description: dict[str, Any]) -> Network:
     return open_hugging_face(folder, name, preprocessing).with_assumptions(said)
 
 
+@offline()
 def prove_on_images(folder: Path, network: Network, images: Tensor) -> None:
     """Compare a network with the ONNX file that it was read from, on real images (n, C, H, W).
 

@@ -1,18 +1,13 @@
 """Builds timm models from their name and options. The options and the size of the model are limited."""
 
-import math
-import os
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-from models.errors import (
-    InvalidRequest,
-    TooLarge,
-    UnknownName,
-)
+from models.errors import InvalidRequest, UnknownName
+from models.loading.size_limits import check_parameters, check_sizes
 
 OPTIONS = frozenset(
     [
@@ -49,9 +44,6 @@ OPTIONS = frozenset(
     ]
 )
 """Constructor arguments of timm that a user may set. They describe shapes; none of them can run code."""
-MOST = 2**20
-"""Largest absolute value of any number among the options. The number of blocks is limited by `MOST_BLOCKS`."""
-MOST_BLOCKS = 1_000
 
 
 def build(name: str, options: dict[str, Any], pretrained: bool, seed: int = 0) -> nn.Module:
@@ -101,30 +93,17 @@ def shapes_of(name: str, options: dict[str, Any]) -> nn.Module:
         try:
             with torch.device("meta"):
                 return timm.create_model(name, pretrained=False, **chosen)
-        except Exception:  # timm checks few options; `build` reports this error
+        except Exception:  # timm checks few options; `build` reports this error  # nosec B112
             continue
     return build(name, options, pretrained=False)
 
 
 def check_size(name: str, options: dict[str, Any]) -> None:
     """Check the options before memory is allocated. Raises: InvalidRequest for numbers out of range; TooLarge."""
-    for option, value in options.items():
-        most = MOST_BLOCKS if option == "depth" else MOST
-        if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= most):
-            raise InvalidRequest(
-                f"The model option {option!r} is {str(value)[:50]}. It must be a finite number from {-most:,} to"
-                f" {most:,}. Choose a number in this range."
-            )
+    check_sizes(options, "the options of the model")
     try:
         with torch.device("meta"):
             params = sum(value.numel() for value in timm.create_model(name, pretrained=False, **options).parameters())
     except Exception:  # `build` reports this error when it builds the model
         return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if 4 * params > memory // 4:  # leaves room for the original, the pruned network and the statistics
-        raise TooLarge(
-            f"The model {name!r} has {params:,} parameters, which take {4 * params / 2**30:.0f} GiB. This machine has"
-            f" {memory / 2**30:.0f} GiB of memory, and a model may take at most a quarter of it. Use a smaller model"
-            " or a machine with more memory.",
-            params=params,
-        )
+    check_parameters(params, repr(name))

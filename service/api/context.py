@@ -10,6 +10,7 @@ from service.api.access_tokens import Tokens
 from service.api.agents import Agents
 from service.api.submission import Submissions
 from service.core.data_folder import DataFolder
+from service.core.hidden_paths import HiddenPaths
 from service.core.retry import patiently
 from service.core.settings import Settings
 from service.db.migrate import upgrade
@@ -19,6 +20,7 @@ from service.jobs.engine import Catalog, catalog, validate_module
 from service.jobs.job_store import Jobs
 from service.jobs.leases import Leases
 from service.jobs.runner import Runner
+from service.jobs.turns import Turns
 from service.jobs.validator import Validator
 from service.library.library import Library
 from service.library.retention import Retention
@@ -70,7 +72,13 @@ class Service:
         jobs, library, engine = Jobs(store, settings.most_unfinished), Library(store, storage), catalog(settings.engine)
         shelf = DeviceShelf(store, folder.devices, folder.tables, engine.devices)
         offered = Catalog(engine.devices if settings.ray_jobs else shelf.all, engine.methods)
-        validator = Validator(validate_module(settings.engine), environment=settings.worker_environment())
+        validator = Validator(
+            validate_module(settings.engine),
+            Turns(settings.checks, settings.checks_per_person),
+            settings.check_limits(),
+            settings.worker_environment(),
+            hidden=HiddenPaths.of(settings),
+        )
         submissions = Submissions(settings, jobs, library, offered, validator=validator)
         retention = Retention(
             store,

@@ -120,7 +120,9 @@ class Submissions:
             dataset = str(await run_in_threadpool(self._library.path, DatasetRow, request.dataset, caller.sees))
         document = {"job": request.model_dump(mode="json"), "model": str(model), "dataset": dataset}
         allowed = [str(root) for root in self._settings.allowed_roots]
-        return await self._validator.describe({**document, "allowed": allowed}, self._settings.validate_timeout_s)
+        return await self._validator.describe(
+            {**document, "allowed": allowed}, self._settings.validate_timeout_s, caller.owner
+        )
 
     async def _create(self, new: NewJob) -> Submitted:
         job = JobView.of(new.row()).model_dump(mode="json")

@@ -104,6 +104,12 @@ class ValidationSlow(VitfitError):
     code = "validation-slow"
 
 
+class LimitReached(VitfitError):
+    """A file or a job needs more memory, processor time, disk or open files than the operator allows."""
+
+    code = "limit-reached"
+
+
 class WorkerCrashed(VitfitError):
     """The worker process of a job died several times in a row."""
 
@@ -196,6 +202,7 @@ STATUS: Final[dict[type[VitfitError], int]] = {
     KeyReused: 409,
     RangeUnsatisfiable: 416,
     ValidationBroken: 500,
+    LimitReached: 413,
     ValidationSlow: 503,
     WorkerCrashed: 500,
     InternalError: 500,

@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 
 from models.field_errors import field_errors, in_words
 from service.core.data_folder import DataFolder
+from service.core.limits import Limits, share_of_memory
 
 PREFIX = "VITFIT_"
 LogFormat = Literal["text", "json"]
@@ -119,6 +120,39 @@ class Settings(BaseSettings):
         gt=0,
         description="Time limit in seconds for the validation of an upload, which may download weights.",
     )
+    checks: int = Field(default=4, ge=1, description="Number of uploads and jobs that are checked at the same time.")
+    checks_per_person: int = Field(
+        default=2,
+        ge=1,
+        description="Number of uploads and jobs of one person that are checked at the same time. The others wait, and "
+        "their time limits begin later.",
+    )
+    check_memory_bytes: int = Field(
+        default_factory=lambda: share_of_memory(0.5),
+        ge=2**30,
+        description="Upper limit in bytes for the memory of the process that checks an upload or a job. torch and its "
+        "libraries take about 1 GB of it. Unset: half of the memory of the machine.",
+    )
+    check_cpu_s: int = Field(
+        default=180, ge=1, description="Upper limit in seconds for the processor time of the check of an upload or job."
+    )
+    job_memory_bytes: int = Field(
+        default_factory=lambda: share_of_memory(0.9),
+        ge=2**30,
+        description="Upper limit in bytes for the memory of each process of a job. Unset: 90 % of the memory of the "
+        "machine.",
+    )
+    job_cpu_s: int | None = Field(
+        default=None,
+        ge=1,
+        description="Upper limit in seconds for the processor time of each process of a job. Unset: no limit.",
+    )
+    file_bytes: int = Field(
+        default=32 * 2**30, ge=2**20, description="Upper limit in bytes for a file that a check or a job writes."
+    )
+    open_files: int = Field(
+        default=4096, ge=256, description="Upper limit on the open files of the process of a check or a job."
+    )
     log_format: LogFormat = Field(
         default="text",
         description="text: lines for people. json: one JSON object per line. "
@@ -176,6 +210,30 @@ class Settings(BaseSettings):
         url = self.database_url
         return DataFolder(self.data).database if url is None else make_url(url.get_secret_value())
 
+    def check_limits(self) -> Limits:
+        """Return the limits of the process that checks an upload or a job."""
+        return Limits(
+            noun="a check",
+            prefix=f"{PREFIX}CHECK",
+            memory_bytes=self.check_memory_bytes,
+            cpu_s=self.check_cpu_s,
+            file_bytes=self.file_bytes,
+            files=self.open_files,
+            victim=500,
+        )
+
+    def job_limits(self) -> Limits:
+        """Return the limits of each process of a job."""
+        return Limits(
+            noun="a job",
+            prefix=f"{PREFIX}JOB",
+            memory_bytes=self.job_memory_bytes,
+            cpu_s=self.job_cpu_s,
+            file_bytes=self.file_bytes,
+            files=self.open_files,
+            victim=300,
+        )
+
     def worker_environment(self) -> dict[str, str]:
         """Return the environment variables that pass this server's settings to a worker process."""
         roots = os.pathsep.join(map(str, self.allowed_roots))
@@ -188,6 +246,9 @@ class Settings(BaseSettings):
             "MAX_CRASHES": str(self.max_crashes),
             "MOST_RUNNING": str(self.most_running),
         }
+        for name in ("job_memory_bytes", "job_cpu_s", "file_bytes", "open_files"):
+            if name in self.model_fields_set:  # a node of a cluster has another default
+                values[name.upper()] = str(getattr(self, name))
         values["PATIENCE_S"] = str(self.patience_s)
         if not self.ray_jobs:  # the users' device profiles exist on this machine only
             values["DEVICES"] = str(DataFolder(self.data).devices)

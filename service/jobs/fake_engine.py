@@ -43,7 +43,9 @@ from service.jobs.journal import Journal
 
 TROUBLE: Final = {
     "impossible": "ends with ImpossibleBudget",
-    "bug": "raises an unexpected exception",
+    "bug": "raises an unexpected exception, whose text has a path of the machine",
+    "greedy": "takes 16 GiB of memory",
+    "busy": "ends as a process does that has used up its processor time",
     "dies": "kills its own process before the first trial of each attempt",
     "dies-once": "kills its own process in the first attempt",
     "deaf": "never checks whether it was canceled",
@@ -100,7 +102,7 @@ def run(
     if request.name == "impossible":
         raise ImpossibleBudget("The budget cannot be reached. The best value is 0.31 of the MACs.", reachable=0.31)
     if request.name == "bug":
-        raise RuntimeError("a bug on purpose")
+        raise RuntimeError(f"a bug on purpose in {files.work}/model.onnx")
     journal.stage("searching")
     if deliver is None:
         _search(request, files, journal)
@@ -180,6 +182,10 @@ def _make_trouble(name: str | None, files: JobFiles) -> None:
     if name == "dies" or (name == "dies-once" and not marker.exists()):
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if name == "greedy":
+        bytearray(2**34)
+    if name == "busy":
+        os.kill(os.getpid(), signal.SIGXCPU)
     if name == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

@@ -217,7 +217,7 @@ class Runner:
                 return
             log.exception("%s: its worker could not be started", lease.job_id)
             why = storage_full(self._folder.root, NOT_GONE_ON) if is_full(error) else None
-            self._leases.crash(lease, f"could not be started ({error})", why)
+            self._leases.crash(lease, f"could not be started ({error.strerror or type(error).__name__})", why)
 
     def _wait_for_means(self, lease: Lease, error: OSError) -> None:
         """Put a job back whose worker cannot be started now, because the machine is short of something."""
@@ -265,9 +265,11 @@ class Runner:
     def _reap(self, worker: Worker, status: int) -> None:
         """Handle the exit of a worker. If the worker has not stored the end of its job, record a crash."""
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-        why = None
+        why: VitfitError | None = None
         if status == DISK_FULL:
             how, why = "found the disk full", storage_full(self._folder.root, NOT_GONE_ON)
+        elif status == -signal.SIGXCPU:
+            why = self._settings.job_limits().reached("cpu")
         with contextlib.suppress(Fenced):  # the usual case: the worker has stored the end of the job
             self._leases.crash(worker.lease, how, why)
             log.warning("%s: its worker %s", worker.lease.job_id, how)

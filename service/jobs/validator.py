@@ -17,9 +17,12 @@ import sys
 import time
 from typing import IO, Any, Final
 
-from models.errors import error_from_json
+from models.errors import DamagedFile, error_from_json
 from service.core.errors import ValidationBroken, ValidationSlow
+from service.core.hidden_paths import HiddenPaths
+from service.core.limits import Limits
 from service.core.processes import child_environment, signal_group
+from service.jobs.turns import Turns
 
 log = logging.getLogger("vitfit.service")
 GOODBYE_S: Final = 2.0
@@ -31,12 +34,25 @@ LONGEST_IMPORT_S: Final = 300.0
 
 
 class Validator:
-    """Runs at most `parallel` validation processes at a time, because each one holds a model in memory."""
+    """Runs a few validation processes at a time, because each one holds a model in memory. Each person has a queue."""
 
-    def __init__(self, module: str, parallel: int = 2, environment: dict[str, str] | None = None) -> None:
-        """Prepare the validator, and start no process yet. module: its `main` reads stdin and writes stdout."""
-        self._warm = _Warm(module, environment)
-        self._slots = asyncio.Semaphore(parallel)
+    def __init__(
+        self,
+        module: str,
+        turns: Turns | None = None,
+        limits: Limits | None = None,
+        environment: dict[str, str] | None = None,
+        *,
+        hidden: HiddenPaths | None = None,
+    ) -> None:
+        """Prepare the validator, and start no process yet.
+
+        module: its `main` reads stdin and writes stdout. limits: those of each process. hidden: the paths that no
+        answer names.
+        """
+        self._limits, self._hidden = limits or Limits(), hidden
+        self._warm = _Warm(module, self._limits, environment)
+        self._turns = turns or Turns(parallel=2, each=2)
 
     def start(self) -> None:
         """Start to import the module, so that the first validation does not have to wait for it."""
@@ -46,20 +62,24 @@ class Validator:
         """End all processes of this validator."""
         self._warm.close()
 
-    async def describe(self, document: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    async def describe(self, document: dict[str, Any], timeout_s: float, person: str = "") -> dict[str, Any]:
         """Validate what `document` names, and return its description.
 
-        timeout_s: upper limit in seconds, including the wait for a free slot.
+        timeout_s: upper limit in seconds. The wait for a turn does not count. person: who asks.
 
-        Raises: the VitfitError with which the validation rejected the document; ValidationSlow; ValidationBroken.
+        Raises: the VitfitError with which the validation rejected the document; LimitReached; TooMany; ValidationSlow;
+        ValidationBroken.
         """
-        try:
-            async with asyncio.timeout(timeout_s), self._slots:
-                answer = await self._ask(document)
-        except TimeoutError:
-            raise _slow(document, timeout_s) from None
+        async with self._turns.turn(person):
+            try:
+                async with asyncio.timeout(timeout_s):
+                    answer = await self._ask(document)
+            except TimeoutError:
+                raise _slow(document, timeout_s) from None
+        if which := answer.get("limit"):
+            raise self._limits.reached(which)
         if not answer["ok"]:
-            raise error_from_json(answer["error"])
+            raise error_from_json(self._hidden.value(answer["error"]) if self._hidden else answer["error"])
         description: dict[str, Any] = answer["description"]
         return description
 
@@ -71,7 +91,7 @@ class Validator:
             ours = stack.enter_context(self._warm.begin(streams))
             status = await self._status(ours)
             output, complaints = (_content(stream) for stream in streams[1:])
-        return parsed(output, complaints if status is not None else self._warm.complaints(), status)
+        return parsed(output, complaints if status is not None else self._warm.complaints(), status, self._limits)
 
     async def _status(self, ours: socket.socket) -> int | None:
         """Return the exit status of a check; None if the warm process has died.
@@ -97,8 +117,8 @@ class Validator:
 class _Warm:
     """The warm process, which is started again when it is gone."""
 
-    def __init__(self, module: str, environment: dict[str, str] | None) -> None:
-        self._module, self._environment = module, environment
+    def __init__(self, module: str, limits: Limits, environment: dict[str, str] | None) -> None:
+        self._module, self._limits, self._environment = module, json.dumps(limits.to_json()), environment
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._complaints: IO[bytes] | None = None
@@ -114,7 +134,7 @@ class _Warm:
         self._control.setblocking(False)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "service.jobs.warm_process", self._module, str(theirs.fileno())],
+                [sys.executable, "-m", "service.jobs.warm_process", self._module, str(theirs.fileno()), self._limits],
                 stdin=subprocess.DEVNULL,
                 stdout=self._complaints,
                 stderr=self._complaints,
@@ -184,15 +204,35 @@ def _slow(document: dict[str, Any], timeout_s: float) -> ValidationSlow:
     )
 
 
-def parsed(output: bytes, complaints: bytes, status: int | None) -> dict[str, Any]:
+def parsed(output: bytes, complaints: bytes, status: int | None, limits: Limits) -> dict[str, Any]:
+    """Return the answer of a check that has ended.
+
+    Raises: LimitReached; DamagedFile if a crash ended the check; ValidationBroken if vitfit itself is the reason.
+    """
+    said = complaints.decode(errors="replace")
+    answer = _answer(output) if status == 0 else None
+    if answer is not None:
+        if answer.get("unexpected"):
+            log.error("a check refused an upload because of an unexpected error:\n%s", said[-4000:])
+        return answer
+    log.error("the validation ended with exit status %s:\n%s", status, said[-4000:])
+    if status is not None and (reason := limits.ended_by(status, said)):
+        raise reason
+    if status is not None and status < 0:
+        raise DamagedFile(
+            f"The process that read it has crashed ({signal.Signals(-status).name}). The file may be damaged, or made"
+            " to harm. Save it again with the newest version of the program that made it."
+        )
+    raise ValidationBroken(
+        f"The validation process failed (exit status {status}). The log of the server has the details."
+    )
+
+
+def _answer(output: bytes) -> dict[str, Any] | None:
+    """Return the answer of a check, or None if it is no complete answer."""
     try:
         answer: dict[str, Any] = json.loads(output)
-        if status == 0 and ("description" if answer["ok"] else "error") in answer:
-            return answer
+        is_whole = "limit" in answer or ("description" if answer["ok"] else "error") in answer
     except (ValueError, KeyError, TypeError):
-        pass
-    log.error("the validation ended with exit status %s:\n%s", status, complaints.decode(errors="replace")[-4000:])
-    hint = " The machine may have too little memory for it." if status == -signal.SIGKILL else ""
-    raise ValidationBroken(
-        f"The validation process failed (exit status {status}).{hint} The log of the server has the details."
-    )
+        return None
+    return answer if is_whole else None

@@ -1,6 +1,6 @@
 """A process that has imported a module, and runs the module's `main` in a fork of itself for each check.
 
-    python -m service.jobs.warm_process MODULE SOCKET
+    python -m service.jobs.warm_process MODULE SOCKET LIMITS
 
 Importing torch takes seconds, and a fork takes milliseconds. A fork has its own memory, and is killed when its check
 takes too long. So a check that crashes, hangs or needs too much memory does not affect this process or other checks.
@@ -8,7 +8,7 @@ takes too long. So a check that crashes, hangs or needs too much memory does not
 SOCKET: number of a file descriptor, which is one end of a socket pair. Each message on it is one byte with four file
 descriptors: the stdin, stdout and stderr of a check, and one end of a new socket pair. On this new pair, the process
 sends the exit status of the check as text. If its other end is closed before that, the process kills the check. If the
-other end of SOCKET is closed, the process kills all checks and ends.
+other end of SOCKET is closed, the process kills all checks and ends. LIMITS: the limits of each check, as JSON.
 
 This process computes nothing itself, because the threads of a computation do not survive a fork.
 """
@@ -16,6 +16,7 @@ This process computes nothing itself, because the threads of a computation do no
 import contextlib
 import gc
 import importlib
+import json
 import os
 import selectors
 import signal
@@ -23,27 +24,25 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from vitfit.child import ASKED_BY, die_with_parent
 
+from service.core.limits import Limits
 from service.core.processes import signal_group
 
 DESCRIPTORS = 4
-FIRST_VICTIM = "500"
-"""Added to the rank of a check among the processes that Linux kills if the memory is full, from -1000 to 1000."""
 
 
 class WarmProcess:
     """Forks a process for each check, and reports how it ended."""
 
-    def __init__(self, control: socket.socket, check: Callable[[], object]) -> None:
+    def __init__(self, control: socket.socket, check: Callable[[], object], limits: Limits) -> None:
         """Prepare the process.
 
-        control: the socket with the requests. check: reads stdin and writes stdout.
+        control: the socket with the requests. check: reads stdin and writes stdout. limits: those of each check.
         """
-        self._control, self._check = control, check
+        self._control, self._check, self._limits = control, check, limits
         self._running: dict[int, socket.socket] = {}
         self._ended, self._on_child = socket.socketpair()
         for end in (self._ended, self._on_child):
@@ -112,8 +111,7 @@ class WarmProcess:
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
                 os.close(stream)
-            with contextlib.suppress(OSError):
-                Path("/proc/self/oom_score_adj").write_text(FIRST_VICTIM)
+            self._limits.apply()
             self._check()
             status = 0
         except BaseException:
@@ -126,13 +124,13 @@ class WarmProcess:
 
 
 def main() -> None:
-    module, number = sys.argv[1:]
+    module, number, limits = sys.argv[1:]
     check = importlib.import_module(module).main
     for stream in (sys.stdout, sys.stderr):
         stream.flush()  # otherwise, each fork would write the same text again
     gc.collect()
     gc.freeze()  # a later collection in a fork would otherwise copy the pages of all objects
-    WarmProcess(socket.socket(fileno=int(number)), check).serve()
+    WarmProcess(socket.socket(fileno=int(number)), check, Limits.from_json(json.loads(limits))).serve()
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from pathlib import Path
 
 from vitfit.report import JobResult
 
-from models.errors import Canceled, VitfitError
+from models.errors import Canceled, VitfitError, error_from_json
 from service.core import logs
 from service.core.data_folder import DataFolder, JobFiles, artifacts_key
 from service.core.disk_space import is_full
 from service.core.errors import Away, InternalError
+from service.core.hidden_paths import HiddenPaths
+from service.core.limits import limit_in
 from service.core.processes import DISK_FULL, LOST_JOB, signal_group
 from service.core.retry import patiently
 from service.core.settings import Settings
@@ -31,6 +33,7 @@ from service.jobs.leases import Lease, Leases
 from service.jobs.stored_journal import StoredJournal
 from service.library.library import bundle_key
 from service.storage.base import Storage
+from service.storage.digests import check_digests
 from service.storage.open_storage import open_storage
 
 log = logging.getLogger("vitfit.worker")
@@ -45,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parse(arguments)
     settings = Settings(data=options.data)
+    settings.job_limits().apply()
     logs.set_up(settings.log_format)
     logs.bind(job_id=options.job)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # sys.exit lets `finally` clauses run
@@ -61,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         log.info("attempt %d of %s runs in process %d", job.attempt, job.id, os.getpid())
         outcome = _attempt(settings, folder, job, StoredJournal(leases, lease, settings.patience_s))
         heartbeat.stop()
+        if isinstance(outcome, VitfitError):
+            outcome = error_from_json(HiddenPaths.of(settings).value(outcome.to_json()))
         patiently(lambda: _store_outcome(leases, lease, outcome), settings.patience_s)
     except Fenced as lost:
         log.warning("%s", lost)
@@ -106,11 +112,16 @@ def _attempt(settings: Settings, folder: DataFolder, job: JobRow, journal: Store
     except VitfitError as error:
         if is_full(error):
             raise
+        if (which := limit_in(error)) is not None:
+            error = settings.job_limits().reached(which)
         log.info("the job ended with the error %s: %s", error.code, error)
         return error
     except Exception as error:
         if is_full(error):
             raise
+        if (which := limit_in(error)) is not None:
+            log.exception("the job has reached a limit")
+            return settings.job_limits().reached(which)
         log.exception("the engine raised an unexpected error")
         return InternalError(
             f"The job ended because of a defect in vitfit ({type(error).__name__}: {error}). "
@@ -119,11 +130,16 @@ def _attempt(settings: Settings, folder: DataFolder, job: JobRow, journal: Store
 
 
 def _files(settings: Settings, folder: DataFolder, storage: Storage, job: JobRow) -> JobFiles:
-    """Return the folders of the job. Model and data set are first copied to this machine if they are in a bucket."""
+    """Return the folders of the job. Model and data set are first copied to this machine if they are in a bucket.
+
+    Raises: DamagedFile if one of their files has changed since the upload.
+    """
     if job.model_id is None:
         raise InternalError("The model of the job was deleted. Upload the model again, and submit a new job.")
     keys = [bundle_key(ModelRow, job.model_id), *([bundle_key(DatasetRow, job.dataset_id)] if job.dataset_id else [])]
     model, *dataset = [patiently(lambda key=key: storage.folder(key), settings.patience_s) for key in keys]  # type: ignore[misc]
+    for uploaded, noun in zip([model, *dataset], ("model", "data set"), strict=False):
+        check_digests(uploaded, noun)
     return folder.job_files(job.id, model, dataset[0] if dataset else None)
 
 

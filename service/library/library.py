@@ -16,6 +16,7 @@ from service.core.errors import Away, NotFound, in_use
 from service.db.job_states import UNFINISHED
 from service.db.tables import DatasetRow, JobRow, ModelRow, Store
 from service.storage.base import Storage
+from service.storage.digests import write_digests
 
 R = TypeVar("R", ModelRow, DatasetRow)
 NOUN: dict[type[Any], str] = {ModelRow: "model", DatasetRow: "data set"}
@@ -40,6 +41,7 @@ class Library:
         """
         row = kind(id=f"{PREFIX[kind]}_{secrets.token_hex(10)}", owner=owner, name=name, description=description)
         key = bundle_key(kind, row.id)
+        write_digests(uploaded)
         try:
             self._storage.put(key, uploaded)  # before the row: as soon as the row exists, jobs may use the files
             with self._store.write() as session:

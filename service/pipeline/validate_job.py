@@ -11,6 +11,7 @@ object to stdout, and ends with exit status 0. The answer is a description, or t
 import contextlib
 import json
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from models.data.open_dataset import open_data
-from models.errors import InvalidRequest, VitfitError
+from models.errors import DamagedFile, InvalidRequest, VitfitError
 from models.field_errors import field_errors, in_words
 from models.loading.load_model import open_model
 from models.networks.network import Network
@@ -26,6 +27,7 @@ from search.methods import criterion_of, method_for, space_for
 from service.cluster.ray_cluster import check_resources
 from service.core.data_folder import JobFiles
 from service.core.disk_space import is_full, storage_full
+from service.core.limits import limit_in
 from service.core.settings import Settings
 from service.jobs.job_request import JobRequest
 from service.pipeline.check_job import check_job
@@ -44,16 +46,29 @@ def main() -> None:
             answer = _refused(request, error, error)
         except ValidationError as error:
             answer = _refused(request, error, InvalidRequest(in_words(field_errors(error.errors(include_url=False)))))
-        except (OSError, KeyError) as error:
-            answer = _refused(request, error, InvalidRequest(f"The request cannot be read: {error}"))
+        except Exception as error:  # a reader of files from strangers can fail in any way
+            if "job" in request and limit_in(error) is None and not is_full(error):
+                raise  # the files were read when they were uploaded, so this is a defect of vitfit
+            traceback.print_exc()
+            answer = {**_refused(request, error, _unexpected(request, error)), "unexpected": True}
     json.dump(answer, sys.stdout)
 
 
 def _refused(request: dict[str, Any], error: Exception, said: VitfitError) -> dict[str, Any]:
-    """Return the answer for a rejected request. said: the error to report, unless a full disk caused `error`."""
+    """Return the answer for a rejected request. said: the error to report, unless disk or limits are the cause."""
     if is_full(error):
         said = storage_full(Path(request.get("dataset") or request["model"]), "The request could not be checked.")
+    elif (which := limit_in(error)) is not None:
+        return {"ok": False, "limit": which}
     return {"ok": False, "error": said.to_json()}
+
+
+def _unexpected(request: dict[str, Any], error: Exception) -> DamagedFile:
+    noun = "model" if "model" in request else "data set"
+    return DamagedFile(
+        f"vitfit cannot read the {noun} ({type(error).__name__}: {str(error)[:300]}). The file may be damaged, or of a"
+        " kind that vitfit does not know. Save it again, and upload it again.",
+    )
 
 
 def describe(request: dict[str, Any]) -> dict[str, Any]:

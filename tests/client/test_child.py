@@ -4,6 +4,7 @@ A killed child is started again, a limited number of times. A child dies with th
 """
 
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,45 @@ def test_a_child_dies_with_whoever_asked(tmp_path: Path) -> None:
     asker.send_signal(signal.SIGKILL)
     asker.wait()
     wait_until(lambda: not is_alive(child), "the end of the child")
+
+
+def test_a_measuring_child_has_no_network() -> None:
+    """The child connects to a server that exists; it may talk to its own machine by Unix sockets only."""
+    code = """
+import json, socket, sys
+from vitfit.child import stay_offline
+stay_offline()
+found = []
+for call in (
+    lambda: socket.create_connection(("127.0.0.1", json.load(sys.stdin)["port"])),
+    lambda: socket.getaddrinfo("localhost", 80),
+    lambda: socket.socket(socket.AF_UNIX).connect("/no/such/socket"),
+):
+    try:
+        call()
+    except OSError as error:
+        found.append(type(error).__name__)
+print(json.dumps({"found": found}))
+"""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        answer = ask([sys.executable, "-c", code], {"port": listener.getsockname()[1]})
+    assert answer["found"] == ["ConnectionError", "ConnectionError", "FileNotFoundError"]
+
+
+@pytest.mark.parametrize("module", ["vitfit.measuring", "latency.measuring.footprint"])
+def test_the_children_that_open_models_stay_offline(module: str) -> None:
+    code = f"""
+import socket, sys, vitfit.child
+vitfit.child.die_with_parent = lambda: None
+import {module} as child
+sys.stdin.close()
+try:
+    child.main()
+except ValueError:
+    pass
+try:
+    socket.getaddrinfo("localhost", 80)
+except ConnectionError:
+    print('{{"offline": true}}')
+"""
+    assert ask([sys.executable, "-c", code], {}) == {"offline": True}

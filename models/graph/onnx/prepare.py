@@ -21,8 +21,9 @@ import onnx.version_converter
 import onnxruntime
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from models.errors import DamagedFile, UnsafeFile, UnsupportedModel
+from models.errors import DamagedFile, UnsafeFile, UnsupportedModel, VitfitError
 from models.export.onnx_store import is_large
+from models.graph.onnx.finite import check_finite
 from models.graph.tracing.capture import BATCH
 
 NEWEST = 23
@@ -67,10 +68,13 @@ def load(path: Path) -> ModelProto:
                         " this file beside the model, and upload both in one zip."
                     )
         onnx.load_external_data_for_model(model, str(path.parent))
-    except UnsafeFile:
+        check_finite(model)
+    except (VitfitError, MemoryError):
         raise
     except Exception as error:  # protobuf raises several exception types of its own
-        raise DamagedFile(f"vitfit cannot read the ONNX file ({str(error)[:200]}). Export the model again.") from error
+        raise DamagedFile(
+            f"vitfit cannot read the ONNX file ({_without(str(path.parent), error)}). Export the model again."
+        ) from error
     if not model.graph.node:
         raise DamagedFile("The graph of the ONNX file has no nodes. Export the model again.")
     return model
@@ -245,6 +249,11 @@ def value_infos(model: ModelProto) -> list[ValueInfoProto]:
     return list(onnx.shape_inference.infer_shapes(light).graph.value_info)
 
 
+def _without(folder: str, error: Exception) -> str:
+    """Return the text of an error without the path of a folder."""
+    return str(error).replace(f"{folder}/", "").replace(folder, "")[:300]
+
+
 def _folded(model: ModelProto) -> ModelProto:
     """Return the model after ONNX Runtime has folded its constants.
 
@@ -266,8 +275,8 @@ def _folded(model: ModelProto) -> ModelProto:
             )
         except Exception as error:
             raise UnsupportedModel(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load this ONNX file ({str(error)[:300]}). The file has"
-                f" IR version {model.ir_version} and opset {opset_of(model)}. Export the model again. If the"
+                f"ONNX Runtime {onnxruntime.__version__} cannot load this ONNX file ({_without(folder, error)}). The"
+                f" file has IR version {model.ir_version} and opset {opset_of(model)}. Export the model again. If the"
                 " runtime does not know this version, use an older opset.",
                 reasons=["ONNX Runtime cannot load it"],
             ) from error

@@ -6,6 +6,7 @@ sizes (models/graph/tracing/atoms.py).
 """
 
 import hashlib
+import keyword
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -235,7 +236,7 @@ class Builder:
 
     def weight(self, name: str, tensor: Tensor) -> Node:
         place = re.sub(r"\W", "_", name) or "value"
-        while hasattr(self.root, place):
+        while keyword.iskeyword(place) or hasattr(self.root, place):  # fx writes Python code with these names
             place += "_"
         if tensor.is_floating_point() and tensor.ndim:
             self.root.register_parameter(place, nn.Parameter(tensor.float().contiguous()))

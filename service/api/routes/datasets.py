@@ -41,7 +41,7 @@ async def create_dataset(request: Request, response: Response, service: ServiceO
         (folder / "dataset.json").write_text(json.dumps(config, indent=1))
         allowed = [str(root) for root in service.settings.allowed_roots]
         question = {"dataset": str(folder), "allowed": allowed}
-        description = await service.validator.describe(question, service.settings.register_timeout_s)
+        description = await service.validator.describe(question, service.settings.register_timeout_s, caller.owner)
         row = await run_in_threadpool(
             service.library.add,
             DatasetRow,

@@ -16,6 +16,7 @@ from service.api.paging import MAX_NUMBER, PageQuery, mine, newest_first, trials
 from service.api.schemas import JOB_EXAMPLE, DeliverRequest, JobPage, JobView, TrialPage, Validated
 from service.api.submission import Submitted
 from service.core.data_folder import log_key, tail
+from service.core.hidden_paths import HiddenPaths
 from service.db.job_states import UNFINISHED, Status
 from service.db.tables import JobRow
 from service.jobs.job_request import JobRequest
@@ -172,7 +173,7 @@ def job_log(job_id: str, service: ServiceOf, caller: Reader) -> PlainTextRespons
     if not path.exists():  # another server ran the job
         for file in service.storage.files(log_key(job_id)) if service.storage.is_shared else ():
             path = service.storage.file(log_key(job_id), file)
-    return PlainTextResponse(tail(path, LOG_BYTES))
+    return PlainTextResponse(HiddenPaths.of(service.settings).text(tail(path, LOG_BYTES)))
 
 
 def _accepted(submitted: Submitted) -> Response:

@@ -46,7 +46,9 @@ async def create_model(request: Request, response: Response, service: ServiceOf,
     with service.folder.uploading() as folder:
         config = await _receive(request, folder, service)
         (folder / "model.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1))
-        description = await service.validator.describe({"model": str(folder)}, service.settings.register_timeout_s)
+        description = await service.validator.describe(
+            {"model": str(folder)}, service.settings.register_timeout_s, caller.owner
+        )
         row = await run_in_threadpool(
             service.library.add, ModelRow, folder, config.name, description=description, owner=caller.owner
         )

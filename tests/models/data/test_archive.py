@@ -171,6 +171,37 @@ def test_tar_header_that_would_fill_memory(tmp_path: Path) -> None:
     assert_refused(archive, TooLarge, "header of the archive states")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"7" * 60_000, "more than 100 digits"), (b"30 GNU.sparse.map=0,1,2,3,4,5\n", "sparse file")],
+    ids=["digits", "sparse"],
+)
+def test_tar_headers_that_take_long_to_read(tmp_path: Path, content: bytes, words: str) -> None:
+    """Python searches a pax header with patterns whose time grows with the square of its length (CVE-2024-6232)."""
+    info = tarfile.TarInfo("header")
+    info.type, info.size = tarfile.XHDTYPE, len(content)
+    entry = tarfile.TarInfo("a.png").tobuf()
+    (tmp_path / "data.tar").write_bytes(info.tobuf() + content + bytes(-len(content) % 512) + entry + bytes(1024))
+    assert_refused(tmp_path / "data.tar", UnsafeFile, words)
+
+
+def test_a_sparse_file_of_gnu_tar_is_refused(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.png")
+    info.type = tarfile.GNUTYPE_SPARSE
+    (tmp_path / "data.tar").write_bytes(info.tobuf() + bytes(1024))
+    assert_refused(tmp_path / "data.tar", UnsafeFile, "sparse file")
+
+
+def test_global_headers_without_end_are_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "data.tar", "w", format=tarfile.PAX_FORMAT) as file:
+        file.pax_headers = {f"key{number}": "v" for number in range(1_100)}
+        file.addfile(tarfile.TarInfo("a.png"))
+        header = file.tarinfo.create_pax_global_header(file.pax_headers)
+    archive = tmp_path / "data.tar"
+    archive.write_bytes(header + archive.read_bytes())
+    assert_refused(archive, TooLarge, "global headers")
+
+
 @pytest.mark.parametrize("build", BUILDERS)
 def test_truncated(tmp_path: Path, build: Build) -> None:
     archive = build(tmp_path / "data", {f"{n}.png": bytes(range(256)) * 40 for n in range(4)})

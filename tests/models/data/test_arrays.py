@@ -101,6 +101,22 @@ def test_headers_that_lie(tmp_path: Path, shape: str) -> None:
     assert_refused(claim(tmp_path, shape, content=bytes(100)), DamagedFile, "cannot read the file as .npz")
 
 
+@pytest.mark.parametrize("shape", ["(True, 8, 8, 1)", "(40, 8, 8, True)", "(" * 200 + "4" + ")" * 200])
+def test_headers_with_odd_sizes(tmp_path: Path, shape: str) -> None:
+    found = claim(tmp_path, shape, content=bytes(64))
+    assert_refused(found, DamagedFile, "each size must be a whole number|header|npz")
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_header_is_not_read_when_its_length_is_beyond_the_limit(tmp_path: Path, version: int) -> None:
+    """NumPy would read up to 4 GiB of blanks, which are a few megabytes in the zip."""
+    path, most = tmp_path / "data.npz", 60_000 if version == 1 else 2**28
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("images.npy", "w") as member:
+        member.write(b"\x93NUMPY" + bytes([version, 0]) + most.to_bytes(2 if version == 1 else 4, "little"))
+        member.write(b" " * 20_000)
+    assert_refused(path, DamagedFile, f"its header has {most} bytes; allowed are 10000")
+
+
 def test_more_bytes_than_the_header_claims(tmp_path: Path) -> None:
     assert_refused(
         claim(tmp_path, "(40, 8, 8, 1)", content=bytes(40 * 8 * 8 + 1)), DamagedFile, "but the array has 2561 bytes"

@@ -158,7 +158,7 @@ def test_numbers_that_no_network_has_are_refused_before_anything_is_built(
 
 def test_a_model_beyond_the_machines_memory_is_refused_before_it_is_taken(tmp_path: Path) -> None:
     with pytest.raises(TooLarge, match="GiB of memory"):
-        open_model(model_folder(tmp_path, options=TINY | {"embed_dim": 2**17, "depth": 400}))
+        open_model(model_folder(tmp_path, options=TINY | {"embed_dim": 2**15, "depth": 400}))
 
 
 @pytest.mark.parametrize("kind", ["sparse", "complex", "whole", "quantised", "numbered", "8-bit"])

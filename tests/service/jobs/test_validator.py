@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from models.errors import VitfitError
-from service.core.errors import ValidationBroken, ValidationSlow
+from service.core.errors import LimitReached, ValidationBroken, ValidationSlow
+from service.core.hidden_paths import HiddenPaths
+from service.core.limits import Limits
 from service.core.processes import ROOT
 from service.jobs.validator import Validator
 from tests.support.running import Server, children, is_alive, wait_until
@@ -34,6 +36,27 @@ def main():
         time.sleep(600)
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "burn":
+        while True:
+            pass
+    if what == "path":
+        json.dump({"ok": False, "error": {"code": "bad-data", "detail": f"No {__file__}.", "facts": {}}}, sys.stdout)
+        return
+    if what == "memory":
+        with open("/proc/self/oom_score_adj") as file:
+            first = file.read().strip()
+        try:
+            bytearray(2**33)
+        except MemoryError:
+            print(f"first to go: {first}", file=sys.stderr)
+            json.dump({"ok": False, "limit": "memory"}, sys.stdout)
+            return
+    if what == "abort":
+        print("terminate called after throwing an instance of 'std::bad_alloc'", file=sys.stderr)
+        sys.stderr.flush()
+        os.abort()
     if what == "raise":
         raise RuntimeError("a bug")
     if what == "refuse":
@@ -53,7 +76,12 @@ def imported(tmp_path: Path) -> Path:
 @pytest.fixture
 def validator(imported: Path) -> Iterator[Validator]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "client"), str(imported.parent)])
-    validator = Validator("check_of_test", environment={"PYTHONPATH": path, "IMPORTED": str(imported)})
+    validator = Validator(
+        "check_of_test",
+        limits=Limits(memory_bytes=2**32, cpu_s=1),
+        environment={"PYTHONPATH": path, "IMPORTED": str(imported)},
+        hidden=HiddenPaths((imported.parent,)),
+    )
     yield validator
     validator.close()
 
@@ -89,12 +117,42 @@ def test_a_check_that_crashes_hangs_or_refuses_does_not_affect_the_next(validato
             for what, timeout_s in (("a", 60), ("die", 60), ("raise", 60), ("hang", 1), ("refuse", 60), ("b", 60))
         )
     )
-    assert isinstance(died, ValidationBroken) and "too little memory" in died.detail
+    assert isinstance(died, LimitReached) and "too little memory" in died.detail
     assert isinstance(raised, ValidationBroken) and "exit status 1" in raised.detail
     assert isinstance(hung, ValidationSlow) and "did not check the job within 1 s" in hung.detail
     assert not is_alive(int(Path(f"{imported}.pid").read_text())), "the check ends before its caller hears of it"
     assert (refused.code, refused.detail) == ("bad-data", "No.")
     assert after["value"] == "b" and after["parent"] == before["parent"]
+
+
+def test_a_check_that_needs_too_much_is_refused_with_the_limit(validator: Validator) -> None:
+    burnt, full, aborted, crashed, path = run(
+        *(
+            lambda what=what: validator.describe({"model": "m", "job": what}, 60)
+            for what in ("burn", "memory", "abort", "crash", "path")
+        )
+    )
+    assert isinstance(burnt, LimitReached) and "processor time of a check, 1 s" in burnt.detail
+    assert "VITFIT_CHECK_CPU_S" in burnt.detail
+    assert isinstance(full, LimitReached) and "memory limit of a check, 4,295 MB" in full.detail
+    assert isinstance(aborted, LimitReached) and "VITFIT_CHECK_MEMORY_BYTES" in aborted.detail
+    assert (crashed.code, "SIGSEGV" in crashed.detail) == ("damaged-file", True)
+    assert path.detail == "No check_of_test.py."
+
+
+def test_the_clock_of_a_check_starts_with_its_turn(validator: Validator) -> None:
+    """Two hanging checks of one person take their turns; the third waits longer than its own limit, and then runs."""
+
+    async def story() -> list[Any]:
+        hanging = [asyncio.create_task(validator.describe({"job": "hang"}, 1.5, "ann")) for _ in range(2)]
+        await asyncio.sleep(0)
+        third = asyncio.create_task(validator.describe({"job": "a"}, 30, "ann"))
+        found = await asyncio.gather(*hanging, third, return_exceptions=True)
+        return list(found)
+
+    run(lambda: validator.describe({"job": "a"}, 60))
+    *slow, third = asyncio.run(story())
+    assert all(isinstance(one, ValidationSlow) for one in slow) and third["value"] == "a"
 
 
 def test_a_process_that_is_killed_is_started_again(validator: Validator, imported: Path) -> None:

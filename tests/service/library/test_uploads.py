@@ -44,7 +44,7 @@ def test_a_checkpoint_is_stored_beside_its_configuration(web: TestClient, tmp_pa
     answer = web.post("/v1/models", data={"config": json.dumps(config)}, files=files)
     assert answer.status_code == 201, answer.text
     folder = tmp_path / "data" / "models" / answer.json()["id"]
-    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["digests.json", "model.json", "weights.safetensors"]
     assert (folder / "weights.safetensors").read_bytes() == b"weights" * 10_000
     assert json.loads((folder / "model.json").read_text())["pretrained"] is False
 
@@ -57,7 +57,7 @@ def test_what_the_validation_refuses_leaves_nothing_behind(web: TestClient, tmp_
     assert problem(answer, 422, "checkpoint-mismatch")["missing"] == ["head.weight"]
     answer = web.post("/v1/datasets", files={"file": ("digits.npz", b"not a zip")})
     problem(answer, 422, "damaged-file")
-    problem(web.post("/v1/models", json={"name": "validation-dies"}), 500, "validation-broken")
+    problem(web.post("/v1/models", json={"name": "validation-dies"}), 413, "limit-reached")
     assert_nothing_left(tmp_path)
 
 
