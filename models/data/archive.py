@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, cast
 
 from models.data.tar_headers import LimitedTarInfo
+from models.data.unpacking_room import check_unpacking_room
 from models.errors import BadData, DamagedFile, TooLarge, UnsafeFile
 from models.record import Record
 
@@ -293,6 +294,7 @@ class _Ledger:
                 allowed=limits.total_bytes,
             )
         check_expansion(self._packed_bytes, self._bytes, limits)
+        check_unpacking_room(self._bytes)
 
 
 def check_expansion(packed_bytes: int, unpacked_bytes: int, limits: Limits) -> None:

@@ -72,14 +72,6 @@ class Service:
         jobs, library, engine = Jobs(store, settings.most_unfinished), Library(store, storage), catalog(settings.engine)
         shelf = DeviceShelf(store, folder.devices, folder.tables, engine.devices)
         offered = Catalog(engine.devices if settings.ray_jobs else shelf.all, engine.methods)
-        validator = Validator(
-            validate_module(settings.engine),
-            Turns(settings.checks, settings.checks_per_person),
-            settings.check_limits(),
-            settings.worker_environment(),
-            hidden=HiddenPaths.of(settings),
-        )
-        submissions = Submissions(settings, jobs, library, offered, validator=validator)
         retention = Retention(
             store,
             folder,
@@ -88,6 +80,15 @@ class Service:
             quota_bytes=settings.quota_bytes,
             keep_free_bytes=settings.keep_free_bytes,
         )
+        validator = Validator(
+            validate_module(settings.engine),
+            Turns(settings.checks, settings.checks_per_person),
+            settings.check_limits(),
+            settings.worker_environment(),
+            hidden=HiddenPaths.of(settings),
+            space=(folder, retention.room),
+        )
+        submissions = Submissions(settings, jobs, library, offered, validator=validator)
         runner = (ClusterRunner if settings.ray_jobs else Runner)(
             settings,
             folder,

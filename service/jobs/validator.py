@@ -15,14 +15,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import IO, Any, Final
 
 from models.errors import DamagedFile, error_from_json
+from service.core.data_folder import DataFolder
 from service.core.errors import ValidationBroken, ValidationSlow
 from service.core.hidden_paths import HiddenPaths
 from service.core.limits import Limits
 from service.core.processes import child_environment, signal_group
 from service.jobs.turns import Turns
+from service.library.room import Room
 
 log = logging.getLogger("vitfit.service")
 GOODBYE_S: Final = 2.0
@@ -44,13 +48,14 @@ class Validator:
         environment: dict[str, str] | None = None,
         *,
         hidden: HiddenPaths | None = None,
+        space: tuple[DataFolder, Room] | None = None,
     ) -> None:
         """Prepare the validator, and start no process yet.
 
         module: its `main` reads stdin and writes stdout. limits: those of each process. hidden: the paths that no
-        answer names.
+        answer names. space: where a check writes its temporary files, and how much; None: as this process does.
         """
-        self._limits, self._hidden = limits or Limits(), hidden
+        self._limits, self._hidden, self._space = limits or Limits(), hidden, space
         self._warm = _Warm(module, self._limits, environment)
         self._turns = turns or Turns(parallel=2, each=2)
 
@@ -68,12 +73,12 @@ class Validator:
         timeout_s: upper limit in seconds. The wait for a turn does not count. person: who asks.
 
         Raises: the VitfitError with which the validation rejected the document; LimitReached; TooMany; ValidationSlow;
-        ValidationBroken.
+        ValidationBroken; StorageFull when the files that the check unpacks leave no space.
         """
-        async with self._turns.turn(person):
+        async with self._turns.turn(person), self._within_space(document) as question:
             try:
                 async with asyncio.timeout(timeout_s):
-                    answer = await self._ask(document)
+                    answer = await self._ask(question)
             except TimeoutError:
                 raise _slow(document, timeout_s) from None
         if which := answer.get("limit"):
@@ -82,6 +87,18 @@ class Validator:
             raise error_from_json(self._hidden.value(answer["error"]) if self._hidden else answer["error"])
         description: dict[str, Any] = answer["description"]
         return description
+
+    @contextlib.asynccontextmanager
+    async def _within_space(self, document: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Give a check a folder for temporary files, and count what it writes. The folder is deleted at the end."""
+        if self._space is None:
+            yield document
+            return
+        folder, room = self._space
+        with folder.uploading() as scratch:
+            uploaded = [] if "job" in document else [Path(document.get("dataset") or document["model"])]
+            async with room.watching([scratch, *uploaded]):
+                yield {**document, "scratch": str(scratch), "room": room.left()}
 
     async def _ask(self, document: dict[str, Any]) -> dict[str, Any]:
         with contextlib.ExitStack() as stack:

@@ -5,7 +5,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -89,24 +89,24 @@ class Room:
         return max(0, disk if self._quota is None else min(disk, self._quota - self._used()))
 
     @contextlib.asynccontextmanager
-    async def watching(self, folder: Path) -> AsyncIterator[None]:
-        """Count what another process writes to a folder, while the body runs.
+    async def watching(self, folders: Sequence[Path]) -> AsyncIterator[None]:
+        """Count what another process writes to some folders, while the body runs.
 
         Raises: StorageFull, which cancels the body, as soon as there is no space for more.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                watch = tasks.create_task(self._watch(folder, size_of(folder)))
+                watch = tasks.create_task(self._watch(folders, _sum(folders)))
                 yield
                 watch.cancel()
         except BaseExceptionGroup as several:
             full, others = several.split(StorageFull)
             raise (full or others).exceptions[0] from None  # type: ignore[union-attr]
 
-    async def _watch(self, folder: Path, counted: int) -> None:
+    async def _watch(self, folders: Sequence[Path], counted: int) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            now = await asyncio.to_thread(size_of, folder)
+            now = await asyncio.to_thread(_sum, folders)
             if now > counted:
                 await asyncio.to_thread(self.take, now - counted)
                 counted = now
@@ -130,3 +130,7 @@ def size_of(folder: os.PathLike[str]) -> int:
             except FileNotFoundError:  # deleted meanwhile
                 continue
     return whole
+
+
+def _sum(folders: Sequence[Path]) -> int:
+    return sum(size_of(folder) for folder in folders)

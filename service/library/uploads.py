@@ -49,7 +49,7 @@ async def receive(
         limit: upper limit in bytes for the whole body.
         room: the space that is left. Every piece is counted before it is written, whatever the headers say.
 
-    Raises: TooLarge; StorageFull; MalformedUpload for a body that is not multipart, has unknown parts or ends too early.
+    Raises: TooLarge; StorageFull; MalformedUpload for a body that is not multipart, has unknown parts or ends early.
     """
     form = _Form(file_part, text_parts, path)
     try:

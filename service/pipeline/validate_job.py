@@ -6,11 +6,14 @@ object to stdout, and ends with exit status 0. The answer is a description, or t
 {"model": DIR}                                        -> the description of the model
 {"dataset": DIR, "allowed": [ROOT...]}                -> the description of the data, as far as it needs no model
 {"job": {...}, "model": DIR, "dataset": DIR or null, "allowed": [...]} -> both descriptions, after a check of the job
+
+Each request can have "scratch": DIR, for temporary files, and "room": BYTES, to which an archive may unpack.
 """
 
 import contextlib
 import json
 import sys
+import tempfile
 import traceback
 import warnings
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from models.data.open_dataset import open_data
+from models.data.unpacking_room import unpacking_room
 from models.errors import DamagedFile, InvalidRequest, VitfitError
 from models.field_errors import field_errors, in_words
 from models.loading.load_model import open_model
@@ -41,7 +45,9 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            answer = {"ok": True, "description": describe(request)}
+            tempfile.tempdir = request.get("scratch")
+            with unpacking_room(request.get("room")):
+                answer = {"ok": True, "description": describe(request)}
         except VitfitError as error:
             answer = _refused(request, error, error)
         except ValidationError as error:

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from models.data.archive import MIB, Limits, _publish, unpack
+from models.data.unpacking_room import unpacking_room
 from models.errors import BadData, DamagedFile, TooLarge, UnsafeFile
+from service.core.disk_space import is_full
 
 SMALL = Limits(members=20, file_bytes=MIB, total_bytes=4 * MIB, expansion_from_bytes=2 * MIB)
 
@@ -272,3 +274,14 @@ def test_archive_without_pictures(tmp_path: Path, build: Build, members: dict[st
 def test_oversized_upload(tmp_path: Path) -> None:
     archive = zip_of(tmp_path / "data.zip", {"a.png": b"x"})
     assert_refused(archive, TooLarge, "limit is 50 bytes", Limits(packed_bytes=50))
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_an_archive_needs_room_for_what_it_unpacks_to(tmp_path: Path, build: Build) -> None:
+    """It is refused as on a full disk, before the first file that does not fit is written."""
+    archive = build(tmp_path / "data", {"a.png": b"x" * 1000, "b.png": b"x" * 1000})
+    with unpacking_room(1500), pytest.raises(DamagedFile) as refused:
+        unpack(archive, tmp_path / "pictures", SMALL)
+    assert is_full(refused.value) and list(tmp_path.iterdir()) == [archive]
+    with unpacking_room(2000):
+        assert len(unpack(archive, tmp_path / "pictures", SMALL).files) == 2

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from models.errors import VitfitError
-from service.core.errors import LimitReached, ValidationBroken, ValidationSlow
+from service.core.data_folder import DataFolder
+from service.core.errors import LimitReached, StorageFull, ValidationBroken, ValidationSlow
 from service.core.hidden_paths import HiddenPaths
 from service.core.limits import Limits
 from service.core.processes import ROOT
 from service.jobs.validator import Validator
+from service.library.room import Room
 from tests.support.running import Server, children, is_alive, wait_until
 
 CHECK = """
@@ -34,6 +36,16 @@ def main():
         with open(os.environ["IMPORTED"] + ".pid", "w") as file:
             file.write(str(os.getpid()))
         time.sleep(600)
+    if what == "fill":  # a megabyte at a time, as long as somebody lets it
+        for number in range(600):
+            with open(os.path.join(request["scratch"], str(number)), "wb") as file:
+                file.write(bytes(2**20))
+            time.sleep(0.01)
+        time.sleep(600)
+    if what == "leave":
+        with open(os.path.join(request["scratch"], "half"), "w") as file:
+            file.write("unfinished")
+        os.kill(os.getpid(), signal.SIGKILL)
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "crash":
@@ -84,6 +96,20 @@ def validator(imported: Path) -> Iterator[Validator]:
     )
     yield validator
     validator.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    folder = DataFolder(tmp_path / "data")
+    folder.create()
+    return folder
+
+
+@pytest.fixture
+def small(folder: DataFolder, validator: Validator) -> Validator:
+    """A validator whose checks write to a data folder with a quota of 20 MB."""
+    validator._space = (folder, Room(folder, 20 * 2**20))
+    return validator
 
 
 def run(*steps: Callable[[], Awaitable[dict[str, Any]]]) -> list[Any]:
@@ -199,3 +225,23 @@ def test_no_process_of_the_validation_outlives_its_server(own_server: Server, ho
     (check,) = wait_until(lambda: children(warm), "a check that hangs")
     own_server.end(how)
     wait_until(lambda: not is_alive(warm) and not is_alive(check), "the end of both processes")
+
+
+def left(folder: DataFolder) -> list[Path]:
+    return [path for path in folder.root.rglob("*") if path.is_file()]
+
+
+def test_a_check_that_fills_the_disk_ends_at_the_quota(small: Validator, folder: DataFolder) -> None:
+    (refused,) = run(lambda: small.describe({"job": "fill"}, 300))
+    assert isinstance(refused, StorageFull) and "at most 20,971,520 are allowed" in refused.detail
+    assert left(folder) == []
+
+
+@pytest.mark.parametrize(("what", "seconds"), [("leave", 60.0), ("fill", 0.05)])
+def test_nothing_is_left_of_a_check_that_was_killed(
+    small: Validator, folder: DataFolder, what: str, seconds: float
+) -> None:
+    run(lambda: small.describe({"job": "warm"}, 60))
+    (refused,) = run(lambda: small.describe({"job": what}, seconds))
+    assert isinstance(refused, VitfitError)
+    assert left(folder) == []

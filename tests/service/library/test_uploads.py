@@ -4,6 +4,7 @@ A refused upload leaves nothing behind.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,25 @@ def test_a_job_whose_validation_takes_too_long_is_queued_and_an_upload_is_not_ke
         assert "did not check the data set" in problem(answer, 503, "validation-slow")["detail"]
         assert answer.headers["retry-after"] == "5"
     assert list((tmp_path / "data" / "datasets").iterdir()) == []
+
+
+def test_uploads_that_do_not_tell_their_length_fill_no_more_than_the_quota(tmp_path: Path) -> None:
+    """Eight uploads in pieces of 700 kB, of which at most two fit."""
+    settings = Settings(data=tmp_path / "data", engine="fake", quota_bytes=2_000_000)
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.tar"\r\n\r\n'
+
+    def pieces() -> Iterator[bytes]:
+        yield head
+        for _ in range(7):
+            yield bytes(100_000)
+        yield b"\r\n--b--\r\n"
+
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    with TestClient(create_app(settings), "http://127.0.0.1", raise_server_exceptions=False) as web:
+        answers = [web.post("/v1/datasets", content=pieces(), headers=kind) for _ in range(8)]
+        codes = [answer.status_code for answer in answers]
+        assert codes[0] == 201 and codes[-1] == 507 and codes.count(201) <= 2
+        problem(answers[-1], 507, "storage-full")
+    kept = sum(path.stat().st_size for path in (tmp_path / "data" / "datasets").rglob("*"))
+    assert kept < 2_000_000
+    assert [path for path in (tmp_path / "data" / "uploads").rglob("*") if path.is_file()] == []
