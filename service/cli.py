@@ -19,6 +19,7 @@ from vitfit.report import JobResult
 from vitfit.results import Job, Progress
 from vitfit.verbs import print_json, verb
 
+from service.store_verbs import backup, restore, sweep
 from service.token_verbs import our_errors, token_verbs
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ LOCAL = "local"  # placeholder for an id in a request that is never sent to a se
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`. The client calls this through the entry point group `vitfit.verbs`."""
-    for function in (serve, compress, measure):
+    for function in (serve, compress, measure, sweep, backup, restore):
         verb(app)(function)
     app.add_typer(token_verbs(), name="token")
 

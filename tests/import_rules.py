@@ -47,7 +47,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cluster", "middleware", "reports"),
         ("api", "pipeline"),
         ("api.routes",),
-        ("app", "serve", "token_verbs", "cli"),
+        ("app", "serve", "token_verbs", "store_verbs", "cli"),
     ),
 }
 """The order of the folders in each top-level package, the lowest floor first.
@@ -82,7 +82,14 @@ SCHEMAS = ("latency.devices.profile_schema",)
 
 The web process reads these documents too, so the modules need pydantic and nothing heavy.
 """
-PIPELINE_SIDE = ("service.pipeline", "service.reports", "service.cluster", "service.cli", "service.token_verbs")
+PIPELINE_SIDE = (
+    "service.pipeline",
+    "service.reports",
+    "service.cluster",
+    "service.cli",
+    "service.token_verbs",
+    "service.store_verbs",
+)
 """The parts of the service that run in their own processes. The other parts serve requests and must stay light."""
 HEAVY = frozenset(
     [

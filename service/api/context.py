@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated, Self
 
 from fastapi import Depends, Request
@@ -13,6 +14,7 @@ from service.core.data_folder import DataFolder
 from service.core.hidden_paths import HiddenPaths
 from service.core.retry import patiently
 from service.core.settings import Settings
+from service.db.damage import DamageWatch, check_whole
 from service.db.migrate import upgrade
 from service.db.tables import Store
 from service.jobs.cluster_runner import ClusterRunner
@@ -23,6 +25,7 @@ from service.jobs.runner import Runner
 from service.jobs.turns import Turns
 from service.jobs.validator import Validator
 from service.library.library import Library
+from service.library.ownership import claim
 from service.library.retention import Retention
 from service.library.user_devices import DeviceShelf
 from service.storage.base import Storage
@@ -55,20 +58,20 @@ class Service:
     submissions: Submissions
     retention: Retention
     runner: Runner
+    damage: DamageWatch | None = None
+    """Only for a SQLite file."""
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
         """Create or upgrade the data folder and the database, and build all parts of the server.
 
-        Raises: OSError if the data folder cannot be written; NewerData, DatabaseUnusable, StorageUnusable, Away.
+        Raises: OSError if the data folder cannot be written; NewerData, DatabaseUnusable, StorageUnusable, ForeignData,
+        Away.
         """
         folder = DataFolder(settings.data)
         folder.create()
         folder.sweep()
-        store = Store(settings.database)
-        patiently(lambda: upgrade(store), settings.patience_s)
-        storage = open_storage(settings)
-        patiently(storage.check, settings.patience_s)
+        store, storage = _opened(settings)
         jobs, library, engine = Jobs(store, settings.most_unfinished), Library(store, storage), catalog(settings.engine)
         shelf = DeviceShelf(store, folder.devices, folder.tables, engine.devices)
         offered = Catalog(engine.devices if settings.ray_jobs else shelf.all, engine.methods)
@@ -112,6 +115,7 @@ class Service:
             submissions,
             retention,
             runner,
+            DamageWatch(settings.database) if isinstance(settings.database, Path) else None,
         )
 
     def start(self) -> None:
@@ -124,6 +128,18 @@ class Service:
         self.validator.close()
         self.runner.stop()
         self.store.close()
+
+
+def _opened(settings: Settings) -> tuple[Store, Storage]:
+    """Open the database and the storage, and check that they are whole, up to date and of one server."""
+    if isinstance(settings.database, Path):
+        check_whole(settings.database)
+    store = Store(settings.database)
+    patiently(lambda: upgrade(store), settings.patience_s)
+    storage = open_storage(settings)
+    patiently(storage.check, settings.patience_s)
+    patiently(lambda: claim(store, storage), settings.patience_s)
+    return store, storage
 
 
 async def _of(request: Request) -> Service:

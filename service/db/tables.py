@@ -86,6 +86,22 @@ class DatasetRow(Row):
     created_at: Mapped[datetime] = mapped_column(default=now, index=True)
 
 
+class IdentityRow(Row):
+    """The id of this database, in its only row. The storage carries it too (service/library/ownership.py)."""
+
+    __tablename__ = "identity"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+
+
+class RemovalRow(Row):
+    """A deleted job whose files may still be there. Whatever has neither a row here nor a job is never deleted."""
+
+    __tablename__ = "removals"
+
+    job_id: Mapped[str] = mapped_column(primary_key=True)
+
+
 class JobRow(Row):
     """A job. Only service/jobs/job_store.py and service/jobs/leases.py change `status`, with `job_states.move`."""
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from service.core.errors import Conflict, NotFound, TooMany
 from service.db.engine import one_at_a_time
 from service.db.job_states import FINISHED, TRANSITIONS, UNFINISHED, move
-from service.db.tables import JobRow, Store, TrialRow, now
+from service.db.tables import JobRow, RemovalRow, Store, TrialRow, now
 
 MOST_UNFINISHED: Final = 10_000
 
@@ -162,6 +162,7 @@ class Jobs:
                     status=job.status,
                 )
             session.execute(delete(JobRow).where(JobRow.id == job_id))
+            session.add(RemovalRow(job_id=job_id))
 
 
 def _require(session: Session, job_id: str, owner: str | None, lock: bool = False) -> JobRow:

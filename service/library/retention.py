@@ -12,7 +12,7 @@ from service.core import logs
 from service.core.data_folder import DataFolder
 from service.core.monotonic_time import SteadyCalendar
 from service.db.job_states import FINISHED, UNFINISHED
-from service.db.tables import DatasetRow, JobRow, ModelRow, Store, now
+from service.db.tables import DatasetRow, JobRow, ModelRow, RemovalRow, Store, now
 from service.library.library import bundle_key
 from service.library.room import Room
 from service.storage.base import Storage
@@ -48,9 +48,10 @@ class Retention:
         self.room = Room(folder, quota_bytes, keep_free_bytes, clock)
 
     def sweep(self) -> list[str]:
-        """Delete jobs that ended more than `keep_days` ago, and the files of jobs that have no row.
+        """Delete jobs that ended more than `keep_days` ago, and what is left of jobs that were deleted before.
 
-        This also trims the storage's local copies.
+        Files that the database does not know stay (service/library/sweep.py). This also trims the storage's local
+        copies.
 
         Returns: the ids of the jobs that were deleted because of their age.
         """
@@ -58,13 +59,12 @@ class Retention:
         for job_id in old:
             with logs.about(job_id=job_id):
                 log.info("%s was deleted, because it had ended more than %g days ago", job_id, self._keep_days)
-        found = {*self._storage.ids("jobs"), *(path.name for path in self._folder.jobs.iterdir())}
-        with self._store.read() as session:  # after listing the files: the row of a new job exists before its files
-            known = set(session.scalars(select(JobRow.id)))
+        with self._store.read() as session:
+            removed = list(session.scalars(select(RemovalRow.job_id)))
             busy = session.execute(
                 select(JobRow.model_id, JobRow.dataset_id).where(JobRow.status.in_(UNFINISHED))
             ).all()
-        for job_id in found - known:
+        for job_id in removed:
             self.forget_files(job_id)
         needed = [(kind, item) for row in busy for kind, item in zip((ModelRow, DatasetRow), row, strict=True) if item]
         self._storage.trim({bundle_key(kind, item) for kind, item in needed})
@@ -74,10 +74,13 @@ class Retention:
         """Delete the files of a job whose row is gone: its artifacts and log, and its folder on this machine."""
         self._storage.delete(f"jobs/{job_id}")
         shutil.rmtree(self._folder.job(job_id).root, ignore_errors=True)
+        with self._store.write() as session:
+            session.execute(delete(RemovalRow).where(RemovalRow.job_id == job_id))
 
     def _forget(self, days: float) -> list[str]:
         over = JobRow.status.in_(FINISHED), JobRow.finished_at < self._calendar.now() - timedelta(days=days)
         with self._store.write() as session:
             found = list(session.scalars(select(JobRow.id).where(*over)))
             session.execute(delete(JobRow).where(JobRow.id.in_(found)))
+            session.add_all([RemovalRow(job_id=job_id) for job_id in found])
         return found

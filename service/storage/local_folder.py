@@ -48,7 +48,8 @@ class LocalStorage:
         return None
 
     def ids(self, kind: str) -> list[str]:
-        return sorted(path.name for path in (self._root / kind).iterdir())
+        place = self._root / kind
+        return sorted(path.name for path in place.iterdir()) if place.is_dir() else []
 
     def delete(self, key: str) -> None:
         shutil.rmtree(self._root / key, ignore_errors=True)

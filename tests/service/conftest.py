@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import URL, make_url
 
 from service.app import create_app
+from service.core.data_folder import DataFolder
 from service.core.settings import Settings
 from service.db.migrate import upgrade
 from service.db.tables import ModelRow, Store
@@ -109,6 +110,13 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path / "data", VITFIT_FAKE_TRIAL_S="0.15", VITFIT_LEASE_S="600")
     yield server.start()
     server.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    folder = DataFolder(tmp_path)
+    folder.create()
+    return folder
 
 
 @pytest.fixture

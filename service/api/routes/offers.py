@@ -85,7 +85,9 @@ def live() -> None:
 
 @router.get("/healthz")
 def health(service: ServiceOf) -> Health:
-    """Health check: the database answers and the server runs jobs."""
+    """Health check: the database answers and is not damaged, and the server runs jobs."""
+    if service.damage is not None and (damage := service.damage.found()):
+        raise Unhealthy(damage)
     if not service.runner.alive:
         raise Unhealthy("The part of the server that runs jobs has stopped. Restart the server.")
     return Health(status="ok", version=server_version(), jobs=service.jobs.counts(), waits=service.runner.waits)

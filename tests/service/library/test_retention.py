@@ -9,24 +9,18 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 
 from service.app import create_app
 from service.core.data_folder import DataFolder
 from service.core.settings import Settings
-from service.db.tables import JobRow, Store, now
+from service.db.tables import JobRow, RemovalRow, Store, now
 from service.jobs.job_store import Jobs
 from service.jobs.leases import Leases
 from service.library.retention import Retention
 from service.storage.local_folder import LocalStorage
 from tests.service.conftest import new_job
 from tests.support.rest import problem
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> DataFolder:
-    folder = DataFolder(tmp_path)
-    folder.create()
-    return folder
 
 
 def ended(store: Store, job_id: str, days_ago: float) -> None:
@@ -54,13 +48,19 @@ def test_finished_jobs_go_after_their_time_with_trials_and_files(
     assert jobs.get(young).status == "succeeded" and jobs.get(waiting).status == "queued"
 
 
-def test_folders_that_no_job_owns_are_swept(store: Store, jobs: Jobs, folder: DataFolder) -> None:
+def test_what_a_deleted_job_left_is_swept_and_what_nobody_knows_stays(
+    store: Store, jobs: Jobs, folder: DataFolder
+) -> None:
     """A server died after it deleted the row of a job and before it deleted the folder."""
-    mine = jobs.create(new_job()).id
-    for job in (mine, "job_gone"):
+    mine, gone = (jobs.create(new_job()).id for _ in range(2))
+    for job in (mine, gone, "job_of_nobody"):
         folder.job(job).create()
+    ended(store, gone, 1)
+    jobs.delete(gone)
     Retention(store, folder, LocalStorage(folder), None, quota_bytes=None).sweep()
-    assert {path.name for path in folder.jobs.iterdir()} == {mine}
+    assert {path.name for path in folder.jobs.iterdir()} == {mine, "job_of_nobody"}
+    with store.read() as session:
+        assert list(session.scalars(select(RemovalRow.job_id))) == []
 
 
 @pytest.fixture
