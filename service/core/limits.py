@@ -109,7 +109,8 @@ def _limit_of(error: BaseException) -> Reached | None:
         return None
     if isinstance(error, OSError) and error.errno in NUMBERS:
         return NUMBERS[error.errno]
-    return "memory" if OUT_OF_MEMORY.search(str(error)) else None
+    text = str(error)
+    return "memory" if OUT_OF_MEMORY.search(text) and "CUDA" not in text else None  # a GPU has memory of its own
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -91,6 +91,7 @@ def chained(cause: BaseException, error: BaseException) -> BaseException:
         (OSError(errno.EMFILE, "no"), "files"),
         (DamagedFile("the entry 'out of memory.png' is damaged"), None),
         (OSError(errno.ENOENT, "no"), None),
+        (RuntimeError("CUDA out of memory. Tried to allocate 9 bytes"), None),
     ],
 )
 def test_the_limit_behind_an_error_is_recognised(error: BaseException, which: str | None) -> None:

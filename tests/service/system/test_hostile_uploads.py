@@ -77,7 +77,8 @@ def test_a_stranger_is_served_while_one_person_sends_files_that_take_all_time(
         served = await validator.describe({"dataset": str(good), "allowed": []}, PATIENCE_S, "bob")
         assert served["images"] == 64 and not any(task.done() for task in attack)
         attack[1].cancel()
-        return list(await asyncio.gather(*attack, return_exceptions=True))
+        found: list[Any] = await asyncio.gather(*attack, return_exceptions=True)
+        return found
 
     refused, _ = asyncio.run(story())
     assert isinstance(refused, LimitReached) and "processor time of a check, 20 s" in refused.detail
