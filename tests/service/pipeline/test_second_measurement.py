@@ -39,7 +39,7 @@ def profiled(workshop: Workshop, folder: Path, limit_ms: float) -> tuple[Table, 
     work = folder / "work"
     work.mkdir(parents=True)
     network = open_model(workshop.model)
-    pricing = Pricing(job_request(budget("latency", limit_ms)), network.structure)
+    pricing = Pricing(job_request(budget("latency_ms", limit_ms)), network.structure)
     profile(pricing, network, Verifier(network, pricing, work, 0), folder, work=work)
     table = pricing.table(pricing.measured_places[0])
     assert table is not None
@@ -56,7 +56,7 @@ def test_a_table_of_a_busy_machine_does_not_make_a_budget_impossible(quiet: tupl
     files.tables.mkdir()
     of_busy_machine(table).save(files.tables)
     limit = table.original_ms * BUSY**0.5
-    assert workshop.run(budget("latency", limit), files=files, trials=1).result.guarantee == "measured"
+    assert workshop.run(budget("latency_ms", limit), files=files, trials=1).result.guarantee == "measured"
     later, _ = profiled(workshop, files.tables, limit)
     assert later.original_ms < limit, "later jobs use the better table"
 
@@ -87,7 +87,7 @@ def test_a_second_measurement_that_is_worse_is_not_used(quiet: tuple[Workshop, T
 def test_a_budget_that_is_impossible_stays_so(quiet: tuple[Workshop, Table]) -> None:
     workshop, table = quiet
     with pytest.raises(ImpossibleBudget, match="No policy meets the budget"):
-        workshop.run(budget("latency", table.original_ms / BUSY), trials=1)
+        workshop.run(budget("latency_ms", table.original_ms / BUSY), trials=1)
 
 
 def test_only_what_is_new_is_progress(quiet: tuple[Workshop, Table]) -> None:
