@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_only_what_is_new_is_progress(quiet: tuple[Workshop, Table]) -> None:
     workshop, _ = quiet
     files, first, second = workshop.files(), MemoryJournal(), MemoryJournal()
     limits = budget("macs_keep", 0.8)
-    options = {"trials": 1, "finetune": {"epochs": 2}}
+    options: dict[str, Any] = {"trials": 1, "finetune": {"epochs": 2}}
     workshop.run(limits, files=files, journal=first, **options)
     assert first.saves == 3, "a ranking and two epochs"
     second.rows = list(first.rows)
