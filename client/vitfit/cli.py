@@ -1,5 +1,6 @@
 """The command `vitfit`, with the subcommands that need only the address of a server."""
 
+import functools
 import importlib.metadata
 import json
 import re
@@ -12,7 +13,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from vitfit import render
-from vitfit.agent import Agent
+from vitfit.agent import MOST_FILE_BYTES, Agent
 from vitfit.budget_options import BudgetOptions, SearchOptions
 from vitfit.client import DEFAULT_SERVER, Client
 from vitfit.connection import Connection
@@ -349,11 +350,15 @@ def agent(
     measuring: Annotated[
         str, typer.Option(help="Python module that measures. It must follow the protocol of vitfit.measuring.")
     ] = "vitfit.measuring",
+    max_file_bytes: Annotated[
+        int, typer.Option(help="Upper limit in bytes for one file that the server sends.", min=1)
+    ] = MOST_FILE_BYTES,
 ) -> None:
     """Measure on this device for the jobs of a server, until you stop the command. It needs onnxruntime and numpy."""
     connection = Connection(server, retries=0, timeout_s=60.0, token=token)
     command = (sys.executable, "-m", measuring)
-    Agent(connection, name, cache, command, say=lambda text: typer.echo(text, err=True)).run()
+    say = functools.partial(typer.echo, err=True)
+    Agent(connection, name, cache, command, say=say, most_file_bytes=max_file_bytes).run()
 
 
 @verb(app)

@@ -91,16 +91,16 @@ class Connection:
             ) from error
 
     @contextlib.contextmanager
-    def stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        """Send one GET without retries and let the caller read the body.
+    def stream(
+        self, path: str, headers: dict[str, str], *, method: str = "GET", redirects: bool = True, **extra: Any
+    ) -> Iterator[httpx.Response]:
+        """Send one request without retries and let the caller read the body.
 
-        The server may redirect to its bucket. The access token is not sent there.
+        redirects: whether to follow the server, for example to its bucket. The access token is not sent there.
 
         Raises: httpx.TransportError after a network error, because the caller knows how to resume.
         """
-        with self._http.stream("GET", path, headers=headers, follow_redirects=True) as response:
-            if response.status_code >= 400:
-                response.read()
+        with self._http.stream(method, path, headers=headers, follow_redirects=redirects, **extra) as response:
             yield response
 
     def unreachable(self, error: Exception) -> VitfitError:

@@ -99,6 +99,7 @@ def _append(
         if response.status_code in TRANSIENT_STATUS:
             return retry_after_s(response, default=pause_s(0))
         if response.status_code >= 400:
+            response.read()
             raise error_from_response(response)
         _compare_digest_header(response, artifact)
         resumes = response.status_code == 206 and _starts_at(response, have)

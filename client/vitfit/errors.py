@@ -33,7 +33,8 @@ class Problem:
         kind = str(value.get("type") or value.get("code") or "about:blank")
         title = str(value.get("title") or kind.rstrip("/").rsplit("/", 1)[-1].replace("-", " ").capitalize())
         facts = {name: item for name, item in value.items() if name not in (*MEMBERS, "code", "facts")}
-        facts.update(value.get("facts") or {})
+        inner = value.get("facts")
+        facts.update(inner if isinstance(inner, Mapping) else {})
         return cls(kind, title, value.get("status"), str(value.get("detail") or title), facts)
 
     def to_json(self) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def error_from_response(response: httpx.Response) -> VitfitError:
     except ValueError:
         body = None
     if isinstance(body, dict) and ("type" in body or "detail" in body):
-        problem = Problem.from_json({"status": response.status_code, **body})
+        problem = Problem.from_json({**body, "status": response.status_code})
         return VitfitError(problem)
     detail = (
         f"The answer to {response.request.method} {response.request.url} was {response.status_code} "

@@ -8,6 +8,7 @@ import asyncio
 import json
 import math
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,8 @@ LOOK_S = 0.1
 """Seconds between two checks for a new task while an agent's request waits."""
 MOST_AGENTS = 500
 """Upper limit on devices with an agent. Everybody gets the whole list of devices."""
+MOST_OF_ONE = 20
+"""The default for the upper limit on the devices of one access token."""
 LEAST_MS, MOST_MS = 1e-4, 1e7
 
 
@@ -86,16 +89,19 @@ class MeasuringAnswer(BaseModel):
 
 
 class Agents:
-    def __init__(self, folder: Path) -> None:
-        """folder: the folder of the devices that users have added."""
-        self._folder = folder
+    def __init__(self, folder: Path, most_of_one: int = MOST_OF_ONE) -> None:
+        """folder: the folder of the devices that users have added. most_of_one: limit for one access token."""
+        self._folder, self._most_of_one = folder, most_of_one
+        self._adding = threading.Lock()
+        """Held while a device is counted and added, because requests run in several threads."""
 
     def register(self, request: AgentRequest, owner: str) -> Registered:
         """Add the device of an agent, or take it over from the previous agent of that name.
 
         owner: name of the agent's access token. The device belongs to it from now on.
         Raises: InvalidRequest for an invalid name; Conflict if the name belongs to another access token or machine, if
-            the agent uses another protocol version, or if there are `MOST_AGENTS` devices already.
+            the agent uses another protocol version, or if there are `MOST_AGENTS` devices already, or too many of this
+            access token.
         """
         if request.protocol != PROTOCOL:
             raise Conflict(
@@ -114,16 +120,31 @@ class Agents:
         device = f"{AGENT}-{request.name}"
         path = self._folder / f"{device}.json"
         document = {"name": device, "kind": AGENT, "owner": owner, **request.model_dump(exclude={"name", "protocol"})}
-        if path.exists():
-            self._require_same(json.loads(path.read_text()), document)
-        elif sum(1 for _ in self._folder.glob(f"{AGENT}-*.json")) >= MOST_AGENTS:
+        with self._adding:
+            if path.exists():
+                self._require_same(json.loads(path.read_text()), document)
+            else:
+                self._require_place(owner)
+            write_whole(path, json.dumps(document, indent=1))
+        return Registered(device=device, session=Mailbox(path.with_suffix("")).open_session())
+
+    def _require_place(self, owner: str) -> None:
+        """Require that the server takes another device, and that one access token does not take all places."""
+        known = [json.loads(path.read_text()) for path in self._folder.glob(f"{AGENT}-*.json")]
+        if len(known) >= MOST_AGENTS:
             raise Conflict(
                 f"This server has {MOST_AGENTS} devices with an agent, and takes no more. Delete one that is no longer"
                 " used: vitfit delete-device NAME.",
                 allowed=MOST_AGENTS,
             )
-        write_whole(path, json.dumps(document, indent=1))
-        return Registered(device=device, session=Mailbox(path.with_suffix("")).open_session())
+        mine = sorted(device["name"] for device in known if device.get("owner") == owner)
+        if len(mine) >= self._most_of_one:
+            raise Conflict(
+                f"This access token has {len(mine)} devices with an agent, such as {mine[0]}, and may have at most "
+                f"{self._most_of_one}. Delete one that is no longer used (vitfit delete-device NAME), use another "
+                "access token, or ask the operator for a larger VITFIT_MOST_AGENTS.",
+                allowed=self._most_of_one,
+            )
 
     def _require_same(self, known: dict[str, Any], now: dict[str, Any]) -> None:
         """Require the same access token, machine and runtime as before.

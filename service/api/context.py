@@ -99,7 +99,7 @@ class Service:
             retention,
             leases=Leases(store, settings.lease_s, settings.max_crashes, settings.most_running),
         )
-        tokens, agents = Tokens(store), Agents(folder.devices)
+        tokens, agents = Tokens(store), Agents(folder.devices, settings.most_agents)
         return cls(
             settings,
             folder,

@@ -77,6 +77,11 @@ class Settings(BaseSettings):
         description="Number of jobs that run at the same time. While one job measures, the others wait.",
     )
     most_running: int = Field(default=1_000, ge=1, description="Upper limit on the running jobs of one person.")
+    most_agents: int = Field(
+        default=20,
+        ge=1,
+        description="Upper limit on the devices with an agent of one access token. A server has at most 500 in all.",
+    )
     most_unfinished: int = Field(
         default=10_000,
         ge=1,
@@ -110,7 +115,8 @@ class Settings(BaseSettings):
     max_crashes: int = Field(
         default=3,
         ge=1,
-        description="A job fails when its worker has died this many times in a row without a new finished trial.",
+        description="A job fails when its worker has died this many times in a row without progress: a new trial, or "
+        "another stored result from which the next start continues.",
     )
     validate_timeout_s: float = Field(
         default=10.0, gt=0, description="Time limit in seconds for the validation in POST /v1/jobs."

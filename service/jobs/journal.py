@@ -38,6 +38,13 @@ class Journal(Protocol):
     def record(self, trial: dict[str, Any]) -> None:
         """Store a finished trial durably. Raises: ValueError when a trial with its number is already stored."""
 
+    def saved(self) -> None:
+        """Report that something new is stored from which the next attempt continues, such as an epoch of a training.
+
+        It is progress, like a new trial: crashes before it do not count towards the limit on crashes. An engine must
+        not call this for what an earlier attempt has stored.
+        """
+
     def stage(self, name: str) -> None:
         """Report which of `STAGES` begins. Raises: ValueError for any other name."""
 
@@ -72,6 +79,7 @@ class MemoryJournal:
     stages: list[str] = field(default_factory=list)
     last_progress: tuple[int, int, float | None, float | None] | None = None
     last_note: str = ""
+    saves: int = 0
     on_change: Callable[["MemoryJournal"], None] | None = None
     canceled: bool = False
 
@@ -83,6 +91,9 @@ class MemoryJournal:
             raise ValueError(f"trial {trial['number']} was recorded before")
         self.rows.append(trial)
         self._changed()
+
+    def saved(self) -> None:
+        self.saves += 1
 
     def stage(self, name: str) -> None:
         self.stages.append(require_stage(name))

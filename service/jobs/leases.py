@@ -61,7 +61,7 @@ class Leases:
         Args:
             store: the database.
             lease_s: seconds after which a lease that was not renewed expires.
-            max_crashes: number of crashes in a row without a new finished trial after which a job fails.
+            max_crashes: number of crashes in a row without progress (see `saved`) after which a job fails.
             most_running: upper limit on the running jobs of one owner.
             clock: returns seconds of a monotonic clock; for expiry of leases and time limits.
         """
@@ -134,15 +134,21 @@ class Leases:
         """
         json.dumps(trial, allow_nan=False)
         try:
-            with self._writing(lease) as (session, _):
+            with self._writing(lease) as (session, job):
                 known = session.get(TrialRow, (lease.job_id, int(trial["number"]))) if repeated else None
                 if known is not None:
                     if known.body != json.loads(json.dumps(trial)):
                         raise ValueError(f"trial {trial['number']} was recorded before")
                     return
                 session.add(TrialRow(job_id=lease.job_id, number=int(trial["number"]), body=trial))
+                job.crashes = 0
         except IntegrityError as error:
             raise ValueError(f"trial {trial['number']} was recorded before") from error
+
+    def saved(self, lease: Lease) -> None:
+        """Begin the count of crashes anew, because the next attempt can continue from something new. Raises: Fenced."""
+        with self._writing(lease) as (_, job):
+            job.crashes = 0
 
     def stage(self, lease: Lease, name: str) -> None:
         """Store the stage that begins. Raises: Fenced."""
@@ -195,7 +201,7 @@ class Leases:
     def crash(self, lease: Lease, how: str, why: VitfitError | None = None) -> None:
         """Requeue a job whose worker died.
 
-        After `max_crashes` crashes in a row without a new finished trial, the job fails instead.
+        After `max_crashes` crashes in a row without progress (see `saved`), the job fails instead.
 
         Args:
             lease: the lease of the worker that died.
@@ -281,9 +287,8 @@ class Leases:
             yield session, _held(session, lease)
 
     def _after_crash(self, session: Session, job: JobRow, how: str, why: VitfitError | None = None) -> None:
-        trials = session.scalar(select(func.count()).where(TrialRow.job_id == job.id)) or 0
-        job.crashes = 1 if trials > job.crashed_with_trials else job.crashes + 1
-        job.crashed_with_trials = trials
+        job.crashes += 1
+        job.crashed_with_trials = session.scalar(select(func.count()).where(TrialRow.job_id == job.id)) or 0
         if job.crashes >= self._max_crashes:
             _fail(job, why or _repeated_crash(job, how))
         else:
@@ -311,8 +316,8 @@ def _fail(job: JobRow, error: VitfitError) -> None:
 
 def _repeated_crash(job: JobRow, how: str) -> WorkerCrashed:
     return WorkerCrashed(
-        f"The process of the job {how}. It has now died {job.crashes} times in a row without a new finished trial, so "
-        "it is not started again. A common reason is that the machine has too little memory. Try a smaller model, "
+        f"The process of the job {how}. It has now died {job.crashes} times in a row without progress, so it is not "
+        "started again. A common reason is that the machine has too little memory. Try a smaller model, "
         "batch or data set.",
         attempts=job.attempt,
         trials=job.crashed_with_trials,

@@ -49,6 +49,9 @@ class StoredJournal:
 
         patiently(lambda: record(False), self._patience_s, again=lambda: record(True))
 
+    def saved(self) -> None:
+        patiently(lambda: self._leases.saved(self._lease), self._patience_s)
+
     def stage(self, name: str) -> None:
         require_stage(name)
         patiently(lambda: self._leases.stage(self._lease, name), self._patience_s)

@@ -36,7 +36,7 @@ from service.pipeline.dynamic_tokens import with_threshold
 from service.pipeline.evaluation import Evaluation
 from service.pipeline.precision import check_precisions
 from service.pipeline.pricing import Pricing
-from service.pipeline.profiling import profile
+from service.pipeline.profiling import measure_again, profile
 from service.pipeline.ranked import Ranked, better, rank_network
 from service.pipeline.training import heal, train
 from service.pipeline.trials import Trials
@@ -95,6 +95,7 @@ class Job:
             trials = Trials(self.request, ranked, pricing, executors, journal=self.journal, started=self.started)
             candidates = Candidates(self.request, ranked, pricing, verifier, trials=trials, journal=self.journal)
             if deliver is None:
+                self.look_again(evaluation.network, pricing, verifier, trials)
                 trials.search()
                 chosen = candidates.verify()
             else:
@@ -114,7 +115,11 @@ class Job:
     def rank(self, evaluation: Evaluation) -> Ranked:
         self.journal.stage("ranking")
         trained = self._train_gates(evaluation) if method_named(self.request.method).training == "gates" else None
-        return rank_network(evaluation, self.request, self.files.work, trained, check=self.journal.check)
+        known = set(self.files.work.iterdir())
+        ranked = rank_network(evaluation, self.request, self.files.work, trained, check=self.journal.check)
+        if not known.issuperset(self.files.work.iterdir()):
+            self.journal.saved()
+        return ranked
 
     def _train_gates(self, evaluation: Evaluation) -> Network:
         """Train gates in the original, and return it. VTP ranks by these gates, and prunes this trained original."""
@@ -130,14 +135,39 @@ class Job:
             left = (wanted.epochs - epoch) * (ends[-1] - ends[0]) / (len(ends) - 1)
             best_score = max((trial.score for trial in trials), default=None)
             self.journal.progress(len(trials), max(self.request.trials, len(trials)), best_score, left)
-            self.journal.check()
+            self._after_epoch()
 
         return train_gates(evaluation.network, data, recipe, self.files.work / "gates.pt", after_epoch=after_epoch)
 
     def profile(self, evaluation: Evaluation, pricing: Pricing, verifier: Verifier) -> None:
         self.journal.stage("profiling")
-        tables, work = self.files.tables, self.files.work
-        profile(pricing, evaluation.network, verifier, tables, work=work, precisions=self.request.precisions)
+        profile(
+            pricing,
+            evaluation.network,
+            verifier,
+            self.files.tables,
+            work=self.files.work,
+            precisions=self.request.precisions,
+            saved=self.journal.saved,
+        )
+        self.journal.check()
+
+    def look_again(self, network: Network, pricing: Pricing, verifier: Verifier, trials: Trials) -> None:
+        """Measure again where a budget seems impossible, because other programs may have slowed a measurement."""
+        measure_again(
+            pricing,
+            network,
+            verifier,
+            self.files.tables,
+            work=self.files.work,
+            least_costs=trials.least_costs,
+            precisions=self.request.precisions,
+        )
+        self.journal.check()
+
+    def _after_epoch(self, *_: float) -> None:
+        """Report that a checkpoint is stored. Raises: Canceled; Fenced."""
+        self.journal.saved()
         self.journal.check()
 
     @contextmanager
@@ -167,7 +197,7 @@ class Job:
             chosen.network,
             self._training_images(ranked.evaluation),
             checkpoint=checkpoint,
-            after_epoch=lambda *_: self.journal.check(),
+            after_epoch=self._after_epoch,
         )
         if not better(ranked.score_of(network), ranked.score_of(chosen.network)):
             return chosen
@@ -193,7 +223,7 @@ class Job:
             chosen.network,
             data,
             checkpoint=checkpoint,
-            after_epoch=lambda *_: self.journal.check(),
+            after_epoch=self._after_epoch,
         )
         worse = better(ranked.score_of(chosen.network), ranked.score_of(network))
         if worse and method_named(self.request.method).training != "selectors":

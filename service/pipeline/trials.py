@@ -47,7 +47,7 @@ class Trials:
         every trial lost more than the request allows.
         """
         self._journal.stage("searching")
-        costs = self._least_costs()
+        costs = self.least_costs()
         if not self._pricing.aims.met(costs):
             raise self._pricing.impossible(costs)
         self.rows = self._search().run(self.rows, max(self._request.planned_trials, len(self.rows)))
@@ -105,9 +105,9 @@ class Trials:
     def _objective(self) -> Objective:
         if self._request.max_loss is None:
             return BestScore()
-        return LowestCost(self._ranked.answers.dense_score(), self._request.max_loss, tuple(self._least_costs()))
+        return LowestCost(self._ranked.answers.dense_score(), self._request.max_loss, tuple(self.least_costs()))
 
-    def _least_costs(self) -> list[float]:
+    def least_costs(self) -> list[float]:
         """Return the costs of the smallest network, one for each budget."""
         space = self._ranked.space
         smallest = space.along([1.0] * len(space.dimensions), 2)

@@ -3,12 +3,10 @@
 The agent measures what the server offers. It survives a restart of either side. It stops when the server refuses it.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from vitfit.agent import Agent
 from vitfit.connection import Connection
@@ -17,6 +15,7 @@ from vitfit.errors import VitfitError
 from latency.devices.mailbox import Mailbox
 from tests.support.agents import agent, token
 from tests.support.networks import small_network
+from tests.support.rogue_server import Answer, rogue_server
 from tests.support.running import wait_until
 from tests.support.served import served
 
@@ -68,36 +67,23 @@ def test_the_agent_ends_when_it_is_refused(tmp_path: Path) -> None:
         assert "needs the scope agent" in (tmp_path / "agent.log").read_text()
 
 
-class Server:
-    """A server that offers one task and keeps all messages of the agent."""
-
-    def __init__(self, entry: dict[str, Any], content: bytes) -> None:
-        self.task, self.content = {**REQUEST, "id": "1", "files": [entry], "images": None}, content
-        self.heard: list[dict[str, Any]] = []
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        if request.method == "GET" and "/files/" in request.url.path:
-            return httpx.Response(200, content=self.content)
-        if request.method == "GET":
-            return httpx.Response(200, json=self.task)
-        self.heard.append(json.loads(request.content))
-        return httpx.Response(201, json={"device": "agent-a", "session": "s"})
+def refused(digest: str, measuring: tuple[str, ...], cache: Path) -> str:
+    """Return the reason that an agent gives for a task with one file of the content "abc"."""
+    entry = {"sha256": digest, "bytes": 3}
+    task = Answer.json({**REQUEST, "id": "1", "files": [entry], "images": None})
+    with rogue_server(task, file=Answer(200, b"abc")) as server:
+        Agent(Connection(server.url, 0, 5.0), "a", cache, measuring).run(tasks=1)
+        return str(server.replies[-1]["refused"])
 
 
 def test_a_file_with_another_digest_is_never_opened(tmp_path: Path) -> None:
-    server = Server({"sha256": "0" * 64, "bytes": 3}, b"abc")
-    connection = Connection("http://127.0.0.1:1", 0, 5.0, httpx.MockTransport(server))
-    Agent(connection, "a", tmp_path, ("false",)).run(tasks=1)
-    assert "other SHA-256" in server.heard[-1]["refused"]
+    assert "another SHA-256" in refused("0" * 64, ("false",), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_measuring_process_that_dies_is_a_reason_and_not_the_agents_end(tmp_path: Path) -> None:
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    server = Server({"sha256": digest, "bytes": 3}, b"abc")
-    connection = Connection("http://127.0.0.1:1", 0, 5.0, httpx.MockTransport(server))
-    Agent(connection, "a", tmp_path, (sys.executable, "-m", "vitfit.measuring")).run(tasks=1)
-    assert "the measuring process failed" in server.heard[-1]["refused"]
+    assert "the measuring process failed" in refused(digest, (sys.executable, "-m", "vitfit.measuring"), tmp_path)
 
 
 def test_an_address_without_a_scheme_is_refused() -> None:

@@ -183,6 +183,19 @@ def test_the_list_of_agents_is_bounded(
     problem(web.post("/v1/agents", json=long, headers=bearer), 422, "invalid-request")
 
 
+def test_one_token_does_not_take_the_places_of_all(web: TestClient, service: Service, bearer: dict[str, str]) -> None:
+    service.agents._most_of_one = 2
+    other = {"Authorization": f"Bearer {service.tokens.create('ann', ('agent',))[1]}"}
+    for number in range(2):
+        assert web.post("/v1/agents", json={**AGENT, "name": f"pi-{number}"}, headers=bearer).status_code == 201
+    refused = problem(web.post("/v1/agents", json={**AGENT, "name": "pi-2"}, headers=bearer), 409, "conflict")
+    assert refused["allowed"] == 2 and "VITFIT_MOST_AGENTS" in refused["detail"]
+    assert web.post("/v1/agents", json={**AGENT, "name": "pi-1"}, headers=bearer).status_code == 201, "known already"
+    assert web.post("/v1/agents", json={**AGENT, "name": "ann"}, headers=other).status_code == 201
+    assert web.delete("/v1/devices/agent-pi-0").status_code == 204
+    assert web.post("/v1/agents", json={**AGENT, "name": "pi-2"}, headers=bearer).status_code == 201
+
+
 def test_a_session_that_is_no_session_is_refused(web: TestClient, agent: dict[str, str]) -> None:
     others = [(name.encode(), value.encode()) for name, value in agent.items() if name != "Vitfit-Session"]
     headers = [*others, (b"Vitfit-Session", b"\xe9")]

@@ -10,6 +10,7 @@ from vitfit.report import JobResult, Side
 from models.errors import BadData, Canceled
 from service.core.errors import Conflict, NotFound
 from service.db.job_states import FINISHED, TRANSITIONS
+from service.db.tables import Store
 from service.jobs.job_store import Jobs, KeyTaken, NewJob
 from service.jobs.journal import Fenced
 from service.jobs.leases import Lease, Leases
@@ -109,6 +110,7 @@ def test_a_worker_that_lost_its_job_can_write_nothing(jobs: Jobs, leases: Leases
         lambda: leases.record(zombie, trial(0)),
         lambda: leases.heartbeat(zombie),
         lambda: leases.stage(zombie, "searching"),
+        lambda: leases.saved(zombie),
         lambda: leases.progress(zombie, 1, 4, None, seconds_left=None),
         lambda: leases.succeed(zombie, RESULT),
         lambda: leases.fail(zombie, BadData("no")),
@@ -152,6 +154,29 @@ def test_three_deaths_without_a_new_trial_fail_the_job_and_a_new_trial_starts_th
     assert failed.error["code"] == "worker-crashed"
     assert "signal 9" in failed.error["detail"] and "memory" in failed.error["detail"]
     assert jobs.trial_numbers(job.id) == [0, 1, 2, 3]
+
+
+def test_an_attempt_that_stored_something_does_not_count_towards_the_limit(jobs: Jobs, leases: Leases) -> None:
+    """A training of many epochs would otherwise fail on a machine that is often restarted."""
+    job = jobs.create(new_job())
+    for _ in range(4):
+        lease = claim(leases)
+        leases.saved(lease)
+        leases.crash(lease, "was killed (signal 9)")
+    assert (jobs.get(job.id).status, jobs.get(job.id).crashes) == ("queued", 1)
+    for _ in range(2):
+        lease = claim(leases)
+        leases.stage(lease, "finetuning")  # another start of the same stage is no progress
+        leases.crash(lease, "was killed (signal 9)")
+    failed = jobs.get(job.id)
+    assert failed.status == "failed" and failed.error is not None and failed.error["code"] == "worker-crashed"
+    assert "3 times in a row without progress" in failed.error["detail"]
+
+
+def test_the_number_of_starts_is_a_setting(store: Store, jobs: Jobs) -> None:
+    job, leases = jobs.create(new_job()), Leases(store, 30.0, max_crashes=1)
+    leases.crash(claim(leases), "was killed (signal 9)")
+    assert jobs.get(job.id).status == "failed"
 
 
 def test_a_trial_number_is_kept_once_and_nan_is_refused(jobs: Jobs, leases: Leases) -> None:

@@ -57,6 +57,14 @@ class TestEveryJournal:
         journal.note("measuring candidate 1 of at most 6, process 1 of at most 8")
 
 
+def test_what_is_saved_starts_the_count_of_crashes_anew(jobs: Jobs, leases: Leases, lease: Lease) -> None:
+    leases.crash(lease, "died")
+    again = leases.claim("server")
+    assert again is not None and jobs.get(lease.job_id).crashes == 1
+    StoredJournal(leases, again).saved()
+    assert jobs.get(lease.job_id).crashes == 0
+
+
 def test_the_memory_journal_is_canceled_by_a_call_and_tells_of_changes() -> None:
     seen: list[int] = []
     journal = MemoryJournal(on_change=lambda changed: seen.append(len(changed.rows)))
