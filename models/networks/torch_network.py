@@ -22,7 +22,7 @@ from models.pruning.remembered_fits import RememberedFits
 from models.pruning.sequential_recovery import can_recover_in_sequence, fit_classifiers, recover_in_sequence
 from models.pruning.slice_blocks import readers
 from models.pruning.spread import can_spread_width, spread
-from models.rotation.bases import Bases, find_bases
+from models.rotation.bases import Bases, find_bases, fixed_stages
 from models.rotation.bases import refusals as rotation_refusals
 from models.rotation.rotate import rotate
 from models.statistics.attention_statistics import AttentionStatistics, attention_statistics
@@ -79,6 +79,10 @@ class TorchNetwork(Network):
     def not_rotated(self) -> dict[RotatedAxis, str]:
         return rotation_refusals(self.module, self._family, self._structure)
 
+    @property
+    def fixed_stages(self) -> dict[str, str]:
+        return fixed_stages(self.module, self._family)
+
     def bases(self, images: Tensor) -> Bases | None:
         if not self.rotatable:
             return None
@@ -88,7 +92,8 @@ class TorchNetwork(Network):
         same = self.with_module(copy.deepcopy(self.module))
         rotate(same.module, self._family, self._structure, bases)
         same.rotation = bases
-        same._structure = describe(same.module, self._family, self._structure.name, self.preprocessing.size[1:])
+        name, size = self._structure.name, self.preprocessing.size[1:]
+        same._structure = describe(same.module, self._family, name, size, free_widths=bool(bases.streams))
         return same
 
     @property
