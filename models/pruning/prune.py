@@ -172,11 +172,15 @@ def _attention(block: nn.Module, family: Family, plan: BlockPlan, embed: Sequenc
     )
 
 
-def qkv_rows(plan: BlockPlan, width: int) -> list[int]:
-    """Return the indices of the kept outputs of the joint q/k/v layer; q, k and v have `width` outputs each."""
+def qkv_rows(plan: BlockPlan, width: int, made: str = "qkv") -> list[int]:
+    """Return the indices of the kept outputs of the joint q/k/v layer; q, k and v have `width` outputs each.
+
+    made: the parts that are wanted, such as "kv".
+    """
     qk = [i for head in plan.heads for i in head.qk]
     v = [i for head in plan.heads for i in head.v]
-    return qk + [width + i for i in qk] + [2 * width + i for i in v]
+    rows = {"q": qk, "k": [width + i for i in qk], "v": [2 * width + i for i in v]}
+    return [i for part_name in made for i in rows[part_name]]
 
 
 def _head_norm(block: nn.Module, path: str, plan: BlockPlan, dim: int) -> nn.Module:

@@ -79,7 +79,7 @@ def all_axes(network: Network, folder: Path) -> None:
     images = images_for(network, IMAGES)
     bases = network.bases(images)
     source = network if bases is None else network.rotated(bases)
-    kinds: tuple[Kind, ...] = ("inputs",) if bases is not None and bases.stream is not None else ()
+    kinds: tuple[Kind, ...] = ("inputs",) if bases is not None and bases.streams else ()
     statistics = source.statistics(images, kinds)
     ranking = with_bases(rank("reconstruction", source.weights(), statistics), bases)
     space = CompactSpace(source.structure, ranking, METHODS["joint"].axes)
