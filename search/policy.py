@@ -12,8 +12,8 @@ class Policy(Record):
     """Keep ratios, each in (0, 1]. Each space uses the fields that it knows.
 
     heads: share of the heads. qk, v: share of the q/k dims and of the v dims of each head. neurons: share of the MLP
-    neurons. embed: share of the embedding dims; embed_by_stage: one number for each stage whose width can be cut, in the
-    place of it. halves: share of the sublayers (attention or MLP) of all blocks.
+    neurons. embed: share of the embedding dims. embed_by_stage: in its place, one number for each stage whose width can
+    be cut. halves: share of the sublayers (attention or MLP) of all blocks.
     inputs: share of the layer inputs and neurons that learned gates (VTP) weigh.
     tokens: share of the patch tokens, one number per point where tokens are removed.
     *_by_block: one number per block, in the place of the number for the whole network. The space of MDC and the local

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from models.families.family import Family, part
+from models.families.family import Family, linear_part, part
 from models.families.stream import Stream
 from models.families.stream_parts import free_streams
 from models.structure import Block, Op, Stage, Structure
@@ -77,6 +77,6 @@ def _block(block: Block, model: nn.Module, family: Family, widths: Mapping[str, 
     for place, op in enumerate(shape.reduction):
         pools = op.kind == "pool" and not any(earlier.weights for earlier in shape.reduction[:place])
         reduction.append(dataclasses.replace(op, width_field="cols") if pools else _op(op, widths, f"{block.name}."))
-    inputs = part(model, f"{block.name}.{family.layer_of('k')}").in_features
-    narrow = dataclasses.replace(shape, reduction=tuple(reduction), key_inputs=int(inputs))
+    inputs = linear_part(model, f"{block.name}.{family.layer_of('k')}").in_features
+    narrow = dataclasses.replace(shape, reduction=tuple(reduction), key_inputs=inputs)
     return dataclasses.replace(block, attention=narrow)

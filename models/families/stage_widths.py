@@ -1,5 +1,6 @@
 """The residual streams of families with stages: where the width of a stage is free, and where it is fixed."""
 
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 
 from models.families.family import Family, block_lists, optional_part, part
@@ -20,10 +21,9 @@ def pvt_streams(model: nn.Module, family: Family) -> tuple[Stream, ...]:
     for number, stage in enumerate(stages):
         own, following = stage.rpartition(".")[0], number + 1
         start = "patch_embed.norm" if number == 0 else f"{own}.downsample.norm"
+        readers = head_paths(model, family)
         if following < len(stages):
             readers = (conv_path(model, f"{stages[following].rpartition('.')[0]}.downsample.proj"),)
-        else:
-            readers = head_paths(model, family)
         ends = Stream(
             stage,
             writers=_writers(model, start),
@@ -56,7 +56,8 @@ def swin_streams(model: nn.Module, family: Family) -> tuple[Stream, ...]:
     *earlier, last = block_lists(model, family)
     if not earlier:
         return (Stream(last, fixed=EMBEDDED),)
-    if any(_is_padded(block) for block in part(model, last).children()):
+    blocks = [block for block in part(model, last).children() if isinstance(block, SwinTransformerBlock)]
+    if any(_is_padded(block) for block in blocks):
         stream = Stream(last, fixed=PADDED)
     else:
         ends = Stream(
@@ -73,8 +74,8 @@ def _writers(model: nn.Module, start: str) -> tuple[str, ...]:
     return (f"{start}.linear",) if isinstance(part(model, start), StreamWriter | MapWriter) else ()
 
 
-def _is_padded(block: nn.Module) -> bool:
-    return any(side % window for side, window in zip(block.input_resolution, block.window_size, strict=True))  # type: ignore[call-overload]
+def _is_padded(block: SwinTransformerBlock) -> bool:
+    return any(side % window for side, window in zip(block.input_resolution, block.window_size, strict=True))  # type: ignore[arg-type]
 
 
 def _checked(model: nn.Module, stream: Stream) -> Stream:

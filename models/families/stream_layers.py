@@ -47,8 +47,8 @@ class MapWriter(nn.Module):
 class OffsetConv(nn.Module):
     """A padded convolution that reads x + b, with a constant b for each channel: conv(pad(x)) + offset.
 
-    The bias of a norm is such a constant. At the border, a part of the kernel reads the padding, which does not have the
-    constant. So what b adds is different there, and the module has it for each place: offset (1, D, H', W').
+    The bias of a norm is such a constant. At the border, a part of the kernel reads the padding, which does not have
+    the constant. So what b adds is different there, and the module has it for each place: offset (1, D, H', W').
     """
 
     def __init__(self, conv: nn.Conv2d, offset: Tensor) -> None:

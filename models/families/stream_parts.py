@@ -1,4 +1,4 @@
-"""Finds the parts of a model that write to a residual stream and read it: those of its blocks, and of plain networks."""
+"""Finds the parts of a model that write to a residual stream and read it: in its blocks, and around a plain network."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -117,7 +117,9 @@ class TorchNetwork(Network):
         small._structure, small.plan = plan.apply_to(self._structure), plan
         small.gates = None
         if statistics is not None:
-            recover(small.readers(), plan, self.weights(), statistics.blocks, structure=self._structure, fits=self._fits)
+            recover(
+                small.readers(), plan, self.weights(), statistics.blocks, structure=self._structure, fits=self._fits
+            )
         return small
 
     @property

@@ -69,7 +69,8 @@ def recover(
 
     It also refits q/k/v and fc1 if they read only some of their inputs, or a narrower stream in a rotated basis, and
     the statistics hold the moments of these inputs.
-    weights: layers of the dense network. structure: that of the dense network. fits: those of the networks before, which are used again where they fit.
+    weights: layers of the dense network. structure: that of the dense network. fits: those of the networks before,
+    which are used again where they fit.
     """
     fits.begin()
     refit_linear, refit_narrow = partial(_refit_linear, fits=fits), partial(_refit_narrower, fits=fits)

@@ -32,7 +32,8 @@ class BlockBases:
 class Bases:
     blocks: tuple[BlockBases, ...]
     streams: tuple[StreamBasis, ...] = ()
-    """The bases of the residual streams that allow one. A plain network has one stream, a network with stages several."""
+    """The bases of the residual streams that allow one. A plain network has one stream, and each stage may
+    have its own."""
 
     @property
     def axes(self) -> tuple[RotatedAxis, ...]:

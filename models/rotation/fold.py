@@ -96,7 +96,9 @@ def _fold_norm(module: nn.Module, reader: Reader, grids: dict[str, tuple[int, ..
                 if path in grids and isinstance(layer, nn.Conv2d) and _is_padded(layer):
                     replace_part(module, path, _with_offset(layer, norm.bias.double(), grids[path]))
                 else:
-                    _add_bias(layer, layer.weight.double().reshape(*layer.weight.shape[:2], -1).sum(-1) @ norm.bias.double())
+                    _add_bias(
+                        layer, layer.weight.double().reshape(*layer.weight.shape[:2], -1).sum(-1) @ norm.bias.double()
+                    )
             weight = norm.weight.double().reshape(-1, *[1] * (layer.weight.dim() - 2))
             layer.weight.copy_(layer.weight.double() * weight)
         norm.weight.fill_(1)
@@ -107,8 +109,9 @@ def _fold_norm(module: nn.Module, reader: Reader, grids: dict[str, tuple[int, ..
 def _with_offset(conv: nn.Conv2d, constant: Tensor, grid: Sequence[int]) -> OffsetConv:
     """Return the convolution of x + constant. constant: (C,), float64. grid: height and width of x."""
     full = constant.reshape(1, -1, 1, 1).expand(1, -1, *grid)
-    options = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    return OffsetConv(conv, functional.conv2d(full, conv.weight.double(), None, *options).to(conv.weight))
+    weight = conv.weight.double()
+    offset = functional.conv2d(full, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return OffsetConv(conv, offset.to(conv.weight))
 
 
 def _fold_scale(block: nn.Module, path: str, writer: nn.Linear) -> None:

@@ -70,8 +70,8 @@ class HeadMoments:
 
 @dataclass(frozen=True)
 class RotationMoments:
-    """blocks: one for each block. streams: (D, D) for each of some streams, the mean of n n', summed over all readers of
-    the normalised stream."""
+    """blocks: one for each block. streams: (D, D) for each stream, the mean of n n', summed over all readers of the
+    normalised stream."""
 
     blocks: tuple[HeadMoments, ...]
     streams: tuple[Tensor, ...]

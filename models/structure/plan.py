@@ -116,7 +116,9 @@ class Plan(Record):
 def identity(structure: Structure) -> Plan:
     """Return the plan that removes nothing."""
     dims = structure.stream_dims
-    return Plan(tuple(range(dims[-1].stop if dims else 0)), tuple(whole_block(i, b) for i, b in enumerate(structure.blocks)))
+    return Plan(
+        tuple(range(dims[-1].stop if dims else 0)), tuple(whole_block(i, b) for i, b in enumerate(structure.blocks))
+    )
 
 
 def check(plan: Plan, structure: Structure) -> None:
