@@ -12,7 +12,8 @@ class Policy(Record):
     """Keep ratios, each in (0, 1]. Each space uses the fields that it knows.
 
     heads: share of the heads. qk, v: share of the q/k dims and of the v dims of each head. neurons: share of the MLP
-    neurons. embed: share of the embedding dims. halves: share of the sublayers (attention or MLP) of all blocks.
+    neurons. embed: share of the embedding dims. embed_by_stage: in its place, one number for each stage whose width can
+    be cut. halves: share of the sublayers (attention or MLP) of all blocks.
     inputs: share of the layer inputs and neurons that learned gates (VTP) weigh.
     tokens: share of the patch tokens, one number per point where tokens are removed.
     *_by_block: one number per block, in the place of the number for the whole network. The space of MDC and the local
@@ -34,6 +35,7 @@ class Policy(Record):
     neurons_by_block: tuple[float, ...] = ()
     qk_by_block: tuple[float, ...] = later(())
     v_by_block: tuple[float, ...] = later(())
+    embed_by_stage: tuple[float, ...] = later(())
     int8: float = later(0.0)
     """Share of the linear layers that are quantised; those that lose least by it come first. 0: an fp32 network."""
 
@@ -44,6 +46,7 @@ class Policy(Record):
         One head is a large step, so a small change of its keep ratio changes nothing.
         """
         rows = {"qk": self.qk_by_block, "v": self.v_by_block, "neurons": self.neurons_by_block, "tokens": self.tokens}
+        rows["embed"] = self.embed_by_stage
         found = {f"{axis}{i}": keep for axis, keeps in rows.items() for i, keep in enumerate(keeps)}
         return {**found, "embed": self.embed}
 
@@ -60,4 +63,5 @@ class Policy(Record):
             neurons_by_block=row("neurons", self.neurons_by_block),
             tokens=row("tokens", self.tokens),
             embed=shares["embed"],
+            embed_by_stage=row("embed", self.embed_by_stage),
         )

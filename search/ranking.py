@@ -40,7 +40,8 @@ class Ranking:
     forward_passes: int
     seconds: float = 0.0
     embed: Array | None = None
-    """(D,): scores of embedding dims. A dim is removed from the whole residual stream."""
+    """(D,): scores of embedding dims, those of several streams in one row (`Structure.stream_dims`). A dim is removed
+    from the whole residual stream."""
     rotated: tuple[RotatedAxis, ...] = ()
     """The axes whose members are directions of a rotated basis (models/rotation), the most important ones first."""
     ranges: Array | None = None

@@ -44,7 +44,7 @@ def as_rows(module: nn.Module, places: Sequence[tuple[str, Stage]], batch: int |
     """
     for path, stage in places:
         blocks = part(module, path)
-        if isinstance(blocks, PrunedBlocks) and not any(block.positions for block in blocks.blocks()):
+        if isinstance(blocks, PrunedBlocks) and len(blocks) and not any(block.positions for block in blocks.blocks()):
             replace_part(module, path, RowBlocks(blocks, stage.blocks, batch == 1, form))
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from models.families.describe_stages import describe_stages, head_count
+from models.families.describe_widths import with_free_widths
 from models.families.family import Family, blocks_of, is_present, linear_part, part
 from models.families.stream_layers import FeatureMap, stream_writer
 from models.structure import Attention, Block, Mlp, Op, Stage, Structure
@@ -16,13 +17,17 @@ from models.structure import Attention, Block, Mlp, Op, Stage, Structure
 __all__ = ["describe", "head_count"]
 
 
-def describe(model: nn.Module, family: Family, name: str, size: tuple[int, int] | None = None) -> Structure:
+def describe(
+    model: nn.Module, family: Family, name: str, size: tuple[int, int] | None = None, *, free_widths: bool = False
+) -> Structure:
     """Return the structure of a model. A test compares its MACs and parameters with torch's own counter.
 
     size: height and width of the images, for a model that accepts any size. Other models know their size.
+    free_widths: whether the streams of a model with stages are in rotated bases, so that their widths can be cut.
     """
     if "embed" in family.fixed:
-        return describe_stages(model, family, name, size)
+        structure = describe_stages(model, family, name, size)
+        return with_free_widths(structure, model, family) if free_widths else structure
     prefix = family.prefix(model)
     patches = family.grid(model)[0] * family.grid(model)[1]
     blocks = tuple(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from models.errors import UnsupportedModel
+from models.families.stream import Stream
 from models.structure import Axis
 
 
@@ -81,8 +82,11 @@ class Family:
     """True if the model arranges the tokens as a grid again after the last block, although no layer reads them."""
 
     # how blocks are made smaller
+    streams: Callable[[nn.Module, "Family"], tuple[Stream, ...]] = lambda model, family: ()
+    """Returns the residual streams of a model, one for each stage."""
     fixed: tuple[Axis, ...] = ()
-    """Axes that cannot be cut. If "embed" is not among them, the paths below name all parts with that width."""
+    """Axes that cannot be cut by choosing members. If "embed" is not among them, the paths below name all parts with
+    that width. A rotated basis can free the width of a stage all the same (`streams`)."""
     sliced: bool = False
     rebuilt_attention: str = ""
     """Path of an attention, in a sliced block, whose forward assumes heads x dim == width. It is replaced by a

@@ -7,6 +7,7 @@ from timm.models.pit import PoolingVisionTransformer
 from torch import nn
 
 from models.families.family import Family, is_present, part
+from models.families.stage_widths import pit_streams
 from models.families.vision_transformer import block_refusals
 
 
@@ -59,5 +60,7 @@ PIT = Family(
     layer_scale2="ls2",
     free_tokens=lambda stage, stages: stage == stages - 1,
     grid_after=True,
+    classifiers=("head", "head_dist"),
+    streams=pit_streams,
     fixed=("embed",),
 )

@@ -8,6 +8,7 @@ from timm.models.pvt_v2 import Attention, Block, MlpWithDepthwiseConv, PyramidVi
 from torch import nn
 
 from models.families.family import Family, is_present, part
+from models.families.stage_widths import pvt_streams
 from models.families.vision_transformer import NORMS
 
 
@@ -48,6 +49,8 @@ PVT_V2 = Family(
     between=("mlp.relu", "mlp.dwconv"),
     activation="mlp.act",
     fc2="mlp.fc2",
+    classifiers=("head",),
+    streams=pvt_streams,
     fixed=("embed", "inputs"),
     sliced=True,
     rebuilt_attention="attn",

@@ -10,6 +10,7 @@ from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTran
 from torch import nn
 
 from models.families.family import Family, is_present, part
+from models.families.stage_widths import swin_streams
 from models.families.vision_transformer import NORMS
 
 
@@ -75,6 +76,8 @@ SWIN = Family(
     free_tokens=lambda stage, stages: stage == stages - 1,
     last_norm="norm",
     pooling=lambda model: "avg",
+    classifiers=("head.fc",),
+    streams=swin_streams,
     fixed=("embed", "inputs", "qk", "v"),
     sliced=True,
 )

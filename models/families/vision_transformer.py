@@ -6,6 +6,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from models.families.family import Family, is_present
+from models.families.stream_parts import plain_streams
 
 NORMS = (nn.LayerNorm, LayerNorm)
 POOLINGS = {name: name for name in ("token", "avg")}
@@ -98,6 +99,7 @@ VISION_TRANSFORMER = Family(
     tail_norms=("fc_norm",),
     classifiers=("head", "head_dist"),
     width_attributes=("num_features", "head_hidden_size", "embed_dim"),
+    streams=plain_streams,
     norm1="norm1",
     attention_layers={"attn.qkv": "qkv"},
     q_norm="attn.q_norm",

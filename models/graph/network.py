@@ -138,7 +138,7 @@ class GraphNetwork(Network):
         self._flow = token_flow(self._traced, self._blocks) if free else TokenFlow()
         rotation = state.get("rotation")
         self._inside = [inside_heads(self._traced, block) for block in self._blocks] if rotation is not None else []
-        wide = rotation is not None and rotation.stream is not None
+        wide = rotation is not None and bool(rotation.streams)
         self._stream = find_stream(self._traced, self._blocks) if wide else None
         vars(self).update(state)
 

@@ -65,7 +65,8 @@ def find_graph_bases(
             bases.append(BlockBases(pair_basis(found.queries.value, found.keys.value), values))
     if stream is None:
         return Bases(tuple(bases))
-    return Bases(tuple(bases), stream_basis(torch.stack([one.value for one in products.values()]).sum(0)))
+    summed = torch.stack([one.value for one in products.values()]).sum(0)
+    return Bases(tuple(bases), (stream_basis(summed),))
 
 
 def rotate_graph(
@@ -80,9 +81,9 @@ def rotate_graph(
 
     stream: its folded residual stream (models/graph/fold_stream.py), if the bases have one.
     """
-    if bases.stream is not None and stream is not None:
+    if bases.streams and stream is not None:
         for table in stream.tables:
-            turn(traced, stream, table, bases.stream.writer_map)
+            turn(traced, stream, table, bases.streams[0].writer_map)
     for block, dims, found in zip(blocks, inside, bases.blocks, strict=True):
         heads = block.heads.atom
         if found.qk is not None and dims.qk is not None:
@@ -104,7 +105,7 @@ def turn(traced: Traced, stream: GraphStream, table: Node, matrix: Tensor) -> No
 
 
 def narrow_norms(graph: GraphModule, stream: GraphStream, share: float) -> None:
-    """Let the norms of a cut graph divide as before, in place: see `rescale_norms` in models/pruning/narrow_stream.py.
+    """Let the norms of a cut graph divide as before, in place: see `_rescale` in models/pruning/narrow_stream.py.
 
     share: width over original width.
     """

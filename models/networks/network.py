@@ -169,6 +169,11 @@ class Network(ABC):
         """The axes that `bases` rotates."""
         return tuple(axis for axis in ROTATED_AXES if axis not in self.not_rotated)
 
+    @property
+    def fixed_stages(self) -> dict[str, str]:
+        """The stages whose width `bases` leaves as it is, each with the reason."""
+        return {}
+
     @abstractmethod
     def bases(self, images: Tensor) -> Bases | None:
         """Return the rotated bases of this dense network (models/rotation); None if it allows none.

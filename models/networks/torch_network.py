@@ -17,12 +17,13 @@ from models.networks.block_layers import int8_layers
 from models.networks.network import Network, outputs_of
 from models.pruning.prune import prune
 from models.pruning.pruned_blocks import PrunedBlock
-from models.pruning.recovery import Readers, recover
+from models.pruning.readers import Readers
+from models.pruning.recovery import recover
 from models.pruning.remembered_fits import RememberedFits
 from models.pruning.sequential_recovery import can_recover_in_sequence, fit_classifiers, recover_in_sequence
 from models.pruning.slice_blocks import readers
 from models.pruning.spread import can_spread_width, spread
-from models.rotation.bases import Bases, find_bases
+from models.rotation.bases import Bases, find_bases, fixed_stages
 from models.rotation.bases import refusals as rotation_refusals
 from models.rotation.rotate import rotate
 from models.statistics.attention_statistics import AttentionStatistics, attention_statistics
@@ -35,7 +36,7 @@ from models.statistics.member_kinds import MemberKinds, add_member_scores
 from models.statistics.statistics import Kind, Statistics
 from models.structure import Layer, Plan, RotatedAxis, identity
 
-PLAIN_KINDS: frozenset[Kind] = frozenset({"attention", "gates", "inputs", "deletion"})
+PLAIN_KINDS: frozenset[Kind] = frozenset({"attention", "gates", "deletion"})
 ATTENTION_BATCH = 16
 """Images per pass while attention is recorded.
 It is small, because attention takes heads x tokens x tokens per image.
@@ -79,6 +80,10 @@ class TorchNetwork(Network):
     def not_rotated(self) -> dict[RotatedAxis, str]:
         return rotation_refusals(self.module, self._family, self._structure)
 
+    @property
+    def fixed_stages(self) -> dict[str, str]:
+        return fixed_stages(self.module, self._family)
+
     def bases(self, images: Tensor) -> Bases | None:
         if not self.rotatable:
             return None
@@ -88,7 +93,8 @@ class TorchNetwork(Network):
         same = self.with_module(copy.deepcopy(self.module))
         rotate(same.module, self._family, self._structure, bases)
         same.rotation = bases
-        same._structure = describe(same.module, self._family, self._structure.name, self.preprocessing.size[1:])
+        name, size = self._structure.name, self.preprocessing.size[1:]
+        same._structure = describe(same.module, self._family, name, size, free_widths=bool(bases.streams))
         return same
 
     @property
@@ -111,7 +117,9 @@ class TorchNetwork(Network):
         small._structure, small.plan = plan.apply_to(self._structure), plan
         small.gates = None
         if statistics is not None:
-            recover(small.readers(), plan, self.weights(), statistics.blocks, fits=self._fits)
+            recover(
+                small.readers(), plan, self.weights(), statistics.blocks, structure=self._structure, fits=self._fits
+            )
         return small
 
     @property
@@ -152,13 +160,14 @@ class TorchNetwork(Network):
         for block in self.blocks():
             if isinstance(block, PrunedBlock):
                 attention, mlp = block.attention, block.mlp
-                heads = (None, None) if attention is None else (attention.projection, attention.qkv)
+                qkv = {} if attention is None else {"qkv": attention.qkv}
                 neurons = (None, None) if mlp is None else (mlp.fc2, mlp.fc1)
-                found.append(Readers(heads[0], neurons[0], heads[1], neurons[1]))
+                projection = None if attention is None else attention.projection
+                found.append(Readers(projection, neurons[0], qkv, neurons[1]))
             elif not isinstance(
                 block, nn.LayerNorm | nn.Identity
             ):  # skips the last norm, which `PrunedBlocks` may hold
-                found.append(Readers(*readers(block, self._family)))
+                found.append(readers(block, self._family))
         return found
 
     def statistics(self, images: Tensor, kinds: Collection[Kind] = (), labels: Tensor | None = None) -> Statistics:
@@ -221,7 +230,7 @@ class TorchNetwork(Network):
     def _path_of(self, layer: Layer) -> str:
         """Return the path of a layer inside a block."""
         if layer == "qkv":
-            return self._family.qkv
+            return self._family.layer_of("q")
         return {"proj": self._family.projection, "fc1": self._family.fc1, "fc2": self._family.fc2}[layer]
 
     def export(self, path: Path, batch: int | None, form: Form = "standard") -> None:

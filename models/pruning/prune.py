@@ -11,8 +11,8 @@ from torch import nn
 
 from models.families.describe import head_count
 from models.families.family import Family, block_lists, optional_part, part, replace_part
-from models.pruning.narrow_stream import narrow_ends, rescale_norms
-from models.pruning.prune_layers import narrow_linear, narrow_norm, take
+from models.pruning.narrow_stream import narrow_streams
+from models.pruning.prune_layers import narrow_linear, take
 from models.pruning.pruned_blocks import Gather, HeadNorm, PrunedAttention, PrunedBlock, PrunedBlocks, PrunedMlp
 from models.pruning.relative_positions import RelativePositions
 from models.pruning.slice_blocks import slice_blocks
@@ -28,28 +28,20 @@ def prune(model: nn.Module, family: Family, structure: Structure, plan: Plan) ->
     """
     check(plan, structure)
     small = copy.deepcopy(model)
+    narrow_streams(small, family, structure, plan)
     first, new = 0, []
-    for path, stage in zip(block_lists(small, family), structure.stages, strict=True):
+    embeds = plan.embed_of_stages(structure)
+    for path, stage, embed in zip(block_lists(small, family), structure.stages, embeds, strict=True):
         originals = list(part(small, path).children())
         wanted = [p for p in plan.blocks if first <= p.source < first + len(stage.blocks)]
         if family.sliced and all(p.tokens is None for p in wanted):
             slice_blocks(small, path, family, originals, first=first, plans=wanted)
         else:
-            new.append(
-                (
-                    path,
-                    _prune_blocks(originals, first, family, structure, stage=stage, plans=wanted, embed=plan.embed),
-                    wanted,
-                )
-            )
+            made = _prune_blocks(originals, first, family, structure, stage=stage, plans=wanted, embed=embed)
+            new.append((path, made, wanted))
         first += len(stage.blocks)
-    narrower = bool(plan.embed) and plan.embed != tuple(range(structure.width))
-    if narrower:
-        narrow_ends(small, family, plan.embed)
     for path, blocks, wanted in new:
         replace_part(small, path, _together(small, family, structure, blocks, plans=wanted))
-    if narrower and "embed" in plan.rotated:
-        rescale_norms(small, family, len(plan.embed) / structure.width)
     return small.train(model.training)
 
 
@@ -81,7 +73,7 @@ def _prune_blocks(
 ) -> list[PrunedBlock]:
     """Prune the blocks of one stage.
 
-    first: index of the stage's first block in the network.
+    first: index of the stage's first block in the network. embed: the embedding dims that its stream still has.
     """
     packaged, blocks, patches = 0, [], stage.blocks[0].tokens - structure.prefix
     watching = watching_blocks(plans)
@@ -94,17 +86,14 @@ def _prune_blocks(
         if chosen is not None:
             selector = None
             if chosen.score == "selector":  # random weights; models/training/train_selectors.py trains them
-                width = len(embed) or stage.blocks[0].width
-                selector = TokenSelector(
-                    width, selector_heads(width, stage.blocks[wanted.source - first]), wanted.source
-                )
+                heads = selector_heads(len(embed), stage.blocks[wanted.source - first])
+                selector = TokenSelector(len(embed), heads, wanted.source)
             reduction = TokenReduction(chosen, structure.prefix, patches, packaged, selector=selector)
             packaged += patches - chosen.kept if chosen.reducer in PACKAGING else 0
             patches = chosen.kept
         original = originals[wanted.source - first]
-        kept = embed or range(stage.blocks[0].width)
         blocks.append(
-            _prune_block(original, family, wanted, kept, reduction=reduction, watch=watch, prefix=structure.prefix)
+            _prune_block(original, family, wanted, embed, reduction=reduction, watch=watch, prefix=structure.prefix)
         )
     return blocks
 
@@ -137,16 +126,17 @@ def _prune_block(
     watch: TokenWatch | None,
     prefix: int,
 ) -> PrunedBlock:
+    """Prune a block whose residual stream is narrow already. embed: the dims of the original that the stream has."""
     attention = _attention(block, family, plan, embed) if plan.heads else None
     mlp = _mlp(block, family, plan, embed) if plan.neurons else None
     return PrunedBlock(
-        narrow_norm(part(block, family.norm1), embed) if attention else None,
+        part(block, family.norm1) if attention else None,
         attention,
-        _after(block, family.layer_scale1, family.drop_paths[0], embed),
+        _after(block, family.layer_scale1, family.drop_paths[0]),
         reduction,
-        norm2=narrow_norm(part(block, family.norm2), embed) if mlp else None,
+        norm2=part(block, family.norm2) if mlp else None,
         mlp=mlp,
-        after2=_after(block, family.layer_scale2, family.drop_paths[1], embed),
+        after2=_after(block, family.layer_scale2, family.drop_paths[1]),
         watch=watch,
         prefix=prefix,
         positions=_positions(block, family, plan) if attention else None,
@@ -166,26 +156,31 @@ def _attention(block: nn.Module, family: Family, plan: BlockPlan, embed: Sequenc
     qkv, projection = part(block, family.qkv), part(block, family.projection)
     assert isinstance(qkv, nn.Linear) and isinstance(projection, nn.Linear)
     width, v = qkv.out_features // 3, [i for head in plan.heads for i in head.v]
-    inputs = embed if plan.qkv_inputs is None else plan.qkv_inputs
+    inputs = _places(plan.qkv_inputs, embed)
     outputs = v if plan.proj_inputs is None else list(plan.proj_inputs)
+    stream = range(len(embed))
     owner, _, attribute = family.scale.rpartition(".")
     dim = width // head_count(block, family)
     return PrunedAttention(
         narrow_linear(qkv, qkv_rows(plan, width), inputs),
-        narrow_linear(projection, embed, outputs),
+        narrow_linear(projection, stream, outputs),
         (len(plan.heads), len(plan.heads[0].qk), len(plan.heads[0].v)),
         float(getattr(part(block, owner), attribute)),
         norms=(_head_norm(block, family.q_norm, plan, dim), _head_norm(block, family.k_norm, plan, dim)),
-        inputs=_gather(inputs, embed),
+        inputs=_gather(inputs, stream),
         outputs=_gather(outputs, v),
     )
 
 
-def qkv_rows(plan: BlockPlan, width: int) -> list[int]:
-    """Return the indices of the kept outputs of the joint q/k/v layer; q, k and v have `width` outputs each."""
+def qkv_rows(plan: BlockPlan, width: int, made: str = "qkv") -> list[int]:
+    """Return the indices of the kept outputs of the joint q/k/v layer; q, k and v have `width` outputs each.
+
+    made: the parts that are wanted, such as "kv".
+    """
     qk = [i for head in plan.heads for i in head.qk]
     v = [i for head in plan.heads for i in head.v]
-    return qk + [width + i for i in qk] + [2 * width + i for i in v]
+    rows = {"q": qk, "k": [width + i for i in qk], "v": [2 * width + i for i in v]}
+    return [i for part_name in made for i in rows[part_name]]
 
 
 def _head_norm(block: nn.Module, path: str, plan: BlockPlan, dim: int) -> nn.Module:
@@ -201,13 +196,21 @@ def _head_norm(block: nn.Module, path: str, plan: BlockPlan, dim: int) -> nn.Mod
 def _mlp(block: nn.Module, family: Family, plan: BlockPlan, embed: Sequence[int]) -> PrunedMlp:
     fc1, fc2 = part(block, family.fc1), part(block, family.fc2)
     assert isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear)
-    inputs = embed if plan.fc1_inputs is None else plan.fc1_inputs
+    inputs, stream = _places(plan.fc1_inputs, embed), range(len(embed))
     return PrunedMlp(
-        _gather(inputs, embed),
+        _gather(inputs, stream),
         narrow_linear(fc1, plan.neurons, inputs),
         copy.deepcopy(part(block, family.activation)),
-        narrow_linear(fc2, embed, plan.neurons),
+        narrow_linear(fc2, stream, plan.neurons),
     )
+
+
+def _places(inputs: Sequence[int] | None, embed: Sequence[int]) -> Sequence[int]:
+    """Return the places, in a stream with the dims `embed`, of what a layer reads. inputs: None if it reads all."""
+    if inputs is None:
+        return range(len(embed))
+    place = {dim: i for i, dim in enumerate(embed)}
+    return [place[dim] for dim in inputs]
 
 
 def _gather(wanted: Sequence[int], present: Sequence[int]) -> nn.Module:
@@ -217,9 +220,6 @@ def _gather(wanted: Sequence[int], present: Sequence[int]) -> nn.Module:
     return Gather([place[member] for member in wanted])
 
 
-def _after(block: nn.Module, scale: str, drop_path: str, embed: Sequence[int]) -> nn.Module:
+def _after(block: nn.Module, scale: str, drop_path: str) -> nn.Module:
     modules = [m for m in (optional_part(block, scale), optional_part(block, drop_path)) if m is not None]
-    for module in modules:
-        if hasattr(module, "gamma"):
-            module.gamma = nn.Parameter(take(module.gamma, 0, embed))
     return nn.Sequential(*modules) if len(modules) > 1 else modules[0] if modules else nn.Identity()

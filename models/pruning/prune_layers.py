@@ -24,6 +24,16 @@ def narrow_linear(linear: nn.Linear, rows: Sequence[int], columns: Sequence[int]
     return small
 
 
+def narrow_conv(conv: nn.Conv2d, rows: Sequence[int], columns: Sequence[int]) -> nn.Conv2d:
+    """Return a convolution without groups with the given outputs (rows) and inputs (columns) of the original."""
+    small = copy.deepcopy(conv)
+    small.out_channels, small.in_channels = len(rows), len(columns)
+    small.weight = nn.Parameter(take(take(conv.weight, 0, rows), 1, columns))
+    if conv.bias is not None:
+        small.bias = nn.Parameter(take(conv.bias, 0, rows))
+    return small
+
+
 def split_linear(linear: nn.Linear, rows: Sequence[int]) -> list[nn.Linear]:
     """Split a layer into several ones with the same inputs. rows: number of consecutive outputs of each new layer."""
     ends = [sum(rows[: i + 1]) for i in range(len(rows))]

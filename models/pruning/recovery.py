@@ -14,18 +14,18 @@ map (D, k) from the normalised stream to these inputs, they are fitted in the sa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from models.pruning.prune import qkv_rows
+from models.pruning.readers import Readers
 from models.pruning.remembered_fits import Fit, RememberedFits
 from models.statistics.layer_weights import LayerWeights
 from models.statistics.moments import InputStatistics
 from models.statistics.statistics import BlockStatistics
-from models.structure import BlockPlan, Plan
+from models.structure import BlockPlan, Plan, Structure
 
 RIDGE = 1e-3
 """Ridge, relative to the mean variance of the kept inputs. It is needed because calibration splits are small."""
@@ -56,48 +56,38 @@ def ridge_solution(covariance: Tensor, target: Tensor, current: Tensor, ridge: f
     return torch.cholesky_solve((target + ridge * current).T, torch.linalg.cholesky(system)).T
 
 
-@dataclass(frozen=True)
-class Readers:
-    """The layers of one pruned block that recovery may refit.
-
-    The projection reads the heads and fc2 reads the neurons; q/k/v and fc1 read the residual stream. A layer is None if
-    it was removed, or if it still reads all of its inputs.
-    """
-
-    projection: nn.Linear | None
-    fc2: nn.Linear | None
-    qkv: nn.Linear | None = None
-    fc1: nn.Linear | None = None
-
-
 def recover(
     readers: Sequence[Readers],
     plan: Plan,
     weights: Sequence[LayerWeights],
     statistics: Sequence[BlockStatistics],
     *,
+    structure: Structure,
     fits: RememberedFits,
 ) -> None:
     """Refit the projection and fc2 of every pruned block, in place.
 
     It also refits q/k/v and fc1 if they read only some of their inputs, or a narrower stream in a rotated basis, and
     the statistics hold the moments of these inputs.
-    weights: layers of the dense network. fits: those of the networks before, which are used again where they fit.
+    weights: layers of the dense network. structure: that of the dense network. fits: those of the networks before,
+    which are used again where they fit.
     """
     fits.begin()
     refit_linear, refit_narrow = partial(_refit_linear, fits=fits), partial(_refit_narrower, fits=fits)
+    stages = zip(plan.embed_of_stages(structure), structure.stages, strict=True)
+    embeds = [embed for embed, stage in stages for _ in stage.blocks]
     for layers, wanted in zip(readers, plan.blocks, strict=True):
-        dense, seen = weights[wanted.source], statistics[wanted.source]
-        embed = plan.embed or range(dense.fc2.out_features)
+        dense, seen, embed = weights[wanted.source], statistics[wanted.source], embeds[wanted.source]
+        width = dense.qkv.out_features // 3
         if "embed" in plan.rotated and len(embed) < dense.fc2.out_features and seen.inputs is not None:
-            if layers.qkv is not None:
-                rows = qkv_rows(wanted, dense.qkv.out_features // 3)
-                refit_narrow(layers.qkv, dense.qkv, rows, seen.inputs.qkv)
+            for made, layer in layers.qkv.items():
+                refit_narrow(layer, dense.qkv, qkv_rows(wanted, width, made), seen.inputs.qkv)
             if layers.fc1 is not None:
                 refit_narrow(layers.fc1, dense.fc1, wanted.neurons, seen.inputs.fc1)
-        if layers.qkv is not None and seen.inputs is not None and wanted.qkv_inputs is not None:
-            rows = qkv_rows(wanted, dense.qkv.out_features // 3)
-            refit_linear(layers.qkv, dense.qkv, rows, seen.inputs.qkv, kept=wanted.qkv_inputs)
+        if seen.inputs is not None and wanted.qkv_inputs is not None:
+            for made, layer in layers.qkv.items():
+                rows = qkv_rows(wanted, width, made)
+                refit_linear(layer, dense.qkv, rows, seen.inputs.qkv, kept=wanted.qkv_inputs)
         if layers.projection is not None:
             refit_linear(layers.projection, dense.projection, embed, seen.projection, kept=_projection_inputs(wanted))
         if layers.fc1 is not None and seen.inputs is not None and wanted.fc1_inputs is not None:

@@ -84,6 +84,12 @@ class ReducedAttention(nn.Module):
         out: Tensor = self.projection(mixed.transpose(1, 2).reshape(batch, tokens, self.heads * self.v_dim))
         return out
 
+    @property
+    def stream_readers(self) -> dict[str, nn.Linear]:
+        """The layers that read all tokens, each with what it makes. The others read what the reduction gives."""
+        found = {made: layer for made, layer in self.layers.items() if "q" in made or not self.reduction.paths}
+        return {made: layer for made, layer in found.items() if isinstance(layer, nn.Linear)}
+
     def fold_scale(self) -> None:
         """Multiply the weights that produce q by the scale, in place.
 

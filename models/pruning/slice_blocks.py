@@ -12,6 +12,7 @@ from models.errors import UnsupportedModel
 from models.families.describe_stages import head_count
 from models.families.family import Family, is_present, linear_part, optional_part, part, replace_part
 from models.pruning.prune_layers import narrow_depthwise, narrow_linear, narrow_norm, take
+from models.pruning.readers import Readers
 from models.pruning.reduced_attention import KeyReduction, ReducedAttention
 from models.structure import BlockPlan
 
@@ -56,21 +57,20 @@ def slice_blocks(
     replace_part(model, path, new)
 
 
-def readers(block: nn.Module, family: Family) -> tuple[nn.Linear | None, nn.Linear | None]:
-    """Return the two layers of a sliced block that read its heads (the projection) and its neurons (fc2).
-
-    A layer that was removed is None.
-    """
-    projection = fc2 = None
+def readers(block: nn.Module, family: Family) -> Readers:
+    """Return the layers of a sliced block that recovery may refit."""
+    projection = fc1 = fc2 = None
+    qkv: dict[str, nn.Linear] = {}
     if not isinstance(block, MlpOnly):
         attention = optional_part(block, family.rebuilt_attention)
         if isinstance(attention, ReducedAttention):
-            projection = attention.projection
+            projection, qkv = attention.projection, attention.stream_readers
         else:
             projection = linear_part(block, family.projection)
+            qkv = {made: linear_part(block, path) for path, made in family.attention_layers.items()}
     if optional_part(block, family.fc2) is not None:
-        fc2 = linear_part(block, family.fc2)
-    return projection, fc2
+        fc1, fc2 = linear_part(block, family.fc1), linear_part(block, family.fc2)
+    return Readers(projection, fc2, qkv, fc1)
 
 
 def _slice_block(block: nn.Module, family: Family, plan: BlockPlan) -> None:

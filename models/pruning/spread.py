@@ -6,11 +6,15 @@ of the q/k dims and of the v dims of a head, and of the width if it leaves (1, .
 takes the mean of the coordinates away. QuaRot (arXiv 2404.00456) spreads the energy of language models in the same way.
 """
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
-from models.families.family import Family
-from models.pruning.pruned_blocks import PrunedAttention, PrunedBlock, row_of_blocks
+from models.families.family import Family, linear_part
+from models.families.stream import Reader
+from models.families.stream_parts import plain_ends
+from models.pruning.pruned_blocks import PrunedAttention, row_of_blocks
 from models.rotation.stream_basis import centred_layout
 from models.rotation.turn import map_inputs, map_outputs, turn_stream
 
@@ -56,13 +60,12 @@ def spread(module: nn.Module, family: Family, *, heads: bool, width: bool) -> No
 
     heads: the dims inside the heads. width: the embedding dims, which must be in a rotated basis.
     """
-    blocks = row_of_blocks(module).blocks()
     with torch.no_grad():
-        for block in blocks:
+        for block in row_of_blocks(module).blocks():
             if heads and block.attention is not None:
                 _spread_heads(block.attention)
         if width:
-            _spread_width(module, family, blocks)
+            _spread_width(module, family)
 
 
 def _spread_heads(attention: PrunedAttention) -> None:
@@ -72,9 +75,18 @@ def _spread_heads(attention: PrunedAttention) -> None:
     map_inputs(attention.projection, values.T)
 
 
-def _spread_width(module: nn.Module, family: Family, blocks: list[PrunedBlock]) -> None:
-    attentions = [block.attention for block in blocks if block.attention is not None]
-    mlps = [block.mlp for block in blocks if block.mlp is not None]
-    writers = [attention.projection for attention in attentions] + [mlp.fc2 for mlp in mlps]
-    readers = [attention.qkv for attention in attentions] + [mlp.fc1 for mlp in mlps]
-    turn_stream(module, family, spreading_width(writers[0].out_features), writers=writers, readers=readers)
+def _spread_width(module: nn.Module, family: Family) -> None:
+    ends = plain_ends(module, family)
+    writers: list[str] = []
+    readers: list[Reader] = []
+    for place, block in enumerate(row_of_blocks(module).blocks()):
+        here = f"{ends.stage}.{place}."
+        if block.attention is not None:
+            writers.append(f"{here}attention.projection")
+            readers.append(Reader(f"{here}norm1", (f"{here}attention.qkv",)))
+        if block.mlp is not None:
+            writers.append(f"{here}mlp.fc2")
+            readers.append(Reader(f"{here}norm2", (f"{here}mlp.fc1",)))
+    stream = dataclasses.replace(ends, writers=(*ends.writers, *writers), readers=(*readers, *ends.readers))
+    width = linear_part(module, writers[0]).out_features
+    turn_stream(module, stream, spreading_width(width))

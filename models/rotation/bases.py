@@ -1,18 +1,21 @@
 """Finds the bases of a dense network from calibration images (docs/rotation.md)."""
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from torch import Tensor, nn
 
-from models.families.family import Family, blocks_of, is_present, linear_part, optional_part
+from models.families.family import Family, blocks_of, linear_part
+from models.families.stream_parts import free_streams
 from models.rotation.fold import fold
 from models.rotation.frequencies import FrequencyBasis
 from models.rotation.head_bases import PairBasis, ValueBasis, pair_basis, value_basis
 from models.rotation.moments import collect_moments
 from models.rotation.stream_basis import StreamBasis, stream_basis
+from models.statistics.statistics import from_tensors
 from models.structure import RotatedAxis, Structure
 
 ROTATED_AXES: tuple[RotatedAxis, ...] = get_args(RotatedAxis)
@@ -45,13 +48,15 @@ class BlockBases:
 @dataclass(frozen=True)
 class Bases:
     blocks: tuple[BlockBases, ...]
-    stream: StreamBasis | None = None
+    streams: tuple[StreamBasis, ...] = ()
+    """The bases of the residual streams that allow one. A plain network has one stream, and each stage may
+    have its own."""
 
     @property
     def axes(self) -> tuple[RotatedAxis, ...]:
         """The axes that are rotated."""
         first = self.blocks[0]
-        there = {"qk": first.qk_energies is not None, "v": first.v is not None, "embed": self.stream is not None}
+        there = {"qk": first.qk_energies is not None, "v": first.v is not None, "embed": bool(self.streams)}
         return tuple(axis for axis in ROTATED_AXES if there[axis])
 
 
@@ -63,11 +68,14 @@ def refusals(module: nn.Module, family: Family, structure: Structure) -> dict[Ro
             found[axis] = f"the heads of {family.title} keep all of their dims"
     if any(block.attention and block.attention.qk_norm != "none" for block in structure.blocks):
         found.setdefault("qk", "the model normalises q and k")
-    if "embed" in structure.fixed:
-        found["embed"] = "the embedding width is fixed"
-    elif len(last_norms(module, family)) != 1:
-        found["embed"] = "the model has no norm, or two norms, after its blocks"
+    if not free_streams(module, family):
+        found["embed"] = "; ".join(dict.fromkeys(fixed_stages(module, family).values()))
     return found
+
+
+def fixed_stages(module: nn.Module, family: Family) -> dict[str, str]:
+    """Return the stages whose width allows no basis, each with the reason."""
+    return {stream.stage: stream.fixed for stream in family.streams(module, family) if stream.fixed}
 
 
 def images_needed(structure: Structure, axes: Sequence[RotatedAxis]) -> int:
@@ -87,8 +95,9 @@ def find_bases(module: nn.Module, family: Family, structure: Structure, run: Cal
     """
     axes = set(ROTATED_AXES) - set(refusals(module, family, structure))
     folded = copy.deepcopy(module)
-    fold(folded, family, structure, stream="embed" in axes)
-    moments = collect_moments(folded, family, structure, lambda: run(folded), stream="embed" in axes)
+    fold(folded, family, structure, streams="embed" in axes)
+    streams = free_streams(folded, family) if "embed" in axes else []
+    moments = collect_moments(folded, family, structure, lambda: run(folded), streams=streams)
     found = []
     for block, seen in zip(blocks_of(folded, family), moments.blocks, strict=True):
         queries, keys = seen.queries.value, seen.keys.value
@@ -99,10 +108,13 @@ def find_bases(module: nn.Module, family: Family, structure: Structure, run: Cal
                 value_basis(covariance, projection.weight.detach()) if "v" in axes else None,
             )
         )
-    return Bases(tuple(found), None if moments.stream is None else stream_basis(moments.stream))
+    return Bases(tuple(found), tuple(stream_basis(one) for one in moments.streams))
 
 
-def last_norms(module: nn.Module, family: Family) -> list[str]:
-    """Return the paths of the norms between the blocks and the classifier."""
-    paths = (family.last_norm, *family.tail_norms)
-    return [path for path in paths if path and is_present(optional_part(module, path))]
+def bases_from(flat: dict[str, Tensor]) -> Bases:
+    """Build bases again from the flat tensors in which they were stored.
+
+    Older jobs have stored the only stream under another name.
+    """
+    renamed = {re.sub(r"^stream\.", "streams.0.", name): tensor for name, tensor in flat.items()}
+    return from_tensors(Bases, renamed)

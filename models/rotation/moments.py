@@ -1,13 +1,15 @@
 """Second moments that the bases need, from one pass of the calibration images through the folded network."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from models.errors import InvalidRequest
-from models.families.family import Family, blocks_of, classifiers, linear_part, part
+from models.families.family import Family, blocks_of, part
+from models.families.stream import Stream
 from models.statistics.moments import Moments
 from models.structure import Structure
 
@@ -68,24 +70,23 @@ class HeadMoments:
 
 @dataclass(frozen=True)
 class RotationMoments:
-    """blocks: one for each block. stream: (D, D), mean of n n', summed over all readers of the normalised stream."""
+    """blocks: one for each block. streams: (D, D) for each stream, the mean of n n', summed over all readers of the
+    normalised stream."""
 
     blocks: tuple[HeadMoments, ...]
-    stream: Tensor | None
+    streams: tuple[Tensor, ...]
 
 
 def collect_moments(
-    module: nn.Module, family: Family, structure: Structure, run: Outputs, *, stream: bool
+    module: nn.Module, family: Family, structure: Structure, run: Outputs, *, streams: Sequence[Stream]
 ) -> RotationMoments:
     """Run the images once, and return the moments.
 
-    module: a folded network. stream: whether the moments of the normalised stream are wanted too.
+    module: a folded network. streams: those whose moments are wanted too.
     """
     blocks = blocks_of(module, family)
     found = [HeadMoments() for _ in blocks]
-    readers = [linear_part(block, path) for block in blocks for path in (*family.attention_layers, family.fc1)]
-    readers = [*readers, *classifiers(module, family)] if stream else []
-    streams = [Mean() for _ in readers]
+    readers = [[(part(module, path), Mean()) for path in stream.layers] for stream in streams]
     hooks = []
     for block, moments, described in zip(blocks, found, structure.blocks, strict=True):
         assert described.attention is not None
@@ -93,14 +94,15 @@ def collect_moments(
         for path, made in family.attention_layers.items():
             hooks.append(part(block, path).register_forward_hook(_pairs_of(moments, heads, made)))
         hooks.append(part(block, family.projection).register_forward_pre_hook(_outputs_of(moments)))
-    for reader, products in zip(readers, streams, strict=True):
+    for reader, products in itertools.chain(*readers):
         hooks.append(reader.register_forward_pre_hook(_products_of(products)))
     try:
         run()
     finally:
         for hook in hooks:
             hook.remove()
-    return RotationMoments(tuple(found), torch.stack([one.value for one in streams]).sum(0) if stream else None)
+    sums = (torch.stack([products.value for _, products in some]).sum(0) for some in readers)
+    return RotationMoments(tuple(found), tuple(sums))
 
 
 def _pairs_of(moments: HeadMoments, heads: int, made: str) -> Callable[[nn.Module, object, Tensor], None]:
@@ -121,8 +123,8 @@ def _outputs_of(moments: HeadMoments) -> Callable[[nn.Module, tuple[Tensor]], No
 
 
 def _products_of(mean: Mean) -> Callable[[nn.Module, tuple[Tensor]], None]:
-    def add(_module: nn.Module, inputs: tuple[Tensor]) -> None:
-        rows = inputs[0].flatten(0, -2)
+    def add(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        rows = (inputs[0].movedim(1, -1) if isinstance(module, nn.Conv2d) else inputs[0]).flatten(0, -2)
         mean.add(rows.T @ rows, len(rows))
 
     return add

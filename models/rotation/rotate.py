@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.families.family import Family, blocks_of, linear_part
+from models.families.stream_parts import free_streams
 from models.rotation.bases import Bases, BlockBases
 from models.rotation.fold import fold
 from models.rotation.turn import map_inputs, map_outputs, turn_stream
@@ -16,16 +17,12 @@ from models.structure import Structure
 
 def rotate(module: nn.Module, family: Family, structure: Structure, bases: Bases) -> None:
     """Rotate a copy of a dense module, in place."""
-    fold(module, family, structure, stream=bases.stream is not None)
+    fold(module, family, structure, streams=bool(bases.streams))
     with torch.no_grad():
         for block, found in zip(blocks_of(module, family), bases.blocks, strict=True):
             _rotate_heads(block, family, found)
-        if bases.stream is not None:
-            blocks = blocks_of(module, family)
-            written = bases.stream.writer_map
-            writers = [linear_part(block, path) for block in blocks for path in (family.projection, family.fc2)]
-            readers = [linear_part(block, p) for block in blocks for p in (*family.attention_layers, family.fc1)]
-            turn_stream(module, family, written, writers=writers, readers=readers)
+        for stream, basis in zip(free_streams(module, family) if bases.streams else (), bases.streams, strict=True):
+            turn_stream(module, stream, basis.writer_map)
 
 
 def _rotate_heads(block: nn.Module, family: Family, bases: BlockBases) -> None:

@@ -1,32 +1,24 @@
-"""Turns the residual stream of a plain network: everything that writes to it, and everything that reads it."""
+"""Turns a residual stream: everything that writes to it, and everything that reads it."""
 
-from collections.abc import Iterable
-
+import torch
 from torch import Tensor, nn
 
-from models.families.family import Family, classifiers, part
-from models.families.stream_layers import stream_writer
+from models.families.family import part
+from models.families.stream import Stream
 
 
-def turn_stream(
-    module: nn.Module, family: Family, matrix: Tensor, *, writers: Iterable[nn.Linear], readers: Iterable[nn.Linear]
-) -> None:
-    """Let the stream hold matrix x in the place of x, in place.
+def turn_stream(module: nn.Module, stream: Stream, matrix: Tensor) -> None:
+    """Let the stream hold matrix x in the place of x, in place. Its norms must be folded.
 
     matrix: (D, D), float64; its transpose gives the readers back what they read before.
-    writers, readers: the layers of the blocks. What stands before and behind the blocks is turned too.
     """
-    if (writer := stream_writer(module, family)) is not None:
-        map_outputs(writer.linear, matrix)
-    else:
-        map_outputs(part(module, family.patch), matrix)
-        for table in (getattr(module, path, None) for path in family.tables):
-            if isinstance(table, Tensor):
-                table.copy_(table.double() @ matrix.T)
-    for layer in writers:
-        map_outputs(layer, matrix)
-    for layer in (*readers, *classifiers(module, family)):
-        map_inputs(layer, matrix.T)
+    for path in stream.writers:
+        map_outputs(part(module, path), matrix)
+    for path in stream.tables:
+        table = module.get_parameter(path)
+        table.copy_(table.double() @ matrix.T)
+    for path in stream.layers:
+        map_inputs(part(module, path), matrix.T)
 
 
 def map_outputs(layer: nn.Module, matrix: Tensor, rows: slice = slice(None)) -> None:
@@ -38,6 +30,7 @@ def map_outputs(layer: nn.Module, matrix: Tensor, rows: slice = slice(None)) -> 
         layer.bias[rows] = (matrix @ layer.bias[rows].double()).to(layer.bias)
 
 
-def map_inputs(layer: nn.Linear, matrix: Tensor) -> None:
+def map_inputs(layer: nn.Module, matrix: Tensor) -> None:
     """Multiply the weight of a layer by a matrix from the right, in place."""
-    layer.weight.copy_(layer.weight.double() @ matrix)
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    layer.weight.copy_(torch.einsum("oi...,ij->oj...", layer.weight.double(), matrix))

@@ -114,7 +114,8 @@ class Taps:
         self.model, self._family = model, family
         self.blocks = blocks_of(model, family)
         self._heads = [block.attention.heads if block.attention else 0 for block in structure.blocks]
-        self._reads = [] if "embed" in structure.fixed else stream_reads(model, family)
+        plain = "embed" not in structure.fixed and not structure.has_widths_of_stages
+        self._reads = stream_reads(model, family) if plain else []
         self.images = 0
         """Number of images in the current batch, needed to sum over the windows or grid positions of each image."""
         self._inputs: dict[nn.Module, Tensor] = {}

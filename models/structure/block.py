@@ -41,6 +41,8 @@ class Attention(Record):
     """Number of learned values per head that are added to the attention logits (relative positions)."""
     reduction: tuple[Op, ...] = later(())
     """Operations between the block's tokens and its keys (PVT's strided convolution and norm)."""
+    key_inputs: int | None = later(None)
+    """Number of dims that the layers behind the `reduction` read. None: as many as `inputs`."""
     parts: tuple[Op, ...] = later(())
     """For an attention that was found in a graph (models/graph): every operation in which its heads take part, with the
     sizes of one head. Sizes that depend on its q/k or v dims are given for one dim if these dims can be cut. Empty for
@@ -186,11 +188,12 @@ def _attention_ops(block: Block, shape: Attention) -> Iterator[Op]:
         yield Op("gather", f"{name}.qkv_gather", tokens, shape.inputs)
     if shape.windows > 1:
         yield Op("move", f"{name}.windows", inside, block.width)
-    yield from shape.reduction
+    yield from (op.of_width(block.width) for op in shape.reduction)
     for layer in shape.layers:
         columns = heads * sum(shape.v_dim if part == "v" else shape.qk_dim for part in layer)
         rows = inside if "q" in layer else shape.windows * keys
-        yield Op("matmul", f"{name}.{layer}", rows, columns, inner=shape.inputs, weights=True, bias=shape.bias)
+        inner = shape.inputs if "q" in layer or shape.key_inputs is None else shape.key_inputs
+        yield Op("matmul", f"{name}.{layer}", rows, columns, inner=inner, weights=True, bias=shape.bias)
     if shape.qk_norm != "none":
         tables = heads if shape.qk_norm == "per-head" else 1
         for side in "qk":

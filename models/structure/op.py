@@ -50,6 +50,10 @@ class Op(Record):
     tokens: tuple[Literal["rows", "cols", "inner"], ...] = later(())
     """For an operation in `parts`: names of the sizes that are given for one token and scale with the token count. A
     name that is listed twice scales quadratically."""
+    stream: int = later(0)
+    """For an operation with a `width_field`: the number of the residual stream with this width."""
+    taps: int = later(1)
+    """For an operation whose `width_field` is inner: the number of places that a kernel reads, each of this width."""
     shift: int = later(0)
     """Number of tokens that this operation processes in addition to those of the block."""
 
@@ -75,7 +79,10 @@ class Op(Record):
 
     def of_width(self, width: int) -> "Op":
         """Give this operation another embedding width."""
-        return dataclasses.replace(self, **{self.width_field: width}) if self.width_field else self  # type: ignore[arg-type]
+        if not self.width_field:
+            return self
+        size = width * self.taps if self.width_field == "inner" else width
+        return dataclasses.replace(self, **{self.width_field: size})  # type: ignore[arg-type]
 
     @property
     def counted_by(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ that both agree.
 
 import bisect
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.errors import InvalidRequest
@@ -29,7 +30,8 @@ from models.structure.structure import RotatedAxis, Stage, Structure
 class Plan(Record):
     """Which members of a network stay.
 
-    embed: the embedding dims that stay, the same in every block. Empty if the width is fixed: all dims stay.
+    embed: the embedding dims that stay, the same in every block of a residual stream. A network with stages has several
+    streams, whose dims are counted in one row (`Structure.stream_dims`). Empty if the width is fixed: all dims stay.
     precision: "int8" quantises the linear layers of all blocks, except those in `exact`. "fp16" applies to the whole
     network.
     """
@@ -53,27 +55,49 @@ class Plan(Record):
         """Same as `apply_to` without its checks. It reads only lengths, so thousands of plans can be priced quickly."""
         originals, firsts, kept, tokens = structure.blocks, structure.first_blocks, [], structure.tokens
         stage, patches = -1, structure.tokens - structure.prefix
+        widths = self._widths(structure)
         for plan in self.blocks:
             original = originals[plan.source]
             if (now := bisect.bisect(firsts, plan.source)) != stage:
                 stage = now
                 if not structure.stages[stage - 1].follows:
                     tokens, patches = original.tokens, original.tokens - structure.prefix
-            width = len(self.embed) or original.width
+            stream = structure.stages[stage - 1].stream
+            width = original.width if stream is None or not widths else widths[stream]
             block = apply_block(plan, original, width, tokens, prefix=structure.prefix, precision=self.precision)
             if plan.tokens is not None:
                 block = with_selector(block, plan.tokens, original, patches)
                 patches = plan.tokens.kept
             tokens = block.tokens_out
             kept.append(block)
-        width = len(self.embed) or structure.width
         small = dataclasses.replace(
             structure,
-            stem=tuple(_resize(op, width, structure.tokens) for op in structure.stem),
-            stages=_regroup(structure, self, kept),
-            tail=tuple(_resize(op, width, tokens) for op in structure.tail),
+            stem=tuple(_resize(op, widths, structure.tokens) for op in structure.stem),
+            stages=_regroup(structure, self, kept, widths),
+            tail=tuple(_resize(op, widths, tokens) for op in structure.tail),
         )
         return small.in_precision("fp16") if self.precision == "fp16" else small
+
+    def embed_of_stages(self, structure: Structure) -> tuple[Sequence[int], ...]:
+        """Return the embedding dims that stay in each stage, counted from 0 in each stage."""
+        dims = structure.stream_dims
+        found: list[Sequence[int]] = []
+        for stage in structure.stages:
+            if stage.stream is None or not self.embed or not dims:
+                found.append(range(stage.blocks[0].width if stage.blocks else 0))
+            elif len(dims) == 1:
+                found.append(self.embed)
+            else:
+                mine = dims[stage.stream]
+                found.append(tuple(dim - mine.start for dim in self.embed if dim in mine))
+        return tuple(found)
+
+    def _widths(self, structure: Structure) -> tuple[int, ...]:
+        """Return the width of each stream. Empty: all widths stay."""
+        dims = structure.stream_dims
+        if not self.embed or len(dims) < 2:
+            return (len(self.embed),) if self.embed and dims else ()
+        return tuple(sum(dim in mine for dim in self.embed) for mine in dims)
 
     def only(self, axis: PlanAxis, structure: Structure) -> "Plan":
         """Return the part of this plan that concerns one axis, with everything else as in the original.
@@ -91,8 +115,10 @@ class Plan(Record):
 
 def identity(structure: Structure) -> Plan:
     """Return the plan that removes nothing."""
-    embed = () if "embed" in structure.fixed else tuple(range(structure.width))
-    return Plan(embed, tuple(whole_block(i, b) for i, b in enumerate(structure.blocks)))
+    dims = structure.stream_dims
+    return Plan(
+        tuple(range(dims[-1].stop if dims else 0)), tuple(whole_block(i, b) for i, b in enumerate(structure.blocks))
+    )
 
 
 def check(plan: Plan, structure: Structure) -> None:
@@ -101,6 +127,7 @@ def check(plan: Plan, structure: Structure) -> None:
     Raises: InvalidRequest that names the block, the value and what is allowed.
     """
     check_embed(plan.embed, structure)
+    embeds = plan.embed_of_stages(structure)
     if not plan.blocks:
         raise InvalidRequest("The plan keeps no blocks. It must keep at least one block. Add a block.")
     originals, patches = structure.blocks, structure.tokens - structure.prefix
@@ -127,7 +154,7 @@ def check(plan: Plan, structure: Structure) -> None:
             check_in_graph(block.tokens, originals[block.source].name)
         check_fixed(block, originals[block.source], structure.fixed)
         check_exact(block, originals[block.source].name, plan.precision)
-        patches = check_block(block, originals[block.source], plan.embed, patches)
+        patches = check_block(block, originals[block.source], embeds[stage - 1], patches)
     check_scores(plan.blocks, firsts)
     sources = [block.source for block in plan.blocks]
     if sources != sorted(set(sources)):
@@ -137,16 +164,17 @@ def check(plan: Plan, structure: Structure) -> None:
         )
 
 
-def _resize(op: Op, width: int, tokens: int) -> Op:
-    op = op.of_width(width)
+def _resize(op: Op, widths: Sequence[int], tokens: int) -> Op:
+    op = op.of_width(widths[op.stream]) if widths else op
     return dataclasses.replace(op, rows=tokens) if op.rows_are_tokens else op
 
 
-def _regroup(structure: Structure, plan: Plan, blocks: list[Block]) -> tuple[Stage, ...]:
+def _regroup(structure: Structure, plan: Plan, blocks: list[Block], widths: Sequence[int]) -> tuple[Stage, ...]:
     by_source = {p.source: b for p, b in zip(plan.blocks, blocks, strict=True)}
     stages, first = [], 0
     for stage in structure.stages:
         members = tuple(by_source[i] for i in range(first, first + len(stage.blocks)) if i in by_source)
-        stages.append(dataclasses.replace(stage, blocks=members))
+        entry = tuple(op.of_width(widths[op.stream]) for op in stage.entry) if widths else stage.entry
+        stages.append(dataclasses.replace(stage, blocks=members, entry=entry))
         first += len(stage.blocks)
     return tuple(stages)

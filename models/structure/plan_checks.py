@@ -4,6 +4,7 @@ Each check raises `InvalidRequest` that names the place, the value and what is a
 """
 
 import bisect
+from collections.abc import Sequence
 
 from models.errors import InvalidRequest
 from models.structure.block import IN_GRAPH, LAYERS, PACKAGING, Block
@@ -21,7 +22,17 @@ def check_in_graph(tokens: TokenPlan, name: str) -> None:
 
 
 def check_embed(embed: tuple[int, ...], structure: Structure) -> None:
-    if "embed" not in structure.fixed:
+    dims = structure.stream_dims
+    if structure.has_widths_of_stages:
+        if embed:  # a plan from before stages had widths of their own names no dims, and keeps all of them
+            _check_members("embedding dim", embed, dims[-1].stop, "the network")
+        for mine in dims if embed else ():
+            if not any(dim in mine for dim in embed):
+                raise InvalidRequest(
+                    f"The plan keeps none of the embedding dims {mine.start} to {mine.stop - 1}, which are those of one"
+                    " stage. It must keep at least one dim of each stage. Add one."
+                )
+    elif dims:
         _check_members("embedding dim", embed, structure.width, "the network")
     elif embed:
         widths = list(dict.fromkeys(block.width for block in structure.blocks))
@@ -71,10 +82,10 @@ def check_exact(plan: BlockPlan, name: str, precision: str) -> None:
         )
 
 
-def check_block(plan: BlockPlan, block: Block, embed: tuple[int, ...], patches: int) -> int:
+def check_block(plan: BlockPlan, block: Block, embed: Sequence[int], patches: int) -> int:
     """Check the plan of one block, and return the number of patch tokens that leave the block.
 
-    embed: the embedding dims that the plan of the network keeps.
+    embed: the embedding dims that the plan of the network keeps in this block.
     """
     if plan.heads and block.attention:
         a = block.attention
@@ -93,7 +104,7 @@ def check_block(plan: BlockPlan, block: Block, embed: tuple[int, ...], patches: 
         _check_members("neuron", plan.neurons, block.mlp.neurons, block.name)
     for label, inputs in (("q/k/v input", plan.qkv_inputs), ("fc1 input", plan.fc1_inputs)):
         if inputs is not None:
-            _check_subset(label, inputs, set(embed) or set(range(block.width)), block.name)
+            _check_subset(label, inputs, set(embed), block.name)
     if plan.tokens is None:
         return patches
     if not 1 <= plan.tokens.kept < patches:

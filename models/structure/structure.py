@@ -9,6 +9,7 @@ parallel branches. Its blocks may use windows or reduced keys. The stage also sa
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -41,6 +42,9 @@ class Stage(Record):
     in_graph: bool = later(False)
     """True if the tokens are removed inside a graph (models/graph/tokens/cut.py). This is only possible in the middle
     of a block, with the tokens ranked by the attention of that block."""
+    stream: int | None = later(0)
+    """The number of the residual stream that the blocks of this stage read and write. None: its width is fixed. In a
+    plain network, all stages have one stream."""
 
     def ops(self) -> Iterator[Op]:
         yield from self.entry
@@ -63,7 +67,8 @@ class Structure(Record):
     stages: tuple[Stage, ...]
     tail: tuple[Op, ...]
     fixed: tuple[Axis, ...] = later(())
-    """Axes that cannot be cut in this architecture. If the embedding width is fixed, it may differ between stages."""
+    """Axes that cannot be cut in this architecture. If "embed" is among them, every width is fixed, and stages may have
+    different widths."""
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -84,6 +89,24 @@ class Structure(Record):
         """Index of the first block of each stage. There, the token scores of earlier blocks are no longer valid."""
         sizes = [len(stage.blocks) for stage in self.stages]
         return tuple(sum(sizes[:i]) for i in range(len(sizes)))
+
+    @property
+    def stream_dims(self) -> tuple[range, ...]:
+        """The numbers that a plan gives to the embedding dims of each residual stream. Empty if all widths are fixed.
+
+        The dims of all streams are counted in one row.
+        """
+        widths: dict[int, int] = {}
+        for stage in self.stages:
+            if stage.stream is not None and stage.blocks and "embed" not in self.fixed:
+                widths.setdefault(stage.stream, stage.blocks[0].width)
+        ends = list(itertools.accumulate(widths[number] for number in sorted(widths)))
+        return tuple(itertools.starmap(range, itertools.pairwise([0, *ends])))
+
+    @property
+    def has_widths_of_stages(self) -> bool:
+        """Whether stages have embedding widths of their own, of which some can be cut."""
+        return "embed" not in self.fixed and any(stage.stream != 0 for stage in self.stages)
 
     def ops(self) -> Iterator[Op]:
         yield from self.stem

@@ -23,9 +23,9 @@ def with_bases(ranking: Ranking, bases: Bases | None) -> Ranking:
         v = block.v if found.v is None else _falling(found.v.energies)
         blocks.append(dataclasses.replace(block, qk=qk, v=v))
     embed = ranking.embed
-    if bases.stream is not None:  # one more coordinate than directions: it balances the mean, so it always stays
-        energies = _falling(bases.stream.energies)
-        embed = np.concatenate([energies[:1], energies])
+    if bases.streams:  # one more coordinate than directions: it balances the mean, so it always stays
+        falling = [_falling(stream.energies) for stream in bases.streams]
+        embed = np.concatenate([part for energies in falling for part in (energies[:1], energies)])
     return dataclasses.replace(ranking, blocks=tuple(blocks), embed=embed, rotated=bases.axes)
 
 

@@ -43,9 +43,12 @@ class CompactSpace:
         self._stages = self._rule.stages(structure) if "tokens" in axes else ()
         self.keeps = [a for a in ("heads", "qk", "v", "neurons") if a in axes and a not in structure.fixed]
         self.keeps += [f"tokens{i}" for i in range(len(self._stages))]
-        self._embed = ranking.embed if "embed" in axes and "embed" not in structure.fixed else None
+        self._dims_of_streams = structure.stream_dims
+        self._embed = ranking.embed if "embed" in axes and self._dims_of_streams else None
         self._halves = _halves(structure, ranking) if "halves" in axes else None
-        self.keeps += ["embed"] if self._embed is not None else []
+        streams = len(self._dims_of_streams)
+        widths = ["embed"] if streams == 1 else [f"embed{i}" for i in range(streams)]
+        self.keeps += widths if self._embed is not None else []
         self.keeps += ["halves"] if self._halves is not None else []
         self.mixes = [f"{a}_mix" for a in ("heads", "neurons") if a in axes] if ranking.across_blocks else []
         self._heads = Pool([b.heads for b in ranking.blocks], least=1)
@@ -62,20 +65,20 @@ class CompactSpace:
             least = self._least(name)
             values[name] = float(1 - amount * (1 - least))
         tokens = tuple(values.pop(name) for name in self.keeps if name.startswith("tokens"))
+        values["embed_by_stage"] = tuple(values.pop(name) for name in self.keeps if _kind(name) == "embed" != name)
         fade = min(1.0, 2 - t)  # every direction ends in the same smallest network
         for name, x in zip(self.mixes, direction[len(self.keeps) :], strict=True):
             values[name] = fade * float(x)
         return Policy(tokens=tokens, **values)
 
     def _least(self, name: str) -> float:
-        if name in self.ranking.rotated:
-            return LEAST_ROTATED[name]
-        return LEAST["tokens" if name.startswith("tokens") else name]
+        kind = _kind(name)
+        return LEAST_ROTATED[kind] if kind in self.ranking.rotated else LEAST[kind]
 
     @property
     def _kinds(self) -> list[str]:
         rotated = {"embed": "rotated_embed"} if "embed" in self.ranking.rotated else {}
-        return ["tokens" if name.startswith("tokens") else rotated.get(name, name) for name in self.keeps]
+        return [rotated.get(kind, kind) for kind in map(_kind, self.keeps)]
 
     def canonical(self, points: Array) -> Array:
         return canonical(points, self._kinds)
@@ -112,7 +115,9 @@ class CompactSpace:
             row = getattr(policy, f"{axis}_by_block") or [count / size for count, size in kept[axis]]
             rows[f"{axis}_by_block"] = tuple(max(self._least(axis), keep) for keep in row)
         tokens = tuple(max(LEAST["tokens"], keep) for keep in policy.tokens)
-        embed = 1.0 if self._embed is None else max(self._least("embed"), policy.embed)
+        widths = tuple(max(self._least("embed"), share) for share in self._width_shares(policy))
+        rows["embed_by_stage"] = widths if len(widths) > 1 else ()
+        embed = widths[0] if len(widths) == 1 else 1.0
         return dataclasses.replace(policy, tokens=tokens, embed=embed, **rows)  # type: ignore[arg-type]
 
     def sketch(self, policy: Policy) -> Structure:
@@ -124,7 +129,10 @@ class CompactSpace:
             thin = HeadPlan(range(qk), range(v))  # type: ignore[arg-type]
             blocks.append(BlockPlan(i, (thin,) * heads[i], range(neurons[i]), tokens=kept.get(i)))  # type: ignore[arg-type]
         whole = dataclasses.replace(self._identity, blocks=tuple(blocks))
-        embed = self._identity.embed[: self._width(policy)]
+        embed = self._identity.embed
+        if self._embed is not None:
+            counts = zip(self._dims_of_streams, self._widths(policy), strict=True)
+            embed = tuple(dim for dims, count in counts for dim in dims[:count])
         return self._shallower(whole, policy, embed).shape_of(self.structure)
 
     def plan(self, policy: Policy) -> Plan:
@@ -139,14 +147,23 @@ class CompactSpace:
             blocks.append(BlockPlan(i, thin, neurons[i], tokens=kept.get(i)))
         embed = self._identity.embed
         if self._embed is not None:
-            embed = best(self._embed, self._width(policy))
+            counts = zip(self._dims_of_streams, self._widths(policy), strict=True)
+            chosen = [(dims, best(self._embed[dims.start : dims.stop], count)) for dims, count in counts]
+            embed = tuple(dims.start + dim for dims, some in chosen for dim in some)
         whole = dataclasses.replace(self._identity, blocks=tuple(blocks), rotated=self.ranking.rotated)
         return self._shallower(whole, policy, embed)
 
-    def _width(self, policy: Policy) -> int:
-        """Number of embedding dims kept."""
-        width = self.structure.width
-        return width if self._embed is None else to_multiple(policy.embed * width, width, EMBED_MULTIPLE)
+    def _width_shares(self, policy: Policy) -> tuple[float, ...]:
+        """Share of the embedding dims kept in each stream whose width may be cut."""
+        if self._embed is None:
+            return ()
+        streams = len(self._dims_of_streams)
+        return (policy.embed,) if streams == 1 else policy.embed_by_stage or (1.0,) * streams
+
+    def _widths(self, policy: Policy) -> list[int]:
+        """Number of embedding dims kept in each of these streams."""
+        pairs = zip(self._dims_of_streams, self._width_shares(policy), strict=True)
+        return [to_multiple(share * len(dims), len(dims), EMBED_MULTIPLE) for dims, share in pairs]
 
     def _shallower(self, plan: Plan, policy: Policy, embed: tuple[int, ...]) -> Plan:
         plan = dataclasses.replace(plan, embed=embed)
@@ -180,6 +197,11 @@ class CompactSpace:
                 kept[block] = self._rule.plan(count)
                 patches = count
         return kept
+
+
+def _kind(name: str) -> str:
+    """The axis of a dimension: that of "tokens0" is "tokens"."""
+    return name.rstrip("0123456789")
 
 
 def _halves(structure: Structure, ranking: Ranking) -> Halves | None:

@@ -81,9 +81,12 @@ def check_rotated_target(structure: Structure, rotated: Sequence[RotatedAxis], t
     check_reachable(structure, target)
     larger = max(a.v_dim for a in _attentions(target)) > min(a.v_dim for a in _attentions(structure))
     before = any(op.kind == "norm" for op in structure.stem)
-    if "embed" not in rotated or larger or before or not structure.classes:
+    stages = len(structure.stages) > 1
+    if "embed" not in rotated or larger or stages or before or not structure.classes:
         reason = f"the width of {structure.name} cannot be rotated"
-        if larger:
+        if stages:
+            reason = "stages of a network in rotated bases get more layers"
+        elif larger:
             reason = "its heads have more dims"
         elif before or not structure.classes:
             end = "a norm before its blocks" if before else "no classifier"

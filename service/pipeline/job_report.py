@@ -25,6 +25,7 @@ from models.evaluation.metrics import same_answer
 from models.evaluation.parity import ParityReport
 from models.export.onnx_export import OnnxFile
 from models.export.onnx_store import bytes_of
+from models.networks.network import Network
 from service.jobs.journal import Journal
 from service.pipeline.delivered_files import MEASURED, ORIGINAL
 from service.pipeline.delivery import Delivery
@@ -196,6 +197,19 @@ def _parity_outcome(parity: ParityReport) -> ParityOutcome:
     )
 
 
+def rotation_remarks(network: Network) -> list[str]:
+    """Return what rotated bases leave as it is in a network: whole axes, and the widths of some stages."""
+    remarks, left, fixed = [], network.not_rotated, network.fixed_stages
+    if left:
+        names = {"qk": "q/k dims", "v": "v dims", "embed": "embedding dims"}
+        reasons = "; ".join(f"{names[axis]}: {reason}" for axis, reason in left.items())
+        remarks.append(f"These axes are not in rotated bases ({reasons}).")
+    if fixed and "embed" not in left:
+        reasons = "; ".join(f"{stage}: {reason}" for stage, reason in fixed.items())
+        remarks.append(f"The width of these stages is fixed ({reasons}).")
+    return remarks
+
+
 def _remarks(delivery: Delivery) -> list[str]:
     remarks = []
     if delivery.network.structure.macs == delivery.evaluation.network.structure.macs:
@@ -203,11 +217,8 @@ def _remarks(delivery: Delivery) -> list[str]:
         remarks.append(f"{original} meets the budgets, so it is delivered unpruned.")
         if delivery.ranked.was_trained:
             remarks.append("It has the weights after the training of its gates.")
-    source = delivery.ranked.source
-    if source.rotation is not None and (left := delivery.evaluation.network.not_rotated):
-        names = {"qk": "q/k dims", "v": "v dims", "embed": "embedding dims"}
-        reasons = "; ".join(f"{names[axis]}: {reason}" for axis, reason in left.items())
-        remarks.append(f"These axes are not in rotated bases ({reasons}).")
+    if delivery.ranked.source.rotation is not None:
+        remarks += rotation_remarks(delivery.evaluation.network)
     if delivery.request.heal.steps and "-healed" not in delivery.name:
         remarks.append(
             "Healing did not bring the network nearer to the original on the selection split, so the network before "

@@ -14,7 +14,7 @@ from models.data.dataset import Batch
 from models.evaluation.sensitivity import quantisation_order
 from models.loading.timm_target import check_same_design, target_structure
 from models.networks.network import Network
-from models.rotation.bases import Bases
+from models.rotation.bases import bases_from
 from models.statistics.statistics import Statistics, from_tensors, to_tensors
 from models.structure import Layer, Plan, Structure
 from search.criteria import CRITERIA, rank
@@ -136,7 +136,7 @@ def _rotated(network: Network, calibration: Batch, work: Path) -> Network:
     """Return the network in its rotated bases. A network that allows none stays as it is."""
     stored = work / "bases.safetensors"
     if stored.exists():
-        return network.rotated(from_tensors(Bases, load_file(stored)))
+        return network.rotated(bases_from(load_file(stored)))
     bases = network.bases(calibration.images)
     if bases is None:
         return network

@@ -18,7 +18,6 @@ from models.loading.load_hugging_face import open_hugging_face
 from models.loading.load_model import network_of
 from models.loading.load_onnx import open_onnx
 from models.networks.network import Network
-from models.statistics.statistics import Kind
 from models.structure import Plan
 from search.criteria import rank
 from search.criteria.rotated import with_bases
@@ -79,8 +78,7 @@ def all_axes(network: Network, folder: Path) -> None:
     images = images_for(network, IMAGES)
     bases = network.bases(images)
     source = network if bases is None else network.rotated(bases)
-    kinds: tuple[Kind, ...] = ("inputs",) if bases is not None and bases.stream is not None else ()
-    statistics = source.statistics(images, kinds)
+    statistics = source.statistics(images, source.input_kinds if bases is not None and bases.streams else ())
     ranking = with_bases(rank("reconstruction", source.weights(), statistics), bases)
     space = CompactSpace(source.structure, ranking, METHODS["joint"].axes)
     plan: Plan = space.plan(space.along([1.0] * len(space.dimensions), 0.5))

@@ -115,8 +115,8 @@ def test_a_cut_width_is_a_projection_of_the_original(options: dict[str, Any]) ->
     """Everything that is added to the stream is projected; norms and readers of the original stay as they are."""
     network = in_float64(**options)
     turned, bases = rotated(network)
-    assert bases.stream is not None
-    kept = bases.stream.directions[:, : 32 - 1]
+    (stream,) = bases.streams
+    kept = stream.directions[:, : 32 - 1]
     projector = kept @ kept.T
     module: Any = copy.deepcopy(network.module)
     with torch.no_grad():
@@ -158,8 +158,8 @@ def test_a_planted_narrow_stream_is_found() -> None:
                 layer.weight.copy_(projector @ layer.weight)
                 layer.bias.copy_(projector @ layer.bias)
     turned, bases = rotated(network)
-    assert bases.stream is not None
-    assert bool((bases.stream.energies[20:] < 1e-12 * bases.stream.energies[0]).all())
+    (stream,) = bases.streams
+    assert bool((stream.energies[20:] < 1e-12 * stream.energies[0]).all())
     images = images_for(network, 5).double()
     assert apart(turned.pruned(plan_of(turned, 21, 16, 16), None).outputs(images), network.outputs(images)) < 1e-9
 
@@ -174,7 +174,8 @@ def test_a_stream_with_huge_coordinates_stays_exact() -> None:
     turned, bases = rotated(network)
     images = images_for(network, 5).double()
     assert apart(turned.outputs(images), network.outputs(images)) < 1e-9
-    assert bases.stream is not None and bool(torch.isfinite(bases.stream.directions).all())
+    (stream,) = bases.streams
+    assert bool(torch.isfinite(stream.directions).all())
 
 
 def test_the_same_images_give_the_same_bases() -> None:
