@@ -31,7 +31,6 @@ ATTACKS: tuple[tuple[str, str, str, Callable[[Target], str]], ...] = (
     ("9", "uploads that take all time", "others wait for 300 s", uploads.starving),
     ("10", "a small archive of large pictures", "the disk is full", uploads.unpacking),
     ("11", "uploads without a length", "122 MB kept at a quota of 20 MB", uploads.quota),
-    ("13", "made-up access tokens", "no rate limit", single_requests.forged_tokens),
     ("14", "the device of another agent", "taken over", agents.takeover),
     ("15", "an agent with a rogue server", "opens any path, dies of a page", rogue_servers.rogue_server),
     ("16", "many large devices", "GET /v1/devices of 54 MB", agents.many_devices),
@@ -40,6 +39,7 @@ ATTACKS: tuple[tuple[str, str, str, Callable[[Target], str]], ...] = (
     ("12, 19, 20, 22", "odd files", "500, or paths of the machine", uploads.refusals),
     ("23", "/docs", "loads scripts of third parties", single_requests.open_pages),
     ("24", "one idempotency key, two people", "they wait for each other", single_requests.idempotency),
+    ("13", "made-up access tokens", "no rate limit", single_requests.forged_tokens),
 )
 
 

@@ -133,7 +133,7 @@ def test_a_user_without_rights_is_told_so_before_any_work(postgres: Postgres) ->
         upgrade(Store(reader))
     upgrade(Store(make_url(postgres.url(name))))
     postgres.run_sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}_reader", name)
-    with pytest.raises(DatabaseUnusable, match="lacks DELETE on datasets, DELETE on jobs"):
+    with pytest.raises(DatabaseUnusable, match="lacks DELETE on datasets, DELETE on identity, DELETE on jobs"):
         upgrade(Store(reader))
 
 
