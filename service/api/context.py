@@ -138,7 +138,7 @@ def _opened(settings: Settings) -> tuple[Store, Storage]:
     patiently(lambda: upgrade(store), settings.patience_s)
     storage = open_storage(settings)
     patiently(storage.check, settings.patience_s)
-    patiently(lambda: claim(store, storage), settings.patience_s)
+    patiently(lambda: claim(store, DataFolder(settings.data), storage), settings.patience_s)
     return store, storage
 
 

@@ -5,12 +5,11 @@ sweep would delete all of them.
 """
 
 import secrets
-import tempfile
-from pathlib import Path
 
 from sqlalchemy import select
 
 from models.errors import VitfitError
+from service.core.data_folder import DataFolder
 from service.db.engine import one_at_a_time
 from service.db.tables import DatasetRow, IdentityRow, JobRow, ModelRow, Store
 from service.storage.base import Storage
@@ -30,7 +29,7 @@ class ForeignData(VitfitError):
     code = "foreign-data"
 
 
-def claim(store: Store, storage: Storage) -> str:
+def claim(store: Store, folder: DataFolder, storage: Storage) -> str:
     """Write the id of the database into the storage, if it has none yet. Return the id.
 
     Raises: ForeignData when the storage has the id of another database, or files that this database does not know.
@@ -45,10 +44,9 @@ def claim(store: Store, storage: Storage) -> str:
     count = sum(map(len, stored.values()))
     if count and not _knows_any(store, stored):
         raise _foreign(f"This database does not know any of the {count} jobs, models and data sets there.")
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "database").write_text(mine)
-        storage.put(f"{IDENTITY}/{mine}", Path(folder))
-        Path(folder).mkdir(exist_ok=True)  # the storage may have moved it
+    with folder.uploading() as scratch:
+        (scratch / "database").write_text(mine)
+        storage.put(f"{IDENTITY}/{mine}", scratch)
     return mine
 
 

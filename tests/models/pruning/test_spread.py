@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.networks.network import outputs_of
 from models.pruning.spread import can_spread_width, spread, spreading, spreading_width
+from models.quantization.int8 import Quantiser
 from models.structure import identity
 from tests.models.rotation.test_rotate import apart, in_float64, plan_of, rotated
 from tests.support.networks import images_for, in_int8, small_network
@@ -58,7 +59,7 @@ def test_int8_rounds_less_away_after_it() -> None:
     bases = network.bases(images_for(network, 24, seed=1))
     assert bases is not None
     turned = network.rotated(bases)
-    small = turned.pruned(in_int8(plan_of(turned, 48, 16, 16)), None)
+    small = turned.pruned(in_int8(plan_of(turned, 48, 16, 16)), None).with_quantiser(Quantiser(8))
     images = images_for(network, 16)
     exact = small.exact().outputs(images)
     errors = [error(one.outputs(images), exact) for one in (small, *small.spreads())]

@@ -30,12 +30,12 @@ def files_of(folder: DataFolder, job: str) -> Path:
 
 
 def test_a_fresh_storage_gets_the_id_of_its_database(store: Store, folder: DataFolder) -> None:
-    mine = claim(store, LocalStorage(folder))
-    assert claim(store, LocalStorage(folder)) == mine
+    mine = claim(store, folder, LocalStorage(folder))
+    assert claim(store, folder, LocalStorage(folder)) == mine
     with store.write() as session:
         session.execute(delete(IdentityRow))
     with pytest.raises(ForeignData, match=f"the database with the id {mine}"):
-        claim(store, LocalStorage(folder))
+        claim(store, folder, LocalStorage(folder))
 
 
 def test_files_from_before_the_ids_are_claimed_if_the_database_knows_them(
@@ -43,7 +43,7 @@ def test_files_from_before_the_ids_are_claimed_if_the_database_knows_them(
 ) -> None:
     files_of(folder, jobs.create(new_job()).id)
     files_of(folder, "job_of_nobody")
-    claim(store, LocalStorage(folder))
+    claim(store, folder, LocalStorage(folder))
 
 
 def test_an_empty_database_deletes_nothing_and_does_not_start(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_an_order_by_hand_lists_before_it_deletes(store: Store, folder: DataFold
     assert "jobs/job_of_nobody" in said.output and "1 would be deleted" in said.output and file.exists()
     said = CliRunner().invoke(command, ["sweep", "--data", str(other.root), "--yes"])
     assert "1 deleted" in said.output and not file.exists()
-    claim(Store(other.database), LocalStorage(other))
+    claim(Store(other.database), other, LocalStorage(other))
 
 
 def test_a_damaged_database_is_found_at_the_start_and_by_health(tmp_path: Path) -> None:
