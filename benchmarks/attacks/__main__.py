@@ -68,9 +68,8 @@ def run(
     """Do the attacks one after the other. Return the table, and what the watch has seen."""
     hub = f"http://127.0.0.1:{uploads.HUB_PORT}"
     rows = []
-    with target(
-        folder, VITFIT_QUOTA_BYTES=str(uploads.QUOTA_BYTES), VITFIT_CHECK_CPU_S="15", HF_ENDPOINT=hub
-    ) as server:
+    limits = {"QUOTA_BYTES": str(uploads.QUOTA_BYTES), "CHECK_CPU_S": "15", "REQUESTS_PER_MINUTE": "300"}
+    with target(folder, HF_ENDPOINT=hub, **{f"VITFIT_{name}": value for name, value in limits.items()}) as server:
         for number, what, before, attack in wanted:
             began = time.monotonic()
             try:
