@@ -1,7 +1,5 @@
 """Attacks by a page in the browser of somebody who runs a server without access tokens."""
 
-from pathlib import Path
-
 import httpx
 
 from benchmarks.attacks.target import Open, Target, expect
@@ -18,7 +16,7 @@ def rebinding_and_other_origins(target: Target) -> str:
         form = {"file": ("a.npz", b"x")}
         expect(web.post("/v1/datasets", files=form, headers=EVIL), (403,), "upload by another page")
         expect(web.get("/v1/jobs", params={"page_token": "x"}, headers=EVIL), (403,), "reading by another page")
-        if [path for path in Path(folder / "data" / "datasets").rglob("*") if path.is_file()]:
+        if [path for path in (folder / "data" / "datasets").rglob("*") if path.is_file()]:
             raise Open("the upload of another page was stored")
         expect(web.get("/v1/jobs"), (200,), "the own page")
     return "403 for other names and other origins"

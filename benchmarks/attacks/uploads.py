@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 
 from benchmarks.attacks.target import Open, Target, expect
+from benchmarks.hostile.exhausting import HUB_CONFIGS, endless_key
 
 VIT: dict[str, Any] = {
     **{"model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 24, "num_hidden_layers": 1},
@@ -50,14 +51,6 @@ def good_arrays() -> bytes:
     return buffer.getvalue()
 
 
-def _endless_key() -> bytes:
-    """Return a checkpoint of less than a kilobyte with a key of 2^60 leaves: to hash it takes for ever."""
-    halves = b"".join(b"h%ch%c\x86q%c" % (number, number, number + 1) for number in range(60))
-    pickled = b"\x80\x02)q\x00" + halves + b"}h\x3cK\x01s."
-    files = {"data.pkl": pickled, "version": b"3\n", "byteorder": b"little"}
-    return zipped({f"archive/{name}": content for name, content in files.items()}, zipfile.ZIP_STORED)
-
-
 def memory(target: Target) -> str:
     """An npz whose header says 3.5 GiB, and a network of 150 GB."""
     header = b" " * (200 * 2**20)
@@ -77,15 +70,10 @@ def hub(target: Target) -> str:
     with socket.create_server(("127.0.0.1", HUB_PORT)) as listener:
         threading.Thread(target=_listen, args=(listener, asked), daemon=True).start()
         with target.client("eve") as web:
-            for config in (
-                {"model_type": "upernet", "architectures": ["UperNetForSemanticSegmentation"]},
-                {"model_type": "dpt", "architectures": ["DPTForDepthEstimation"], "is_hybrid": True},
-                {"model_type": "timm_wrapper", "architectures": ["TimmWrapperForImageClassification"]},
-            ):
-                more = {"backbone": "evil/repo", "use_pretrained_backbone": True, "architecture": "hf-hub:evil/repo"}
-                answer = hugging_face(web, **config, **more)
+            for name, config in HUB_CONFIGS.items():
+                answer = hugging_face(web, **config)
                 if answer.status_code >= 500:
-                    raise Open(f"{config['model_type']}: {answer.status_code}")
+                    raise Open(f"{name}: {answer.status_code}")
     if asked:
         raise Open(f"the hub was asked: {asked[0][:60]!r}")
     return "refused, and nothing left the machine"
@@ -113,7 +101,7 @@ def starving(target: Target) -> str:
         file.addfile(info, io.BytesIO(b""))
     with target.client("eve") as eve, target.client("bob") as bob, concurrent.futures.ThreadPoolExecutor(4) as pool:
         name = {"name": "vit_tiny_patch16_224", "options": {"num_classes": 3}}
-        slow = [pool.submit(model, eve, "weights.pth", _endless_key(), name) for _ in range(2)]
+        slow = [pool.submit(model, eve, "weights.pth", endless_key(), name) for _ in range(2)]
         slow += [pool.submit(dataset, eve, "a.tar", long.getvalue())]
         slow += [pool.submit(hugging_face, eve, num_hidden_layers=10**6)]
         time.sleep(2)

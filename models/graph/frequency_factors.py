@@ -62,6 +62,8 @@ def commute(traced: Traced, blocks: Sequence[GraphBlock], found: Sequence[InnerD
 
     They do if q times c, and k divided by the conjugate of c, give the same outputs for random c.
     """
+    if all(dims is None or dims.pair is None for dims in found):
+        return True
     draw = torch.Generator().manual_seed(0)
     other = dataclasses.replace(traced, graph=copy.deepcopy(traced.graph))
     for block, dims in zip(blocks, found, strict=True):

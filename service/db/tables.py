@@ -95,7 +95,10 @@ class IdentityRow(Row):
 
 
 class RemovalRow(Row):
-    """A deleted job whose files may still be there. Whatever has neither a row here nor a job is never deleted."""
+    """A job that was deleted. Each server deletes what it still finds of it, and never a folder that has no row.
+
+    The rows stay, because nobody knows which machines have files of a job.
+    """
 
     __tablename__ = "removals"
 

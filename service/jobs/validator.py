@@ -98,7 +98,8 @@ class Validator:
         with folder.uploading() as scratch:
             uploaded = [] if "job" in document else [Path(document.get("dataset") or document["model"])]
             async with room.watching([scratch, *uploaded]):
-                yield {**document, "scratch": str(scratch), "room": room.left()}
+                left = await asyncio.to_thread(room.left)  # it may weigh the data folder
+                yield {**document, "scratch": str(scratch), "room": left}
 
     async def _ask(self, document: dict[str, Any]) -> dict[str, Any]:
         with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Limits: how long finished jobs are kept, and how much disk space the data folder may use."""
+"""How long finished jobs are kept, and the files that are deleted after them."""
 
 import logging
 import shutil
@@ -59,12 +59,13 @@ class Retention:
         for job_id in old:
             with logs.about(job_id=job_id):
                 log.info("%s was deleted, because it had ended more than %g days ago", job_id, self._keep_days)
+        found = {*self._storage.ids("jobs"), *(path.name for path in self._folder.jobs.iterdir())}
         with self._store.read() as session:
-            removed = list(session.scalars(select(RemovalRow.job_id)))
+            removed = set(session.scalars(select(RemovalRow.job_id)))
             busy = session.execute(
                 select(JobRow.model_id, JobRow.dataset_id).where(JobRow.status.in_(UNFINISHED))
             ).all()
-        for job_id in removed:
+        for job_id in found & removed:  # another server may have deleted the job, and only this machine has its folder
             self.forget_files(job_id)
         needed = [(kind, item) for row in busy for kind, item in zip((ModelRow, DatasetRow), row, strict=True) if item]
         self._storage.trim({bundle_key(kind, item) for kind, item in needed})
@@ -74,8 +75,6 @@ class Retention:
         """Delete the files of a job whose row is gone: its artifacts and log, and its folder on this machine."""
         self._storage.delete(f"jobs/{job_id}")
         shutil.rmtree(self._folder.job(job_id).root, ignore_errors=True)
-        with self._store.write() as session:
-            session.execute(delete(RemovalRow).where(RemovalRow.job_id == job_id))
 
     def _forget(self, days: float) -> list[str]:
         over = JobRow.status.in_(FINISHED), JobRow.finished_at < self._calendar.now() - timedelta(days=days)

@@ -17,6 +17,8 @@ WEIGH_S: Final = 30.0
 """The size of the data folder is computed at most once in this many seconds."""
 WATCH_S: Final = 0.2
 """Time between two looks at a folder that another process fills."""
+FRESH_S: Final = 1.0
+"""Before a refusal, the data folder is weighed again if its size is older: what has grown may be deleted by now."""
 
 
 class Room:
@@ -52,6 +54,8 @@ class Room:
         if self._quota is None:
             return
         used = self._used()
+        if used + more > self._quota:
+            used = self._used(FRESH_S)
         if used + more > self._quota:
             raise StorageFull(
                 f"The data folder of the server has {used:,} bytes; at most {self._quota:,} are allowed. Delete jobs, "
@@ -96,7 +100,7 @@ class Room:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                watch = tasks.create_task(self._watch(folders, _sum(folders)))
+                watch = tasks.create_task(self._watch(folders, await asyncio.to_thread(_sum, folders)))
                 yield
                 watch.cancel()
         except BaseExceptionGroup as several:
@@ -111,10 +115,10 @@ class Room:
                 await asyncio.to_thread(self.take, now - counted)
                 counted = now
 
-    def _used(self) -> int:
+    def _used(self, age_s: float = WEIGH_S) -> int:
         with self._lock:
             at = self._clock()
-            if self._weighed is None or at - self._weighed[0] > WEIGH_S:
+            if self._weighed is None or at - self._weighed[0] > age_s:
                 self._weighed = at, size_of(self._folder.root) - size_of(self._folder.cache)
                 self._grown = 0
             return self._weighed[1] + self._grown

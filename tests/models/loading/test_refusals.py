@@ -15,6 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
+from benchmarks.hostile.exhausting import HUB_CONFIGS
 from models.errors import InvalidRequest, TooLarge, UnsafeFile, VitfitError
 from models.loading.load_model import open_model
 from models.offline import NoNetwork, offline
@@ -94,22 +95,6 @@ def test_a_strange_description_is_refused_with_its_reason(
 def test_parameters_are_counted_before_transformers_takes_memory(tmp_path: Path, saved: Path) -> None:
     wide = {"hidden_size": 16384, "num_hidden_layers": 800, "num_attention_heads": 16, "intermediate_size": 65536}
     assert isinstance(refusal(zipped(tmp_path, saved, {"config.json": wide})), TooLarge)
-
-
-HUB_CONFIGS: dict[str, dict[str, Any]] = {
-    "backbone": {
-        **{"model_type": "upernet", "architectures": ["UperNetForSemanticSegmentation"], "backbone_config": None},
-        **{"backbone": "evil/repo", "use_pretrained_backbone": True},
-    },
-    "hybrid": {
-        **{"model_type": "dpt", "architectures": ["DPTForDepthEstimation"], "is_hybrid": True, "backbone_config": None},
-        **{"backbone": "evil/repo", "use_pretrained_backbone": True, "use_timm_backbone": False},
-    },
-    "timm": {
-        **{"model_type": "timm_wrapper", "architectures": ["TimmWrapperForImageClassification"]},
-        **{"architecture": "hf-hub:evil/repo", "model_args": None},
-    },
-}
 
 
 @pytest.fixture

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import select
 
 from service.app import create_app
 from service.core.data_folder import DataFolder
 from service.core.settings import Settings
-from service.db.tables import JobRow, RemovalRow, Store, now
+from service.db.tables import JobRow, Store, now
 from service.jobs.job_store import Jobs
 from service.jobs.leases import Leases
 from service.library.retention import Retention
@@ -57,10 +56,10 @@ def test_what_a_deleted_job_left_is_swept_and_what_nobody_knows_stays(
         folder.job(job).create()
     ended(store, gone, 1)
     jobs.delete(gone)
-    Retention(store, folder, LocalStorage(folder), None, quota_bytes=None).sweep()
-    assert {path.name for path in folder.jobs.iterdir()} == {mine, "job_of_nobody"}
-    with store.read() as session:
-        assert list(session.scalars(select(RemovalRow.job_id))) == []
+    for _ in range(2):  # the second folder is that of another machine, which sweeps later
+        folder.job(gone).create()
+        Retention(store, folder, LocalStorage(folder), None, quota_bytes=None).sweep()
+        assert {path.name for path in folder.jobs.iterdir()} == {mine, "job_of_nobody"}
 
 
 @pytest.fixture

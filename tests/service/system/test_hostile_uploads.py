@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.hostile.exhausting import endless_key
 from service.core.errors import LimitReached
 from service.core.limits import Limits
 from service.jobs.turns import Turns
@@ -28,14 +29,9 @@ def validator() -> Iterator[Validator]:
     validator.close()
 
 
-def endless_key(folder: Path) -> Path:
-    """Write a checkpoint of less than a kilobyte with a key of 2^60 leaves. To hash it takes for ever."""
-    halves = b"".join(b"h%ch%c\x86q%c" % (number, number, number + 1) for number in range(60))
-    pickled = b"\x80\x02)q\x00" + halves + b"}h\x3cK\x01s."
+def hostile_model(folder: Path) -> Path:
     folder.mkdir()
-    with zipfile.ZipFile(folder / "weights.pth", "w") as file:
-        for name, content in {"data.pkl": pickled, "version": b"3\n", "byteorder": b"little"}.items():
-            file.writestr(f"archive/{name}", content)
+    (folder / "weights.pth").write_bytes(endless_key())
     (folder / "model.json").write_text(json.dumps({"name": "vit_tiny_patch16_224", "options": OPTIONS}))
     return folder
 
@@ -67,7 +63,7 @@ def _dataset(folder: Path) -> Path:
 def test_a_stranger_is_served_while_one_person_sends_files_that_take_all_time(
     validator: Validator, tmp_path: Path
 ) -> None:
-    hostile, good = endless_key(tmp_path / "key"), small_arrays(tmp_path / "good")
+    hostile, good = hostile_model(tmp_path / "key"), small_arrays(tmp_path / "good")
     assert (hostile / "weights.pth").stat().st_size < 2_000
 
     async def story() -> list[Any]:
